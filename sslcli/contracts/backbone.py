@@ -1,0 +1,98 @@
+"""Contract of the group `sslcli.backbones`: image → feature vector."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from .options import Options
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What others need to know of a backbone.
+
+    Attributes:
+        feature_dim: D of the pooled features.
+        channels: image channels it takes.
+        minimum_size: the smallest image side, in pixels, that it can take.
+        size_multiple: image sides must be a multiple of this (a ViT's patch size; 1 for most).
+        patch_size: side of a patch, for networks with tokens, else None.
+    """
+
+    feature_dim: int
+    channels: int = 3
+    minimum_size: int = 1
+    size_multiple: int = 1
+    patch_size: int | None = None
+
+
+@dataclass
+class Features:
+    """What a backbone returns: `pooled` (N, D); `tokens` (N, L, D) and their `grid` (rows, columns) where it has any."""
+
+    pooled: Tensor
+    tokens: Tensor | None = None
+    grid: tuple[int, int] | None = None
+
+
+class Backbone(nn.Module, ABC):
+    """A network without a classifier. Called in one way only: `backbone(images, mask) -> Features`.
+
+    Attributes:
+        Options: the options' class.
+        spec: see `BackboneSpec`; set by `__init__`.
+    """
+
+    Options: ClassVar[type[Options]] = Options
+    spec: BackboneSpec
+
+    @classmethod
+    @abstractmethod
+    def build(cls, options: Any, channels: int, image_size: int) -> Backbone:
+        """Builds the backbone with fresh weights, from torch's global generator.
+
+        Args:
+            options: an instance of `Options`.
+            channels: image channels.
+            image_size: side in pixels of the (largest) views.
+
+        Raises:
+            UserError: if it cannot take such images.
+        """
+
+    @abstractmethod
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """Args:
+        x: (N, C, H, W) float, normalised.
+        mask: (N, L) bool, True = hidden, for masked methods; networks without tokens refuse it.
+        """
+
+    def export_state(self) -> tuple[dict[str, Tensor], str]:
+        """Returns the weights under the names that other tools know, and the Python lines that load them.
+
+        The lines build `model` and load `state` (a dict of tensors, already read) into it with `strict=True`. The
+        default: the module's own names, loaded through `sslcli.load_backbone` (then the text is empty).
+        """
+        return dict(self.state_dict()), ""
+
+    def import_state(self, state: dict[str, Tensor]) -> None:
+        """Loads what `export_state` returned; raises RuntimeError where names or shapes differ."""
+        self.load_state_dict(state, strict=True)
+
+
+class BackboneProvider(ABC):
+    """Many backbones under one entry point: `torchvision/resnet50` is the provider `torchvision`'s `resnet50`."""
+
+    @classmethod
+    @abstractmethod
+    def names(cls) -> list[str]:
+        """Lists what `get` knows."""
+
+    @classmethod
+    @abstractmethod
+    def get(cls, name: str) -> type[Backbone]:
+        """Returns the backbone class; raises KeyError for an unknown name."""

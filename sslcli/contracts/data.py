@@ -1,0 +1,167 @@
+"""Contract of the group `sslcli.datasets`: images by index, labels or none, and what is known about them.
+
+A dataset knows nothing of training: the order of the images, batches, workers and views are the source's business
+(`sslcli.data`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .options import FREE, Options
+
+Part = Literal["train", "eval"]
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What is known about a data set without looking at an image.
+
+    Attributes:
+        name: the data set's name.
+        channels: 3 for colour, 1 for greyscale.
+        image_size: (height, width) in pixels if all images are alike, else None.
+        mean: per channel, of images in [0, 1]; what views are normalised with.
+        std: likewise.
+        classes: the class names, in the order of their labels; None without labels.
+    """
+
+    name: str
+    channels: int
+    image_size: tuple[int, int] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...] | None = None
+
+
+class DatasetOptions(Options):
+    """Options that every dataset has. A dataset's own options inherit from it."""
+
+    split: str = "train"
+    """Which part of the data set to read."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only this many images: a fixed random choice, the same share of each class where there are labels."""
+
+
+class RootedOptions(DatasetOptions):
+    """Options of a dataset that is read from a folder."""
+
+    root: Path = Field(default=Path("data"), json_schema_extra=FREE)
+    """The folder that holds the data; `~` is expanded."""
+
+
+class Dataset(ABC):
+    """Images by index. Opening one (`__init__`) finds the data or raises `UserError` saying what is missing where.
+
+    Attributes:
+        Options: the options' class.
+        splits: the values that `split` can take.
+        info: see `DataInfo`.
+        labels: (N,) int64 on the CPU, or None.
+    """
+
+    Options: ClassVar[type[DatasetOptions]] = DatasetOptions
+    splits: ClassVar[tuple[str, ...]] = ("train",)
+
+    options: DatasetOptions
+    info: DataInfo
+    labels: Tensor | None = None
+
+    def __init__(self, options: DatasetOptions) -> None:
+        self.options = options
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def image(self, index: int) -> Tensor:
+        """Returns one image, uint8 (C, H, W).
+
+        Raises:
+            UnreadableImage: if it cannot be decoded.
+        """
+
+    def images(self) -> Tensor | None:
+        """Returns all images as one uint8 tensor (N, C, H, W) where they are alike in size and small, else None."""
+        return None
+
+    def name_of(self, index: int) -> str:
+        """Returns what messages and exported features call the image (its path, where it has one)."""
+        return f"{self.info.name}[{index}]"
+
+    @classmethod
+    def view_size(cls, options: DatasetOptions) -> int:
+        """Returns the side of the views, in pixels, where the config doesn't say; needs no data."""
+        return 224
+
+    @classmethod
+    def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+        """Returns the options of the labelled images to fit (`train`) or to judge (`eval`) a probe on.
+
+        None where there are no labels. The default: the splits `train` and `test`, if `splits` has both.
+        """
+        if not {"train", "test"} <= set(cls.splits):
+            return None
+        return options.model_copy(update={"split": "train" if part == "train" else "test"})
+
+    @classmethod
+    def open(cls, options: DatasetOptions) -> Self:
+        return cls(options)
+
+
+@dataclass
+class SourceBatch:
+    """What a source hands to the loop: uint8 images, not yet views.
+
+    Attributes:
+        images: one uint8 tensor (N, C, H, W) on the device which all views share; or, where workers have cropped,
+            one (N, C, size, size) per view.
+        cropped: whether the geometric operation of each view has been done.
+        labels: (N,) int64 on the device, or None.
+        index: (N,) int64 on the CPU: the images' places in the data set.
+        positions: (N,) int64 on the CPU: their places in the epoch's order over all ranks; what draws hash.
+        epoch: counted from 0.
+    """
+
+    images: list[Tensor]
+    cropped: bool
+    labels: Tensor | None
+    index: Tensor
+    positions: Tensor
+    epoch: int
+
+
+class Source(ABC):
+    """Stands between a dataset and the loop; the loop knows no other kind of data."""
+
+    #: Global batches in an epoch.
+    steps_per_epoch: int
+
+    @abstractmethod
+    def batches(self, step: int) -> Iterator[list[SourceBatch]]:
+        """Yields this rank's micro-batches of step `step`, `step + 1`, … without end."""
+
+    def close(self) -> None:
+        """Stops workers, if there are any."""
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation per channel, in [0, 1], of uint8 images (N, C, H, W)."""
+    count = images.shape[0] * images.shape[2] * images.shape[3]
+    total = torch.zeros(images.shape[1], dtype=torch.float64)
+    square = torch.zeros_like(total)
+    for part in images.split(4096):  # a float64 copy of everything would be eight times the data set
+        values = part.double() / 255
+        total += values.sum(dim=(0, 2, 3))
+        square += values.square().sum(dim=(0, 2, 3))
+    mean = total / count
+    std = (square / count - mean.square()).clamp_min(0).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,0 +1,41 @@
+"""The errors that reach a user: one clear line each, and the exit code that goes with it."""
+
+from __future__ import annotations
+
+
+class SslError(Exception):
+    """Ends the program with a message and no traceback; exit code 1 (it failed)."""
+
+    exit_code: int = 1
+
+
+class UserError(SslError):
+    """Wrong usage or input; exit code 2. The message says where and what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """Every problem of a configuration at once, one line each (`file:line: key: problem`)."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class UnreadableImage(Exception):
+    """One image cannot be decoded. Never ends a run by itself: the source puts another in its place.
+
+    Args:
+        path: the image's file or name, as the log should show it.
+        reason: what the decoder said, in one line.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str]]:
+        # An exception with two arguments does not survive the way back from a worker process otherwise.
+        return type(self), (self.path, self.reason)

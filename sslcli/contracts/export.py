@@ -1,0 +1,77 @@
+"""Contract of the group `sslcli.exporters`: a trained backbone → a file that other tools load."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from .backbone import Backbone
+from .options import Options
+
+
+@dataclass(frozen=True)
+class BackboneCard:
+    """What goes along with a backbone's weights, so that the file alone is enough to use it.
+
+    Attributes:
+        backbone: name and options, as the config holds them.
+        channels: image channels.
+        image_size: side in pixels of the (largest) training views.
+        feature_dim: D.
+        mean: normalisation used in training, per channel, for images in [0, 1].
+        std: likewise.
+        method: the method's name.
+        dataset: the training data's name.
+        step: optimizer steps done.
+        epoch: epochs done.
+        sslcli: version that trained it.
+    """
+
+    backbone: dict[str, Any]
+    channels: int
+    image_size: int
+    feature_dim: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    method: str
+    dataset: str
+    step: int
+    epoch: float
+    sslcli: str
+
+
+@dataclass
+class Trained:
+    """A backbone with its weights, its card, and the run directory it came from (None for a file)."""
+
+    backbone: Backbone
+    card: BackboneCard
+    run: Path | None
+
+
+@dataclass
+class Exported:
+    """Where the file is, and Python lines that load it as they stand."""
+
+    path: Path
+    how_to_load: str
+
+
+class Exporter(ABC):
+    """Writes a trained backbone for others.
+
+    Attributes:
+        suffix: of the file, with its dot, where the user names none.
+    """
+
+    Options: ClassVar[type[Options]] = Options
+    suffix: ClassVar[str] = ".safetensors"
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def export(self, trained: Trained, path: Path) -> Exported:
+        """Writes `path` whole or not at all."""

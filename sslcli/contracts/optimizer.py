@@ -1,0 +1,76 @@
+"""Contracts of the groups `sslcli.optimizers` and `sslcli.schedules`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from .options import Options
+
+#: What a parameter is for; decides weight decay and LARS's trust ratio. `weight`: matrices and kernels; `norm`: a norm
+#: layer's weight and bias; `bias`: any other bias; `embedding`: class tokens, positions, layer scales.
+Role = Literal["weight", "norm", "bias", "embedding"]
+
+
+class OptimizerOptions(Options):
+    """Options that every optimizer has."""
+
+    lr: float = Field(gt=0)
+    """Base learning rate, before `scale_lr`."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2 penalty (decoupled for AdamW)."""
+    exclude: tuple[Role, ...] = ("norm", "bias", "embedding")
+    """Roles of parameters that get no weight decay (and, with LARS, no trust ratio)."""
+    scale_lr: Literal["batch/256", "sqrt", "none"] = "none"
+    """The learning rate used is lr × batch_size / 256, lr × √batch_size, or lr itself."""
+
+
+class OptimizerPlugin(ABC):
+    """Builds an optimizer."""
+
+    Options: ClassVar[type[OptimizerOptions]] = OptimizerOptions
+    paper: ClassVar[str] = ""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, groups: list[dict[str, Any]], options: Any) -> torch.optim.Optimizer:
+        """Builds it.
+
+        Args:
+            groups: parameter groups with `params`, `lr`, `weight_decay` (0 where excluded), `role`, `name`,
+                `excluded` (bool: neither decay nor trust ratio). Extra keys must be kept in `param_groups`; the loop
+                sets `lr` and `weight_decay` there before each step.
+            options: an instance of `Options`.
+
+        All state must live in `optimizer.state[parameter]` as tensors (or plain numbers), so that checkpoints can
+        name it.
+        """
+
+
+class ScheduleOptions(Options):
+    """Base of every schedule's options."""
+
+
+class Schedule(ABC):
+    """The learning rate as a pure function of the step."""
+
+    Options: ClassVar[type[ScheduleOptions]] = ScheduleOptions
+
+    def __init__(self, options: Any, base: float, total_steps: int, steps_per_epoch: int) -> None:
+        """Args:
+        options: an instance of `Options`.
+        base: the value at the top.
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps in an epoch.
+        """
+        self.options = options
+        self.base = base
+        self.total_steps = total_steps
+        self.steps_per_epoch = steps_per_epoch
+
+    @abstractmethod
+    def __call__(self, step: int) -> float:
+        """Returns the value for step `step`, counted from 0, before the optimizer's step."""

@@ -1,0 +1,52 @@
+"""Options: the typed, strict, self-documenting settings that every plugin class owns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+ResumeRule = Literal["fixed", "warn", "free"]
+
+#: `Field(..., json_schema_extra=FREE)`: may differ between a run and its resumption, silently.
+FREE: dict[str, Any] = {"resume": "free"}
+#: May differ, but the user is told.
+WARN: dict[str, Any] = {"resume": "warn"}
+
+
+class Options(BaseModel):
+    """Base of every plugin's `Options`.
+
+    Unknown keys are refused and scalars are strict (`"1"` is no number, `1` is no bool), while lists become
+    tuples and strings become paths and enums. The docstring below a field is its help text. A field is `fixed` on
+    resume unless it says otherwise with `json_schema_extra=FREE` or `WARN`.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Builds the options from plain data (what YAML or JSON holds).
+
+        Raises:
+            pydantic.ValidationError: with every problem found.
+        """
+        # pydantic's strict JSON mode is exactly the rule wanted: scalars stay what they are, containers convert.
+        return cls.model_validate_json(json.dumps(dict(values), default=str))
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the options as plain data, the inverse of `parse`."""
+        values: dict[str, Any] = json.loads(self.model_dump_json())
+        return values
+
+    @classmethod
+    def resume_rule(cls, field: str) -> ResumeRule:
+        """Tells what happens if `field` differs between a run and its resumption."""
+        info = cls.model_fields.get(field)
+        extra = info.json_schema_extra if info is not None else None
+        rule = extra.get("resume", "fixed") if isinstance(extra, dict) else "fixed"
+        return rule if rule in ("warn", "free") else "fixed"  # type: ignore[return-value]

@@ -1,0 +1,114 @@
+"""Contract of the group `sslcli.augmentations`: view operations and presets.
+
+A recipe is data: a list of views, each with a count, a size and an ordered list of operations. An operation works on
+the whole batch with its own random draw per sample. The draws are made outside of `apply`, on the CPU, from a
+counter-based hash, so that `apply` is a pure function of tensors with static shapes (it can be compiled) and so that
+worker processes and devices see the same numbers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field, SerializeAsAny
+from torch import Tensor
+
+from .options import Options
+
+#: Named tensors with one row per sample.
+Parameters = dict[str, Tensor]
+
+
+class Operation(ABC):
+    """One augmentation.
+
+    Attributes:
+        Options: the options' class.
+        channels: channel counts it can work on; None for any. Others are refused when the config is read.
+        geometric: it turns source images (uint8, any size) into float images of the view's size. A view has exactly
+            one, and it comes first.
+        key: the short key that sets it in a config (`blur: 0.5`), or None.
+        draws: how many uniform numbers it needs per sample.
+    """
+
+    Options: ClassVar[type[Options]] = Options
+    channels: ClassVar[frozenset[int] | None] = None
+    geometric: ClassVar[bool] = False
+    draws: int = 0
+
+    def __init__(self, options: Any, size: int) -> None:
+        """Args:
+        options: an instance of `Options`.
+        size: the side of the view in pixels.
+        """
+        self.options = options
+        self.size = size
+
+    @abstractmethod
+    def parameters(self, uniform: Tensor, sizes: Tensor) -> Parameters:
+        """Turns uniform numbers into parameters, on the CPU.
+
+        Args:
+            uniform: (N, `draws`) float64 in [0, 1).
+            sizes: (N, 2) int64, height and width of the images that come in.
+
+        Returns:
+            tensors whose first dimension is N; whatever `apply` needs to know of chance.
+        """
+
+    @abstractmethod
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        """Applies the operation to a batch.
+
+        Args:
+            images: (N, C, H, W): float32 in [0, 1]; for a geometric operation uint8 of the source's size.
+            parameters: as `parameters` made them, on the images' device.
+
+        Returns:
+            (N, C, size, size) float32 in [0, 1].
+        """
+
+    def apply_one(self, image: Tensor, parameters: Parameters) -> Tensor:
+        """Geometric operations only: one uint8 image (C, H, W) of any size → uint8 (C, size, size), in a worker.
+
+        The parameters are one sample's: each tensor without its first dimension.
+        """
+        raise TypeError(f"{type(self).__name__} is not a geometric operation")
+
+
+class ViewSpec(Options):
+    """One kind of view: how many of it, how large, and what is done to them, in order."""
+
+    count: int = Field(default=1, ge=1)
+    """How many views are made like this."""
+    size: int = Field(ge=1)
+    """Side of the view in pixels."""
+    operations: tuple[SerializeAsAny[OperationSpec], ...]
+    """What is done, in order; the first is the geometric one."""
+
+
+class OperationSpec(Options):
+    """An operation's name and its validated options, as plain data."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class Preset(ABC):
+    """A named recipe. It returns views in the language of the config (short keys allowed)."""
+
+    Options: ClassVar[type[Options]] = Options
+
+    @classmethod
+    @abstractmethod
+    def views(cls, options: Any, size: int) -> list[dict[str, Any]]:
+        """Returns a list of views such as `{"count": 2, "crop_scale": [0.08, 1.0], "flip": 0.5}`.
+
+        A view without `size` has the side `size`.
+        """
+
+
+#: What `Method.recipe` returns: a `views:` section as a config would hold it.
+RecipeSection = Mapping[str, Any]

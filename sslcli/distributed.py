@@ -1,0 +1,64 @@
+"""The process group as methods and losses see it: gathers and reductions that are the identity on one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """Forward: all processes' rows. Backward: each process's rows get the sum of what all processes say of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def all_gather(x: Tensor, *, gradient: bool = False) -> Tensor:
+    """Returns every process's `x` (N, …), joined in rank order: (world·N, …). N must be the same everywhere.
+
+    With `gradient`, the backward is an all-reduce sum; DDP then averages over processes, so that a loss that is the
+    mean over all processes' samples gets exactly the gradient it has on one process with the joined batch when each
+    process returns world × its share, or the whole mean.
+    """
+    if not is_distributed():
+        return x
+    x = x.contiguous()
+    if gradient:
+        gathered: Tensor = _GatherWithGradient.apply(x)  # type: ignore[no-untyped-call]
+        return gathered
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x)
+    return torch.cat(parts)
+
+
+def all_reduce_mean(x: Tensor) -> Tensor:
+    """Returns the mean of `x` over processes, without gradient; `x` itself is not changed."""
+    if not is_distributed():
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x / dist.get_world_size()

@@ -1,0 +1,94 @@
+"""All chance in a run as functions, never as a state: a counter-based hash of what is drawn.
+
+The order of the images is f(seed, epoch); a sample's draws are f(seed, epoch, position, view, operation). So nothing
+depends on workers, batch size, accumulation, rank or device, and a resumed run needs no generator state.
+
+The mixing function is SplitMix64's finaliser (Steele, Lea, Flood, *Fast Splittable Pseudorandom Number Generators*,
+OOPSLA 2014, with Stafford's variant 13), applied once per key. Everything runs on int64 tensors, whose sums and
+products wrap as unsigned ones do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Above this many items an order is computed item by item instead of sorted.
+SORT_LIMIT = 10_000_000
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits."""
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift (torch's own copies the sign bit)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def hash_bits(*keys: int | Tensor) -> Tensor:
+    """Returns 64 hashed bits, as int64, for each combination of keys.
+
+    Args:
+        keys: integers or int64 tensors that broadcast together, in a fixed order.
+    """
+    state = torch.zeros((), dtype=torch.int64)
+    for key in keys:
+        value = key if isinstance(key, Tensor) else torch.tensor(_signed(key), dtype=torch.int64)
+        state = _mix((state ^ value) + _signed(_GOLDEN))
+    return state
+
+
+def uniform(*keys: int | Tensor, count: int) -> Tensor:
+    """Returns float64 numbers in [0, 1) with 53 random bits, `count` of them along a new last dimension.
+
+    Args:
+        keys: as for `hash_bits`; with a tensor of shape (N,) among them the result is (N, count).
+        count: how many numbers for each combination of keys.
+    """
+    base = hash_bits(*keys).unsqueeze(-1)
+    return _shift(hash_bits(base, torch.arange(count, dtype=torch.int64)), 11).double() * 2.0**-53
+
+
+def seed_for(*keys: int) -> int:
+    """Returns a non-negative 63-bit seed for torch's own generators (weights, dropout)."""
+    return int(_shift(hash_bits(*keys), 1))
+
+
+def permutation(seed: int, epoch: int, length: int, start: int = 0, stop: int | None = None) -> Tensor:
+    """Returns places `start` to `stop` of the order of `length` items in an epoch, as int64.
+
+    Up to `SORT_LIMIT` items the order is that of their hashes; above it, a keyed Feistel permutation that is computed
+    for the asked places alone, so that no array of the whole length is ever made.
+    """
+    stop = length if stop is None else stop
+    if length <= SORT_LIMIT:
+        order = torch.argsort(hash_bits(seed, epoch, torch.arange(length, dtype=torch.int64)), stable=True)
+        return order[start:stop]
+    return feistel(hash_bits(seed, epoch), length, torch.arange(start, stop, dtype=torch.int64))
+
+
+def feistel(key: Tensor, length: int, places: Tensor, rounds: int = 6) -> Tensor:
+    """Permutes 0..length-1 with a balanced Feistel network and cycle walking; returns the items at `places`."""
+    half = max(1, ((length - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    result = places.clone()
+    outside = torch.ones_like(places, dtype=torch.bool)
+    while bool(outside.any()):  # walk on until the image lies inside; 4 times at most on average
+        left, right = result[outside] >> half, result[outside] & mask
+        for index in range(rounds):
+            left, right = right, left ^ (hash_bits(key, index, right) & mask)
+        result[outside] = (left << half) | right
+        outside = result >= length
+    return result
