@@ -48,7 +48,7 @@ def all_gather(x: Tensor, *, gradient: bool = False) -> Tensor:
         return x
     x = x.contiguous()
     if gradient:
-        gathered: Tensor = _GatherWithGradient.apply(x)  # type: ignore[no-untyped-call]
+        gathered: Tensor = _GatherWithGradient.apply(x)
         return gathered
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, x)

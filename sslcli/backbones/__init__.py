@@ -1,0 +1,1 @@
+"""Networks without a classifier: image → feature vector."""

@@ -32,7 +32,7 @@ class BackboneSpec:
 
 @dataclass
 class Features:
-    """What a backbone returns: `pooled` (N, D); `tokens` (N, L, D) and their `grid` (rows, columns) where it has any."""
+    """What a backbone returns: `pooled` (N, D), and where it has any `tokens` (N, L, D) on a `grid` (rows, columns)."""
 
     pooled: Tensor
     tokens: Tensor | None = None

@@ -58,7 +58,7 @@ class RunContext(ABC):
         """Shows a line to the user, above the progress bar."""
 
 
-class Callback(ABC):
+class Callback:
     """Watches a run. Every hook may do nothing; errors in a hook end the run."""
 
     Options: ClassVar[type[Options]] = Options

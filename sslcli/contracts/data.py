@@ -110,7 +110,9 @@ class Dataset(ABC):
         """
         if not {"train", "test"} <= set(cls.splits):
             return None
-        return options.model_copy(update={"split": "train" if part == "train" else "test"})
+        # A limit is for what one trains on; numbers are reported on the whole test split.
+        limit = options.limit if part == "train" else None
+        return options.model_copy(update={"split": "train" if part == "train" else "test", "limit": limit})
 
     @classmethod
     def open(cls, options: DatasetOptions) -> Self:
@@ -158,7 +160,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     count = images.shape[0] * images.shape[2] * images.shape[3]
     total = torch.zeros(images.shape[1], dtype=torch.float64)
     square = torch.zeros_like(total)
-    for part in images.split(4096):  # a float64 copy of everything would be eight times the data set
+    for part in torch.split(images, 4096):  # a float64 copy of everything would be eight times the data set
         values = part.double() / 255
         total += values.sum(dim=(0, 2, 3))
         square += values.square().sum(dim=(0, 2, 3))

@@ -51,6 +51,10 @@ class Subject(ABC):
     def normalise(self, images: Tensor) -> Tensor:
         """Turns uint8 images (N, C, H, W) on the device into what the backbone was trained on."""
 
+    def describe(self) -> dict[str, Any]:
+        """Returns the part of the protocol that does not depend on the evaluator: data, feature, normalisation, …"""
+        return {}
+
     @abstractmethod
     def tell(self, text: str) -> None:
         """Shows a line of progress."""

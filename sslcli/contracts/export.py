@@ -44,11 +44,19 @@ class BackboneCard:
 
 @dataclass
 class Trained:
-    """A backbone with its weights, its card, and the run directory it came from (None for a file)."""
+    """A backbone with its weights.
+
+    Attributes:
+        backbone: in `eval()`, on the CPU.
+        card: what it is.
+        run: the run directory it came from; None for a file alone.
+        digest: sha256 that covers everything in the file it was read from.
+    """
 
     backbone: Backbone
     card: BackboneCard
     run: Path | None
+    digest: str = ""
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -118,12 +118,14 @@ class Method(nn.Module, ABC):
         batch_coupled: its negatives or statistics come from the batch, so that accumulation changes the result.
         needs_labels: it is refused on data without labels.
         paper: where it is from, shown by `ssl list methods NAME`.
+        defaults: config sections (`optimizer`, `schedule`) used where the config has none: the paper's.
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     batch_coupled: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     paper: ClassVar[str] = ""
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     backbone: Backbone
 

@@ -40,9 +40,9 @@ class OptimizerPlugin(ABC):
         """Builds it.
 
         Args:
-            groups: parameter groups with `params`, `lr`, `weight_decay` (0 where excluded), `role`, `name`,
-                `excluded` (bool: neither decay nor trust ratio). Extra keys must be kept in `param_groups`; the loop
-                sets `lr` and `weight_decay` there before each step.
+            groups: parameter groups with `params`, `names` and `roles` (lists, one entry per parameter), `lr`,
+                `weight_decay` (0 where excluded), `name`, `excluded` (bool: neither decay nor trust ratio). Extra keys
+                must be kept in `param_groups`; the loop sets `lr` there before each step.
             options: an instance of `Options`.
 
         All state must live in `optimizer.state[parameter]` as tensors (or plain numbers), so that checkpoints can

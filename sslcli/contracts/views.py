@@ -93,7 +93,7 @@ class OperationSpec(Options):
     """An operation's name and its validated options, as plain data."""
 
     name: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Preset(ABC):

@@ -1,0 +1,1 @@
+"""Where images come from: datasets, the order of their samples, and batches of uint8 on the device."""

@@ -1,0 +1,153 @@
+"""`ssl list`: which plugins there are, what each one's options are, and whether all of them load."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..contracts.options import Options
+    from ..plugins import FoundPlugin
+
+#: The keys that `ssl list GROUP --json` promises.
+KEYS = ("name", "package", "version", "target")
+
+
+def list_plugins(
+    group: Annotated[str | None, typer.Argument(help="methods, backbones, datasets, …", metavar="[GROUP]")] = None,
+    name: Annotated[str | None, typer.Argument(help="One plugin: shows its options.", metavar="[NAME]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Load every plugin; exit 1 if one fails.")] = False,
+) -> int:
+    """Show plugins; with GROUP and NAME, the options of one.
+
+    Example: ssl list methods simclr
+    """
+    from ..plugins import GROUPS, find, get_group
+
+    groups = [get_group(group).name] if group is not None else list(GROUPS)
+    if check:
+        return _check(groups, as_json)
+    if name is not None:
+        _describe(groups[0], name, as_json)
+        return 0
+    found = {each: find(each) for each in groups}
+    if as_json:
+        plain = {each: [_plain(plugin) for plugin in plugins] for each, plugins in found.items()}
+        print(json.dumps(plain[groups[0]] if group is not None else plain, indent=2))
+        return 0
+    for each, plugins in found.items():
+        if group is None:
+            print(f"{each}:")
+        _table([[p.name, p.package, p.version, p.target] for p in plugins], "" if group is not None else "  ")
+    return 0
+
+
+def _plain(plugin: FoundPlugin) -> dict[str, str]:
+    return {key: value for key, value in asdict(plugin).items() if key in KEYS}
+
+
+def _table(rows: list[list[str]], indent: str = "") -> None:
+    if not rows:
+        print(f"{indent}none")
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print(indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _check(groups: list[str], as_json: bool) -> int:
+    from ..plugins import PluginError, find, load_found
+
+    results: list[dict[str, Any]] = []
+    for group in groups:
+        plugins = find(group)
+        for plugin in plugins:
+            problem = None
+            try:
+                load_found(plugin)
+            except PluginError as error:
+                problem = str(error)
+            rivals = [other.package for other in plugins if other.name == plugin.name and other != plugin]
+            results.append(
+                {"group": group, **_plain(plugin), "ok": problem is None, "error": problem, "clashes_with": rivals}
+            )
+    failed = [result for result in results if not result["ok"]]
+    if as_json:
+        print(json.dumps(results, indent=2))
+    else:
+        for result in results:
+            word = "ok" if result["ok"] else "FAILED"
+            clash = f"  (also in {', '.join(result['clashes_with'])})" if result["clashes_with"] else ""
+            print(f"{word:<6}  {result['group']}/{result['name']}  {result['package']} {result['version']}{clash}")
+            if result["error"]:
+                print(f"        {result['error']}")
+        print(f"{len(results) - len(failed)} of {len(results)} plugins load")
+    return 1 if failed else 0
+
+
+def _describe(group: str, name: str, as_json: bool) -> None:
+    from ..plugins import choose, load
+
+    plugin = choose(group, name.partition("/")[0])
+    cls = load(group, name)
+    options: type[Options] = cls.Options
+    rows = [row for row in _option_rows(options)]
+    if as_json:
+        described = {**_plain(plugin), "help": _help(cls), "paper": getattr(cls, "paper", ""), "options": rows}
+        print(json.dumps(described, indent=2))
+        return
+    print(f"{name}  ({plugin.package} {plugin.version})")
+    print(textwrap.fill(_help(cls), 100, initial_indent="  ", subsequent_indent="  "))
+    if getattr(cls, "paper", ""):
+        print(f"  paper: {cls.paper}")
+    print("options:" if rows else "no options")
+    for row in rows:
+        print(f"  {row['name']}: {row['type']} = {row['default']}")
+        if row["help"]:
+            print(textwrap.fill(row["help"], 100, initial_indent="      ", subsequent_indent="      "))
+
+
+def _help(cls: type) -> str:
+    return " ".join((cls.__doc__ or "").split("\n\n")[0].split())
+
+
+def _option_rows(options: type[Options], prefix: str = "") -> list[dict[str, Any]]:
+    """Lists options with their types, defaults and help; those of nested sections with dotted names."""
+    from pydantic import BaseModel
+
+    rows: list[dict[str, Any]] = []
+    for name, field in options.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            rows += _option_rows(annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+            continue
+        default = "required" if field.is_required() else field.get_default(call_default_factory=True)
+        rows.append(
+            {
+                "name": prefix + name,
+                "type": _type_name(annotation),
+                "default": default if isinstance(default, str | int | float | bool | None) else _plain_default(default),
+                "help": " ".join((field.description or "").split()),
+            }
+        )
+    return rows
+
+
+def _plain_default(value: Any) -> Any:
+    from pydantic import BaseModel
+
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, tuple) else str(value)
+
+
+def _type_name(annotation: Any) -> str:
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    for noise in ("typing.", "sslcli.contracts.", "pathlib."):
+        text = text.replace(noise, "")
+    return text.replace("NoneType", "None")

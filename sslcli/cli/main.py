@@ -1,0 +1,77 @@
+"""The front door: `ssl train | eval | export | list`. Commands import what they need when they run, not before."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Annotated, ParamSpec
+
+import typer
+
+from ..contracts.errors import SslError
+from ..version import __version__
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="ssl",
+    help="Pre-train image encoders by self-supervision.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
+    """Turns the errors that a user can cause into one line on stderr and an exit code; a bug keeps its traceback."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = command(*args, **kwargs)
+        except SslError as error:
+            for line in str(error).splitlines():
+                print(f"ssl: {line}", file=sys.stderr)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            print("ssl: interrupted", file=sys.stderr)
+            code = 130
+        except OSError as error:  # a full disk, a folder that has gone: the system's word for it is clear enough
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"ssl: {where}{error.strerror or error}", file=sys.stderr)
+            code = 1
+        raise typer.Exit(code or 0)
+
+    return run
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"ssl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Pre-train image encoders by self-supervision.
+
+    Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or config,
+    130 and 143 interrupted after a checkpoint was saved.
+    """
+
+
+def main() -> None:
+    """Runs the program (the console script `ssl`, and `python -m sslcli`)."""
+    from . import evaluate, export, listing, train
+
+    app.command("train")(guarded(train.train))
+    app.command("eval")(guarded(evaluate.evaluate))
+    app.command("export")(guarded(export.export))
+    app.command("list")(guarded(listing.list_plugins))
+    app(prog_name="ssl")

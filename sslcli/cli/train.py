@@ -1,0 +1,101 @@
+"""`ssl train`: from a config (or a run to go on with) to a backbone."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..contracts.errors import UserError
+
+if TYPE_CHECKING:
+    from ..config.resolve import RunConfig
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML config, or the directory of a run.", metavar="CONFIG_OR_RUN")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Options of the config, as optimizer.lr=0.3", metavar="[KEY=VALUE]...")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Run directory; default runs/CONFIG-HASH.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run; start it if there is none.")] = False,
+    plugin: Annotated[
+        list[Path] | None, typer.Option(help="Python file whose plugin classes to register.", metavar="FILE")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the resolved config and the plan, and stop.")
+    ] = False,
+) -> int:
+    """Pre-train a backbone.
+
+    Example: ssl train examples/configs/quickstart.yaml training.epochs=5
+    """
+    from ..config.resolve import load_config
+    from ..plugins import register_file
+
+    is_run = (config / "config.yaml").is_file()
+    if is_run and not resume and not dry_run:
+        raise UserError(f"{config}: is a run; go on with `ssl train {config} --resume`")
+    plugin_files = [register_file(path) for path in plugin or []]
+    resolved = load_config(config / "config.yaml" if is_run else config, overrides or [])
+    if output is not None:
+        directory = output.expanduser()
+    elif is_run:
+        directory = config
+    else:
+        directory = resolved.output or Path("runs") / f"{config.stem}-{resolved.digest()}"
+
+    from ..reporting.console import tell  # from here on torch is needed
+
+    if dry_run:
+        _show_plan(resolved, directory)
+        return 0
+    from ..training.train import train as run_training
+
+    tell(f"run directory: {directory}")
+    command = ["ssl", *sys.argv[1:]]
+    result = run_training(resolved, directory, resume=resume, command=command, plugin_files=plugin_files, tell=tell)
+    place = shlex.quote(str(directory))
+    if result.signal is not None:
+        name = shlex.quote(str(config)) if not is_run else place
+        tell(
+            f"interrupted at step {result.step} of {result.total_steps}, and saved; go on with: ssl train {name} "
+            f"{shlex.join(overrides or [])}{' ' if overrides else ''}--output {place} --resume"
+        )
+        return 128 + result.signal
+    print(next_steps(directory, labelled=_has_labels(resolved)))
+    return 0
+
+
+def next_steps(directory: Path, *, labelled: bool) -> str:
+    """Returns one line of shell that evaluates, exports and loads what a run made."""
+    place, file = shlex.quote(str(directory)), shlex.quote(f"{directory.name}.safetensors")
+    program = f"import sslcli; print(sslcli.load_backbone({f'{directory.name}.safetensors'!r}).spec)"
+    steps = [f"ssl eval {place} --method linear"] if labelled else []
+    steps += [f"ssl export backbone {place} --output {file}", f"python -c {shlex.quote(program)}"]
+    return " && ".join(steps)
+
+
+def _has_labels(config: RunConfig) -> bool:
+    return config.data.cls.labelled(config.data.options, "train") is not None
+
+
+def _show_plan(config: RunConfig, directory: Path) -> None:
+    from ..config.document import dump_yaml
+    from ..training.setup import build
+    from ..training.train import plan
+
+    session = build(config)
+    print(dump_yaml({**session.config.plain(), "output": str(directory)}))
+    print("# plan")
+    for name, value in plan(session).items():
+        print(f"# {name.replace('_', ' ')}: {_readable(name, value)}")
+
+
+def _readable(name: str, value: Any) -> str:
+    if name == "data_bytes":
+        return f"{value / 2**20:,.1f} MiB on the device"
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,165 @@
+"""Puts a configuration together: `extends`, then the command line's overrides.
+
+Mappings merge, lists replace, null takes a value back to its default, and a different `name` drops the options that
+belonged to the old one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..contracts.errors import ConfigError
+from .document import Document, Key, parse, read_file
+
+#: Sections that name one plugin: `method: simclr` is short for `method: {name: simclr}`.
+CHOICES = ("method", "backbone", "data", "optimizer", "schedule")
+
+_COMMAND_LINE = "command line"
+
+
+def read_config(path: Path, overrides: list[str]) -> Document:
+    """Reads a config file with everything it extends, and applies overrides (`key.path=value`).
+
+    Raises:
+        ConfigError: with every problem of the reading.
+    """
+    document = _read_with_bases(path.expanduser(), ())
+    apply_overrides(document, overrides)
+    return document
+
+
+def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Document:
+    resolved = path.resolve()
+    if resolved in chain:
+        circle = " extends ".join(p.name for p in (*chain[chain.index(resolved) :], resolved))
+        raise ConfigError([f"{path}: extends itself: {circle}"])
+    document = read_file(path)
+    base = document.data.pop("extends", None)
+    _expand_shorthands(document)
+    if base is None:
+        return document
+    origin = document.origin(("extends",))
+    if not isinstance(base, str):
+        raise ConfigError([f"{origin}: extends: should be the name of one YAML file"])
+    base_path = path.parent / Path(base).expanduser()
+    if not base_path.is_file():
+        raise ConfigError([f"{origin}: extends: no such file: {base_path}"])
+    merged = _read_with_bases(base_path, (*chain, resolved))
+    merge(merged, document)
+    return merged
+
+
+def _expand_shorthands(document: Document) -> None:
+    for name in CHOICES:
+        value = document.data.get(name)
+        if isinstance(value, str):
+            document.data[name] = {"name": value}
+            document.where[(name, "name")] = document.where[(name,)]
+
+
+def merge(base: Document, over: Document) -> None:
+    """Merges `over` into `base`, in place."""
+    base.data = _merged(base, over, base.data, over.data, ())
+
+
+def _merged(base: Document, over: Document, old: Any, new: Any, key: Key) -> Any:
+    if not (isinstance(old, dict) and isinstance(new, dict)) or _renamed(old, new, key):
+        _forget(base, key)
+        _adopt(base, over, key)
+        return new
+    result = dict(old)
+    for name, value in new.items():
+        child = (*key, name)
+        if name in old:
+            result[name] = _merged(base, over, old[name], value, child)
+        else:
+            result[name] = value
+            _adopt(base, over, child)
+    if key in over.where:
+        base.where[key] = over.where[key]
+    return result
+
+
+def _renamed(old: dict[str, Any], new: dict[str, Any], key: Key) -> bool:
+    """Whether `new` names another plugin (or preset) than `old`, whose options then mean nothing."""
+    tag = "name" if len(key) == 1 and key[0] in CHOICES else "preset" if key == ("views",) else None
+    return tag is not None and tag in new and new[tag] != old.get(tag)
+
+
+def _forget(document: Document, key: Key) -> None:
+    for known in [k for k in document.where if k[: len(key)] == key]:
+        del document.where[known]
+
+
+def _adopt(base: Document, over: Document, key: Key) -> None:
+    base.where.update({k: place for k, place in over.where.items() if k[: len(key)] == key})
+
+
+def apply_overrides(document: Document, overrides: list[str]) -> None:
+    """Applies `key.path=value` arguments in order; each value is parsed as YAML.
+
+    Raises:
+        ConfigError: with every argument that has no such form or leads nowhere.
+    """
+    problems: list[str] = []
+    for text in overrides:
+        try:
+            _apply(document, text)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+
+
+def as_arguments(values: Mapping[str, Any]) -> list[str]:
+    """Turns Python values by dotted key into `key.path=value` arguments."""
+    return [f"{key}={json.dumps(value, default=str)}" for key, value in values.items()]  # JSON is YAML
+
+
+def _apply(document: Document, text: str) -> None:
+    path, equals, value_text = text.partition("=")
+    key = tuple(path.split("."))
+    if not equals or not all(key):
+        raise ConfigError([f"{_COMMAND_LINE}: {text!r}: should look like key.path=value (optimizer.lr=0.3)"])
+    if key[0] == "extends":
+        raise ConfigError([f"{_COMMAND_LINE}: extends: can only be written in a file"])
+    value = parse(value_text, f"{_COMMAND_LINE}: {path}")
+    if len(key) == 1 and key[0] in CHOICES and isinstance(value.data, str):
+        value.data = {"name": value.data}
+    parent = _parent(document, key, path)
+    if isinstance(parent, list):
+        parent[_index(parent, key[-1], key)] = value.data
+        _forget(document, key)
+    else:
+        over = Document({}, {(*key, *part): _COMMAND_LINE for part in value.where})
+        updated = _merged(document, over, parent, {key[-1]: value.data}, key[:-1])
+        parent.clear()
+        parent.update(updated)
+    document.where[key] = _COMMAND_LINE
+
+
+def _parent(document: Document, key: Key, path: str) -> Any:
+    """The mapping or list that holds a key's last part, made where there is none yet."""
+    parent: Any = document.data
+    for depth, part in enumerate(key[:-1]):
+        here = key[: depth + 1]
+        place = _index(parent, part, here) if isinstance(parent, list) else part
+        child = parent[place] if isinstance(parent, list) else parent.get(part)
+        if isinstance(child, str) and here == (part,) and part in CHOICES:
+            child = {"name": child}
+        elif child is None:
+            child = {}
+        elif not isinstance(child, dict | list):
+            raise ConfigError([f"{_COMMAND_LINE}: {path}: {'.'.join(here)} is {child!r} and has no parts"])
+        parent[place] = child
+        parent = child
+    return parent
+
+
+def _index(items: list[Any], part: str, key: Key) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ConfigError([f"{_COMMAND_LINE}: {'.'.join(key)}: should be an index from 0 to {len(items) - 1}"])
+    return int(part)

@@ -1,0 +1,91 @@
+"""Turns what pydantic found wrong into one line per problem, with the place where the value was written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ..contracts.errors import ConfigError
+from ..plugins import suggest
+from .document import Document, Key
+
+
+class Problems:
+    """Collects the problems of a whole configuration, to be raised together."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.lines: list[str] = []
+
+    def add(self, key: Key, message: str) -> None:
+        line = f"{self.document.origin(key)}: {'.'.join(key)}: {message}"
+        if line not in self.lines:
+            self.lines.append(line)
+
+    def add_missing(self, section: str, message: str) -> None:
+        """Adds a problem about a section that is written nowhere."""
+        file = self.document.origin(()).rpartition(":")[0]
+        self.lines.append(f"{file}: {section}: {message}" if file else f"{section}: {message}")
+
+    def add_validation(self, prefix: Key, error: ValidationError, model: type[BaseModel], owner: str, data: Any) -> None:
+        """Adds every problem of a pydantic error.
+
+        Args:
+            prefix: the key of the section that was validated.
+            error: what pydantic raised.
+            model: the class that was validated, for its field names.
+            owner: what an unknown option is unknown to (`'lars'`).
+            data: the section's plain data, to tell keys from the marks that pydantic puts in for unions.
+        """
+        grouped: dict[Key, list[str]] = {}
+        for item in error.errors(include_url=False):
+            path, fields = _path(item["loc"], data, model)
+            grouped.setdefault((*prefix, *path), []).append(_message(item, path, fields, owner))
+        for key, messages in grouped.items():
+            self.add(key, " or ".join(dict.fromkeys(messages)))
+
+    def raise_any(self) -> None:
+        if self.lines:
+            raise ConfigError(self.lines)
+
+
+def _path(location: tuple[int | str, ...], data: Any, model: type[BaseModel]) -> tuple[Key, list[str]]:
+    """The part of pydantic's location that exists in the data (or is missing there), and the last model's fields."""
+    path: list[str] = []
+    fields = list(model.model_fields)
+    for part in location:
+        annotation: Any = None
+        if isinstance(data, dict) and (part in data or str(part) in fields):
+            annotation = model.model_fields[str(part)].annotation if str(part) in fields else None
+            path.append(str(part))
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            path.append(str(part))
+            data = data[part]
+        else:
+            continue  # the name of a union's member
+        nested = _model_in(annotation)
+        if nested is not None and isinstance(data, dict):
+            model, fields = nested, list(nested.model_fields)
+        elif not isinstance(data, dict | list):
+            break
+    return tuple(path), fields
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _message(item: Any, path: Key, fields: list[str], owner: str) -> str:
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        return f"unknown option of {owner}{suggest(path[-1], fields, otherwise=True)}"
+    if kind == "missing":
+        return "missing; it has no default"
+    text: str = item["msg"].replace("Input should be", "should be").removeprefix("Value error, ")
+    given = item.get("input")
+    if text.startswith("should be") and isinstance(given, str | int | float | bool | list):
+        text += f", not {given!r}"
+    return text

@@ -1,0 +1,211 @@
+"""From a document to a `RunConfig`: every name resolved, every option validated, every problem told at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..contracts.options import Options
+from ..plugins import PluginError, load, suggest
+from . import schema
+from .document import Document, Key
+from .merge import read_config
+from .problems import Problems
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plugin that a config names, with its validated options."""
+
+    name: str
+    cls: Any
+    options: Any
+
+    def plain(self) -> dict[str, Any]:
+        return {"name": self.name, **self.options.plain()}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole, valid configuration. `views` holds `ViewSpec`s, fully written out."""
+
+    seed: int
+    method: Choice
+    backbone: Choice
+    data: Choice
+    views: tuple[Any, ...]
+    optimizer: Choice
+    schedule: Choice
+    training: schema.TrainingOptions
+    checkpoints: schema.CheckpointOptions
+    callbacks: dict[str, Choice]
+    output: Path | None = field(default=None, compare=False)
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the config as plain data that `resolve` reads back to an equal config (`output` left out)."""
+        return {
+            "seed": self.seed,
+            "method": self.method.plain(),
+            "backbone": self.backbone.plain(),
+            "data": self.data.plain(),
+            "views": [_plain_view(view) for view in self.views],
+            "optimizer": self.optimizer.plain(),
+            "schedule": self.schedule.plain(),
+            "training": self.training.plain(),
+            "checkpoints": self.checkpoints.plain(),
+            "callbacks": {
+                name: choice.options.plain() if (choice := self.callbacks.get(name)) is not None else None
+                for name in sorted({*self.callbacks, *schema.DEFAULT_CALLBACKS})
+            },
+        }
+
+    def digest(self) -> str:
+        """Returns 8 hex digits of the resolved config, for the default name of the run directory."""
+        return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _plain_view(view: Any) -> dict[str, Any]:
+    operations = [{"name": operation.name, **operation.options} for operation in view.operations]
+    return {"count": view.count, "size": view.size, "operations": operations}
+
+
+_SECTIONS = (
+    "seed", "method", "backbone", "data", "views", "optimizer", "schedule", "training", "checkpoints", "callbacks",
+    "output",
+)  # fmt: skip
+
+
+def load_config(path: Path, overrides: list[str]) -> RunConfig:
+    """Reads, merges, overrides, resolves and validates a config file.
+
+    Raises:
+        ConfigError: with every problem, each as `file:line: key: what is wrong`.
+    """
+    return resolve(read_config(path, overrides))
+
+
+def resolve(document: Document) -> RunConfig:
+    """Resolves a document; ConfigError with every problem found in it."""
+    problems = Problems(document)
+    data = {key: value for key, value in document.data.items() if value is not None}
+    for key in data:
+        if key not in _SECTIONS:
+            problems.add((key,), f"unknown section{suggest(key, list(_SECTIONS), otherwise=True)}")
+    reader = _SectionReader(problems)
+    for required, example in (("method", "method: simclr"), ("data", "data: {name: cifar10, root: ./data}")):
+        if required not in data:
+            problems.add_missing(required, f"missing; write `{example}`")
+    method = reader.choice("method", "methods", data.get("method"))
+    defaults = method.cls.defaults if method is not None else {}
+    if method is not None and "optimizer" not in data and "optimizer" not in defaults:
+        problems.add_missing("optimizer", f"missing; {method.name!r} has no default for it")
+    backbone = reader.choice("backbone", "backbones", data.get("backbone", schema.DEFAULT_BACKBONE))
+    source = reader.choice("data", "datasets", data.get("data"))
+    optimizer = reader.choice("optimizer", "optimizers", data.get("optimizer", defaults.get("optimizer")))
+    schedule = reader.choice(
+        "schedule", "schedules", data.get("schedule", defaults.get("schedule", schema.DEFAULT_SCHEDULE))
+    )
+    training = reader.core("training", schema.TrainingOptions, data.get("training", {}))
+    checkpoints = reader.core("checkpoints", schema.CheckpointOptions, data.get("checkpoints", {}))
+    callbacks = reader.callbacks(data.get("callbacks", {}))
+    views = _views(data.get("views"), method, source, problems)
+    seed = data.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        problems.add(("seed",), f"should be a whole number from 0, not {seed!r}")
+    output = data.get("output")
+    if output is not None and not isinstance(output, str):
+        problems.add(("output",), f"should be the path of a directory, not {output!r}")
+    problems.raise_any()
+    # Without a problem, every section has been resolved.
+    assert method is not None
+    assert backbone is not None
+    assert source is not None
+    assert optimizer is not None
+    assert schedule is not None
+    return RunConfig(
+        seed=seed, method=method, backbone=backbone, data=source, views=views, optimizer=optimizer, schedule=schedule,
+        training=training, checkpoints=checkpoints, callbacks=callbacks,
+        output=None if output is None else Path(output).expanduser(),
+    )  # fmt: skip
+
+
+def _views(section: Any, method: Choice | None, source: Choice | None, problems: Problems) -> tuple[Any, ...]:
+    if method is None or source is None:
+        return ()
+    from .views import resolve_views  # imports the view contracts, and with them torch
+
+    size = source.cls.view_size(source.options)
+    asked = section.get("size") if isinstance(section, dict) else None
+    recipe = method.cls.recipe(method.options, asked if isinstance(asked, int) and asked > 0 else size)
+    return resolve_views(section, recipe, size, problems)
+
+
+class _SectionReader:
+    def __init__(self, problems: Problems) -> None:
+        self.problems = problems
+
+    def choice(self, section: str, group: str, value: Any) -> Choice | None:
+        """Resolves a section that names a plugin."""
+        key: Key = (section,)
+        if value is None:
+            return None
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            self.problems.add(key, f"should be a name, or a mapping with `name`; see `ssl list {group}`")
+            return None
+        options = {k: v for k, v in value.items() if k != "name"}
+        return self.plugin(key, group, value["name"], options, (*key, "name"))
+
+    def plugin(self, key: Key, group: str, name: str, options: Any, name_key: Key) -> Choice | None:
+        try:
+            cls = load(group, name)
+        except PluginError as error:
+            self.problems.add(name_key, str(error))
+            return None
+        parsed = self.parse(key, cls.Options, options, repr(name))
+        return Choice(name, cls, parsed) if parsed is not None else None
+
+    def core(self, section: str, model: type[Any], value: Any) -> Any:
+        if not isinstance(value, dict):
+            self.problems.add((section,), f"should be a mapping of options, not {value!r}")
+            return None
+        return self.parse((section,), model, value, repr(section))
+
+    def parse(self, key: Key, model: type[Options], values: dict[str, Any], owner: str) -> Any:
+        values = {name: value for name, value in values.items() if not _means_default(model, name, value)}
+        try:
+            return model.parse(values)
+        except ValidationError as error:
+            self.problems.add_validation(key, error, model, owner, values)
+            return None
+
+    def callbacks(self, value: Any) -> dict[str, Choice]:
+        if not isinstance(value, dict):
+            self.problems.add(("callbacks",), f"should be a mapping of names to options, not {value!r}")
+            return {}
+        chosen: dict[str, Choice] = {}
+        for name, options in {**schema.DEFAULT_CALLBACKS, **value}.items():
+            if options is None:
+                continue  # switched off
+            key = ("callbacks", name)
+            if not isinstance(options, dict):
+                self.problems.add(key, f"should be a mapping of options, or null to switch it off, not {options!r}")
+                continue
+            choice = self.plugin(key, "callbacks", name, options, key)
+            if choice is not None:
+                chosen[name] = choice
+        return chosen
+
+
+def _means_default(model: type[Options], name: str, value: Any) -> bool:
+    """Whether a null stands for the default: it does where the option cannot itself be null."""
+    if value is not None or name not in model.model_fields:
+        return False
+    annotation = model.model_fields[name].annotation
+    return type(None) not in getattr(annotation, "__args__", ())

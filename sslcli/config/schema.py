@@ -1,0 +1,62 @@
+"""The core of a run's configuration: what does not belong to a plugin."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ..contracts.options import FREE, WARN, Options
+
+
+class Clip(Options):
+    """Gradient clipping."""
+
+    norm: float = Field(gt=0)
+    """Largest L2 norm."""
+    mode: Literal["global", "per_parameter"] = "global"
+    """One norm over all gradients, or each parameter's own (DINO)."""
+
+
+class TrainingOptions(Options):
+    """How the run is made."""
+
+    epochs: int = Field(default=200, ge=1, json_schema_extra=FREE)
+    """Passes over the data."""
+    max_steps: int | None = Field(default=None, ge=1, json_schema_extra=FREE)
+    """Stop after this many optimizer steps, saved and resumable; the schedule keeps the length that epochs give it."""
+    batch_size: int = Field(default=256, ge=2, json_schema_extra=WARN)
+    """Images per optimizer step, over all processes and micro-batches."""
+    accumulate: int = Field(default=1, ge=1, json_schema_extra=WARN)
+    """Micro-batches that an optimizer step adds up; saves memory."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", json_schema_extra=WARN)
+    """Arithmetic of the forward pass; auto: bf16 where the device is made for it, else fp16 on CUDA, else fp32."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", json_schema_extra=WARN)
+    """auto, cpu, cuda, cuda:N or mps; auto: CUDA where there is one, else the CPU."""
+    channels_last: bool = Field(default=True, json_schema_extra=WARN)
+    """Memory format in which convolutions are fastest on CPUs and tensor cores."""
+    clip: Clip | None = None
+    """Clip gradients before each step."""
+    deterministic: bool = Field(default=False, json_schema_extra=WARN)
+    """Only deterministic kernels, so that runs on CUDA repeat and resume to the bit; slower there."""
+    log_every: int = Field(default=20, ge=1, json_schema_extra=FREE)
+    """Steps between log lines."""
+
+
+class CheckpointOptions(Options):
+    """When checkpoints are saved, besides the end and any interruption."""
+
+    every_epochs: int | None = Field(default=10, ge=1, json_schema_extra=FREE)
+    """Save after every so many epochs."""
+    every_steps: int | None = Field(default=None, ge=1, json_schema_extra=FREE)
+    """Save after every so many steps."""
+    keep: int = Field(default=2, ge=2, json_schema_extra=FREE)
+    """How many of the newest to keep."""
+
+
+#: Callbacks that are on unless a config switches them off with null.
+DEFAULT_CALLBACKS: dict[str, dict[str, Any]] = {"progress": {}, "tensorboard": {}, "knn": {}, "collapse": {}}
+
+#: Sections used where neither the config nor the method says anything.
+DEFAULT_BACKBONE: dict[str, Any] = {"name": "resnet18"}
+DEFAULT_SCHEDULE: dict[str, Any] = {"name": "cosine"}

@@ -1,0 +1,195 @@
+"""Reads a `views:` section: presets, short keys that set every view, and single views by their index.
+
+The result is the full list of views with every operation and option, which is what a run's resolved config holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..contracts.errors import UserError
+from ..contracts.views import OperationSpec, ViewSpec
+from ..plugins import PluginError, find, load, suggest
+from .document import Key
+from .problems import Problems
+
+#: Operations that have a short key of their own name, in the usual order.
+USUAL_ORDER = ("flip", "jitter", "grayscale", "blur", "solarize")
+#: Short keys of the random resized crop, and the option that each one sets.
+CROP_KEYS = {"crop_scale": "scale", "crop_ratio": "ratio", "interpolation": "interpolation"}
+SHORT_KEYS = (*CROP_KEYS, *USUAL_ORDER)
+
+
+def resolve_views(section: Any, recipe: Mapping[str, Any], default_size: int, problems: Problems) -> tuple[ViewSpec, ...]:
+    """Returns the views that a section means.
+
+    Args:
+        section: the config's `views:`: None, a mapping or a list of view specs.
+        recipe: the method's own section, used where the config names no preset and lists no views.
+        default_size: side of views in pixels where nothing says it.
+        problems: takes every problem found.
+    """
+    key: Key = ("views",)
+    if isinstance(section, list):
+        keys = [(*key, str(index)) for index in range(len(section))]
+        views = [_as_view(item, place, problems) for item, place in zip(section, keys, strict=True)]
+        if not views:
+            problems.add(key, "should have one view or more")
+        return _build_all(views, keys, default_size, problems)
+    if not isinstance(section, dict | None):
+        problems.add(key, f"should be a mapping or a list of views, not {section!r}")
+        return ()
+    section = section or {}
+    section = {**({} if "preset" in section else recipe), **section}
+    size = section.pop("size", None)
+    if size is None:
+        size = default_size
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        problems.add((*key, "size"), f"should be a side in pixels, 1 or more, not {size!r}")
+        return ()
+    name = section.pop("preset", None)
+    if not isinstance(name, str):
+        problems.add(key, "should name a preset, or be a list of views")
+        return ()
+    single = {k: section.pop(k) for k in list(section) if k.isdigit()}
+    short = {k: section.pop(k) for k in list(section) if k in SHORT_KEYS}
+    views = [{**view, **short} for view in _preset(name, section, size, key, problems)]
+    keys = [key] * len(views)
+    if single:
+        views = [{**view, "count": 1} for view in views for _ in range(view.get("count", 1))]
+        keys = [(*key, str(i)) if str(i) in single else key for i in range(len(views))]
+    for index, changes in single.items():
+        child = (*key, index)
+        if int(index) >= len(views):
+            problems.add(child, f"there are {len(views)} views, numbered from 0")
+            continue
+        views[int(index)] = {**views[int(index)], **_as_view(changes, child, problems)}
+    return _build_all(views, keys, size, problems)
+
+
+def _as_view(item: Any, key: Key, problems: Problems) -> dict[str, Any]:
+    if isinstance(item, dict):
+        return item
+    problems.add(key, f"should be a mapping that describes a view, not {item!r}")
+    return {}
+
+
+def _preset(name: str, options: dict[str, Any], size: int, key: Key, problems: Problems) -> list[dict[str, Any]]:
+    try:
+        preset = load("augmentations", name)
+        if not hasattr(preset, "views"):
+            raise PluginError(f"{name!r} is a single operation, not a preset of views")
+    except PluginError as error:
+        problems.add((*key, "preset"), str(error))
+        return []
+    unknown = [k for k in options if k not in preset.Options.model_fields]
+    for option in unknown:
+        known = [*preset.Options.model_fields, *SHORT_KEYS, "size", "preset"]
+        problems.add((*key, option), f"unknown option of 'views'{suggest(option, known, otherwise=True)}")
+    try:
+        parsed = preset.Options.parse({k: v for k, v in options.items() if k not in unknown})
+    except ValidationError as error:
+        problems.add_validation(key, error, preset.Options, repr(name), options)
+        return []
+    return list(preset.views(parsed, size))
+
+
+def _build_all(views: list[dict[str, Any]], keys: list[Key], size: int, problems: Problems) -> tuple[ViewSpec, ...]:
+    built = [_build(dict(view), key, size, problems) for view, key in zip(views, keys, strict=True)]
+    return tuple(view for view in built if view is not None)
+
+
+def _build(view: dict[str, Any], key: Key, size: int, problems: Problems) -> ViewSpec | None:
+    before = len(problems.lines)
+    items = _items(view, key, problems)
+    specs = [spec for child, item in items if (spec := _operation(child, dict(item), problems)) is not None]
+    for name in [k for k in view if k not in ("count", "size")]:
+        known = ["count", "size", "operations", *SHORT_KEYS]
+        problems.add((*key, name), f"unknown option of a view{suggest(name, known, otherwise=True)}")
+    if len(problems.lines) > before:
+        return None
+    _check_geometry(specs, key, problems)
+    data = {"size": size, **{k: v for k, v in view.items() if v is not None}}
+    try:
+        return ViewSpec.parse({**data, "operations": [spec.plain() for spec in specs]})
+    except ValidationError as error:
+        problems.add_validation(key, error, ViewSpec, "a view", data)
+        return None
+
+
+def _items(view: dict[str, Any], key: Key, problems: Problems) -> list[tuple[Key, dict[str, Any]]]:
+    """Takes the operations out of a view: its list of them, or what its short keys mean."""
+    listed = view.pop("operations", None)
+    if listed is None:
+        return _from_short_keys(view, key, problems)
+    for short in [k for k in view if k in SHORT_KEYS]:
+        problems.add((*key, short), "cannot stand beside a list of operations; set it in the list")
+        del view[short]
+    if not isinstance(listed, list):
+        problems.add((*key, "operations"), "should be a list")
+        return []
+    items: list[tuple[Key, dict[str, Any]]] = []
+    for index, item in enumerate(listed):
+        child = (*key, "operations", str(index))
+        item = {"name": item} if isinstance(item, str) else item
+        if isinstance(item, dict) and isinstance(item.get("name"), str):
+            items.append((child, item))
+        else:
+            problems.add(child, "should be the name of an operation, or a mapping with `name`")
+    return items
+
+
+def _from_short_keys(view: dict[str, Any], key: Key, problems: Problems) -> list[tuple[Key, dict[str, Any]]]:
+    crop = {option: view.pop(short) for short, option in CROP_KEYS.items() if short in view}
+    items: list[tuple[Key, dict[str, Any]]] = [
+        (key, {"name": "crop", **{k: v for k, v in crop.items() if v is not None}})
+    ]
+    for name in USUAL_ORDER:
+        value = view.pop(name, None)
+        child = (*key, name)
+        if value is None or value is False or (isinstance(value, int | float) and value == 0):
+            continue
+        if isinstance(value, dict):
+            items.append((child, {"name": name, **value}))
+        elif isinstance(value, list) and name == "jitter" and len(value) == 4:
+            strengths = dict(zip(("brightness", "contrast", "saturation", "hue"), value, strict=True))
+            items.append((child, {"name": name, **strengths}))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            items.append((child, {"name": name, "p": float(value)}))
+        else:
+            problems.add(child, f"should be a probability, a mapping of options, or null, not {value!r}")
+    return items
+
+
+def _operation(key: Key, item: dict[str, Any], problems: Problems) -> OperationSpec | None:
+    name = item.pop("name")
+    try:
+        operation = load("augmentations", name)
+        if hasattr(operation, "views"):
+            raise PluginError(f"{name!r} is a preset, not an operation")
+    except PluginError as error:
+        problems.add(key, str(error))
+        return None
+    try:
+        options = operation.Options.parse(item)
+    except ValidationError as error:
+        problems.add_validation(key, error, operation.Options, repr(name), item)
+        return None
+    return OperationSpec(name=name, options=options.plain())
+
+
+def _check_geometry(specs: list[OperationSpec], key: Key, problems: Problems) -> None:
+    geometric = [bool(load("augmentations", spec.name).geometric) for spec in specs]
+    if not geometric or not geometric[0] or any(geometric[1:]):
+        names = ", ".join(p.name for p in find("augmentations") if _is_geometric(p.name))
+        problems.add(key, f"a view needs exactly one geometric operation, and it comes first ({names})")
+
+
+def _is_geometric(name: str) -> bool:
+    try:
+        return bool(getattr(load("augmentations", name), "geometric", False))
+    except UserError:
+        return False

@@ -1,0 +1,62 @@
+"""The momentum encoder: a copy of backbone and projector that follows the online ones as an exponential moving average.
+
+He et al. (MoCo), https://arxiv.org/abs/1911.05722; the cosine schedule is BYOL's, https://arxiv.org/abs/2006.07733.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def cosine_momentum(start: float, step: int, total_steps: int) -> float:
+    """Returns m(t) = 1 − (1 − m₀)·(1 + cos(π·t/T))/2: m₀ at t = 0, 1 at t = T and after.
+
+    Args:
+        start: m₀.
+        step: t, optimizer steps done. An update after step t (counted from 0) uses m(t + 1), which is the value that
+            an update before the next forward would use, so that both ways give the same numbers.
+        total_steps: T.
+    """
+    return 1 - (1 - start) * (1 + math.cos(math.pi * min(step / total_steps, 1.0))) / 2
+
+
+class MomentumEncoder(nn.Module):
+    """Copies of a backbone and a projector, never trained: `update` moves them towards the online ones.
+
+    Only parameters follow. Buffers (the running statistics of batch norm) stay the copy's own: in training mode it
+    normalises with its own batch, as BYOL's and MoCo's do.
+    """
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+        """Args:
+        backbone: images → `Features`; copied with its weights. Compile it after this copy was made.
+        projector: (N, D) → (N, E); copied likewise.
+        """
+        super().__init__()
+        self.backbone: Any = copy.deepcopy(backbone)
+        self.projector: Any = copy.deepcopy(projector)
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the projections (N, E) of images (N, C, H, W), without gradient."""
+        with torch.no_grad():
+            projection: Tensor = self.projector(self.backbone(images).pooled)
+        return projection
+
+    @torch.no_grad()
+    def update(self, backbone: nn.Module, projector: nn.Module, momentum: float) -> None:
+        """Sets each parameter w′ to m·w′ + (1 − m)·w in a few multi-tensor kernels, without waiting for the device.
+
+        Args:
+            backbone: the online backbone.
+            projector: the online projector.
+            momentum: m in [0, 1].
+        """
+        copies = [*self.backbone.parameters(), *self.projector.parameters()]
+        online = [*backbone.parameters(), *projector.parameters()]
+        torch._foreach_lerp_(copies, online, weight=1 - momentum)

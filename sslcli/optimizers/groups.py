@@ -1,0 +1,94 @@
+"""From a method's parameters to an optimizer's groups, and the learning rate of each group at each step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslcli.contracts.errors import SslError
+from sslcli.contracts.method import Method
+from sslcli.contracts.optimizer import OptimizerOptions
+from sslcli.modules.roles import parameter_roles
+
+
+def build_groups(method: Method, options: OptimizerOptions) -> list[dict[str, Any]]:
+    """Returns torch parameter groups: each of the method's groups, split by whether a parameter's role is excluded.
+
+    A group has `params`, `names` and `roles` (lists, one entry per parameter, in the same order), `name`, `excluded`,
+    `lr_multiplier`, `constant_lr`, `lr` (`options.lr`, before any scaling) and `weight_decay` (0 where excluded). None
+    is empty.
+
+    Raises:
+        SslError: if the method's groups do not hold every trainable parameter exactly once.
+    """
+    trainable = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
+    roles = parameter_roles(method)
+    label = type(method).__name__
+    seen: set[str] = set()
+    groups: list[dict[str, Any]] = []
+    for group in method.parameter_groups():
+        for name, parameter in group.parameters.items():
+            if trainable.get(name) is not parameter:
+                raise SslError(f"{label}.parameter_groups: {name!r} in {group.name!r} is not a trainable parameter")
+            if name in seen:
+                raise SslError(f"{label}.parameter_groups: {name!r} is there twice, the second time in {group.name!r}")
+            seen.add(name)
+        for excluded in (False, True):
+            names = [name for name in group.parameters if (roles[name] in options.exclude) == excluded]
+            if names:
+                groups.append(
+                    {
+                        "params": [group.parameters[name] for name in names],
+                        "names": names,
+                        "roles": [roles[name] for name in names],
+                        "name": f"{group.name}/excluded" if excluded else group.name,
+                        "excluded": excluded,
+                        "lr_multiplier": group.lr_multiplier,
+                        "constant_lr": group.constant_lr,
+                        "lr": options.lr,
+                        "weight_decay": 0.0 if excluded else options.weight_decay,
+                    }
+                )
+    missing = [name for name in trainable if name not in seen]
+    if missing:
+        raise SslError(f"{label}.parameter_groups: {missing[0]!r} is left out ({len(missing)} such parameters)")
+    return groups
+
+
+def effective_lr(options: OptimizerOptions, batch_size: int) -> float:
+    """Returns the learning rate at the top of the schedule, `options.lr` scaled as `options.scale_lr` says.
+
+    Args:
+        options: the optimizer's options.
+        batch_size: images per optimizer step, over all processes and micro-batches.
+    """
+    if options.scale_lr == "batch/256":
+        return options.lr * batch_size / 256
+    if options.scale_lr == "sqrt":
+        return options.lr * math.sqrt(batch_size)
+    return options.lr
+
+
+def set_lr(optimizer: torch.optim.Optimizer, schedule: Callable[[int], float], step: int, base_lr: float) -> float:
+    """Sets every group's learning rate for step `step`, before the optimizer's step; returns the schedule's value.
+
+    A group gets the schedule's value, or `base_lr` with `constant_lr`, times its `lr_multiplier`.
+
+    Args:
+        optimizer: its groups may lack both keys.
+        schedule: the learning rate by step, counted from 0.
+        step: optimizer steps done so far.
+        base_lr: see `effective_lr`.
+    """
+    value = schedule(step)
+    for group in optimizer.param_groups:
+        lr = (base_lr if group.get("constant_lr", False) else value) * group.get("lr_multiplier", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)  # a compiled or captured step reads this very tensor
+        else:
+            group["lr"] = lr
+    return value

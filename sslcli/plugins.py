@@ -1,0 +1,236 @@
+"""Finds and loads plugins: a name in a group → a class, through entry points and nothing else.
+
+A *found* plugin is a line in a package's metadata; nothing of the package has been imported. `load` imports it. The
+project's own parts are found in the same way as anyone's. Unpackaged classes come in by `register_file`, which only the
+command line calls.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import importlib_metadata
+
+from .contracts.errors import UserError
+
+
+@dataclass(frozen=True)
+class Group:
+    """A plugin group: what one member is called, and the contracts that its classes fulfil."""
+
+    name: str
+    noun: str
+    contracts: tuple[tuple[str, str], ...]
+
+    @property
+    def entry_points(self) -> str:
+        return f"sslcli.{self.name}"
+
+
+_GROUPS = (
+    Group("methods", "method", (("method", "Method"),)),
+    Group("backbones", "backbone", (("backbone", "Backbone"), ("backbone", "BackboneProvider"))),
+    Group("datasets", "data set", (("data", "Dataset"),)),
+    Group("augmentations", "view operation or preset", (("views", "Operation"), ("views", "Preset"))),
+    Group("optimizers", "optimizer", (("optimizer", "OptimizerPlugin"),)),
+    Group("schedules", "schedule", (("optimizer", "Schedule"),)),
+    Group("evaluators", "evaluator", (("evaluation", "Evaluator"),)),
+    Group("exporters", "exporter", (("export", "Exporter"),)),
+    Group("callbacks", "callback", (("callback", "Callback"),)),
+)
+#: By short name: `methods`, `backbones`, …
+GROUPS: dict[str, Group] = {group.name: group for group in _GROUPS}
+
+
+class PluginError(UserError):
+    """A name that is not found, is claimed twice, or whose package cannot be loaded."""
+
+
+@dataclass(frozen=True, order=True)
+class FoundPlugin:
+    """A plugin that a package announces; not yet imported."""
+
+    name: str
+    package: str
+    version: str
+    target: str
+    group: str
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version} ({self.target})"
+
+
+_from_files: dict[str, list[tuple[FoundPlugin, type]]] = {}
+
+
+def get_group(name: str) -> Group:
+    """Returns the group called `name` (`methods`, or in full `sslcli.methods`); PluginError for any other name."""
+    short = name.removeprefix("sslcli.")
+    if short not in GROUPS:
+        raise PluginError(f"unknown plugin group {name!r}{suggest(short, list(GROUPS), otherwise=True)}")
+    return GROUPS[short]
+
+
+def suggest(name: str, known: list[str], *, otherwise: bool = False) -> str:
+    """Returns `; did you mean …?`, or with `otherwise` the whole list where nothing is near, or an empty string."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; there are: {', '.join(sorted(known)) or 'none'}" if otherwise else ""
+
+
+@functools.cache
+def _installed() -> tuple[FoundPlugin, ...]:
+    found: dict[tuple[str, str, str], FoundPlugin] = {}
+    for distribution in importlib_metadata.distributions():
+        for entry in distribution.entry_points:
+            if not entry.group.startswith("sslcli."):
+                continue
+            package = distribution.metadata["Name"]
+            key = (entry.group, entry.name, re.sub(r"[-_.]+", "-", package).lower())
+            # The same distribution can lie on the path twice (an editable and a wheel install): the first one is what
+            # Python would import, and no clash.
+            found.setdefault(key, FoundPlugin(entry.name, package, distribution.version, entry.value, entry.group))
+    return tuple(sorted(found.values()))
+
+
+def clear_cache() -> None:
+    """Forgets what was found (for tests that change the path, and `register_file`)."""
+    _installed.cache_clear()
+    _from_files.clear()
+
+
+def find(group: str) -> list[FoundPlugin]:
+    """Lists the plugins of a group, sorted, importing none of them."""
+    full = get_group(group).entry_points
+    files = [plugin for plugin, _ in _from_files.get(full, [])]
+    return sorted([plugin for plugin in _installed() if plugin.group == full] + files)
+
+
+def choose(group: str, name: str) -> FoundPlugin:
+    """Returns the one plugin that `name` (`NAME` or `PACKAGE:NAME`) means; PluginError if there is none or two."""
+    info = get_group(group)
+    package, _, plain = name.rpartition(":")
+    candidates = [p for p in find(group) if p.name == plain and package in ("", p.package)]
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        known = sorted({p.name for p in find(group)})
+        raise PluginError(f"unknown {info.noun} {name!r}{suggest(plain, known, otherwise=True)}")
+    choices = " or ".join(f"{p.package}:{p.name}" for p in candidates)
+    packages = " and ".join(str(p) for p in candidates)
+    raise PluginError(f"{info.noun} {plain!r} is announced by {packages}; write {choices}")
+
+
+def load_found(plugin: FoundPlugin) -> type:
+    """Imports a found plugin.
+
+    Raises:
+        PluginError: naming the package, if importing fails or the object is not what its group asks for.
+    """
+    for registered, cls in _from_files.get(plugin.group, []):
+        if registered == plugin:
+            return cls
+    info = get_group(plugin.group)
+    module, _, attribute = plugin.target.partition(":")
+    try:
+        loaded = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+    except Exception as error:  # whatever a third party's module raises harms only who asks for it
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PluginError(f"{info.noun} {plugin.name!r} of {plugin} cannot be loaded: {reason}") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, _contracts(info))):
+        wanted = " or ".join(name for _, name in info.contracts)
+        raise PluginError(f"{info.noun} {plugin.name!r} of {plugin} is not a subclass of {wanted}")
+    return loaded
+
+
+def load(group: str, name: str) -> Any:
+    """Returns the class that `name` means in `group`.
+
+    Args:
+        group: `methods` or `sslcli.methods`.
+        name: `NAME`, `PACKAGE:NAME`, or for a provider of many `PROVIDER/NAME`.
+
+    Raises:
+        PluginError: unknown name (with the nearest ones), two packages with this name, or a broken package.
+    """
+    provider, slash, rest = name.partition("/")
+    cls: Any = load_found(choose(group, provider))
+    if not hasattr(cls, "names"):
+        if slash:
+            raise PluginError(f"{provider!r} is a single {get_group(group).noun}; write {provider} without /{rest}")
+        return cls
+    known = cls.names()
+    if rest not in known:
+        raise PluginError(
+            f"{get_group(group).noun} provider {provider!r} has no {rest!r}{suggest(rest, known)}"
+            if rest
+            else f"{provider!r} provides many; write {provider}/NAME, such as {provider}/{known[0]}"
+        )
+    return cls.get(rest)
+
+
+def _contracts(group: Group) -> tuple[type, ...]:
+    return tuple(
+        getattr(importlib.import_module(f"sslcli.contracts.{module}"), name) for module, name in group.contracts
+    )
+
+
+@dataclass(frozen=True)
+class PluginFile:
+    """A file of unpackaged plugin classes: where it is, its sha256, and what it registered."""
+
+    path: Path
+    sha256: str
+    plugins: tuple[FoundPlugin, ...]
+
+
+def register_file(path: Path) -> PluginFile:
+    """Runs a Python file and registers the plugin classes that it defines.
+
+    A class is registered under its attribute `plugin_name`, or else under its own name in snake case. The file takes
+    the place of a package (`my_method.py` → package `my_method`).
+
+    Raises:
+        PluginError: no such file, an error while it runs, or no plugin class in it.
+    """
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise PluginError(f"--plugin {path}: cannot be read ({error.strerror})") from error
+    digest = hashlib.sha256(source).hexdigest()
+    module_name = f"sslcli_plugin_{digest[:16]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"--plugin {path}: not a Python file (its name must end in .py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # classes must be found by name, for pickling to worker processes
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise PluginError(f"--plugin {path}: {type(error).__name__}: {error}".splitlines()[0]) from error
+    registered = []
+    for group in _GROUPS:
+        for name, cls in inspect.getmembers(module, inspect.isclass):
+            if cls.__module__ != module_name or inspect.isabstract(cls) or not issubclass(cls, _contracts(group)):
+                continue
+            public = getattr(cls, "plugin_name", None) or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+            plugin = FoundPlugin(public, path.stem, digest[:8], f"{path.name}:{name}", group.entry_points)
+            known = _from_files.setdefault(group.entry_points, [])
+            known[:] = [(other, its) for other, its in known if other != plugin]
+            known.append((plugin, cls))
+            registered.append(plugin)
+    if not registered:
+        raise PluginError(f"--plugin {path}: defines no plugin class (a subclass of Method, Backbone, Dataset, …)")
+    return PluginFile(path, digest, tuple(registered))

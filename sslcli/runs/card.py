@@ -1,0 +1,58 @@
+"""From the card that goes along with weights to a backbone that holds them. Nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from ..contracts.backbone import Backbone
+from ..contracts.errors import UserError
+from ..contracts.export import BackboneCard
+from ..plugins import load
+
+
+def read_card(path: Path, values: dict[str, Any]) -> BackboneCard:
+    """Returns the card of a file; UserError if another version wrote it in a way that this one cannot read."""
+    try:
+        return BackboneCard(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    except (TypeError, KeyError):
+        written_by = values.get("sslcli", "another version")
+        raise UserError(f"{path}: its card is of sslcli {written_by}, which this version cannot read") from None
+
+
+def build_backbone(path: Path, card: BackboneCard, fill: Callable[[Backbone], object]) -> Backbone:
+    """Builds the backbone of a card and lets `fill` load the weights; torch's generator stays as it was.
+
+    Args:
+        path: the file that it comes from, for messages.
+        card: what to build.
+        fill: loads the weights into the module; raises RuntimeError where they do not fit.
+
+    Returns:
+        the backbone on the CPU, in `eval()`.
+
+    Raises:
+        UserError: the backbone's plugin is missing, refuses the options, or does not fit the weights.
+    """
+    options = dict(card.backbone)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"{path}: its card names no backbone")
+    try:
+        cls: type[Backbone] = load("backbones", name)
+        with torch.random.fork_rng(devices=[]):
+            backbone = cls.build(cls.Options.parse(options), card.channels, card.image_size)
+        fill(backbone)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        raise UserError(f"{path}: the installed backbone {name!r} refuses the card's options ({problems})") from error
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: its weights do not fit the installed backbone {name!r} ({reason})") from error
+    return backbone.eval()

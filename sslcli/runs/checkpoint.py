@@ -1,0 +1,111 @@
+"""Checkpoints: one safetensors file each, written in the background, the newest intact one read back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..contracts.errors import SslError
+from . import files
+
+FORMAT_VERSION = 1
+
+_NAME = re.compile(r"^step-(\d{9})\.safetensors$")
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint that was read: its tensors by name, and its document (step, config, …)."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    document: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.document["step"])
+
+
+def checkpoint_path(directory: Path, step: int) -> Path:
+    return directory / f"step-{step:09d}.safetensors"
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Lists the checkpoints in a directory, the newest first."""
+    if not directory.is_dir():
+        return []
+    return sorted((path for path in directory.iterdir() if _NAME.match(path.name)), reverse=True)
+
+
+def read_checkpoint(path: Path, prefix: str = "") -> Checkpoint:
+    """Reads one checkpoint, or the tensors in it whose names begin with `prefix`; DamagedFile if it is not intact."""
+    tensors, document = files.read(path, prefix)
+    version = document.get("format_version")
+    if version != FORMAT_VERSION:
+        raise files.DamagedFile(f"{path}: has checkpoint format {version}; this version reads {FORMAT_VERSION}")
+    return Checkpoint(path, tensors, document)
+
+
+def newest_intact(directory: Path, tell: Callable[[str], None]) -> Checkpoint | None:
+    """Reads the newest checkpoint that is intact, telling of each damaged one; None where there is no checkpoint.
+
+    Raises:
+        SslError: if there are checkpoints and all of them are damaged.
+    """
+    paths = list_checkpoints(directory)
+    for path in paths:
+        try:
+            return read_checkpoint(path)
+        except files.DamagedFile as error:
+            tell(f"{error}; trying the one before it")
+    if paths:
+        raise SslError(f"{directory}: none of the {len(paths)} checkpoints is intact")
+    return None
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread, one at a time, and keeps the newest `keep`.
+
+    Raises:
+        SslError: from `save` or `join`, if an earlier write failed (the disk is full, say).
+    """
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory = directory
+        self.keep = keep
+        self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self.pending: Future[None] | None = None
+        self.last_step = -1
+
+    def save(self, step: int, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
+        """Writes tensors that belong to the writer from now on (see `files.snapshot`); waits for the write before."""
+        self.join()
+        self.last_step = step
+        self.pending = self.executor.submit(self._write, step, tensors, {**document, "format_version": FORMAT_VERSION})
+
+    def _write(self, step: int, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
+        files.write(checkpoint_path(self.directory, step), tensors, document)
+        for old in list_checkpoints(self.directory)[self.keep :]:
+            old.unlink(missing_ok=True)
+
+    def join(self) -> None:
+        """Waits until what was handed over is on the disk."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            try:
+                pending.result()
+            except OSError as error:
+                path = checkpoint_path(self.directory, self.last_step)
+                raise SslError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        try:
+            self.join()
+        finally:
+            self.executor.shutdown()

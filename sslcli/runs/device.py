@@ -1,0 +1,38 @@
+"""Device and arithmetic: what `auto` means on this machine."""
+
+from __future__ import annotations
+
+import torch
+
+from ..contracts.errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Returns the device that `name` means here; UserError where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device: {name!r} is none; write auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            there = f"there are {count} CUDA devices" if count else "there is no CUDA device that torch can use"
+            raise UserError(f"training.device: {name}: {there}; set it to cpu or auto")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("training.device: mps: not available here; set it to cpu or auto")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Returns `fp32`, `bf16` or `fp16`; `auto` takes bf16 where the hardware multiplies it, and fp16 on older GPUs."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    if device.type == "cpu":
+        # Without such instructions bf16 is emulated and slower than fp32.
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return "bf16" if any(getattr(torch.cpu, check, lambda: False)() for check in checks) else "fp32"
+    return "fp32"

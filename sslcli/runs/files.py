@@ -1,0 +1,157 @@
+"""Safetensors files that are whole or not there, and that tell when a byte has changed.
+
+Every file of ours carries one canonical JSON document in its header, with a sha256 per tensor, and beside it the
+sha256 of the document itself: without that, a flipped bit in the header could turn step 500 into 400 and load cleanly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_DOCUMENT, _DIGEST, _TENSORS = "sslcli", "sha256", "tensors"
+
+
+class DamagedFile(Exception):
+    """A file that is not what was written; the message names the file and, where it is one, the tensor."""
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; on leaving without an exception it is synced and takes `path`'s place."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # temporary files and safetensors' own are 0600
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Makes a file's content, or a directory's entries, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small text file whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies tensors to host memory, contiguous, so that they may be written while training goes on.
+
+    Raises:
+        ValueError: if two names share memory, which a file of independent tensors cannot express.
+    """
+    owners: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            other = owners.setdefault(tensor.untyped_storage().data_ptr(), name)
+            if other != name:
+                raise ValueError(f"{other} and {name} share memory; register one of them, or clone it")
+    return {
+        name: tensor.detach().to("cpu", copy=True).contiguous(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def write(path: Path, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
+    """Writes contiguous CPU tensors and a JSON document; atomic and synced."""
+    text = _canonical({**document, _TENSORS: {name: _digest(tensor) for name, tensor in sorted(tensors.items())}})
+    metadata = {_DOCUMENT: text, _DIGEST: hashlib.sha256(text.encode()).hexdigest()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Reads only the JSON document of a file that `write` wrote.
+
+    Raises:
+        DamagedFile: if the file is none, or its document is not what was written.
+        FileNotFoundError: if there is none.
+    """
+    with _opened(path) as file:
+        return _document(path, file.metadata())
+
+
+def read_digest(path: Path) -> str:
+    """Returns the sha256 in the header of an intact file: of its document, and so of every tensor's hash in it."""
+    with _opened(path) as file:
+        digest: str = file.metadata()[_DIGEST]
+        return digest
+
+
+def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads the tensors whose names begin with `prefix`, each checked against its hash, and the document.
+
+    Raises:
+        DamagedFile: naming the first tensor that is not what was written.
+        FileNotFoundError: if there is no such file.
+    """
+    with _opened(path) as file:
+        document = _document(path, file.metadata())
+        expected: dict[str, str] = document.pop(_TENSORS)
+        if set(expected) != set(file.keys()):
+            raise DamagedFile(f"{path}: is damaged: the list of tensors is not the one that was written")
+        tensors = {}
+        for name in sorted(n for n in expected if n.startswith(prefix)):
+            tensor = file.get_tensor(name)
+            if _digest(tensor) != expected[name]:
+                raise DamagedFile(f"{path}: is damaged: the tensor {name} is not what was written")
+            tensors[name] = tensor
+    return tensors, document
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if not path.exists():
+        raise FileNotFoundError(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedFile(f"{path}: is damaged or no safetensors file: {str(error).splitlines()[0]}") from error
+
+
+def _document(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
+    if not metadata or _DOCUMENT not in metadata:
+        raise DamagedFile(f"{path}: was not written by ssl (its header has no sslcli document)")
+    text = metadata[_DOCUMENT]
+    if hashlib.sha256(text.encode()).hexdigest() != metadata.get(_DIGEST):
+        raise DamagedFile(f"{path}: is damaged: its header is not what was written")
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def _digest(tensor: Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}\0".encode())
+    if tensor.numel():
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

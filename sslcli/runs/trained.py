@@ -1,0 +1,78 @@
+"""Loads a trained backbone from a run directory, a checkpoint or a backbone file: the backbone alone, no method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..contracts.errors import UserError
+from ..contracts.export import Trained
+from . import files
+from .backbone_file import load_backbone_file
+from .card import build_backbone, read_card
+from .checkpoint import list_checkpoints, read_checkpoint
+from .directory import RunDirectory
+
+Tell = Callable[[str], None]
+
+
+def load_trained(target: Path, tell: Tell) -> Trained:
+    """Loads a backbone, on the CPU, in `eval()`.
+
+    Args:
+        target: a run directory (its newest intact checkpoint is read), a checkpoint, or a backbone file.
+        tell: shows a line to the user (a damaged checkpoint that was passed over, say).
+
+    Raises:
+        UserError: nothing there to load, or the backbone's plugin is missing or has changed.
+    """
+    target = target.expanduser()
+    if target.is_dir():
+        return _from_run(target, tell)
+    if not target.exists():
+        raise UserError(f"{target}: no such run or file")
+    try:
+        if "encoder" not in files.read_document(target):
+            return load_backbone_file(target)
+        run = target.parent.parent
+        return _from_checkpoint(target, run if RunDirectory(run).is_run() else None)
+    except files.DamagedFile as error:
+        raise UserError(str(error)) from error
+
+
+def _from_run(target: Path, tell: Tell) -> Trained:
+    run = RunDirectory(target)
+    if not run.is_run():
+        raise UserError(f"{target}: is no run directory (it has no config.yaml)")
+    paths = list_checkpoints(run.checkpoints)
+    if not paths:
+        raise UserError(f"{target}: has no checkpoint yet; train it first, with `ssl train {target} --resume`")
+    for path in paths:
+        try:
+            return _from_checkpoint(path, target)
+        except files.DamagedFile as error:
+            tell(f"{error}; trying the one before it")
+    raise UserError(f"{run.checkpoints}: none of the {len(paths)} checkpoints is intact")
+
+
+def _from_checkpoint(path: Path, run: Path | None) -> Trained:
+    prefix = files.read_document(path).get("encoder", "")
+    checkpoint = read_checkpoint(path, prefix)
+    state = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.tensors.items()}
+    card = read_card(path, checkpoint.document["card"])
+    backbone = build_backbone(path, card, lambda built: built.load_state_dict(state, strict=True))
+    return Trained(backbone, card, run, files.read_digest(path))
+
+
+def stored_config(target: Path) -> dict[str, Any] | None:
+    """Returns the resolved config of the run that a target belongs to, or None for a backbone file."""
+    target = target.expanduser()
+    paths = list_checkpoints(RunDirectory(target).checkpoints) if target.is_dir() else [target]
+    for path in paths:
+        try:
+            config: dict[str, Any] | None = files.read_document(path).get("config")
+        except (files.DamagedFile, FileNotFoundError):
+            continue
+        return config
+    return None

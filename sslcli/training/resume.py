@@ -1,0 +1,69 @@
+"""Whether a run may go on under a config that differs from the one it was started with."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ..config import schema
+from ..config.resolve import RunConfig
+from ..contracts.errors import UserError
+from ..contracts.options import ResumeRule
+
+
+def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeRule, str]]:
+    """Lists what differs between a config and the stored plain config of a run: the field's rule, and a line."""
+    found: list[tuple[ResumeRule, str]] = []
+    for section, now in config.plain().items():
+        before = stored.get(section)
+        if now == before:
+            continue
+        if isinstance(now, dict) and isinstance(before, dict):
+            for name in sorted({*now, *before}):
+                if now.get(name) != before.get(name):
+                    line = f"{section}.{name}: {_show(before.get(name))} in the run, {_show(now.get(name))} now"
+                    found.append((_rule(config, section, name), line))
+        else:
+            found.append(("fixed", f"{section}: {_show(before)} in the run, {_show(now)} now"))
+    return found
+
+
+def _rule(config: RunConfig, section: str, name: str) -> ResumeRule:
+    if section == "callbacks":
+        return "free"
+    models: dict[str, Any] = {"training": schema.TrainingOptions, "checkpoints": schema.CheckpointOptions}
+    model = models[section] if section in models else getattr(config, section).cls.Options
+    rule: ResumeRule = model.resume_rule(name) if name != "name" else "fixed"
+    return rule
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check(config: RunConfig, stored: dict[str, Any], run: str) -> list[str]:
+    """Returns warnings about what differs.
+
+    Raises:
+        UserError: if a fixed field differs, with every such difference.
+    """
+    found = differences(config, stored)
+    fixed = [line for rule, line in found if rule == "fixed"]
+    if fixed:
+        raise UserError(
+            f"{run}: cannot be resumed with another config ({'; '.join(fixed)}); "
+            "undo the change, or start a new run with another --output"
+        )
+    return [f"resuming with {line}" for rule, line in found if rule == "warn"]
+
+
+def keep_resolved(config: RunConfig, stored: dict[str, Any]) -> RunConfig:
+    """Reuses what `auto` was resolved to when the run began."""
+    training = stored.get("training", {})
+    reuse = {
+        name: training[name]
+        for name in ("device", "precision")
+        if getattr(config.training, name) == "auto" and isinstance(training.get(name), str)
+    }
+    return dataclasses.replace(config, training=config.training.model_copy(update=reuse))

@@ -1,0 +1,111 @@
+"""What a checkpoint holds: the tensors of method, optimizer and callbacks by name, and the few plain numbers beside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..contracts.callback import Callback
+from ..contracts.errors import UserError
+from ..runs.checkpoint import Checkpoint
+
+METHOD, OPTIMIZER, CALLBACK = "method.", "optimizer.", "callback."
+
+
+def named_optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Any]:
+    """Returns `{parameter name}.{key}` → tensor or number, nested dictionaries flattened with dots."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    flat: dict[str, Any] = {}
+    for parameter, state in optimizer.state.items():
+        flat.update(_flatten(state, names[id(parameter)]))
+    return flat
+
+
+def _flatten(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in state.items():
+        name = f"{prefix}.{key}"
+        flat.update(_flatten(value, name) if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module, flat: Mapping[str, Any]) -> None:
+    """Gives the optimizer back what `named_optimizer_state` returned.
+
+    Raises:
+        UserError: if something belongs to no parameter of the module.
+    """
+    places = {
+        id(parameter): index
+        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
+    }
+    rest = dict(flat)
+    states: dict[int, dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if id(parameter) not in places:
+            continue
+        state: dict[str, Any] = {}
+        for key in [key for key in rest if key.startswith(f"{name}.")]:
+            _nest(state, key.removeprefix(f"{name}.").split("."), _like(rest.pop(key), parameter))
+        if state:
+            states[places[id(parameter)]] = state
+    if rest:
+        raise UserError(f"has optimizer state for {next(iter(rest))!r}, which the method does not have")
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _like(value: Any, parameter: Tensor) -> Any:
+    """Puts a moment into its parameter's memory format: beside a channels_last parameter, a contiguous moment makes
+    fused CPU optimizers compute wrong updates without a word."""
+    if isinstance(value, Tensor) and value.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+    return value
+
+
+def _nest(target: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        target = target.setdefault(part, {})
+    target[path[-1]] = value
+
+
+def collect(
+    method: nn.Module, optimizer: torch.optim.Optimizer, callbacks: Mapping[str, Callback]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns all tensors by name, and the plain numbers by name."""
+    values: dict[str, Any] = {METHOD + name: tensor for name, tensor in method.state_dict().items()}
+    values |= {OPTIMIZER + name: value for name, value in named_optimizer_state(optimizer, method).items()}
+    for name, callback in callbacks.items():
+        values |= {f"{CALLBACK}{name}.{key}": value for key, value in callback.state_dict().items()}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+
+
+def restore(
+    checkpoint: Checkpoint, method: nn.Module, optimizer: torch.optim.Optimizer, callbacks: Mapping[str, Callback]
+) -> None:
+    """Gives method, optimizer and callbacks back what `collect` returned.
+
+    Raises:
+        UserError: if the checkpoint does not fit the method as it is installed now.
+    """
+    values: dict[str, Any] = {**checkpoint.tensors, **checkpoint.document["numbers"]}
+    try:
+        method.load_state_dict(_under(values, METHOD), strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise UserError(f"{checkpoint.path}: does not fit the method: {' '.join(lines[1:3])}") from error
+    try:
+        load_optimizer_state(optimizer, method, _under(values, OPTIMIZER))
+    except UserError as error:
+        raise UserError(f"{checkpoint.path}: {error}") from error
+    for name, callback in callbacks.items():
+        state = _under(values, f"{CALLBACK}{name}.")
+        if state:
+            callback.load_state_dict(state)
+
+
+def _under(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}

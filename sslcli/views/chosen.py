@@ -1,0 +1,38 @@
+"""Operations that happen to some samples of a batch only.
+
+On a CPU an operation works on those samples alone; in compiled code and on other devices, where that would need a
+host synchronisation or a shape that changes, it works on all of them and the others are put back. Both ways give the
+same numbers, and a sample that is not chosen stays as it is to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def takes_subsets(images: Tensor) -> bool:
+    """Tells whether choosing samples by index is free of waiting and of changing shapes here."""
+    return images.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def on_chosen(function: Callable[..., Tensor], images: Tensor, chosen: Tensor, *others: Tensor) -> Tensor:
+    """Applies `function(images, *others)` to the chosen samples.
+
+    Args:
+        function: keeps the shape (N, C, H, W) of its first argument and treats each sample by itself.
+        images: (N, C, H, W).
+        chosen: (N,) bool.
+        others: more arguments, one row per sample.
+
+    Returns:
+        (N, C, H, W), a new tensor unless no sample was chosen.
+    """
+    if not takes_subsets(images):
+        return torch.where(chosen.view(-1, 1, 1, 1), function(images, *others), images)
+    index = chosen.nonzero().squeeze(1)
+    if not len(index):
+        return images
+    return images.index_copy(0, index, function(images[index], *(other[index] for other in others)))

@@ -1,0 +1,75 @@
+"""The random parameters of a batch's views, in one piece of memory: one transfer takes them all to a device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sslcli.contracts.views import Parameters
+
+#: Every tensor begins at a multiple of this, since compiled kernels want aligned inputs.
+_ALIGNMENT = 64
+
+
+class Slot(NamedTuple):
+    """Where a tensor lies in the buffer."""
+
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def read(self, buffer: Tensor) -> Tensor:
+        stop = self.start + math.prod(self.shape) * self.dtype.itemsize
+        return buffer[self.start : stop].view(self.dtype).view(self.shape)
+
+
+class Draws:
+    """Parameters of every operation of every view.
+
+    Attributes:
+        values: `values[view][operation]` are an operation's parameters, whose tensors share one buffer.
+    """
+
+    def __init__(self, buffer: Tensor, slots: list[list[dict[str, Slot]]]) -> None:
+        self._buffer = buffer
+        self._slots = slots
+        self.values: list[list[Parameters]] = [
+            [{name: slot.read(buffer) for name, slot in operation.items()} for operation in view] for view in slots
+        ]
+
+    @classmethod
+    def pack(cls, values: Sequence[Sequence[Parameters]]) -> Draws:
+        """Copies parameters on the CPU, `values[view][operation]`, into one buffer."""
+        slots: list[list[dict[str, Slot]]] = []
+        end = 0
+        for view in values:
+            slots.append([])
+            for operation in view:
+                slots[-1].append({})
+                for name, value in operation.items():
+                    slots[-1][-1][name] = Slot(end, value.dtype, tuple(value.shape))
+                    end += math.ceil(value.nbytes / _ALIGNMENT) * _ALIGNMENT
+        draws = cls(torch.zeros(end, dtype=torch.uint8), slots)
+        for view, packed in zip(values, draws.values, strict=True):
+            for operation, tensors in zip(view, packed, strict=True):
+                for name, value in operation.items():
+                    tensors[name].copy_(value)
+        return draws
+
+    def to(self, device: torch.device | str) -> Draws:
+        """Returns the same on a device; from the CPU to CUDA without waiting for it."""
+        device = torch.device(device)
+        if device.type == self._buffer.device.type and device.index in (None, self._buffer.device.index):
+            return self
+        buffer = self._buffer
+        if device.type == "cuda" and buffer.device.type == "cpu":
+            buffer = buffer.pin_memory()
+        return Draws(buffer.to(device, non_blocking=True), self._slots)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Once the buffer, not once more for every tensor in it.
+        return type(self), (self._buffer, self._slots)

@@ -1,0 +1,68 @@
+"""Separable filters as matrices: what crop, resize and blur have in common.
+
+A filter that works on rows and columns alike is two products, `Wy @ image @ Wxᵀ`, with a matrix of its own for each
+sample. Everything has a static shape, so that it can be compiled, and nothing is read outside of what it may read.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def filter_matrix(spans: Tensor, size: int, source: int, cubic: bool, mirror: Tensor | None = None) -> Tensor:
+    """Returns the antialiased filters that take `source` pixels to `size`, as PIL defines them.
+
+    A pixel's filter is centred on where it lies in the source, as wide as an output pixel when shrinking, cut off at
+    the span and normalised. Bilinear: the triangle; bicubic: Keys' with a = −0.5.
+
+    Args:
+        spans: (N, 4) float32, in source pixels: where the span begins, its length, where the first output pixel
+            begins (counted from the span's beginning), and the length of an output pixel.
+        size: pixels that come out.
+        source: pixels that come in.
+        cubic: bicubic, else bilinear.
+        mirror: (N,) bool, these samples come out in reverse.
+
+    Returns:
+        (N, size, source) float32; each row sums to 1.
+    """
+    begin, length, first, step = spans.view(-1, 4, 1, 1).unbind(1)  # (N, 1, 1) each
+    output = torch.arange(size, device=spans.device, dtype=torch.float32).view(1, -1, 1) + 0.5
+    if mirror is not None:
+        output = torch.where(mirror.view(-1, 1, 1), size - output, output)
+    # Counted from the span's beginning, since small numbers keep their digits.
+    inside = torch.arange(source, device=spans.device, dtype=torch.float32).view(1, 1, -1) + 0.5 - begin
+    width = step.clamp_min(1)
+    distance = ((inside - (first + output * step)) / width).abs()
+    weights = _keys(distance) if cubic else (1 - distance).clamp_min(0)
+    weights = weights * ((inside > 0) & (inside < length))
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _keys(distance: Tensor) -> Tensor:
+    """Keys' cubic with a = −0.5 at a distance ≥ 0 (*Cubic convolution interpolation*, 1981)."""
+    near = (1.5 * distance - 2.5) * distance * distance + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return torch.where(distance < 1, near, far * (distance < 2))
+
+
+def multiply(rows: Tensor, images: Tensor, columns: Tensor, clip: bool = False) -> Tensor:
+    """Returns `rows @ image @ columnsᵀ` for every sample and channel, the columns first.
+
+    Args:
+        rows: (N, h, H).
+        images: (N, C, H, W) float32.
+        columns: (N, w, W).
+        clip: clips to [0, 1] after each of the two passes, as PIL does with filters that overshoot.
+
+    Returns:
+        (N, C, h, w) float32.
+    """
+    count, channels, height, width = images.shape
+    wide = torch.bmm(images.reshape(count, channels * height, width), columns.transpose(1, 2))
+    if clip:
+        wide = wide.clamp(0, 1)
+    planes = wide.view(count, channels, height, columns.shape[1])
+    result = torch.matmul(rows.unsqueeze(1), planes)
+    return result.clamp(0, 1) if clip else result

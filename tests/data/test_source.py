@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+import torch
+from torch import Tensor
+
+from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Source, SourceBatch
+from sslcli.contracts.errors import UserError
+from sslcli.data import source as source_module
+from sslcli.data.source import ResidentSource, open_source, resident_images
+
+CPU = torch.device("cpu")
+
+
+class Numbered(Dataset):
+    """Image i is filled with i; its label is i modulo 3."""
+
+    def __init__(
+        self, length: int, keeps: bool = True, size: tuple[int, int] | None = (2, 4), labelled: bool = True
+    ) -> None:
+        super().__init__(DatasetOptions())
+        self.info = DataInfo("numbered", 3, size, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c"))
+        self.labels = torch.arange(length) % 3 if labelled else None
+        self.length, self.keeps = length, keeps
+
+    def __len__(self) -> int:
+        return self.length
+
+    def image(self, index: int) -> Tensor:
+        return torch.full((3, 2, 4), index, dtype=torch.uint8)
+
+    def images(self) -> Tensor | None:
+        return torch.stack([self.image(index) for index in range(len(self))]) if self.keeps else None
+
+
+def take(source: Source, step: int, count: int) -> list[list[SourceBatch]]:
+    return list(islice(source.batches(step), count))
+
+
+def assert_same(first: SourceBatch, second: SourceBatch) -> None:
+    assert torch.equal(first.images[0], second.images[0])
+    assert first.labels is not None
+    assert second.labels is not None
+    assert torch.equal(first.labels, second.labels)
+    assert torch.equal(first.index, second.index)
+    assert torch.equal(first.positions, second.positions)
+    assert (first.epoch, first.cropped) == (second.epoch, second.cropped)
+
+
+def test_batch_holds_the_images_and_labels_of_its_index() -> None:
+    for (batch,) in take(ResidentSource(Numbered(50), CPU, 8), 0, 6):
+        assert batch.images[0].shape == (8, 3, 2, 4)
+        assert batch.images[0].dtype == torch.uint8
+        assert torch.equal(batch.images[0][:, 0, 0, 0].long(), batch.index)
+        assert batch.labels is not None
+        assert torch.equal(batch.labels, batch.index % 3)
+        assert not batch.cropped
+
+
+def test_epoch_shows_each_image_once() -> None:
+    source = ResidentSource(Numbered(60), CPU, 12)
+    assert source.steps_per_epoch == 5
+    for epoch in range(2):
+        batches = take(source, epoch * 5, 5)
+        assert {batch.epoch for (batch,) in batches} == {epoch}
+        assert torch.cat([batch.index for (batch,) in batches]).sort().values.tolist() == list(range(60))
+        assert torch.cat([batch.positions for (batch,) in batches]).tolist() == list(range(60))
+
+
+def test_incomplete_last_batch_is_left_out() -> None:
+    source = ResidentSource(Numbered(50), CPU, 8)
+    assert source.steps_per_epoch == 6
+    batches = take(source, 0, 7)
+    assert [batch.epoch for (batch,) in batches] == [0] * 6 + [1]
+    assert len(set(torch.cat([batch.index for (batch,) in batches[:6]]).tolist())) == 48
+    assert batches[6][0].positions.tolist() == list(range(8))
+
+
+def test_orders_of_epochs_and_seeds_differ() -> None:
+    source = ResidentSource(Numbered(64), CPU, 64)
+    first, second = take(source, 0, 2)
+    other = take(ResidentSource(Numbered(64), CPU, 64, seed=1), 0, 1)[0]
+    assert not torch.equal(first[0].index, second[0].index)
+    assert not torch.equal(first[0].index, other[0].index)
+
+
+@pytest.mark.parametrize("step", [1, 5, 6, 13])
+def test_stream_from_a_step_is_the_tail_of_the_stream(step: int) -> None:
+    whole = take(ResidentSource(Numbered(50), CPU, 8, accumulate=2, seed=3), 0, 20)
+    tail = take(ResidentSource(Numbered(50), CPU, 8, accumulate=2, seed=3), step, 20 - step)
+    assert len(tail) == 20 - step
+    for expected, found in zip(whole[step:], tail, strict=True):
+        for first, second in zip(expected, found, strict=True):
+            assert_same(first, second)
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 4), (2, 1), (2, 3), (4, 2)])
+def test_ranks_and_accumulation_cut_the_same_global_batch(world_size: int, accumulate: int) -> None:
+    whole = take(ResidentSource(Numbered(100), CPU, 24, seed=1), 0, 5)
+    ranks = [
+        take(ResidentSource(Numbered(100), CPU, 24, accumulate, 1, rank, world_size), 0, 5)
+        for rank in range(world_size)
+    ]
+    for step, (expected,) in enumerate(whole):
+        parts = [ranks[rank][step][micro] for micro in range(accumulate) for rank in range(world_size)]
+        assert {len(part.index) for part in parts} == {24 // world_size // accumulate}
+        assert torch.equal(torch.cat([part.index for part in parts]), expected.index)
+        assert torch.equal(torch.cat([part.positions for part in parts]), expected.positions)
+
+
+def test_order_is_made_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*arguments: int) -> Tensor:
+        calls.append(arguments)
+        return torch.arange(arguments[2])
+
+    monkeypatch.setattr(source_module, "permutation", counted)
+    take(ResidentSource(Numbered(50), CPU, 8, seed=9), 4, 8)
+    assert calls == [(9, 0, 50), (9, 1, 50)]
+
+
+def test_data_without_labels_have_none() -> None:
+    assert take(ResidentSource(Numbered(10, labelled=False), CPU, 5), 0, 1)[0][0].labels is None
+
+
+@pytest.mark.parametrize(("accumulate", "world_size", "multiple"), [(3, 1, 3), (1, 3, 3), (4, 4, 16)])
+def test_batch_that_cannot_be_shared_out_is_refused(accumulate: int, world_size: int, multiple: int) -> None:
+    with pytest.raises(UserError, match=rf"^training.batch_size: 8 .* multiple of {multiple},[^\n]*$"):
+        ResidentSource(Numbered(50), CPU, 8, accumulate, world_size=world_size)
+
+
+def test_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^training.batch_size: 64 is more than the 50 images of numbered[^\n]*$"):
+        ResidentSource(Numbered(50), CPU, 64)
+
+
+def test_images_that_the_dataset_does_not_keep_are_decoded_once() -> None:
+    found, expected = resident_images(Numbered(9, keeps=False)), Numbered(9).images()
+    assert found is not None
+    assert expected is not None
+    assert torch.equal(found, expected)
+
+
+def test_images_of_unequal_size_or_too_many_are_not_resident() -> None:
+    assert resident_images(Numbered(9, keeps=False, size=None)) is None
+    assert resident_images(Numbered(9), budget=9 * 24 - 1) is None
+    assert resident_images(Numbered(9), budget=9 * 24) is not None
+
+
+def test_open_source_takes_the_resident_one_and_refuses_the_rest() -> None:
+    opened = open_source(Numbered(50), CPU, 8, accumulate=2, seed=4)
+    assert isinstance(opened, ResidentSource)
+    (first,), (second,) = take(opened, 3, 1), take(ResidentSource(Numbered(50), CPU, 8, 2, 4), 3, 1)
+    assert_same(first[1], second[1])
+    with pytest.raises(UserError, match=r"^data: numbered [^\n]*equal size[^\n]*$"):
+        open_source(Numbered(50, size=None), CPU, 8)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_batches_on_cuda_are_those_on_the_cpu_without_waiting_for_the_device() -> None:
+    source = ResidentSource(Numbered(50), torch.device("cuda"), 8)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = take(source, 0, 7)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for (batch,), (expected,) in zip(found, take(ResidentSource(Numbered(50), CPU, 8), 0, 7), strict=True):
+        assert batch.images[0].device.type == "cuda"
+        assert torch.equal(batch.images[0].cpu(), expected.images[0])
+        assert torch.equal(batch.index, expected.index)

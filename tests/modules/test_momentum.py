@@ -1,0 +1,96 @@
+"""The momentum encoder: its schedule by hand values, what moves and what does not."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sslcli.contracts.backbone import Features
+from sslcli.modules.momentum import MomentumEncoder, cosine_momentum
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Features:
+        return Features(pooled=self.norm(self.linear(x)))
+
+
+def pair() -> tuple[Tiny, nn.Linear, MomentumEncoder]:
+    torch.manual_seed(0)
+    backbone, projector = Tiny().double(), nn.Linear(3, 2).double()
+    return backbone, projector, MomentumEncoder(backbone, projector)
+
+
+def shake(*modules: nn.Module) -> None:
+    with torch.no_grad():
+        for module in modules:
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter))
+
+
+def test_cosine_momentum_has_the_values_worked_out_by_hand() -> None:
+    assert cosine_momentum(0.996, 0, 100) == pytest.approx(0.996)
+    assert cosine_momentum(0.996, 25, 100) == pytest.approx(1 - 0.004 * (1 + math.sqrt(0.5)) / 2)
+    assert cosine_momentum(0.996, 50, 100) == pytest.approx(0.998)
+    assert cosine_momentum(0.996, 100, 100) == 1
+    assert cosine_momentum(0.996, 130, 100) == 1
+
+
+def test_momentum_copy_starts_as_the_online_network() -> None:
+    backbone, projector, momentum_encoder = pair()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    assert torch.equal(momentum_encoder(x), projector(backbone(x).pooled))
+
+
+def test_update_is_the_moving_average_of_every_parameter() -> None:
+    backbone, projector, momentum_encoder = pair()
+    shake(backbone, projector)
+    before = copy.deepcopy(momentum_encoder)
+    momentum_encoder.update(backbone, projector, 0.9)
+    for module, old, new in (
+        (backbone, before.backbone, momentum_encoder.backbone),
+        (projector, before.projector, momentum_encoder.projector),
+    ):
+        was, now = dict(old.named_parameters()), dict(new.named_parameters())
+        for name, online in module.named_parameters():
+            for w, a, b in zip(online.flatten(), was[name].flatten(), now[name].flatten(), strict=True):
+                assert b.item() == pytest.approx(0.9 * a.item() + 0.1 * w.item(), abs=1e-14), name
+
+
+def test_update_with_momentum_zero_copies_and_with_one_changes_nothing() -> None:
+    backbone, projector, momentum_encoder = pair()
+    shake(backbone, projector)
+    before = [p.clone() for p in momentum_encoder.parameters()]
+    momentum_encoder.update(backbone, projector, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, momentum_encoder.parameters(), strict=True))
+    momentum_encoder.update(backbone, projector, 0.0)
+    online = [*backbone.parameters(), *projector.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(online, momentum_encoder.parameters(), strict=True))
+
+
+def test_update_leaves_the_copys_own_batch_norm_statistics() -> None:
+    backbone, projector, momentum_encoder = pair()
+    backbone.norm.running_mean.fill_(7)
+    momentum_encoder.update(backbone, projector, 0.5)
+    assert torch.equal(momentum_encoder.backbone.norm.running_mean, torch.zeros(3, dtype=torch.float64))
+
+
+def test_copy_in_training_mode_keeps_statistics_of_its_own_batches() -> None:
+    backbone, _, momentum_encoder = pair()
+    momentum_encoder(torch.randn(5, 4, dtype=torch.float64) + 3)
+    assert not torch.equal(momentum_encoder.backbone.norm.running_mean, backbone.norm.running_mean)
+
+
+def test_copy_takes_no_gradient() -> None:
+    _, _, momentum_encoder = pair()
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    assert not momentum_encoder(x).requires_grad
+    assert not any(p.requires_grad for p in momentum_encoder.parameters())

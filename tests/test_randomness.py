@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sslcli import randomness
+from sslcli.randomness import feistel, hash_bits, permutation, seed_for, uniform
+
+MASK = (1 << 64) - 1
+
+
+def reference_hash(*keys: int) -> int:
+    state = 0
+    for key in keys:
+        x = ((state ^ (key & MASK)) + 0x9E3779B97F4A7C15) & MASK
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+        state = x ^ (x >> 31)
+    return state
+
+
+@pytest.mark.parametrize("keys", [(0,), (1, 2, 3), (-5, 7), (2**63 + 11, 0), (2**64 - 1, 2**40)])
+def test_hash_is_splitmix64_in_unsigned_arithmetic(keys: tuple[int, ...]) -> None:
+    assert int(hash_bits(*keys)) & MASK == reference_hash(*keys)
+
+
+def test_hash_of_tensors_is_the_hash_of_each_combination() -> None:
+    rows, columns = torch.tensor([[3], [-4]]), torch.tensor([0, 5, 9])
+    table = hash_bits(1, rows, columns)
+    for i, row in enumerate(rows.flatten().tolist()):
+        for j, column in enumerate(columns.tolist()):
+            assert int(table[i, j]) & MASK == reference_hash(1, row, column)
+
+
+def test_every_bit_of_a_key_flips_half_of_the_hash() -> None:
+    keys = torch.arange(512)
+    for bit in (0, 1, 17, 40, 62):
+        changed = hash_bits(7, keys) ^ hash_bits(7, keys ^ (1 << bit))
+        flips = torch.stack([(changed >> place) & 1 for place in range(64)]).double()
+        assert abs(float(flips.mean()) - 0.5) < 0.01
+        # 512 throws of a coin: six standard deviations are 0.13
+        assert float((flips.mean(dim=1) - 0.5).abs().max()) < 0.14
+
+
+def test_order_of_the_keys_matters() -> None:
+    assert int(hash_bits(1, 2)) != int(hash_bits(2, 1))
+
+
+def test_uniform_numbers_are_even_and_unrelated() -> None:
+    numbers = uniform(0, 0, torch.arange(20_000), count=6)
+    assert numbers.dtype == torch.float64
+    assert float(numbers.min()) >= 0
+    assert float(numbers.max()) < 1
+    bins = torch.histc(numbers.flatten(), bins=50, min=0, max=1)
+    expected = numbers.numel() / 50
+    assert float(((bins - expected).square() / expected).sum()) < 100  # chi-square, 49 degrees of freedom
+    relation = torch.corrcoef(numbers.T) - torch.eye(6)
+    assert float(relation.abs().max()) < 0.04
+    neighbours = torch.corrcoef(torch.stack([numbers[:-1, 0], numbers[1:, 0]]))[0, 1]
+    assert abs(float(neighbours)) < 0.04
+
+
+def test_uniform_numbers_of_a_key_do_not_depend_on_its_company() -> None:
+    whole = uniform(3, torch.arange(100), 5, count=4)
+    assert torch.equal(whole[40:43], uniform(3, torch.tensor([40, 41, 42]), 5, count=4))
+    assert torch.equal(whole[:, :2], uniform(3, torch.arange(100), 5, count=2))
+
+
+def test_chance_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    uniform(0, count=3)
+    permutation(0, 0, 10)
+    seed_for(1, 2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_seeds_are_non_negative_and_differ() -> None:
+    seeds = {seed_for(0, step, rank) for step in range(50) for rank in range(4)}
+    assert len(seeds) == 200
+    assert min(seeds) >= 0
+    assert max(seeds) < 2**63
+    torch.Generator().manual_seed(max(seeds))
+
+
+@pytest.mark.parametrize("sorts", [True, False])
+@pytest.mark.parametrize("length", [1, 2, 3, 17, 1000, 4097])
+def test_permutation_holds_each_item_once(monkeypatch: pytest.MonkeyPatch, sorts: bool, length: int) -> None:
+    monkeypatch.setattr(randomness, "SORT_LIMIT", 10_000 if sorts else 0)
+    assert torch.equal(permutation(5, 1, length).sort().values, torch.arange(length))
+
+
+@pytest.mark.parametrize("sorts", [True, False])
+def test_permutation_in_pieces_is_the_permutation(monkeypatch: pytest.MonkeyPatch, sorts: bool) -> None:
+    monkeypatch.setattr(randomness, "SORT_LIMIT", 10_000 if sorts else 0)
+    whole = permutation(5, 1, 1000)
+    pieces = [permutation(5, 1, 1000, start, min(start + 300, 1000)) for start in range(0, 1000, 300)]
+    assert torch.equal(torch.cat(pieces), whole)
+
+
+@pytest.mark.parametrize("sorts", [True, False])
+def test_permutation_changes_with_seed_and_epoch(monkeypatch: pytest.MonkeyPatch, sorts: bool) -> None:
+    monkeypatch.setattr(randomness, "SORT_LIMIT", 10_000 if sorts else 0)
+    orders = [permutation(seed, epoch, 1000) for seed in range(3) for epoch in range(3)]
+    for i, first in enumerate(orders):
+        for second in orders[:i]:
+            assert int((first == second).sum()) < 12  # one on average
+
+
+def test_feistel_puts_an_item_anywhere() -> None:
+    # length 5 in a domain of 16: most first steps land outside and walk on
+    places = torch.stack([feistel(hash_bits(0, key), 5, torch.arange(5)) for key in range(300)])
+    for place in range(5):
+        counts = torch.bincount(places[:, place], minlength=5).double()
+        assert float(((counts - 60).square() / 60).sum()) < 25  # chi-square, 4 degrees of freedom
+
+
+def test_feistel_leaves_the_places_it_was_given_unchanged() -> None:
+    places = torch.arange(7)
+    feistel(hash_bits(0), 7, places)
+    assert torch.equal(places, torch.arange(7))
