@@ -1,0 +1,82 @@
+"""The run as callbacks see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from .. import distributed
+from ..contracts.backbone import Backbone
+from ..contracts.callback import Callback, Outcome, RunContext
+from ..contracts.data import Dataset, Part
+from ..contracts.method import Progress
+from ..runs.directory import RunDirectory
+from .setup import Session
+
+
+class Context(RunContext):
+    """Implements `RunContext` on a session and its directory, and calls the callbacks."""
+
+    def __init__(self, session: Session, directory: RunDirectory, tell: Callable[[str], None]) -> None:
+        self.session = session
+        self.run_directory = directory
+        self.directory: Path = directory.path
+        self.device = session.device
+        self.seed = session.config.seed
+        self.is_main = distributed.rank() == 0
+        self.image_size = session.image_size
+        self.progress = Progress(0, session.last_step, session.info.steps_per_epoch)
+        self._tell = tell
+        self._labelled: dict[Part, Dataset | None] = {}
+
+    @property
+    def callbacks(self) -> list[Callback]:
+        return list(self.session.callbacks.values())
+
+    def encoder(self) -> Backbone:
+        return self.session.method.encoder()
+
+    def labelled(self, part: Part) -> Dataset | None:
+        if part not in self._labelled:
+            self._labelled[part] = self.session.labelled(part)
+        return self._labelled[part]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return self.session.normalise(images)
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        if not self.is_main:
+            return
+        record = {"step": self.progress.step, "epoch": round(self.progress.epoch, 4), **metrics}
+        self.run_directory.append(record)
+        for callback in self.callbacks:
+            callback.on_log(self, record)
+
+    def tell(self, text: str) -> None:
+        if self.is_main:
+            self._tell(text)
+
+    def start(self) -> None:
+        for callback in self.callbacks:
+            callback.on_start(self)
+
+    def step(self) -> None:
+        for callback in self.callbacks:
+            callback.on_step(self)
+
+    def epoch(self) -> None:
+        for callback in self.callbacks:
+            callback.on_epoch(self)
+
+    @contextmanager
+    def ending(self) -> Iterator[list[Outcome]]:
+        """Calls `on_end` however the block ends; the block appends the outcome, which is `failed` otherwise."""
+        outcome: list[Outcome] = []
+        try:
+            yield outcome
+        finally:
+            for callback in self.callbacks:
+                callback.on_end(self, outcome[-1] if outcome else "failed")

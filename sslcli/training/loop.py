@@ -1,0 +1,187 @@
+"""The loop around `method(batch)`: the same for every method, with no wait for the device between log lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..contracts.data import SourceBatch
+from ..contracts.errors import SslError
+from ..contracts.method import Batch, Progress, Step, StepFunction, View
+from ..evaluation.quality import effective_rank, feature_std
+from ..optimizers.groups import set_lr
+from ..randomness import seed_for
+from .context import Context
+from .setup import SEED_STEP, Session
+
+
+class RunFailed(SslError):
+    """The run cannot go on; the message says at which step and what to try."""
+
+
+class Meter:
+    """Sums of what steps report, kept on the device until a log line is due, and the clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self.reset()
+
+    def reset(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self.images = 0
+        self.waited = self.paused = 0.0
+        self.started = time.perf_counter()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What runs inside (callbacks, saving) is not training time."""
+        began = time.perf_counter()
+        yield
+        self.paused += time.perf_counter() - began
+
+    def seconds(self) -> float:
+        return max(time.perf_counter() - self.started - self.paused, 1e-9)
+
+    def add(self, step: int, loss: Tensor, metrics: dict[str, Tensor]) -> None:
+        """Takes one step's values (0-dim tensors)."""
+        for name, value in {"loss": loss, **metrics}.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += 1
+        bad = (self.first_bad_step < 0) & ~loss.detach().isfinite()
+        self.first_bad_step = torch.where(bad, step, self.first_bad_step)
+
+    def bad_step(self) -> int | None:
+        """Returns the first step whose loss was not finite (waits for the device)."""
+        step = int(self.first_bad_step)
+        return step if step >= 0 else None
+
+    def means(self) -> dict[str, float]:
+        """Returns the mean of everything since the last log line (waits for the device)."""
+        return {name: (total / self.count).item() for name, total in self.sums.items()}
+
+
+class Loop:
+    """Makes optimizer steps.
+
+    Args:
+        session: what takes part.
+        context: how callbacks see it; its `progress` is kept up to date here.
+        start: steps already made.
+    """
+
+    def __init__(self, session: Session, context: Context, start: int) -> None:
+        self.session, self.context = session, context
+        self.method, self.optimizer = session.method, session.optimizer
+        self.parameters = [p for p in self.method.parameters() if p.requires_grad]
+        self.schedules: dict[str, StepFunction] = self.method.schedules()
+        self.meter = Meter(session.device)
+        self.features: Tensor | None = None
+        self.batches: Iterator[list[SourceBatch]] = session.source.batches(start)
+        self._set_progress(start)
+
+    def _set_progress(self, step: int) -> None:
+        self.context.progress = Progress(step, self.session.last_step, self.session.info.steps_per_epoch)
+
+    def step(self) -> None:
+        """Makes one optimizer step, over all its micro-batches."""
+        session, step = self.session, self.context.progress.step
+        # The schedule is a function of the step about to be made: the first one gets its first value.
+        set_lr(self.optimizer, session.schedule, step, session.base_lr)
+        schedule = {
+            name: torch.full((), function(step), dtype=torch.float32, device=session.device)
+            for name, function in self.schedules.items()
+        }
+        began = time.perf_counter()
+        micro_batches = next(self.batches)
+        self.meter.waited += time.perf_counter() - began
+        self.method.train()
+        carries, losses = [], []
+        metrics: dict[str, Tensor] = {}
+        for number, source_batch in enumerate(micro_batches):
+            # Dropout and the like: a function of the step, so that a resumed run draws what it would have drawn.
+            torch.manual_seed(seed_for(session.config.seed, SEED_STEP, step, number))
+            result = self._forward(source_batch, schedule)
+            loss = result.loss / len(micro_batches)
+            torch.autograd.backward(session.precision.scaler.scale(loss))
+            losses.append(loss.detach())
+            carries.append(result.carry)
+            for name, value in result.metrics.items():
+                part = value.detach() / len(micro_batches)
+                metrics[name] = metrics[name] + part if name in metrics else part
+            self.features = result.features
+            self.meter.images += len(source_batch.index)
+        self._update()
+        self._set_progress(step + 1)
+        with torch.no_grad():
+            self.method.after_step(carries, self.context.progress)
+        self.meter.add(step + 1, torch.stack(losses).sum(), metrics)
+
+    def _forward(self, source_batch: SourceBatch, schedule: dict[str, Tensor]) -> Step:
+        session = self.session
+        images = source_batch.images
+        sizes = None
+        if not source_batch.cropped:
+            sizes = torch.tensor([images[0].shape[-2:]]).expand(len(source_batch.index), 2)
+        draws = session.views.draw(source_batch.epoch, source_batch.positions, sizes).to(session.device)
+        views = session.views.apply(images, draws, cropped=source_batch.cropped)
+        if session.config.training.channels_last:
+            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+        batch = Batch([View(view) for view in views], source_batch.labels, source_batch.index, schedule)
+        with session.precision.autocast():
+            result: Step = self.method(batch)
+        return result
+
+    def _update(self) -> None:
+        scaler, clip = self.session.precision.scaler, self.session.config.training.clip
+        scaler.unscale_(self.optimizer)
+        self.method.after_backward(self.context.progress)
+        if clip is not None and clip.mode == "global":
+            torch.nn.utils.clip_grad_norm_(self.parameters, clip.norm)
+        elif clip is not None:
+            clip_each(self.parameters, clip.norm)
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def check_finite(self) -> None:
+        """Raises RunFailed if the loss of any step was not finite (waits for the device)."""
+        bad = self.meter.bad_step()
+        if bad is not None:
+            name = self.session.precision.name
+            advice = "training.precision=fp32, " if name != "fp32" else ""
+            raise RunFailed(
+                f"the loss was not finite in step {bad} (lr {self.lr(bad - 1):.3g}, {name}); what was saved before is "
+                f"good: try a smaller optimizer.lr, a longer warm-up, {advice}or training.clip.norm=1.0"
+            )
+
+    def lr(self, step: int) -> float:
+        return float(self.session.schedule(step))
+
+    def record(self) -> dict[str, float]:
+        """Returns the log line since the last one, and starts a new one; RunFailed if the loss was not finite."""
+        self.check_finite()
+        meter = self.meter
+        metrics = meter.means()  # waits for the device, so that the time below is what the steps took
+        seconds = meter.seconds()
+        line = {"loss": metrics.pop("loss"), "lr": self.lr(self.context.progress.step - 1)}
+        line["images_per_second"] = round(meter.images * self.session.info.world_size / seconds, 1)
+        line["data_wait"] = round(meter.waited / seconds, 4)
+        line |= metrics
+        if self.features is not None:
+            line["feature_std"] = feature_std(self.features).item()
+            line["feature_rank"] = effective_rank(self.features).item()
+        meter.reset()
+        return line
+
+
+def clip_each(parameters: list[torch.nn.Parameter], norm: float) -> None:
+    """Scales each parameter's gradient whose L2 norm is above `norm` down to it."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    scales = [(norm / (value + 1e-6)).clamp(max=1.0) for value in torch._foreach_norm(gradients)]
+    torch._foreach_mul_(gradients, scales)

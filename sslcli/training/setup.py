@@ -1,0 +1,149 @@
+"""Builds everything a run needs from its config, before anything is written to disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import distributed
+from ..config.resolve import RunConfig
+from ..contracts.backbone import Backbone
+from ..contracts.callback import Callback
+from ..contracts.data import Dataset, Part, Source
+from ..contracts.errors import UserError
+from ..contracts.export import BackboneCard
+from ..contracts.method import Method, Progress, RunInfo
+from ..data.source import open_source
+from ..optimizers.groups import build_groups, effective_lr
+from ..randomness import seed_for
+from ..runs.device import resolve_device, resolve_precision
+from ..version import __version__
+from ..views.pipeline import ViewMaker
+from .precision import Precision
+
+#: Separates the streams of random numbers that are drawn from the run's one seed.
+SEED_WEIGHTS, SEED_STEP = 1, 2
+
+
+@dataclass
+class Session:
+    """Everything that takes part in a run. `config` has every `auto` resolved."""
+
+    config: RunConfig
+    device: torch.device
+    precision: Precision
+    dataset: Dataset
+    source: Source
+    views: ViewMaker
+    method: Method
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    base_lr: float
+    info: RunInfo
+    callbacks: dict[str, Callback]
+
+    @property
+    def last_step(self) -> int:
+        """The step after which the run ends."""
+        limit = self.config.training.max_steps
+        return self.info.total_steps if limit is None else min(limit, self.info.total_steps)
+
+    @property
+    def image_size(self) -> int:
+        return max(view.size for view in self.config.views)
+
+    def labelled(self, part: Part) -> Dataset | None:
+        """Opens the labelled images to fit or to judge a probe on; None where the data have none."""
+        options = self.dataset.labelled(self.dataset.options, part)
+        if options is None:
+            return None
+        return self.dataset if options == self.dataset.options else type(self.dataset).open(options)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) on the device → float32, normalised as in training."""
+        info = self.dataset.info
+        mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (info.mean, info.std))
+        return (images.float() / 255 - mean) / std
+
+    def encoder_prefix(self) -> str:
+        """The name of the exported backbone within the method, with its dot."""
+        encoder = self.method.encoder()
+        return next(f"{name}." for name, module in self.method.named_modules() if module is encoder)
+
+    def card(self, progress: Progress) -> BackboneCard:
+        info, encoder = self.dataset.info, self.method.encoder()
+        return BackboneCard(
+            backbone=self.config.backbone.plain(), channels=info.channels, image_size=self.image_size,
+            feature_dim=encoder.spec.feature_dim, mean=info.mean, std=info.std, method=self.config.method.name,
+            dataset=info.name, step=progress.step, epoch=progress.epoch, sslcli=__version__,
+        )  # fmt: skip
+
+
+def resolve_autos(config: RunConfig) -> RunConfig:
+    """Returns the config with `auto` replaced by what it means here; UserError for a device that isn't there."""
+    device = resolve_device(config.training.device)
+    precision = resolve_precision(config.training.precision, device)
+    # The index of a device says nothing about the run; its type does.
+    name = config.training.device if config.training.device != "auto" else device.type
+    training = config.training.model_copy(update={"device": name, "precision": precision})
+    return dataclasses.replace(config, training=training)
+
+
+def build(config: RunConfig) -> Session:
+    """Opens the data and builds views, backbone, method, optimizer and callbacks.
+
+    Raises:
+        UserError: whatever does not go together, in one line.
+    """
+    config = resolve_autos(config)
+    training = config.training
+    device = resolve_device(training.device)
+    torch.use_deterministic_algorithms(training.deterministic)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
+        # Image sizes never change within a run, so that trying each kernel once pays; a choice by time isn't repeatable.
+        torch.backends.cudnn.benchmark = not training.deterministic
+    dataset: Dataset = config.data.cls.open(config.data.options)
+    if config.method.cls.needs_labels and dataset.labels is None:
+        raise UserError(f"method: {config.method.name!r} needs labels, and {dataset.info.name!r} has none")
+    views = ViewMaker(config.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
+    source = open_source(
+        dataset, device, training.batch_size, training.accumulate, config.seed,
+        distributed.rank(), distributed.world_size(),
+    )  # fmt: skip
+    info = RunInfo(
+        total_steps=training.epochs * source.steps_per_epoch, steps_per_epoch=source.steps_per_epoch,
+        epochs=training.epochs, batch_size=training.batch_size, world_size=distributed.world_size(), data=dataset.info,
+    )  # fmt: skip
+    method = _build_method(config, dataset, info).to(device)
+    if training.channels_last:
+        method = method.to(memory_format=torch.channels_last)
+    options = config.optimizer.options
+    base_lr = effective_lr(options, training.batch_size)
+    optimizer = config.optimizer.cls.build(build_groups(method, options), options)
+    schedule = config.schedule.cls(config.schedule.options, base_lr, info.total_steps, info.steps_per_epoch)
+    callbacks = {name: choice.cls(choice.options) for name, choice in config.callbacks.items()}
+    return Session(
+        config, device, Precision(training.precision, device), dataset, source, views, method, optimizer, schedule,
+        base_lr, info, callbacks,
+    )  # fmt: skip
+
+
+def _build_method(config: RunConfig, dataset: Dataset, info: RunInfo) -> Method:
+    size, channels = max(view.size for view in config.views), dataset.info.channels
+    torch.manual_seed(seed_for(config.seed, SEED_WEIGHTS))
+    backbone: Backbone = config.backbone.cls.build(config.backbone.options, channels, size)
+    spec = backbone.spec
+    for view in config.views:
+        if view.size < spec.minimum_size or view.size % spec.size_multiple:
+            multiple = f", in multiples of {spec.size_multiple}" if spec.size_multiple > 1 else ""
+            raise UserError(
+                f"views.size: {config.backbone.name!r} cannot take images of {view.size} px; "
+                f"it takes {spec.minimum_size} or more{multiple}"
+            )
+    method: Method = config.method.cls(backbone, config.method.options, info)
+    return method

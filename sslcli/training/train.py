@@ -1,0 +1,217 @@
+"""One training from its config to its backbone: start or resume, steps, log lines, checkpoints, the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import distributed
+from ..config.resolve import Choice, RunConfig
+from ..contracts.errors import SslError
+from ..plugins import PluginFile, choose
+from ..runs import files
+from ..runs.backbone_file import save_backbone
+from ..runs.checkpoint import Checkpoint, CheckpointWriter, newest_intact
+from ..runs.directory import RunDirectory
+from ..version import __version__
+from . import resume as resuming
+from . import state
+from .context import Context
+from .interrupt import Interrupt
+from .loop import Loop, RunFailed
+from .setup import Session, build
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training ended: `signal` is the number of the signal that interrupted it, or None."""
+
+    directory: Path
+    step: int
+    total_steps: int
+    signal: int | None
+
+
+def train(
+    config: RunConfig,
+    output: Path,
+    *,
+    resume: bool = False,
+    command: Sequence[str] = (),
+    plugin_files: Sequence[PluginFile] = (),
+    tell: Tell,
+) -> TrainResult:
+    """Trains.
+
+    Args:
+        config: the whole configuration.
+        output: the run directory.
+        resume: go on with the run there; start it where there is none yet.
+        command: what the user typed, for `environment.json`.
+        plugin_files: kept in the run.
+        tell: shows a line to the user.
+
+    Raises:
+        UserError: something about the input; nothing has been written then.
+        SslError: the run failed; its last checkpoint is good.
+    """
+    directory = RunDirectory(output)
+    checkpoint = None
+    if directory.check_new(resume=resume):
+        checkpoint = newest_intact(directory.checkpoints, tell)
+    if checkpoint is not None:
+        stored = checkpoint.document["config"]
+        config = resuming.keep_resolved(config, stored)
+        for warning in resuming.check(config, stored, str(output)):
+            tell(warning)
+    session = build(config)
+    if checkpoint is not None:
+        state.restore(checkpoint, session.method, session.optimizer, session.callbacks)
+        session.precision.scaler.load_state_dict(checkpoint.document["scaler"])
+        tell(f"resuming {output} from step {checkpoint.step} of {session.last_step}")
+    try:
+        if distributed.rank() == 0:
+            directory.create(session.config.plain(), list(command), resumed=checkpoint is not None)
+            _keep_plugin_files(directory, plugin_files)
+            directory.open_log(from_step=checkpoint.step if checkpoint is not None else 0)
+        return _Run(session, directory, tell).go(checkpoint)
+    finally:
+        directory.close()
+        session.source.close()
+
+
+def _keep_plugin_files(directory: RunDirectory, plugin_files: Sequence[PluginFile]) -> None:
+    for file in plugin_files:
+        folder = directory.path / "plugins"
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(file.path, folder / f"{file.path.stem}-{file.sha256[:8]}.py")
+
+
+class _Run:
+    def __init__(self, session: Session, directory: RunDirectory, tell: Tell) -> None:
+        self.session, self.directory = session, directory
+        self.context = Context(session, directory, tell)
+        self.writer = CheckpointWriter(directory.checkpoints, session.config.checkpoints.keep)
+
+    def go(self, checkpoint: Checkpoint | None) -> TrainResult:
+        start = checkpoint.step if checkpoint is not None else 0
+        self.writer.last_step = start if checkpoint is not None else -1
+        loop = Loop(self.session, self.context, start)
+        try:
+            with Interrupt() as interrupt, self.context.ending() as outcome:
+                self.context.start()
+                loop.meter.reset()
+                while self.context.progress.step < self.session.last_step and interrupt.number is None:
+                    self._one_step(loop)
+                self._finish(loop)
+                outcome.append("done" if interrupt.number is None else "interrupted")
+        except torch.OutOfMemoryError as error:
+            raise RunFailed(
+                f"out of memory in step {self.context.progress.step + 1}: try a smaller training.batch_size, or the "
+                "same with training.accumulate=2"
+            ) from error
+        finally:
+            self.writer.close()
+        step = self.context.progress.step
+        return TrainResult(self.directory.path, step, self.session.info.total_steps, interrupt.number)
+
+    def _one_step(self, loop: Loop) -> None:
+        training, checkpoints = self.session.config.training, self.session.config.checkpoints
+        per_epoch = self.session.info.steps_per_epoch
+        loop.step()
+        step = self.context.progress.step
+        self.context.step()
+        if step % training.log_every == 0 or step == self.session.last_step:
+            self.context.log(loop.record())
+        with loop.meter.pause():
+            if step % per_epoch == 0:
+                self.context.epoch()
+            by_epoch = checkpoints.every_epochs is not None and step % (checkpoints.every_epochs * per_epoch) == 0
+            by_step = checkpoints.every_steps is not None and step % checkpoints.every_steps == 0
+            if by_epoch or by_step:
+                self._save(loop)
+
+    def _save(self, loop: Loop) -> None:
+        """Hands a snapshot to the writer; a run whose loss was not finite stops here instead."""
+        loop.check_finite()
+        step = self.context.progress.step
+        if step == self.writer.last_step or not self.context.is_main:
+            return
+        session = self.session
+        tensors, numbers = state.collect(session.method, session.optimizer, session.callbacks)
+        document: dict[str, Any] = {
+            "step": step,
+            "config": session.config.plain(),
+            "numbers": numbers,
+            "scaler": session.precision.scaler.state_dict(),
+            "encoder": state.METHOD + session.encoder_prefix(),
+            "card": dataclasses.asdict(session.card(self.context.progress)),
+            "plugins": plugins_used(session.config),
+            "world_size": distributed.world_size(),
+            "versions": {"sslcli": __version__, "torch": torch.__version__},
+        }
+        try:
+            self.writer.save(step, files.snapshot(tensors), document)
+        except ValueError as error:
+            raise SslError(f"method {session.config.method.name!r} cannot be saved: {error}") from error
+
+    def _finish(self, loop: Loop) -> None:
+        """Saves what there is, and at the very end the backbone too."""
+        progress = self.context.progress
+        if progress.step > 0:
+            self._save(loop)
+        self.writer.join()
+        if progress.step == self.session.last_step and self.context.is_main:
+            save_backbone(self.directory.backbone, self.session.method.encoder(), self.session.card(progress))
+
+
+def plugins_used(config: RunConfig) -> dict[str, dict[str, str]]:
+    """Returns package and version of every plugin that a config names."""
+    groups = {
+        "method": "methods", "backbone": "backbones", "data": "datasets", "optimizer": "optimizers",
+        "schedule": "schedules",
+    }  # fmt: skip
+    used: dict[str, dict[str, str]] = {}
+    for section, group in groups.items():
+        choice: Choice = getattr(config, section)
+        used[section] = _package(group, choice.name)
+    for view in config.views:
+        for operation in view.operations:
+            used[f"augmentation.{operation.name}"] = _package("augmentations", operation.name)
+    for name in config.callbacks:
+        used[f"callback.{name}"] = _package("callbacks", name)
+    return used
+
+
+def _package(group: str, name: str) -> dict[str, str]:
+    found = choose(group, name.partition("/")[0])
+    return {"name": name, "package": found.package, "version": found.version}
+
+
+def plan(session: Session) -> dict[str, Any]:
+    """Returns what a run would do, for `--dry-run`."""
+    info, training = session.info, session.config.training
+    images = getattr(session.source, "images", None)
+    return {
+        "images": len(session.dataset),
+        "epochs": info.epochs,
+        "steps_per_epoch": info.steps_per_epoch,
+        "steps": session.last_step,
+        "batch_size": training.batch_size,
+        "views": len(session.views),
+        "lr": session.base_lr,
+        "device": str(session.device),
+        "precision": training.precision,
+        "feature_dim": session.method.encoder().spec.feature_dim,
+        "backbone_parameters": sum(p.numel() for p in session.method.encoder().parameters()),
+        "trainable_parameters": sum(p.numel() for p in session.method.parameters() if p.requires_grad),
+        "data_bytes": images.numel() * images.element_size() if images is not None else 0,
+    }
