@@ -1,3 +1,25 @@
-"""Pre-trains image encoders by self-supervision. Importing this does not import torch."""
+"""Pre-trains image encoders by self-supervision: `train`, `evaluate`, `export`, `load_backbone`.
 
-__version__ = "0.1.0"
+Importing this imports neither torch nor anything else of ours: the functions come in when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .python_api import evaluate as evaluate
+    from .python_api import export as export
+    from .python_api import load_backbone as load_backbone
+    from .python_api import train as train
+    from .version import __version__ as __version__
+
+__all__ = ["__version__", "evaluate", "export", "load_backbone", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        module = "version" if name == "__version__" else "python_api"
+        return getattr(importlib.import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,18 +16,22 @@ def evaluate(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Options of the evaluator (k=20), or of the data (data.limit=1000).", metavar="[KEY=VALUE]..."
+            help="Options of the evaluator (k=[20]) or of the data (data.limit=500).", metavar="[KEY=VALUE]..."
         ),
     ] = None,
     method: Annotated[str, typer.Option(help="Which evaluation; see `ssl list evaluators`.")] = "knn",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
-    seed: Annotated[int, typer.Option(help="For whatever the evaluation draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="For whatever the evaluation draws.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Judge a frozen backbone.
 
     Example: ssl eval runs/quickstart-1a2b3c4d --method linear
     """
+    from ..plugins import choose
+
+    choose("evaluators", method)  # a typo is told before torch is loaded
+
     from ..evaluation.run import evaluate as run_evaluation
     from ..reporting.console import tell
 
@@ -37,6 +41,5 @@ def evaluate(
         return 0
     width = max(len(name) for name in result.metrics)
     for name, value in result.metrics.items():
-        shown = f"{value:.2%}" if name.startswith("top") or name.startswith("mean_") else f"{value:.4g}"
-        print(f"{name:<{width}}  {shown}")
+        print(f"{name:<{width}}  {f'{value:.2%}' if name.startswith('top') else f'{value:.4g}'}")
     return 0

@@ -23,13 +23,17 @@ def export(
 
     Example: ssl export backbone runs/quickstart-1a2b3c4d --output resnet18.safetensors
     """
+    from ..plugins import choose
+
+    choose("exporters", name)  # a typo is told before torch is loaded
+
     from ..exporting.run import default_output
     from ..exporting.run import export as run_export
     from ..reporting.console import tell
 
     path = output.expanduser() if output is not None else default_output(name, target)
     inside_run = output is None and target.is_dir()  # made from the run, so nothing is lost by making it again
-    if path.exists() and not (force or inside_run):
+    if path.is_file() and not (force or inside_run):
         raise UserError(f"{path}: exists already; choose another --output, or replace it with --force")
     exported = run_export(name, target, path, overrides or [], tell=tell)
     tell(f"wrote {exported.path} ({exported.path.stat().st_size / 2**20:.1f} MiB); load it with:")

@@ -73,20 +73,19 @@ def _check(groups: list[str], as_json: bool) -> int:
             except PluginError as error:
                 problem = str(error)
             rivals = [other.package for other in plugins if other.name == plugin.name and other != plugin]
-            results.append(
-                {"group": group, **_plain(plugin), "ok": problem is None, "error": problem, "clashes_with": rivals}
-            )
+            row = {"group": group, **_plain(plugin), "ok": problem is None, "error": problem, "clashes_with": rivals}
+            results.append(row)
     failed = [result for result in results if not result["ok"]]
     if as_json:
         print(json.dumps(results, indent=2))
-    else:
-        for result in results:
-            word = "ok" if result["ok"] else "FAILED"
-            clash = f"  (also in {', '.join(result['clashes_with'])})" if result["clashes_with"] else ""
-            print(f"{word:<6}  {result['group']}/{result['name']}  {result['package']} {result['version']}{clash}")
-            if result["error"]:
-                print(f"        {result['error']}")
-        print(f"{len(results) - len(failed)} of {len(results)} plugins load")
+        return 1 if failed else 0
+    for result in results:
+        word = "ok" if result["ok"] else "FAILED"
+        clash = f"  (also in {', '.join(result['clashes_with'])})" if result["clashes_with"] else ""
+        print(f"{word:<6}  {result['group']}/{result['name']}  {result['package']} {result['version']}{clash}")
+        if result["error"]:
+            print(f"        {result['error']}")
+    print(f"{len(results) - len(failed)} of {len(results)} plugins load")
     return 1 if failed else 0
 
 
@@ -95,19 +94,19 @@ def _describe(group: str, name: str, as_json: bool) -> None:
 
     plugin = choose(group, name.partition("/")[0])
     cls = load(group, name)
-    options: type[Options] = cls.Options
-    rows = [row for row in _option_rows(options)]
+    rows = option_rows(cls.Options)
+    paper = getattr(cls, "paper", "")
     if as_json:
-        described = {**_plain(plugin), "help": _help(cls), "paper": getattr(cls, "paper", ""), "options": rows}
-        print(json.dumps(described, indent=2))
+        print(json.dumps({**_plain(plugin), "help": _help(cls), "paper": paper, "options": rows}, indent=2))
         return
     print(f"{name}  ({plugin.package} {plugin.version})")
     print(textwrap.fill(_help(cls), 100, initial_indent="  ", subsequent_indent="  "))
-    if getattr(cls, "paper", ""):
-        print(f"  paper: {cls.paper}")
+    if paper:
+        print(f"  paper: {paper}")
     print("options:" if rows else "no options")
     for row in rows:
-        print(f"  {row['name']}: {row['type']} = {row['default']}")
+        default = "required" if row["required"] else f"= {json.dumps(row['default'], ensure_ascii=False)}"
+        print(f"  {row['name']}: {row['type']} {default}")
         if row["help"]:
             print(textwrap.fill(row["help"], 100, initial_indent="      ", subsequent_indent="      "))
 
@@ -116,7 +115,7 @@ def _help(cls: type) -> str:
     return " ".join((cls.__doc__ or "").split("\n\n")[0].split())
 
 
-def _option_rows(options: type[Options], prefix: str = "") -> list[dict[str, Any]]:
+def option_rows(options: type[Options], prefix: str = "") -> list[dict[str, Any]]:
     """Lists options with their types, defaults and help; those of nested sections with dotted names."""
     from pydantic import BaseModel
 
@@ -124,14 +123,15 @@ def _option_rows(options: type[Options], prefix: str = "") -> list[dict[str, Any
     for name, field in options.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            rows += _option_rows(annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+            rows += option_rows(annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
             continue
-        default = "required" if field.is_required() else field.get_default(call_default_factory=True)
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
         rows.append(
             {
                 "name": prefix + name,
                 "type": _type_name(annotation),
-                "default": default if isinstance(default, str | int | float | bool | None) else _plain_default(default),
+                "required": field.is_required(),
+                "default": _plain_default(default),
                 "help": " ".join((field.description or "").split()),
             }
         )
@@ -143,11 +143,13 @@ def _plain_default(value: Any) -> Any:
 
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
-    return list(value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple | list):
+        return list(value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def _type_name(annotation: Any) -> str:
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    for noise in ("typing.", "sslcli.contracts.", "pathlib."):
+    for noise in ("typing.", "sslcli.contracts.", "pathlib.", "pathlib._local."):
         text = text.replace(noise, "")
     return text.replace("NoneType", "None")

@@ -11,12 +11,12 @@ import typer
 
 from ..contracts.errors import SslError
 from ..version import __version__
+from . import evaluate, export, listing, train
 
 P = ParamSpec("P")
 
 app = typer.Typer(
     name="ssl",
-    help="Pre-train image encoders by self-supervision.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 
-def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
+def guarded(command: Callable[P, int]) -> Callable[P, None]:
     """Turns the errors that a user can cause into one line on stderr and an exit code; a bug keeps its traceback."""
 
     @functools.wraps(command)
@@ -38,11 +38,13 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             print("ssl: interrupted", file=sys.stderr)
             code = 130
+        except BrokenPipeError:
+            raise  # `ssl list | head`: the framework knows what to do
         except OSError as error:  # a full disk, a folder that has gone: the system's word for it is clear enough
             where = f"{error.filename}: " if error.filename else ""
             print(f"ssl: {where}{error.strerror or error}", file=sys.stderr)
             code = 1
-        raise typer.Exit(code or 0)
+        raise typer.Exit(code)
 
     return run
 
@@ -66,12 +68,12 @@ def root(
     """
 
 
+app.command("train")(guarded(train.train))
+app.command("eval")(guarded(evaluate.evaluate))
+app.command("export")(guarded(export.export))
+app.command("list")(guarded(listing.list_plugins))
+
+
 def main() -> None:
     """Runs the program (the console script `ssl`, and `python -m sslcli`)."""
-    from . import evaluate, export, listing, train
-
-    app.command("train")(guarded(train.train))
-    app.command("eval")(guarded(evaluate.evaluate))
-    app.command("export")(guarded(export.export))
-    app.command("list")(guarded(listing.list_plugins))
     app(prog_name="ssl")

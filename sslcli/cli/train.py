@@ -37,16 +37,11 @@ def train(
     from ..plugins import register_file
 
     is_run = (config / "config.yaml").is_file()
-    if is_run and not resume and not dry_run:
+    if is_run and not (resume or dry_run or output is not None):
         raise UserError(f"{config}: is a run; go on with `ssl train {config} --resume`")
     plugin_files = [register_file(path) for path in plugin or []]
     resolved = load_config(config / "config.yaml" if is_run else config, overrides or [])
-    if output is not None:
-        directory = output.expanduser()
-    elif is_run:
-        directory = config
-    else:
-        directory = resolved.output or Path("runs") / f"{config.stem}-{resolved.digest()}"
+    directory = output.expanduser() if output is not None else config if is_run else default_output(config, resolved)
 
     from ..reporting.console import tell  # from here on torch is needed
 
@@ -58,29 +53,27 @@ def train(
     tell(f"run directory: {directory}")
     command = ["ssl", *sys.argv[1:]]
     result = run_training(resolved, directory, resume=resume, command=command, plugin_files=plugin_files, tell=tell)
-    place = shlex.quote(str(directory))
     if result.signal is not None:
-        name = shlex.quote(str(config)) if not is_run else place
-        tell(
-            f"interrupted at step {result.step} of {result.total_steps}, and saved; go on with: ssl train {name} "
-            f"{shlex.join(overrides or [])}{' ' if overrides else ''}--output {place} --resume"
-        )
+        again = ["ssl", "train", str(config), *(overrides or []), "--output", str(directory), "--resume"]
+        again += [word for path in plugin or [] for word in ("--plugin", str(path))]
+        tell(f"interrupted and saved at step {result.step} of {result.total_steps}; go on with: {shlex.join(again)}")
         return 128 + result.signal
-    print(next_steps(directory, labelled=_has_labels(resolved)))
+    print(next_steps(directory, labelled=resolved.data.cls.labelled(resolved.data.options, "train") is not None))
     return 0
+
+
+def default_output(config: Path, resolved: RunConfig) -> Path:
+    """Returns the run directory where none is asked for: `output:` of the config, or `runs/CONFIG-HASH`."""
+    return resolved.output or Path("runs") / f"{config.stem}-{resolved.digest()}"
 
 
 def next_steps(directory: Path, *, labelled: bool) -> str:
     """Returns one line of shell that evaluates, exports and loads what a run made."""
-    place, file = shlex.quote(str(directory)), shlex.quote(f"{directory.name}.safetensors")
-    program = f"import sslcli; print(sslcli.load_backbone({f'{directory.name}.safetensors'!r}).spec)"
+    place, file = shlex.quote(str(directory)), f"{directory.name}.safetensors"
+    program = f'import sslcli; print(sslcli.load_backbone("{file}").spec)'
     steps = [f"ssl eval {place} --method linear"] if labelled else []
-    steps += [f"ssl export backbone {place} --output {file}", f"python -c {shlex.quote(program)}"]
+    steps += [f"ssl export backbone {place} --output {shlex.quote(file)}", f"python -c {shlex.quote(program)}"]
     return " && ".join(steps)
-
-
-def _has_labels(config: RunConfig) -> bool:
-    return config.data.cls.labelled(config.data.options, "train") is not None
 
 
 def _show_plan(config: RunConfig, directory: Path) -> None:
@@ -89,7 +82,7 @@ def _show_plan(config: RunConfig, directory: Path) -> None:
     from ..training.train import plan
 
     session = build(config)
-    print(dump_yaml({**session.config.plain(), "output": str(directory)}))
+    print(dump_yaml({**session.config.plain(), "output": str(directory)}), end="")
     print("# plan")
     for name, value in plan(session).items():
         print(f"# {name.replace('_', ' ')}: {_readable(name, value)}")

@@ -70,7 +70,9 @@ _Dumper.add_representer(float, _represent_float)
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
     """Writes plain data as YAML that `read_file` reads back to the same values."""
-    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    return yaml.dump(
+        dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
+    )
 
 
 def read_file(path: Path) -> Document:

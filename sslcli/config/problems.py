@@ -28,7 +28,9 @@ class Problems:
         file = self.document.origin(()).rpartition(":")[0]
         self.lines.append(f"{file}: {section}: {message}" if file else f"{section}: {message}")
 
-    def add_validation(self, prefix: Key, error: ValidationError, model: type[BaseModel], owner: str, data: Any) -> None:
+    def add_validation(
+        self, prefix: Key, error: ValidationError, model: type[BaseModel], owner: str, data: Any
+    ) -> None:
         """Adds every problem of a pydantic error.
 
         Args:

@@ -23,7 +23,9 @@ CROP_KEYS = {"crop_scale": "scale", "crop_ratio": "ratio", "interpolation": "int
 SHORT_KEYS = (*CROP_KEYS, *USUAL_ORDER)
 
 
-def resolve_views(section: Any, recipe: Mapping[str, Any], default_size: int, problems: Problems) -> tuple[ViewSpec, ...]:
+def resolve_views(
+    section: Any, recipe: Mapping[str, Any], default_size: int, problems: Problems
+) -> tuple[ViewSpec, ...]:
     """Returns the views that a section means.
 
     Args:
