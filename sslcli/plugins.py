@@ -91,17 +91,26 @@ def suggest(name: str, known: list[str], *, otherwise: bool = False) -> str:
 
 @functools.cache
 def _installed() -> tuple[FoundPlugin, ...]:
-    found: dict[tuple[str, str, str], FoundPlugin] = {}
+    found: list[FoundPlugin] = []
+    seen: set[str] = set()
     for distribution in importlib_metadata.distributions():
-        for entry in distribution.entry_points:
-            if not entry.group.startswith("sslcli."):
-                continue
+        try:
             package = distribution.metadata["Name"]
-            key = (entry.group, entry.name, re.sub(r"[-_.]+", "-", package).lower())
             # The same distribution can lie on the path twice (an editable and a wheel install): the first one is what
             # Python would import, and no clash.
-            found.setdefault(key, FoundPlugin(entry.name, package, distribution.version, entry.value, entry.group))
-    return tuple(sorted(found.values()))
+            if _normal(package) in seen:
+                continue
+            seen.add(_normal(package))
+            announced = [entry for entry in distribution.entry_points if entry.group.startswith("sslcli.")]
+            found += [FoundPlugin(e.name, package, distribution.version, e.value, e.group) for e in announced]
+        except Exception:  # metadata that cannot be read announce nothing, and must not harm the others
+            continue
+    return tuple(sorted(found))
+
+
+def _normal(package: str) -> str:
+    """The name that packaging tools compare: `My_Package` and `my-package` are one."""
+    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def clear_cache() -> None:
@@ -121,7 +130,7 @@ def choose(group: str, name: str) -> FoundPlugin:
     """Returns the one plugin that `name` (`NAME` or `PACKAGE:NAME`) means; PluginError if there is none or two."""
     info = get_group(group)
     package, _, plain = name.rpartition(":")
-    candidates = [p for p in find(group) if p.name == plain and package in ("", p.package)]
+    candidates = [p for p in find(group) if p.name == plain and _normal(package) in ("", _normal(p.package))]
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
@@ -142,16 +151,18 @@ def load_found(plugin: FoundPlugin) -> type:
         if registered == plugin:
             return cls
     info = get_group(plugin.group)
-    module, _, attribute = plugin.target.partition(":")
     try:
-        loaded = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except Exception as error:  # whatever a third party's module raises harms only who asks for it
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise PluginError(f"{info.noun} {plugin.name!r} of {plugin} cannot be loaded: {reason}") from error
+        loaded = importlib_metadata.EntryPoint(plugin.name, plugin.target, plugin.group).load()
+    except (Exception, SystemExit) as error:  # whatever a third party's module raises harms only who asks for it
+        raise PluginError(f"{info.noun} {plugin.name!r} of {plugin} cannot be loaded: {_reason(error)}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, _contracts(info))):
         wanted = " or ".join(name for _, name in info.contracts)
         raise PluginError(f"{info.noun} {plugin.name!r} of {plugin} is not a subclass of {wanted}")
     return loaded
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
 
 
 def load(group: str, name: str) -> Any:
@@ -166,18 +177,27 @@ def load(group: str, name: str) -> Any:
     """
     provider, slash, rest = name.partition("/")
     cls: Any = load_found(choose(group, provider))
-    if not hasattr(cls, "names"):
+    if not _is_provider(get_group(group), cls):
         if slash:
             raise PluginError(f"{provider!r} is a single {get_group(group).noun}; write {provider} without /{rest}")
         return cls
-    known = cls.names()
-    if rest not in known:
-        raise PluginError(
-            f"{get_group(group).noun} provider {provider!r} has no {rest!r}{suggest(rest, known)}"
-            if rest
-            else f"{provider!r} provides many; write {provider}/NAME, such as {provider}/{known[0]}"
-        )
-    return cls.get(rest)
+    try:
+        known = sorted(cls.names())
+        if rest in known:
+            return cls.get(rest)
+    except Exception as error:
+        raise PluginError(f"{get_group(group).noun} provider {name!r} cannot be loaded: {_reason(error)}") from error
+    if not rest:
+        example = f", such as {provider}/{known[0]}" if known else ""
+        raise PluginError(f"{provider!r} provides many; write {provider}/NAME{example}")
+    near = [f"{provider}/{each}" for each in difflib.get_close_matches(rest, known)]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise PluginError(f"{get_group(group).noun} provider {provider!r} has no {rest!r}{hint}")
+
+
+def _is_provider(group: Group, cls: type) -> bool:
+    providers = tuple(contract for contract in _contracts(group) if contract.__name__.endswith("Provider"))
+    return issubclass(cls, providers)
 
 
 def _contracts(group: Group) -> tuple[type, ...]:
@@ -204,12 +224,16 @@ def register_file(path: Path) -> PluginFile:
     Raises:
         PluginError: no such file, an error while it runs, or no plugin class in it.
     """
+    path = path.expanduser()
     try:
         source = path.read_bytes()
     except OSError as error:
         raise PluginError(f"--plugin {path}: cannot be read ({error.strerror})") from error
     digest = hashlib.sha256(source).hexdigest()
     module_name = f"sslcli_plugin_{digest[:16]}"
+    again = tuple(p for found in _from_files.values() for p, cls in found if cls.__module__ == module_name)
+    if again:  # named twice, or in an earlier call from Python
+        return PluginFile(path, digest, again)
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise PluginError(f"--plugin {path}: not a Python file (its name must end in .py)")
@@ -217,9 +241,9 @@ def register_file(path: Path) -> PluginFile:
     sys.modules[module_name] = module  # classes must be found by name, for pickling to worker processes
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
-        raise PluginError(f"--plugin {path}: {type(error).__name__}: {error}".splitlines()[0]) from error
+        raise PluginError(f"--plugin {path}: {_reason(error)}") from error
     registered = []
     for group in _GROUPS:
         for name, cls in inspect.getmembers(module, inspect.isclass):

@@ -2,7 +2,53 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
+
+from sslcli import plugins
+from sslcli.config.document import Document
+from sslcli.config.merge import apply_overrides
+from sslcli.config.resolve import RunConfig, resolve
 
 # Tests work on tiny tensors, which two threads make slower, not faster; and one thread is the same on every machine.
 torch.set_num_threads(1)
+
+#: A run of 4 steps an epoch that takes well under a second.
+TINY: dict[str, Any] = {
+    "method": {"name": "simclr", "projector": {"output_dim": 8}},
+    "backbone": {"name": "resnet18", "stem": "small", "width": 4},
+    "data": {"name": "shapes", "count": 32, "size": 16},
+    "optimizer": {"name": "sgd", "lr": 0.05},
+    "schedule": {"name": "cosine", "warmup_epochs": 1},
+    "training": {"epochs": 3, "batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 2},
+    "checkpoints": {"every_epochs": 1},
+    "callbacks": {"knn": None, "tensorboard": None, "progress": None},
+}
+
+ConfigMaker = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def tiny() -> ConfigMaker:
+    """Returns a function from overrides (`"training.epochs=2"`) to the config of a tiny run."""
+
+    def make(*overrides: str) -> RunConfig:
+        document = Document(copy.deepcopy(TINY), {(): "test"})
+        apply_overrides(document, list(overrides))
+        return resolve(document)
+
+    return make
+
+
+@pytest.fixture
+def odd_plugins() -> Iterator[Path]:
+    """Registers the plugins of `odd_plugins.py` as `--plugin` does, for one test."""
+    path = Path(__file__).parent / "odd_plugins.py"
+    plugins.register_file(path)
+    yield path
+    plugins.clear_cache()

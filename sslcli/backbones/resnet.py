@@ -89,7 +89,7 @@ class _ResNet(Backbone):
         return Features(pooled=self.network(x))
 
     def export_state(self) -> tuple[dict[str, Tensor], str]:
-        """Returns the weights under torchvision's names; no lines for other widths, which torchvision has no class for."""
+        """Returns the weights under torchvision's names; no lines for a width that torchvision has no class for."""
         state = dict(self.network.state_dict())
         if self.options.width != TORCHVISION_WIDTH:
             return state, ""

@@ -6,11 +6,12 @@ keys are an error, and there are no tags but the plain ones.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -38,7 +39,7 @@ class Document:
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalar rules of YAML 1.2's core schema."""
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012  # an instance variable to its stubs
 
 
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
@@ -73,6 +74,12 @@ def dump_yaml(data: Mapping[str, Any]) -> str:
     return yaml.dump(
         dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
     )
+
+
+def dump_value(value: Any) -> str:
+    """Writes one plain value as YAML in one line."""
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=math.inf)
+    return text.removesuffix("...\n").rstrip("\n")
 
 
 def read_file(path: Path) -> Document:
@@ -116,6 +123,14 @@ def parse(text: str, source: str, *, numbered: bool = False) -> Document:
     return Document(data, reader.where)  # type: ignore[arg-type]  # read_file makes sure of the mapping
 
 
+#: A file that has more of these is a mistake or an attack.
+_MOST_VALUES, _MOST_DIGITS = 100_000, 1000
+
+
+def _short(tag: str) -> str:
+    return "!!" + tag.removeprefix(_PREFIX) if tag.startswith(_PREFIX) else tag
+
+
 class _Reader:
     """Turns nodes into plain data, noting lines and collecting problems."""
 
@@ -123,25 +138,36 @@ class _Reader:
         self.source, self.numbered = source, numbered
         self.where: dict[Key, str] = {}
         self.problems: list[str] = []
+        self.lines: dict[Key, int] = {}
         self.open: set[int] = set()
         self.count = 0
 
     def place(self, node: yaml.Node) -> str:
         return f"{self.source}:{node.start_mark.line + 1}" if self.numbered else self.source
 
+    def complain(self, node: yaml.Node, key: Key, message: str) -> None:
+        self.problems.append(": ".join([self.place(node), *([".".join(key)] if key else []), message]))
+
     def value(self, node: yaml.Node, key: Key) -> Any:
         self.where.setdefault(key, self.place(node))
         self.count += 1
-        if id(node) in self.open or self.count > 100_000:
-            self.problems.append(f"{self.place(node)}: {'.'.join(key)}: an alias that contains itself, or far too many")
+        if self.count > _MOST_VALUES:
+            if self.count == _MOST_VALUES + 1:  # said once, and not for every value that is left
+                self.complain(node, key, f"more than {_MOST_VALUES:,} values; are there aliases of aliases?")
+            return None
+        if id(node) in self.open:
+            self.complain(node, key, "an alias that contains itself")
             return None
         self.open.add(id(node))
         try:
+            if isinstance(node, yaml.ScalarNode):
+                return self.scalar(node, key)
+            if node.tag not in (_PREFIX + "map", _PREFIX + "seq"):
+                self.complain(node, key, f"the tag {_short(node.tag)} is not supported")
+                return None
             if isinstance(node, yaml.MappingNode):
                 return self.mapping(node, key)
-            if isinstance(node, yaml.SequenceNode):
-                return [self.value(child, (*key, str(index))) for index, child in enumerate(node.value)]
-            return self.scalar(node, key)
+            return [self.value(child, (*key, str(index))) for index, child in enumerate(node.value)]
         finally:
             self.open.discard(id(node))
 
@@ -149,33 +175,34 @@ class _Reader:
         result: dict[str, Any] = {}
         for name_node, child in node.value:
             if not isinstance(name_node, yaml.ScalarNode):
-                self.problems.append(f"{self.place(name_node)}: a key must be a word or a number")
+                self.complain(name_node, key, "a key must be a word or a number")
                 continue
             name = name_node.value
+            child_key = (*key, name)
             if name in result:
-                first = self.where[(*key, name)].rpartition(":")[2]
-                self.problems.append(
-                    f"{self.place(name_node)}: {'.'.join((*key, name))}: written twice (first in line {first})"
-                )
+                first = f" (first in line {self.lines[child_key]})" if self.numbered else ""
+                self.complain(name_node, child_key, f"written twice{first}")
                 continue
-            self.where[(*key, name)] = self.place(name_node)
-            result[name] = self.value(child, (*key, name))
+            self.where[child_key], self.lines[child_key] = self.place(name_node), name_node.start_mark.line + 1
+            result[name] = self.value(child, child_key)
         return result
 
     def scalar(self, node: yaml.Node, key: Key) -> Any:
         text, tag = node.value, node.tag.removeprefix(_PREFIX)
         if tag == "str":
             return text
-        if tag == "null":
+        if tag == "null" and _NULL.match(text):
             return None
-        if tag == "bool":
+        if tag == "bool" and _BOOL.match(text):
             return text.lower() == "true"
-        if tag == "int" and _INT.match(text):
+        if tag == "int" and _INT.match(text) and len(text) < _MOST_DIGITS:
             base = {"0o": 8, "0x": 16}.get(text[:2], 10)
             return int(text[2:] if base != 10 else text, base)
-        if tag == "float" and (_FLOAT.match(text) or _INT.match(text)):
+        if tag == "float" and _FLOAT.match(text):
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        self.problems.append(f"{self.place(node)}: {'.'.join(key)}: the tag {node.tag} is not supported")
+        known = tag in ("null", "bool", "int", "float")
+        message = f"{text[:40]!r} is not a valid {tag}" if known else f"the tag {_short(node.tag)} is not supported"
+        self.complain(node, key, message)
         return None
 
 

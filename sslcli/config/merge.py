@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contracts.errors import ConfigError
-from .document import Document, Key, parse, read_file
+from .document import Document, Key, dump_value, parse, read_file
 
 #: Sections that name one plugin: `method: simclr` is short for `method: {name: simclr}`.
 CHOICES = ("method", "backbone", "data", "optimizer", "schedule")
@@ -116,7 +116,8 @@ def apply_overrides(document: Document, overrides: list[str]) -> None:
 
 def as_arguments(values: Mapping[str, Any]) -> list[str]:
     """Turns Python values by dotted key into `key.path=value` arguments."""
-    return [f"{key}={json.dumps(value, default=str)}" for key, value in values.items()]  # JSON is YAML
+    plain = json.loads(json.dumps(dict(values), default=str))  # tuples become lists, and paths strings
+    return [f"{key}={dump_value(value)}" for key, value in plain.items()]
 
 
 def _apply(document: Document, text: str) -> None:
@@ -146,7 +147,7 @@ def _parent(document: Document, key: Key, path: str) -> Any:
     parent: Any = document.data
     for depth, part in enumerate(key[:-1]):
         here = key[: depth + 1]
-        place = _index(parent, part, here) if isinstance(parent, list) else part
+        place: Any = _index(parent, part, here) if isinstance(parent, list) else part
         child = parent[place] if isinstance(parent, list) else parent.get(part)
         if isinstance(child, str) and here == (part,) and part in CHOICES:
             child = {"name": child}
@@ -160,6 +161,7 @@ def _parent(document: Document, key: Key, path: str) -> Any:
 
 
 def _index(items: list[Any], part: str, key: Key) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        raise ConfigError([f"{_COMMAND_LINE}: {'.'.join(key)}: should be an index from 0 to {len(items) - 1}"])
+    if not part.isdecimal() or int(part) >= len(items):
+        wanted = f"should be an index from 0 to {len(items) - 1}" if items else "the list is empty"
+        raise ConfigError([f"{_COMMAND_LINE}: {'.'.join(key)}: {wanted}"])
     return int(part)

@@ -1,10 +1,11 @@
-"""Options that stand on the command line alone: `k=20 temperature=0.1`."""
+"""From plain data to options: what null means, and options that stand on the command line alone (`k=20`)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ..contracts.options import Options
 from .document import Document
@@ -12,6 +13,28 @@ from .merge import apply_overrides
 from .problems import Problems
 
 OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def parse(model: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
+    """Returns options of `model`; a null stands for the default where the option cannot itself be null.
+
+    Raises:
+        pydantic.ValidationError: with every problem found.
+    """
+    return model.parse(_without_resets(model, values))
+
+
+def _without_resets(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        field = model.model_fields.get(name)
+        annotation = field.annotation if field is not None else None
+        members = [annotation, *getattr(annotation, "__args__", ())]
+        if value is None and field is not None and type(None) not in members:
+            continue
+        nested = next((each for each in members if isinstance(each, type) and issubclass(each, BaseModel)), None)
+        kept[name] = _without_resets(nested, value) if nested is not None and isinstance(value, dict) else value
+    return kept
 
 
 def overrides_as_data(overrides: list[str]) -> Document:
@@ -33,7 +56,7 @@ def validate(
     """Validates plain data as `model`; ConfigError with every problem, at the places that the document knows."""
     problems = Problems(document)
     try:
-        return model.parse(data)
+        return parse(model, data)
     except ValidationError as error:
         problems.add_validation(prefix, error, model, owner, data)
         problems.raise_any()

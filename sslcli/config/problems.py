@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..contracts.errors import ConfigError
 from ..plugins import suggest
-from .document import Document, Key
+from .document import Document, Key, dump_value
 
 
 class Problems:
@@ -19,7 +19,7 @@ class Problems:
         self.lines: list[str] = []
 
     def add(self, key: Key, message: str) -> None:
-        line = f"{self.document.origin(key)}: {'.'.join(key)}: {message}"
+        line = ": ".join([self.document.origin(key), *([".".join(key)] if key else []), message])
         if line not in self.lines:
             self.lines.append(line)
 
@@ -40,12 +40,15 @@ class Problems:
             owner: what an unknown option is unknown to (`'lars'`).
             data: the section's plain data, to tell keys from the marks that pydantic puts in for unions.
         """
-        grouped: dict[Key, list[str]] = {}
+        grouped: dict[Key, list[tuple[str, str]]] = {}
         for item in error.errors(include_url=False):
             path, fields = _path(item["loc"], data, model)
             grouped.setdefault((*prefix, *path), []).append(_message(item, path, fields, owner))
         for key, messages in grouped.items():
-            self.add(key, " or ".join(dict.fromkeys(messages)))
+            # The members of a union are one problem: `should be 'wide' or a valid number, not 'narrow'`.
+            first, *others = dict.fromkeys(text for text, _ in messages)
+            given = next((given for _, given in messages if given), "")
+            self.add(key, " or ".join([first, *(text.removeprefix("should be ") for text in others)]) + given)
 
     def raise_any(self) -> None:
         if self.lines:
@@ -80,14 +83,27 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
-def _message(item: Any, path: Key, fields: list[str], owner: str) -> str:
+def _message(item: Any, path: Key, fields: list[str], owner: str) -> tuple[str, str]:
+    """What is wrong, and `, not …` where that helps."""
     kind = item["type"]
     if kind == "extra_forbidden":
-        return f"unknown option of {owner}{suggest(path[-1], fields, otherwise=True)}"
+        return f"unknown option of {owner}{suggest(path[-1], fields, otherwise=True)}", ""
     if kind == "missing":
-        return "missing; it has no default"
+        return "missing; it has no default", ""
     text: str = item["msg"].replace("Input should be", "should be").removeprefix("Value error, ")
-    given = item.get("input")
-    if text.startswith("should be") and isinstance(given, str | int | float | bool | list):
-        text += f", not {given!r}"
-    return text
+    text = _KINDS.get(text, text)
+    return text, f", not {show(item.get('input'))}" if text.startswith("should be") else ""
+
+
+#: What pydantic calls by JSON's names, in YAML's.
+_KINDS = {
+    "should be an object": "should be a mapping of options",
+    "should be a valid array": "should be a list",
+    "should be a valid dictionary": "should be a mapping",
+}
+
+
+def show(value: Any) -> str:
+    """Returns a plain value as a message should show it: as YAML, but with quotes, and not too long."""
+    text = repr(value) if isinstance(value, str) else dump_value(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from ..plugins import PluginError, load, suggest
 from . import schema
 from .document import Document, Key
 from .merge import read_config
-from .problems import Problems
+from .options import parse
+from .problems import Problems, show
 
 
 @dataclass(frozen=True)
@@ -104,22 +106,21 @@ def resolve(document: Document) -> RunConfig:
     defaults = method.cls.defaults if method is not None else {}
     if method is not None and "optimizer" not in data and "optimizer" not in defaults:
         problems.add_missing("optimizer", f"missing; {method.name!r} has no default for it")
-    backbone = reader.choice("backbone", "backbones", data.get("backbone", schema.DEFAULT_BACKBONE))
+    backbone = reader.choice("backbone", "backbones", data.get("backbone"), schema.DEFAULT_BACKBONE)
     source = reader.choice("data", "datasets", data.get("data"))
-    optimizer = reader.choice("optimizer", "optimizers", data.get("optimizer", defaults.get("optimizer")))
-    schedule = reader.choice(
-        "schedule", "schedules", data.get("schedule", defaults.get("schedule", schema.DEFAULT_SCHEDULE))
-    )
+    optimizer = reader.choice("optimizer", "optimizers", data.get("optimizer"), defaults.get("optimizer"))
+    schedule_default = defaults.get("schedule", schema.DEFAULT_SCHEDULE)
+    schedule = reader.choice("schedule", "schedules", data.get("schedule"), schedule_default)
     training = reader.core("training", schema.TrainingOptions, data.get("training", {}))
     checkpoints = reader.core("checkpoints", schema.CheckpointOptions, data.get("checkpoints", {}))
     callbacks = reader.callbacks(data.get("callbacks", {}))
     views = _views(data.get("views"), method, source, problems)
     seed = data.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        problems.add(("seed",), f"should be a whole number from 0, not {seed!r}")
+        problems.add(("seed",), f"should be a whole number from 0, not {show(seed)}")
     output = data.get("output")
     if output is not None and not isinstance(output, str):
-        problems.add(("output",), f"should be the path of a directory, not {output!r}")
+        problems.add(("output",), f"should be the path of a directory, not {show(output)}")
     problems.raise_any()
     # Without a problem, every section has been resolved.
     assert method is not None
@@ -135,23 +136,30 @@ def resolve(document: Document) -> RunConfig:
 
 
 def _views(section: Any, method: Choice | None, source: Choice | None, problems: Problems) -> tuple[Any, ...]:
-    if method is None or source is None:
-        return ()
+    complete = isinstance(section, list) or (isinstance(section, dict) and "preset" in section)
+    if method is None and not complete:
+        return ()  # there is a problem with the method already, and without it nothing to build on
     from .views import resolve_views  # imports the view contracts, and with them torch
 
-    size = source.cls.view_size(source.options)
+    size = source.cls.view_size(source.options) if source is not None else 224
     asked = section.get("size") if isinstance(section, dict) else None
-    recipe = method.cls.recipe(method.options, asked if isinstance(asked, int) and asked > 0 else size)
-    return resolve_views(section, recipe, size, problems)
+    shown = asked if isinstance(asked, int) and asked > 0 else size
+    return resolve_views(
+        section, method.cls.recipe(method.options, shown) if method is not None else {}, size, problems
+    )
 
 
 class _SectionReader:
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
 
-    def choice(self, section: str, group: str, value: Any) -> Choice | None:
-        """Resolves a section that names a plugin."""
+    def choice(self, section: str, group: str, value: Any, default: Mapping[str, Any] | None = None) -> Choice | None:
+        """Resolves a section that names a plugin; one without a name (`optimizer.lr=0.1` alone) changes the default."""
         key: Key = (section,)
+        if value is None:
+            value = default
+        elif isinstance(value, dict) and value.get("name") is None and default is not None:
+            value = {**default, **value, "name": default["name"]}
         if value is None:
             return None
         if isinstance(value, str):
@@ -173,21 +181,20 @@ class _SectionReader:
 
     def core(self, section: str, model: type[Any], value: Any) -> Any:
         if not isinstance(value, dict):
-            self.problems.add((section,), f"should be a mapping of options, not {value!r}")
+            self.problems.add((section,), f"should be a mapping of options, not {show(value)}")
             return None
         return self.parse((section,), model, value, repr(section))
 
     def parse(self, key: Key, model: type[Options], values: dict[str, Any], owner: str) -> Any:
-        values = {name: value for name, value in values.items() if not _means_default(model, name, value)}
         try:
-            return model.parse(values)
+            return parse(model, values)
         except ValidationError as error:
             self.problems.add_validation(key, error, model, owner, values)
             return None
 
     def callbacks(self, value: Any) -> dict[str, Choice]:
         if not isinstance(value, dict):
-            self.problems.add(("callbacks",), f"should be a mapping of names to options, not {value!r}")
+            self.problems.add(("callbacks",), f"should be a mapping of names to options, not {show(value)}")
             return {}
         chosen: dict[str, Choice] = {}
         for name, options in {**schema.DEFAULT_CALLBACKS, **value}.items():
@@ -195,17 +202,9 @@ class _SectionReader:
                 continue  # switched off
             key = ("callbacks", name)
             if not isinstance(options, dict):
-                self.problems.add(key, f"should be a mapping of options, or null to switch it off, not {options!r}")
+                self.problems.add(key, f"should be a mapping of options, or null to switch it off, not {show(options)}")
                 continue
             choice = self.plugin(key, "callbacks", name, options, key)
             if choice is not None:
                 chosen[name] = choice
         return chosen
-
-
-def _means_default(model: type[Options], name: str, value: Any) -> bool:
-    """Whether a null stands for the default: it does where the option cannot itself be null."""
-    if value is not None or name not in model.model_fields:
-        return False
-    annotation = model.model_fields[name].annotation
-    return type(None) not in getattr(annotation, "__args__", ())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..contracts.options import FREE, WARN, Options
 
@@ -31,7 +32,7 @@ class TrainingOptions(Options):
     """Micro-batches that an optimizer step adds up; saves memory."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", json_schema_extra=WARN)
     """Arithmetic of the forward pass; auto: bf16 where the device is made for it, else fp16 on CUDA, else fp32."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", json_schema_extra=WARN)
+    device: str = Field(default="auto", json_schema_extra=WARN)
     """auto, cpu, cuda, cuda:N or mps; auto: CUDA where there is one, else the CPU."""
     channels_last: bool = Field(default=True, json_schema_extra=WARN)
     """Memory format in which convolutions are fastest on CPUs and tensor cores."""
@@ -41,6 +42,13 @@ class TrainingOptions(Options):
     """Only deterministic kernels, so that runs on CUDA repeat and resume to the bit; slower there."""
     log_every: int = Field(default=20, ge=1, json_schema_extra=FREE)
     """Steps between log lines."""
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", value):
+            raise ValueError("should be auto, cpu, cuda, cuda:N or mps")
+        return value
 
 
 class CheckpointOptions(Options):

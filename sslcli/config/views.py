@@ -14,7 +14,8 @@ from ..contracts.errors import UserError
 from ..contracts.views import OperationSpec, ViewSpec
 from ..plugins import PluginError, find, load, suggest
 from .document import Key
-from .problems import Problems
+from .options import parse
+from .problems import Problems, show
 
 #: Operations that have a short key of their own name, in the usual order.
 USUAL_ORDER = ("flip", "jitter", "grayscale", "blur", "solarize")
@@ -42,23 +43,24 @@ def resolve_views(
             problems.add(key, "should have one view or more")
         return _build_all(views, keys, default_size, problems)
     if not isinstance(section, dict | None):
-        problems.add(key, f"should be a mapping or a list of views, not {section!r}")
+        problems.add(key, f"should be a mapping or a list of views, not {show(section)}")
         return ()
-    section = section or {}
+    section = {name: value for name, value in (section or {}).items() if value is not None}
     section = {**({} if "preset" in section else recipe), **section}
-    size = section.pop("size", None)
-    if size is None:
-        size = default_size
+    size = section.pop("size", default_size)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        problems.add((*key, "size"), f"should be a side in pixels, 1 or more, not {size!r}")
+        problems.add((*key, "size"), f"should be a side in pixels, 1 or more, not {show(size)}")
         return ()
     name = section.pop("preset", None)
     if not isinstance(name, str):
         problems.add(key, "should name a preset, or be a list of views")
         return ()
-    single = {k: section.pop(k) for k in list(section) if k.isdigit()}
-    short = {k: section.pop(k) for k in list(section) if k in SHORT_KEYS}
-    views = [{**view, **short} for view in _preset(name, section, size, key, problems)]
+    single = {k: section.pop(k) for k in list(section) if k.isdecimal()}
+    short, options = _split(name, section)
+    before = len(problems.lines)
+    views = [_changed(view, short) for view in _preset(name, options, size, key, problems)]
+    if len(problems.lines) > before:
+        return ()
     keys = [key] * len(views)
     if single:
         views = [{**view, "count": 1} for view in views for _ in range(view.get("count", 1))]
@@ -68,14 +70,49 @@ def resolve_views(
         if int(index) >= len(views):
             problems.add(child, f"there are {len(views)} views, numbered from 0")
             continue
-        views[int(index)] = {**views[int(index)], **_as_view(changes, child, problems)}
+        views[int(index)] = _changed(views[int(index)], _as_view(changes, child, problems))
     return _build_all(views, keys, size, problems)
+
+
+def _split(preset: str, section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The short keys of a section, and the options of its preset (which knows best what its own `blur: 0.5` means)."""
+    try:
+        own = load("augmentations", preset).Options.model_fields
+    except PluginError:
+        own = {}
+    short = {k: v for k, v in section.items() if k in SHORT_KEYS and (k not in own or isinstance(v, dict | list))}
+    return short, {k: v for k, v in section.items() if k not in short}
+
+
+def _changed(view: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A view with other values for some keys: options of an operation merge, as mappings do everywhere."""
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if "operations" in changes:  # takes the place of all short keys
+        return {**{name: value for name, value in view.items() if name not in SHORT_KEYS}, **changes}
+    result = {**view, **changes}
+    for name in USUAL_ORDER:
+        if name in view and name in changes:
+            old, new = (_as_options(name, value) for value in (view[name], changes[name]))
+            if old and new:
+                result[name] = {**old, **new}
+    return result
+
+
+def _as_options(operation: str, value: Any) -> dict[str, Any] | None:
+    """What a short key's value means as options; None: switched off, or no such value."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, list) and operation == "jitter" and len(value) == 4:
+        return dict(zip(("brightness", "contrast", "saturation", "hue"), value, strict=True))
+    if isinstance(value, int | float) and not isinstance(value, bool) and value != 0:
+        return {"p": float(value)}
+    return None
 
 
 def _as_view(item: Any, key: Key, problems: Problems) -> dict[str, Any]:
     if isinstance(item, dict):
         return item
-    problems.add(key, f"should be a mapping that describes a view, not {item!r}")
+    problems.add(key, f"should be a mapping that describes a view, not {show(item)}")
     return {}
 
 
@@ -92,7 +129,7 @@ def _preset(name: str, options: dict[str, Any], size: int, key: Key, problems: P
         known = [*preset.Options.model_fields, *SHORT_KEYS, "size", "preset"]
         problems.add((*key, option), f"unknown option of 'views'{suggest(option, known, otherwise=True)}")
     try:
-        parsed = preset.Options.parse({k: v for k, v in options.items() if k not in unknown})
+        parsed = parse(preset.Options, {k: v for k, v in options.items() if k not in unknown})
     except ValidationError as error:
         problems.add_validation(key, error, preset.Options, repr(name), options)
         return []
@@ -154,15 +191,11 @@ def _from_short_keys(view: dict[str, Any], key: Key, problems: Problems) -> list
         child = (*key, name)
         if value is None or value is False or (isinstance(value, int | float) and value == 0):
             continue
-        if isinstance(value, dict):
-            items.append((child, {"name": name, **value}))
-        elif isinstance(value, list) and name == "jitter" and len(value) == 4:
-            strengths = dict(zip(("brightness", "contrast", "saturation", "hue"), value, strict=True))
-            items.append((child, {"name": name, **strengths}))
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            items.append((child, {"name": name, "p": float(value)}))
+        options = _as_options(name, value)
+        if options is not None:
+            items.append((child, {"name": name, **options}))
         else:
-            problems.add(child, f"should be a probability, a mapping of options, or null, not {value!r}")
+            problems.add(child, f"should be a probability (0: off) or a mapping of options, not {show(value)}")
     return items
 
 
@@ -176,7 +209,7 @@ def _operation(key: Key, item: dict[str, Any], problems: Problems) -> OperationS
         problems.add(key, str(error))
         return None
     try:
-        options = operation.Options.parse(item)
+        options = parse(operation.Options, item)
     except ValidationError as error:
         problems.add_validation(key, error, operation.Options, repr(name), item)
         return None

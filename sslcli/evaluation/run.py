@@ -46,7 +46,7 @@ def evaluate(
     place = resolve_device(device)
     trained = load_trained(target, tell)
     train, held_out = open_parts(trained, target, document)
-    result = evaluator.evaluate(FrozenSubject(trained, train, held_out, place, seed, tell=tell))
+    result = evaluator.evaluate(FrozenSubject(trained, train, held_out, place, seed=seed, tell=tell))
     result.protocol["options"] = evaluator.options.plain()
     result.protocol["file_sha256"] = trained.digest
     if trained.run is not None:

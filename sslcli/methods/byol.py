@@ -20,8 +20,8 @@ from sslcli.contracts.views import RecipeSection
 from sslcli.losses import byol_regression
 from sslcli.modules.heads import mlp
 from sslcli.modules.momentum import MomentumEncoder, cosine_momentum
-from sslcli.modules.pairs import prediction_cosines, two_views
 from sslcli.modules.norms import NormName
+from sslcli.modules.pairs import prediction_cosines, two_views
 
 
 class BYOLPredictorOptions(Options):
@@ -54,11 +54,11 @@ class BYOLOptions(MethodOptions):
     predictor: BYOLPredictorOptions = BYOLPredictorOptions()
     """The head behind the projector, on the online side alone."""
     momentum: float = Field(default=0.996, ge=0, lt=1)
-    """How slowly the momentum encoder follows at first; it goes to 1 by a cosine over the run. (At 1 it never moves.)"""
+    """How slowly the momentum encoder follows at first; a cosine takes it to 1, where it never moves, over the run."""
 
 
 class BYOL(Method):
-    """p = predictor(projector(backbone(x))), z′ by the momentum encoder; 2 − 2·cos(p₁, z′₂) plus the other direction."""
+    """p = predictor(projector(backbone(x))), z′ from the momentum encoder; 2 − 2·cos(p₁, z′₂), both ways."""
 
     Options: ClassVar[type[MethodOptions]] = BYOLOptions
     batch_coupled: ClassVar[bool] = True

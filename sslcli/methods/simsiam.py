@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
+from torch import nn
 
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.method import Batch, Method, MethodOptions, ParameterGroup, RunInfo, Step
@@ -96,7 +97,8 @@ class SimSiam(Method):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The predictor stands apart: its learning rate does not decay (section 4.2)."""
-        main, predictor = {}, {}
+        main: dict[str, nn.Parameter] = {}
+        predictor: dict[str, nn.Parameter] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 (predictor if name.startswith("predictor.") else main)[name] = parameter

@@ -57,6 +57,6 @@ class MomentumEncoder(nn.Module):
             projector: the online projector.
             momentum: m in [0, 1].
         """
-        copies = [*self.backbone.parameters(), *self.projector.parameters()]
-        online = [*backbone.parameters(), *projector.parameters()]
+        copies: list[Tensor] = [*self.backbone.parameters(), *self.projector.parameters()]
+        online: list[Tensor] = [*backbone.parameters(), *projector.parameters()]
         torch._foreach_lerp_(copies, online, weight=1 - momentum)

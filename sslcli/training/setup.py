@@ -105,7 +105,7 @@ def build(config: RunConfig) -> Session:
     torch.use_deterministic_algorithms(training.deterministic)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
-        # Image sizes never change within a run, so that trying each kernel once pays; a choice by time isn't repeatable.
+        # Image sizes never change within a run, so that trying each kernel pays; a choice by time can't be repeated.
         torch.backends.cudnn.benchmark = not training.deterministic
     dataset: Dataset = config.data.cls.open(config.data.options)
     if config.method.cls.needs_labels and dataset.labels is None:

@@ -154,12 +154,10 @@ def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
     difference = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
     third = torch.where(is_red, 0.0, torch.where(is_green, 1 / 3, 2 / 3))
     hue = difference / (6 * torch.where(chroma == 0, 1.0, chroma)) + third + turn
-    channels = []
-    for own in (0.0, 1 / 3, 2 / 3):
-        distance = hue - own
-        distance = (distance - distance.round()).abs()  # at most half the circle
-        channels.append(high - chroma * (6 * distance - 1).clamp(0, 1))
-    return torch.stack(channels, 1)
+    own = torch.arange(3, device=images.device).view(3, 1, 1) / 3
+    distance = hue.unsqueeze(1) - own
+    distance = (distance - distance.round()).abs_()  # at most half the circle
+    return high.unsqueeze(1) - distance.mul_(6).sub_(1).clamp_(0, 1).mul_(chroma.unsqueeze(1))
 
 
 class GrayscaleOptions(Options):

@@ -34,17 +34,21 @@ def filter_matrix(spans: Tensor, size: int, source: int, cubic: bool, mirror: Te
     # Counted from the span's beginning, since small numbers keep their digits.
     inside = torch.arange(source, device=spans.device, dtype=torch.float32).view(1, 1, -1) + 0.5 - begin
     width = step.clamp_min(1)
-    distance = ((inside - (first + output * step)) / width).abs()
-    weights = _keys(distance) if cubic else (1 - distance).clamp_min(0)
-    weights = weights * ((inside > 0) & (inside < length))
+    distance = (inside / width - (first + output * step) / width).abs_()
+    weights = _keys(distance) if cubic else distance.neg_().add_(1).clamp_(min=0)
+    weights.mul_((inside > 0) & (inside < length))
     return weights / weights.sum(-1, keepdim=True)
 
 
 def _keys(distance: Tensor) -> Tensor:
-    """Keys' cubic with a = −0.5 at a distance ≥ 0 (*Cubic convolution interpolation*, 1981)."""
-    near = (1.5 * distance - 2.5) * distance * distance + 1
-    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-    return torch.where(distance < 1, near, far * (distance < 2))
+    """Keys' cubic with a = −0.5 at a distance ≥ 0 (*Cubic convolution interpolation*, 1981).
+
+    With u = max(2 − d, 0) and q = max(1 − d, 0) its two pieces become one: u²(u − 1)/2 + q²(1 − 2q).
+    """
+    u = (2 - distance).clamp_(min=0)
+    v = u - 1
+    q = v.clamp(min=0)
+    return torch.rsub(q, 1, alpha=2).mul_(q).mul_(q).add_(u.square_().mul_(v), alpha=0.5)
 
 
 def multiply(rows: Tensor, images: Tensor, columns: Tensor, clip: bool = False) -> Tensor:
@@ -63,6 +67,7 @@ def multiply(rows: Tensor, images: Tensor, columns: Tensor, clip: bool = False) 
     wide = torch.bmm(images.reshape(count, channels * height, width), columns.transpose(1, 2))
     if clip:
         wide = wide.clamp(0, 1)
-    planes = wide.view(count, channels, height, columns.shape[1])
-    result = torch.matmul(rows.unsqueeze(1), planes)
+    planes = wide.view(count * channels, height, columns.shape[1])
+    result = torch.bmm(rows.repeat_interleave(channels, 0), planes)  # faster than letting matmul broadcast
+    result = result.view(count, channels, rows.shape[1], columns.shape[1])
     return result.clamp(0, 1) if clip else result

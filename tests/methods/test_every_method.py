@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
+from sslcli.config.document import Document
 from sslcli.config.problems import Problems
 from sslcli.config.views import resolve_views
 from sslcli.contracts.data import DataInfo
@@ -21,6 +23,8 @@ SIZE, COUNT, STEPS = 16, 8, 6
 DATA = DataInfo("random", 3, (SIZE, SIZE), (0.5,) * 3, (0.2,) * 3, classes=("a", "b", "c", "d"))
 #: What options of these names are set to, wherever a method has them: enough to run, small enough for a test.
 SMALL = {"hidden_dim": 32, "output_dim": 16, "bottleneck_dim": 16, "prototypes": 24, "queue_size": 32}
+#: Buffers that a forward in training mode may change: those of batch norms.
+STATISTICS = {"running_mean", "running_var", "num_batches_tracked", "steps"}
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
@@ -48,7 +52,7 @@ def build(name: str, seed: int = 0) -> Method:
 
 def batch(method: Method, step: int = 0) -> Batch:
     """Random images in the views that the method's own recipe asks for."""
-    problems = Problems()
+    problems = Problems(Document({}))
     specs = resolve_views(None, type(method).recipe(method.options, SIZE), SIZE, problems)
     assert not problems.lines
     generator = torch.Generator().manual_seed(100 + step)
@@ -134,9 +138,6 @@ def test_forward_changes_nothing_but_batch_statistics(name: str) -> None:
     assert not {key for key in changed if key.rpartition(".")[2] not in STATISTICS}
 
 
-STATISTICS = {"running_mean", "running_var", "num_batches_tracked", "steps"}
-
-
 def test_state_loads_into_a_fresh_method_and_gives_the_same_next_loss(name: str) -> None:
     method = build(name)
     train(method, optimizer_for(method), 0, 2)
@@ -174,3 +175,41 @@ def test_resumed_run_is_the_run_that_never_stopped(name: str) -> None:
         whole_optimizer.state_dict()["state"].values(), second_optimizer.state_dict()["state"].values(), strict=True
     ):
         assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
+
+
+def test_paper_and_default_sections_stand_and_are_valid(name: str) -> None:
+    cls = load("methods", name)
+    assert cls.paper.startswith("https://")
+    for section, group in (("optimizer", "optimizers"), ("schedule", "schedules")):
+        values = dict(cls.defaults[section])
+        load(group, values.pop("name")).Options.parse(values)
+
+
+@pytest.mark.slow
+def test_forward_is_one_graph_that_serves_every_step(name: str) -> None:
+    method, graphs = build(name), CompileCounter()
+    method.compile(fullgraph=True, dynamic=False, backend=graphs)
+    train(method, optimizer_for(method), 0, 3)
+    assert graphs.frame_count == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_step_does_not_wait_for_the_device(name: str) -> None:
+    method = build(name).cuda()
+    data = batch(method)
+    data.views = [View(view.image.cuda()) for view in data.views]
+    data.labels = torch.arange(COUNT, device="cuda") % 4
+    data.schedule = {key: value.cuda() for key, value in data.schedule.items()}
+    optimizer = optimizer_for(method)
+    for step in range(2):
+        torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step may set libraries up
+        try:
+            out = method(data)
+            out.loss.backward()
+            method.after_backward(Progress(step, STEPS, 3))
+            optimizer.step()
+            with torch.no_grad():
+                method.after_step([out.carry], Progress(step + 1, STEPS, 3))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -1,4 +1,4 @@
-"""Norms for heads: batch renormalisation against a literal transcription, weight standardisation, the choice by name."""
+"""Norms for heads: batch renormalisation against a transcription, weight standardisation, the choice by name."""
 
 from __future__ import annotations
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from sslcli.config.document import Document
 from sslcli.config.problems import Problems
 from sslcli.config.views import resolve_views
 from sslcli.contracts.views import ViewSpec
 
 
 def views(name: str, size: int = 224, **changes: Any) -> tuple[ViewSpec, ...]:
-    problems = Problems()
+    problems = Problems(Document({}))
     specs = resolve_views({"preset": name, **changes}, {}, size, problems)
     assert not problems.lines
     return specs

@@ -1,0 +1,94 @@
+"""torch's own optimizers as plugins: options passed on, the kernels chosen, extra keys kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from sslcli.optimizers.builtin import SGD, AdamW, AdamWOptions, SGDOptions
+
+
+def groups(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[dict[str, object]]:
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(4, 3, 3, 3, generator=generator).to(memory_format=torch.channels_last)
+    weight = nn.Parameter(value.to(device, dtype))
+    bias = nn.Parameter(torch.ones(4, device=device, dtype=dtype))
+    return [
+        {"params": [weight], "names": ["w"], "name": "main", "excluded": False, "weight_decay": 0.1, "lr": 0.5},
+        {"params": [bias], "names": ["b"], "name": "main/excluded", "excluded": True, "weight_decay": 0.0, "lr": 0.5},
+    ]
+
+
+def train(optimizer: torch.optim.Optimizer, steps: int = 3) -> list[torch.Tensor]:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for _ in range(steps):
+        for parameter in parameters:
+            parameter.grad = torch.cos(parameter.detach())
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+def test_sgd_is_torch_s_with_its_options() -> None:
+    ours = SGD.build(groups(), SGDOptions(lr=0.5, momentum=0.8, nesterov=True))
+    theirs = torch.optim.SGD(groups(), lr=0.5, momentum=0.8, nesterov=True, foreach=False)
+    for a, b in zip(train(ours), train(theirs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_adamw_is_torch_s_with_its_options() -> None:
+    ours = AdamW.build(groups(), AdamWOptions(lr=0.5, betas=(0.8, 0.9), eps=1e-6))
+    theirs = torch.optim.AdamW(groups(), lr=0.5, betas=(0.8, 0.9), eps=1e-6, foreach=False)
+    for a, b in zip(train(ours), train(theirs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamWOptions(lr=0.1))])
+def test_groups_keep_their_keys_and_their_decay(plugin: type[SGD], options: SGDOptions) -> None:
+    first, second = plugin.build(groups(), options).param_groups
+    assert (first["names"], first["name"], first["excluded"], first["weight_decay"]) == (["w"], "main", False, 0.1)
+    assert (second["excluded"], second["weight_decay"]) == (True, 0.0)
+    assert first["fused"]
+
+
+@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamWOptions(lr=0.1))])
+def test_state_has_the_memory_format_of_its_parameter(plugin: type[SGD], options: SGDOptions) -> None:
+    """The fused CPU kernels ignore strides: anything else would be a silently wrong update."""
+    optimizer = plugin.build(groups(), options)
+    train(optimizer, 1)
+    for parameter, state in optimizer.state.items():
+        tensors = [value for value in state.values() if isinstance(value, torch.Tensor) and value.ndim]
+        assert tensors
+        assert all(value.stride() == parameter.stride() for value in tensors)
+
+
+@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamWOptions(lr=0.1))])
+def test_where_there_are_no_fused_kernels_the_multi_tensor_ones_are_taken(
+    plugin: type[SGD], options: SGDOptions
+) -> None:
+    for given in (groups("meta"), groups(dtype=torch.complex64)):
+        (group, _) = plugin.build(given, options).param_groups
+        assert not group["fused"]
+        assert group["foreach"]
+
+
+def test_nesterov_without_momentum_and_betas_out_of_range_are_refused() -> None:
+    with pytest.raises(ValidationError, match="nesterov needs a momentum above 0"):
+        SGDOptions(lr=0.1, momentum=0.0, nesterov=True)
+    with pytest.raises(ValidationError, match="less than 1"):
+        AdamWOptions(lr=0.1, betas=(0.9, 1.0))
+
+
+def test_options_read_from_plain_data_are_the_same() -> None:
+    assert AdamWOptions.parse({"lr": 1, "betas": [0.8, 0.9]}).betas == (0.8, 0.9)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamWOptions(lr=0.1))])
+def test_on_cuda_the_result_is_the_cpu_s(plugin: type[SGD], options: SGDOptions) -> None:
+    optimizer = plugin.build(groups("cuda"), options)
+    assert optimizer.param_groups[0]["fused"]
+    for a, b in zip(train(optimizer), train(plugin.build(groups(), options)), strict=True):
+        torch.testing.assert_close(a.cpu(), b)
