@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import textwrap
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
@@ -149,7 +150,15 @@ def _plain_default(value: Any) -> Any:
 
 
 def _type_name(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    for noise in ("typing.", "sslcli.contracts.", "pathlib.", "pathlib._local."):
-        text = text.replace(noise, "")
-    return text.replace("NoneType", "None")
+    """A type as a user reads it: limits, which `Annotated` carries, left out."""
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(members[0])
+    if origin is Literal:
+        return " | ".join("null" if member is None else repr(member) for member in members)
+    if origin in (Union, UnionType):
+        return " | ".join(_type_name(member) for member in members)
+    if origin is not None:
+        inside = ", ".join("..." if member is Ellipsis else _type_name(member) for member in members)
+        return f"{_type_name(origin)}[{inside}]"
+    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))

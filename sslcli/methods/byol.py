@@ -93,7 +93,8 @@ class BYOL(Method):
         return Step(loss=loss, metrics=prediction_cosines((p1, z2), (p2, z1)), features=h1.detach())
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
-        momentum = cosine_momentum(self.options.momentum, progress.step, progress.total_steps)
+        # The run's own length, as the learning rate has it: the session may be asked to stop earlier.
+        momentum = cosine_momentum(self.options.momentum, progress.step, self.run.total_steps)
         self.momentum_encoder.update(self.backbone, self.projector, momentum)
 
 

@@ -39,9 +39,15 @@ class SGD(OptimizerPlugin):
 
     @classmethod
     def build(cls, groups: list[dict[str, Any]], options: SGDOptions) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, **_kernels(groups)
         )
+        if options.momentum > 0:
+            # Left to itself the fused kernel allocates the buffers without writing them, and if the GradScaler skips
+            # that first step (as it does while it looks for its scale) the next one adds whatever was in memory.
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
 
 
 class AdamWOptions(OptimizerOptions):

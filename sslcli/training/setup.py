@@ -23,6 +23,7 @@ from ..randomness import seed_for
 from ..runs.device import resolve_device, resolve_precision
 from ..version import __version__
 from ..views.pipeline import ViewMaker
+from ..views.pixels import normalise
 from .precision import Precision
 
 #: Separates the streams of random numbers that are drawn from the run's one seed.
@@ -65,9 +66,7 @@ class Session:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) on the device → float32, normalised as in training."""
-        info = self.dataset.info
-        mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (info.mean, info.std))
-        return (images.float() / 255 - mean) / std
+        return normalise(images, self.dataset.info.mean, self.dataset.info.std)
 
     def encoder_prefix(self) -> str:
         """The name of the exported backbone within the method, with its dot."""

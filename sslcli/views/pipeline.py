@@ -22,7 +22,7 @@ from .draws import Draws
 from .pixels import Flip, normalise
 
 #: Numbers worked on at once by eager code on a CPU, so that what one operation wrote the next finds in the cache.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 19
 
 Make = Callable[[Tensor, list[Parameters], Tensor, Tensor, bool], Tensor]
 

@@ -131,6 +131,14 @@ def test_byol_resumed_goes_on_with_the_ema_schedule_where_it_was() -> None:
         assert torch.equal(value, second.state_dict()[name]), name
 
 
+def test_byol_stopped_early_keeps_the_ema_schedule_of_the_whole_run() -> None:
+    whole, early = build(), build()
+    train(whole, 0, 4)
+    train(early, 0, 4, total=4)  # this session ends after 4 steps of the run's 10
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, early.state_dict()[name]), name
+
+
 def test_byol_target_normalises_with_its_own_batch_while_training() -> None:
     method = build().train()
     x = batch().views[0].image

@@ -92,3 +92,22 @@ def test_on_cuda_the_result_is_the_cpu_s(plugin: type[SGD], options: SGDOptions)
     assert optimizer.param_groups[0]["fused"]
     for a, b in zip(train(optimizer), train(plugin.build(groups(), options)), strict=True):
         torch.testing.assert_close(a.cpu(), b)
+
+
+@pytest.mark.parametrize("skipped", [1, 3])
+def test_steps_that_the_grad_scaler_skips_leave_no_trace(skipped: int) -> None:
+    """torch's fused SGD leaves its momentum buffers unwritten if the very first step is skipped."""
+    torch.manual_seed(0)
+    garbage = [torch.full((64, 64), torch.nan) for _ in range(64)]  # what a buffer left unwritten is likely to hold
+    parameter = torch.nn.Parameter(torch.randn(64, 64))
+    begun, gradient = parameter.detach().clone(), torch.randn(64, 64)
+    optimizer = SGD.build([{"params": [parameter]}], SGDOptions(lr=0.1))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    del garbage
+    for step in range(skipped + 1):
+        parameter.grad = gradient * scaler.get_scale() if step == skipped else torch.full_like(gradient, torch.inf)
+        scaler.scale(torch.zeros(()))  # as the loop does; makes the scale
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    torch.testing.assert_close(parameter.detach(), begun - 0.1 * gradient)

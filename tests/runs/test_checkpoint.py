@@ -1,0 +1,64 @@
+"""Checkpoints are written in the background, the newest are kept, the newest intact one is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sslcli.contracts.errors import SslError
+from sslcli.runs import files
+from sslcli.runs.checkpoint import CheckpointWriter, checkpoint_path, list_checkpoints, newest_intact, read_checkpoint
+
+
+def save(directory: Path, steps: list[int], keep: int = 2) -> None:
+    writer = CheckpointWriter(directory, keep)
+    for step in steps:
+        writer.save(step, {"x": torch.full((3,), float(step))}, {"step": step})
+    writer.close()
+
+
+def test_the_newest_are_kept_and_sorted_by_step(tmp_path):
+    save(tmp_path, [9, 10, 100])
+    assert list_checkpoints(tmp_path) == [checkpoint_path(tmp_path, 100), checkpoint_path(tmp_path, 10)]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_newest_intact_one_is_read_and_each_damaged_one_told(tmp_path):
+    save(tmp_path, [1, 2, 3], keep=3)
+    checkpoint_path(tmp_path, 3).write_bytes(b"")
+    checkpoint_path(tmp_path, 2).write_bytes(checkpoint_path(tmp_path, 2).read_bytes()[:-1])
+    said: list[str] = []
+    found = newest_intact(tmp_path, said.append)
+    assert found is not None
+    assert found.step == 1
+    assert torch.equal(found.tensors["x"], torch.ones(3))
+    assert [line.partition(":")[0] for line in said] == [str(checkpoint_path(tmp_path, step)) for step in (3, 2)]
+
+
+def test_no_checkpoint_is_none_and_only_damaged_ones_are_an_error(tmp_path):
+    assert newest_intact(tmp_path / "missing", print) is None
+    save(tmp_path, [1])
+    checkpoint_path(tmp_path, 1).write_bytes(b"")
+    with pytest.raises(SslError, match="none of the 1 checkpoints is intact"):
+        newest_intact(tmp_path, lambda text: None)
+
+
+def test_a_leftover_of_a_killed_write_is_no_checkpoint(tmp_path):
+    save(tmp_path, [1])
+    (tmp_path / ".step-000000002.safetensors.abc.tmp").write_bytes(b"half")
+    assert list_checkpoints(tmp_path) == [checkpoint_path(tmp_path, 1)]
+
+
+def test_another_format_version_is_told(tmp_path):
+    files.write(tmp_path / "f", {"x": torch.zeros(1)}, {"step": 1, "format_version": 99})
+    with pytest.raises(files.DamagedFile, match="checkpoint format 99"):
+        read_checkpoint(tmp_path / "f")
+
+
+def test_a_write_that_fails_is_told_at_the_next_save_or_the_end(tmp_path):
+    writer = CheckpointWriter(tmp_path / "gone", 2)
+    writer.save(1, {"x": torch.zeros(1)}, {"step": 1})
+    with pytest.raises(SslError, match=r"step-000000001\.safetensors: cannot be written"):
+        writer.close()
