@@ -1,4 +1,4 @@
-"""Plugins that do what a healthy one does not, and parts that make a test exact. Registered by the `odd_plugins` fixture."""
+"""Plugins that do what a healthy one does not, and parts that make a test exact; for the fixture `odd_plugins`."""
 
 from __future__ import annotations
 

@@ -61,12 +61,21 @@ _RULES: dict[Any, Any] = yaml.SafeDumper.yaml_implicit_resolvers
 _Dumper.yaml_implicit_resolvers = {first: [*_OURS, *rules] for first, rules in _RULES.items()} | {None: _OURS}
 
 
+_BREAKS = re.compile("[\n\r\x85\u2028\u2029]")
+
+
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
     text = {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value), repr(value))
     return dumper.represent_scalar(_PREFIX + "float", text)
 
 
+def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    # Line breaks of any kind are escaped: single quotes would fold them, and lose a NEL.
+    return dumper.represent_scalar(_PREFIX + "str", value, style='"' if _BREAKS.search(value) else None)
+
+
 _Dumper.add_representer(float, _represent_float)
+_Dumper.add_representer(str, _represent_str)
 
 
 def dump_yaml(data: Mapping[str, Any]) -> str:

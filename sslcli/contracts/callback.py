@@ -26,6 +26,7 @@ class RunContext(ABC):
         device: the training device.
         seed: the run's seed.
         progress: where the run stands.
+        last_step: the step after which this session ends (`training.max_steps`, or the run's last).
         is_main: True on the one process that writes.
         image_size: side of the images to show the backbone.
     """
@@ -34,6 +35,7 @@ class RunContext(ABC):
     device: torch.device
     seed: int
     progress: Progress
+    last_step: int
     is_main: bool
     image_size: int
 

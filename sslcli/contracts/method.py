@@ -78,7 +78,7 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the run stands: `step` optimizer steps are done (0 before the first)."""
+    """Where the run stands: `step` optimizer steps are done (0 before the first), of `total_steps` in all epochs."""
 
     step: int
     total_steps: int

@@ -38,7 +38,7 @@ class ProgressBar(Callback):
             TextColumn("epoch {task.fields[epoch]:.1f}"), BarColumn(bar_width=None), MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"), TimeRemainingColumn(), console=console, transient=True,
         )  # fmt: skip
-        self.bar.add_task("train", total=context.progress.total_steps, epoch=context.progress.epoch, status="")
+        self.bar.add_task("train", total=context.last_step, epoch=context.progress.epoch, status="")
         self.bar.start()
         self.on_step(context)
 
@@ -53,9 +53,9 @@ class ProgressBar(Callback):
         now, progress = time.monotonic(), context.progress
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], status=status)
-        elif progress.step == progress.total_steps or now - self.last_line >= self.options.every_seconds:
+        elif progress.step == context.last_step or now - self.last_line >= self.options.every_seconds:
             self.last_line = now
-            context.tell(f"step {progress.step}/{progress.total_steps}  epoch {progress.epoch:.1f}  {status}")
+            context.tell(f"step {progress.step}/{context.last_step}  epoch {progress.epoch:.1f}  {status}")
 
     def on_end(self, context: RunContext, outcome: Outcome) -> None:
         if self.bar is not None:

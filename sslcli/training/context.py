@@ -28,7 +28,8 @@ class Context(RunContext):
         self.seed = session.config.seed
         self.is_main = distributed.rank() == 0
         self.image_size = session.image_size
-        self.progress = Progress(0, session.last_step, session.info.steps_per_epoch)
+        self.last_step = session.last_step
+        self.progress = Progress(0, session.info.total_steps, session.info.steps_per_epoch)
         self._tell = tell
         self._labelled: dict[Part, Dataset | None] = {}
 

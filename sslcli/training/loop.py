@@ -86,7 +86,7 @@ class Loop:
         self._set_progress(start)
 
     def _set_progress(self, step: int) -> None:
-        self.context.progress = Progress(step, self.session.last_step, self.session.info.steps_per_epoch)
+        self.context.progress = Progress(step, self.session.info.total_steps, self.session.info.steps_per_epoch)
 
     def step(self) -> None:
         """Makes one optimizer step, over all its micro-batches."""

@@ -182,7 +182,7 @@ def test_a_path_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         ("zero.yaml", "not valid YAML"),
         ("latin.yaml/x", "cannot be read (Not a directory)"),
     ):
-        with pytest.raises(ConfigError, match="") as caught:
+        with pytest.raises(ConfigError) as caught:
             read_file(tmp_path / name)
         assert said in str(caught.value)
         assert len(caught.value.problems) == 1
@@ -196,10 +196,10 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> Non
 # --- the round trip
 
 NASTY = [
-    "", " ", "a ", " a", "on", "no", "y", "null", "~", "true", "1", "1e-4", "1_000", "0o7", "0x1", "0b1", "12:30", ".5",
-    ".inf", ".nan", "2020-01-01", "=", "<<", "-", "- a", "a: b", "a #b", "#", "&a", "*a", "!a", "%a", "@a", "`a", "{", "[a",
-    "'", '"', "a\nb", "a\n\n b\n", "\t", "a\tb", "ä ö", "日本", "😀", "\x85", "\u2028", "\ufeff", "\x07", "\\", "C:\\data",
-    "~/data", "?", "? a", "|", ">", "word " * 60, "x" * 300, "a  b   c", "---", "...", "a,b", "1.", "+1", "1e5", "0.1e",
+    "", " ", "a ", " a", "on", "no", "y", "null", "~", "true", "1", "1e-4", "1_000", "0o7", "0x1", "0b1", "12:30",
+    ".5", ".inf", ".nan", "2020-01-01", "=", "<<", "-", "- a", "a: b", "a #b", "#", "&a", "*a", "!a", "%a", "@a", "`a", "{",
+    "[a", "'", '"', "a\nb", "a\n\n b\n", "\t", "a\tb", "ä ö", "日本", "😀", "\x85", "\u2028", "\ufeff", "\x07", "\\",
+    "C:\\data", "\r", "\r\n", "\u2029", "~/data", "?", "? a", "|", ">", "word " * 60, "x" * 300, "a  b   c", "---", "...", "a,b", "1.", "+1", "1e5", "0.1e",
 ]  # fmt: skip
 NUMBERS = [
     0,
