@@ -1,0 +1,197 @@
+"""The `views:` section: presets, short keys for all views or for one, full lists, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sslcli.config.document import Document
+from sslcli.config.merge import read_config
+from sslcli.config.resolve import RunConfig, load_config, resolve
+from sslcli.contracts.errors import ConfigError
+
+HEAD = "method: simclr\ndata: shapes\n"
+
+
+def config(tmp_path: Path, views: str = "", *overrides: str) -> RunConfig:
+    (tmp_path / "c.yaml").write_text(HEAD + views)
+    return load_config(tmp_path / "c.yaml", list(overrides))
+
+
+def plain_views(tmp_path: Path, views: str = "", *overrides: str) -> list[dict[str, Any]]:
+    views_: list[dict[str, Any]] = config(tmp_path, views, *overrides).plain()["views"]
+    return views_
+
+
+def operations(view: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {each["name"]: {k: v for k, v in each.items() if k != "name"} for each in view["operations"]}
+
+
+def problems(tmp_path: Path, views: str, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, views, *overrides)
+    return [line.replace(f"{tmp_path}/", "") for line in caught.value.problems]
+
+
+def test_without_a_section_the_views_are_the_papers(tmp_path: Path) -> None:
+    (view,) = plain_views(tmp_path)
+    assert (view["count"], view["size"]) == (2, 32)
+    assert list(operations(view)) == ["crop", "flip", "jitter", "grayscale"]
+    assert operations(view)["crop"]["scale"] == [0.08, 1.0]
+    assert plain_views(tmp_path, "views: {preset: simclr}") == [view]
+
+
+def test_the_size_is_the_datas_own_unless_it_is_given(tmp_path: Path) -> None:
+    assert plain_views(tmp_path, "", "data.size=48")[0]["size"] == 48
+    assert plain_views(tmp_path, "views: {size: 24}")[0]["size"] == 24
+    assert plain_views(tmp_path, "views: {size: null}")[0]["size"] == 32
+
+
+def test_a_preset_sees_the_size_that_is_asked_for(tmp_path: Path) -> None:
+    large = operations(plain_views(tmp_path, "views: {size: 96}")[0])
+    assert large["blur"]["p"] == 0.5
+    assert large["jitter"]["brightness"] == 0.8
+
+
+def test_options_of_a_preset_stand_beside_it(tmp_path: Path) -> None:
+    assert operations(plain_views(tmp_path, "views: {strength: 0.25}")[0])["jitter"]["hue"] == pytest.approx(0.05)
+    assert operations(plain_views(tmp_path, "views: {size: 96, blur: 0.3}")[0])["blur"] == {
+        "p": 0.3, "sigma": [0.1, 2.0], "kernel": 0.1,  # the preset's own kernel stays
+    }  # fmt: skip
+
+
+def test_a_short_key_sets_every_view(tmp_path: Path) -> None:
+    first, second = plain_views(tmp_path, "views: {preset: byol, solarize: 0.4, crop_scale: [0.3, 0.9]}")
+    assert operations(first)["solarize"]["p"] == operations(second)["solarize"]["p"] == 0.4
+    assert operations(first)["crop"]["scale"] == operations(second)["crop"]["scale"] == [0.3, 0.9]
+    assert operations(first)["crop"]["interpolation"] == "bicubic"
+
+
+def test_a_number_for_an_operation_is_its_probability_and_nothing_else_changes(tmp_path: Path) -> None:
+    usual = operations(plain_views(tmp_path)[0])["jitter"]
+    assert operations(plain_views(tmp_path, "views: {jitter: 0.1}")[0])["jitter"] == {**usual, "p": 0.1}
+
+
+def test_options_of_an_operation_merge_with_the_presets(tmp_path: Path) -> None:
+    usual = operations(plain_views(tmp_path)[0])["jitter"]
+    assert operations(plain_views(tmp_path, "", "views.jitter.hue=0.5")[0])["jitter"] == {**usual, "hue": 0.5}
+    four = operations(plain_views(tmp_path, "views: {jitter: [0.1, 0.2, 0.3, 0.4]}")[0])["jitter"]
+    assert four == {"brightness": 0.1, "contrast": 0.2, "saturation": 0.3, "hue": 0.4, "p": usual["p"]}
+
+
+@pytest.mark.parametrize("off", ["0", "0.0", "false"])
+def test_zero_switches_an_operation_off(tmp_path: Path, off: str) -> None:
+    assert "jitter" not in operations(plain_views(tmp_path, f"views: {{jitter: {off}}}")[0])
+    assert "blur" not in operations(plain_views(tmp_path, f"views: {{preset: byol, blur: {off}}}")[0])
+
+
+def test_null_takes_a_short_key_back_to_the_preset(tmp_path: Path) -> None:
+    usual = plain_views(tmp_path)
+    assert plain_views(tmp_path, "views: {jitter: 0.1, crop_scale: [0.5, 1]}", "views.jitter=null", "views.crop_scale=null") == usual  # fmt: skip
+
+
+def test_an_operation_that_the_preset_leaves_out_can_be_added_in_the_usual_order(tmp_path: Path) -> None:
+    (view,) = plain_views(tmp_path, "views: {solarize: 0.2, blur: {p: 0.5, sigma: [0.2, 1.0]}}")
+    assert list(operations(view)) == ["crop", "flip", "jitter", "grayscale", "blur", "solarize"]
+    assert operations(view)["blur"]["sigma"] == [0.2, 1.0]
+
+
+def test_one_view_can_differ(tmp_path: Path) -> None:
+    first, second = plain_views(tmp_path, "", "views.0.blur=0.5", "views.1.size=16", "views.1.jitter.hue=0")
+    assert (first["count"], second["count"]) == (1, 1)
+    assert operations(first)["blur"]["p"] == 0.5
+    assert "blur" not in operations(second)
+    assert (first["size"], second["size"]) == (32, 16)
+    assert operations(second)["jitter"]["hue"] == 0
+    assert operations(second)["jitter"]["p"] == operations(first)["jitter"]["p"] == 0.8
+
+
+def test_a_list_of_operations_takes_the_place_of_one_views_short_keys(tmp_path: Path) -> None:
+    first, second = plain_views(tmp_path, "views: {0: {operations: [resize, {name: flip, p: 1.0}]}}")
+    assert list(operations(first)) == ["resize", "flip"]
+    assert "jitter" in operations(second)
+
+
+def test_a_view_that_is_not_there_is_told(tmp_path: Path) -> None:
+    assert problems(tmp_path, "views:\n  2: {blur: 0.1}\n") == ["c.yaml:4: views.2: there are 2 views, numbered from 0"]
+
+
+def test_a_full_list_says_everything_and_no_preset_adds_to_it(tmp_path: Path) -> None:
+    first, second = plain_views(
+        tmp_path,
+        "views:\n- {count: 2, size: 24, operations: [{name: crop, scale: [0.2, 1]}, flip]}\n- {flip: 0.5}\n",
+    )
+    assert (first["count"], first["size"], second["size"]) == (2, 24, 32)
+    assert operations(first)["crop"]["scale"] == [0.2, 1.0]
+    assert list(operations(first)) == ["crop", "flip"]
+    assert list(operations(second)) == ["crop", "flip"]
+
+
+def test_the_order_of_a_list_of_operations_is_kept(tmp_path: Path) -> None:
+    (view,) = plain_views(tmp_path, "views: [{operations: [crop, blur, jitter, blur]}]")
+    assert [each["name"] for each in view["operations"]] == ["crop", "blur", "jitter", "blur"]
+
+
+@pytest.mark.parametrize("listed", ["[]", "[flip]", "[flip, crop]", "[crop, resize]"])
+def test_a_view_needs_one_geometric_operation_at_its_start(tmp_path: Path, listed: str) -> None:
+    assert problems(tmp_path, f"views: [{{operations: {listed}}}]") == [
+        "c.yaml:3: views.0: a view needs exactly one geometric operation, and it comes first (crop, resize)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("views", "said"),
+    [
+        ("[{operations: [crop, blurr]}]", "views.0.operations.1: unknown view operation or preset 'blurr'; did you mean blur?"),
+        ("[{operations: [crop, simclr]}]", "views.0.operations.1: 'simclr' is a preset, not an operation"),
+        ("[{operations: [crop, 3]}]", "views.0.operations.1: should be the name of an operation, or a mapping with `name`"),
+        ("[{operations: crop}]", "views.0.operations: should be a list"),
+        ("[{operations: [crop], blur: 0.1}]", "views.0.blur: cannot stand beside a list of operations; set it in the list"),
+        ("[{operations: [{name: crop, scal: 1}]}]", "views.0.operations.0.scal: unknown option of 'crop'; did you mean scale?"),
+        ("[{blurr: 0.1}]", "views.0.blurr: unknown option of a view; did you mean blur?"),
+        ("[{count: 0}]", "views.0.count: should be greater than or equal to 1, not 0"),
+        ("[3]", "views.0: should be a mapping that describes a view, not 3"),
+        ("[]", "views: should have one view or more"),
+        ("simclr", "views: should be a mapping or a list of views, not 'simclr'"),
+        ("{preset: simclrr}", "views.preset: unknown view operation or preset 'simclrr'; did you mean simclr?"),
+        ("{preset: crop}", "views.preset: 'crop' is a single operation, not a preset of views"),
+        ("{preset: [simclr]}", "views: should name a preset, or be a list of views"),
+        ("{strengt: 1}", "views.strengt: unknown option of 'views'; did you mean strength?"),
+        ("{strength: high}", "views.strength: should be a valid number, not 'high'"),
+        ("{size: 0}", "views.size: should be a side in pixels, 1 or more, not 0"),
+        ("{size: large}", "views.size: should be a side in pixels, 1 or more, not 'large'"),
+        ("{blur: often}", "views.blur: should be a valid number, not 'often'"),
+        ("{flip: often}", "views.flip: should be a probability (0: off) or a mapping of options, not 'often'"),
+        ("{flip: true}", "views.flip: should be a probability (0: off) or a mapping of options, not true"),
+        ("{flip: 2}", "views.flip.p: should be less than or equal to 1, not 2.0"),
+        ("{jitter: [1, 2]}", "views.jitter: should be a probability (0: off) or a mapping of options, not [1, 2]"),
+        ("{crop_scale: 3}", "views.crop_scale: should be a list, not 3"),
+        ("{solarize: {p: 0.1, treshold: 0.5}}", "views.solarize.treshold: unknown option of 'solarize'; did you mean threshold?"),
+        ("{preset: byol, blur: {kernel: narrow}}", "views.blur.kernel: should be 'wide' or a valid number, not 'narrow'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_says_where_and_what(tmp_path: Path, views: str, said: str) -> None:
+    assert problems(tmp_path, f"views: {views}\n") == [f"c.yaml:3: {said}"]
+
+
+def test_mistakes_in_several_views_are_told_at_once(tmp_path: Path) -> None:
+    found = problems(tmp_path, "views:\n- {blurr: 1}\n- {count: x}\n- {operations: [flip]}\n")
+    assert [line.partition(": ")[0] for line in found] == ["c.yaml:4", "c.yaml:5", "c.yaml:6"]
+
+
+def test_views_written_out_are_read_back_as_they_are(tmp_path: Path) -> None:
+    first = config(tmp_path, "views: {preset: byol, size: 24}", "views.0.blur=0.3", "views.1.solarize.threshold=0.2")
+    again = resolve(Document(first.plain()))
+    assert again.views == first.views
+    assert again.plain() == first.plain()
+
+
+def test_the_origin_of_a_bad_view_is_the_file_that_has_it(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(HEAD + "views:\n  preset: simclr\n  flip: 2\n")
+    (tmp_path / "c.yaml").write_text("extends: base.yaml\n")
+    with pytest.raises(ConfigError, match=r"base\.yaml:5: views\.flip"):
+        resolve(read_config(tmp_path / "c.yaml", ["views.jitter=0.2"]))
+    with pytest.raises(ConfigError, match=r"^command line: views\.flip"):
+        resolve(read_config(tmp_path / "c.yaml", ["views.flip=3"]))
