@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def is_distributed() -> bool:
@@ -62,3 +64,43 @@ def all_reduce_mean(x: Tensor) -> Tensor:
     x = x.detach().clone()
     dist.all_reduce(x)
     return x / dist.get_world_size()
+
+
+def all_reduce_max(value: int) -> int:
+    """Returns the largest of all processes' values, over the CPU's backend (no wait for a GPU)."""
+    if not is_distributed():
+        return value
+    tensor = torch.tensor(value, dtype=torch.int64)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def from_main(value: T) -> T:
+    """Returns rank 0's value on every process."""
+    if not is_distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Returns every process's value, in rank order."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def average_(tensors: list[Tensor]) -> None:
+    """Sets each tensor to its mean over processes, in place, with one reduction."""
+    if not is_distributed() or not tensors:
+        return
+    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    place = 0
+    for tensor in tensors:
+        tensor.copy_(flat[place : place + tensor.numel()].view_as(tensor))
+        place += tensor.numel()

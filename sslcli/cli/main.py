@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, ParamSpec
@@ -32,7 +33,7 @@ def guarded(command: Callable[P, int]) -> Callable[P, None]:
         try:
             code = command(*args, **kwargs)
         except SslError as error:
-            for line in str(error).splitlines():
+            for line in str(error).splitlines() if _speaks() else []:
                 print(f"ssl: {line}", file=sys.stderr)
             code = error.exit_code
         except KeyboardInterrupt:
@@ -47,6 +48,11 @@ def guarded(command: Callable[P, int]) -> Callable[P, None]:
         raise typer.Exit(code)
 
     return run
+
+
+def _speaks() -> bool:
+    """Of several processes on a machine the first one speaks: all of them have the same error."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _version(value: bool) -> None:

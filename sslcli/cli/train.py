@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -25,6 +26,9 @@ def train(
     plugin: Annotated[
         list[Path] | None, typer.Option(help="Python file whose plugin classes to register.", metavar="FILE")
     ] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="Processes on this machine, one for each GPU.", min=1, metavar="N")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the resolved config and the plan, and stop.")
     ] = False,
@@ -38,7 +42,7 @@ def train(
 
     is_run = (config / "config.yaml").is_file()
     if is_run and not (resume or dry_run or output is not None):
-        raise UserError(f"{config}: is a run; go on with `ssl train {config} --resume`")
+        raise UserError(f"{config}: is a run; go on with `ssl train {shlex.quote(str(config))} --resume`")
     plugin_files = [register_file(path) for path in plugin or []]
     resolved = load_config(config / "config.yaml" if is_run else config, overrides or [])
     directory = output.expanduser() if output is not None else config if is_run else default_output(config, resolved)
@@ -48,18 +52,46 @@ def train(
     if dry_run:
         _show_plan(resolved, directory)
         return 0
+    if devices is not None and devices > 1:
+        from ..training.group import launch
+
+        words = arguments(config, overrides, directory, plugin) + (["--resume"] if resume else [])
+        return launch(words, devices, resolved.training.device)
     from ..training.train import train as run_training
 
-    tell(f"run directory: {directory}")
-    command = ["ssl", *sys.argv[1:]]
-    result = run_training(resolved, directory, resume=resume, command=command, plugin_files=plugin_files, tell=tell)
+    said: list[str] = []
+
+    def tell_where(text: str) -> None:
+        # Not before there is a directory: a start that fails has made none.
+        if not said and directory.is_dir():
+            tell(f"run directory: {directory}")
+            said.append(text)
+        tell(text)
+
+    result = run_training(
+        resolved,
+        directory,
+        resume=resume,
+        command=["ssl", *sys.argv[1:]],
+        plugin_files=plugin_files,
+        tell=tell_where,
+    )
+    if os.environ.get("RANK", "0") != "0":
+        return 128 + result.signal if result.signal is not None else 0
     if result.signal is not None:
-        again = ["ssl", "train", str(config), *(overrides or []), "--output", str(directory), "--resume"]
-        again += [word for path in plugin or [] for word in ("--plugin", str(path))]
+        again = ["ssl", *arguments(config, overrides, directory, plugin), "--resume"]
         tell(f"interrupted and saved at step {result.step} of {result.total_steps}; go on with: {shlex.join(again)}")
         return 128 + result.signal
     print(next_steps(directory, labelled=resolved.data.cls.labelled(resolved.data.options, "train") is not None))
     return 0
+
+
+def arguments(
+    config: Path, overrides: list[str] | None, directory: Path, plugin: list[Path] | None
+) -> list[str]:
+    """Returns what to type behind `ssl` to train this again."""
+    files = [word for path in plugin or [] for word in ("--plugin", str(path))]
+    return ["train", str(config), *(overrides or []), "--output", str(directory), *files]
 
 
 def default_output(config: Path, resolved: RunConfig) -> Path:

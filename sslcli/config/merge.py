@@ -95,7 +95,10 @@ def _forget(document: Document, key: Key) -> None:
 
 
 def _adopt(base: Document, over: Document, key: Key) -> None:
-    base.where.update({k: place for k, place in over.where.items() if k[: len(key)] == key})
+    places = {k: place for k, place in over.where.items() if k[: len(key)] == key}
+    if places and key not in base.where:
+        base.where[key] = next(iter(places.values()))  # `optimizer.name=adamw` makes a whole new section
+    base.where.update(places)
 
 
 def apply_overrides(document: Document, overrides: list[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -29,7 +31,13 @@ class Problems:
         self.lines.append(f"{file}: {section}: {message}" if file else f"{section}: {message}")
 
     def add_validation(
-        self, prefix: Key, error: ValidationError, model: type[BaseModel], owner: str, data: Any
+        self,
+        prefix: Key,
+        error: ValidationError,
+        model: type[BaseModel],
+        owner: str,
+        data: Any,
+        written: Mapping[str, str] | None = None,
     ) -> None:
         """Adds every problem of a pydantic error.
 
@@ -39,10 +47,15 @@ class Problems:
             model: the class that was validated, for its field names.
             owner: what an unknown option is unknown to (`'lars'`).
             data: the section's plain data, to tell keys from the marks that pydantic puts in for unions.
+            written: the keys in the config of options that have another name there (`scale` is `crop_scale`).
         """
         grouped: dict[Key, list[tuple[str, str]]] = {}
-        for item in error.errors(include_url=False):
+        items = error.errors(include_url=False)
+        for item in items:
+            if item["type"] == "too_short" and any(item["loc"] == other["loc"][:-1] for other in items):
+                continue  # the elements that are missing are those that were refused
             path, fields = _path(item["loc"], data, model)
+            path = tuple((written or {}).get(part, part) for part in path)
             grouped.setdefault((*prefix, *path), []).append(_message(item, path, fields, owner))
         for key, messages in grouped.items():
             # The members of a union are one problem: `should be 'wide' or a valid number, not 'narrow'`.
@@ -51,8 +64,16 @@ class Problems:
             self.add(key, " or ".join([first, *(text.removeprefix("should be ") for text in others)]) + given)
 
     def raise_any(self) -> None:
+        """Raises ConfigError if there is a problem: those of one file together, in the order of its lines."""
         if self.lines:
-            raise ConfigError(self.lines)
+            sources = list(dict.fromkeys(_source(line)[0] for line in self.lines))
+            raise ConfigError(sorted(self.lines, key=lambda line: (sources.index(_source(line)[0]), _source(line)[1])))
+
+
+def _source(line: str) -> tuple[str, int]:
+    """The file and line number that a problem begins with; 0 where it has none."""
+    found = re.match(r"(.*?):(\d+)?:? ", line)
+    return (found[1], int(found[2] or 0)) if found else ("", 0)
 
 
 def _path(location: tuple[int | str, ...], data: Any, model: type[BaseModel]) -> tuple[Key, list[str]]:
@@ -89,9 +110,9 @@ def _message(item: Any, path: Key, fields: list[str], owner: str) -> tuple[str, 
     if kind == "extra_forbidden":
         return f"unknown option of {owner}{suggest(path[-1], fields, otherwise=True)}", ""
     if kind == "missing":
-        return "missing; it has no default", ""
+        return "has too few values" if isinstance(item["loc"][-1], int) else "missing; it has no default", ""
     text: str = item["msg"].replace("Input should be", "should be").removeprefix("Value error, ")
-    text = _KINDS.get(text, text)
+    text = _KINDS.get(text, text).removeprefix("Tuple ").replace(" after validation", "")
     return text, f", not {show(item.get('input'))}" if text.startswith("should be") else ""
 
 

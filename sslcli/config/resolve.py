@@ -136,7 +136,7 @@ def resolve(document: Document) -> RunConfig:
 
 
 def _views(section: Any, method: Choice | None, source: Choice | None, problems: Problems) -> tuple[Any, ...]:
-    complete = isinstance(section, list) or (isinstance(section, dict) and "preset" in section)
+    complete = isinstance(section, list) or (isinstance(section, dict) and section.get("preset") is not None)
     if method is None and not complete:
         return ()  # there is a problem with the method already, and without it nothing to build on
     from .views import resolve_views  # imports the view contracts, and with them torch
@@ -144,9 +144,14 @@ def _views(section: Any, method: Choice | None, source: Choice | None, problems:
     size = source.cls.view_size(source.options) if source is not None else 224
     asked = section.get("size") if isinstance(section, dict) else None
     shown = asked if isinstance(asked, int) and asked > 0 else size
-    return resolve_views(
-        section, method.cls.recipe(method.options, shown) if method is not None else {}, size, problems
-    )
+    before = len(problems.lines)
+    recipe = method.cls.recipe(method.options, shown) if method is not None else {}
+    views = resolve_views(section, recipe, size, problems)
+    if method is not None and method.cls.view_count is not None and len(problems.lines) == before:
+        wanted, count = method.cls.view_count, sum(view.count for view in views)
+        if wanted != count:
+            problems.add(("views",), f"{method.name!r} needs {wanted} views of an image, not {count}")
+    return views
 
 
 class _SectionReader:

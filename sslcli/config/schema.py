@@ -36,6 +36,8 @@ class TrainingOptions(Options):
     """auto, cpu, cuda, cuda:N or mps; auto: CUDA where there is one, else the CPU."""
     channels_last: bool = Field(default=True, json_schema_extra=WARN)
     """Memory format in which convolutions are fastest on CPUs and tensor cores."""
+    sync_batch_norm: bool = True
+    """On several processes, batch norm over all of them, so that the run is that of one process."""
     clip: Clip | None = None
     """Clip gradients before each step."""
     deterministic: bool = Field(default=False, json_schema_extra=WARN)

@@ -143,8 +143,9 @@ def _build_all(views: list[dict[str, Any]], keys: list[Key], size: int, problems
 
 def _build(view: dict[str, Any], key: Key, size: int, problems: Problems) -> ViewSpec | None:
     before = len(problems.lines)
+    listed = view.get("operations") is not None
     items = _items(view, key, problems)
-    specs = [spec for child, item in items if (spec := _operation(child, dict(item), problems)) is not None]
+    specs = [spec for child, item in items if (spec := _operation(child, item, listed, problems)) is not None]
     for name in [k for k in view if k not in ("count", "size")]:
         known = ["count", "size", "operations", *SHORT_KEYS]
         problems.add((*key, name), f"unknown option of a view{suggest(name, known, otherwise=True)}")
@@ -199,8 +200,9 @@ def _from_short_keys(view: dict[str, Any], key: Key, problems: Problems) -> list
     return items
 
 
-def _operation(key: Key, item: dict[str, Any], problems: Problems) -> OperationSpec | None:
-    name = item.pop("name")
+def _operation(key: Key, item: dict[str, Any], listed: bool, problems: Problems) -> OperationSpec | None:
+    name = item["name"]
+    item = {option: value for option, value in item.items() if option != "name"}
     try:
         operation = load("augmentations", name)
         if hasattr(operation, "views"):
@@ -211,7 +213,8 @@ def _operation(key: Key, item: dict[str, Any], problems: Problems) -> OperationS
     try:
         options = parse(operation.Options, item)
     except ValidationError as error:
-        problems.add_validation(key, error, operation.Options, repr(name), item)
+        written = {} if listed or name != "crop" else {option: short for short, option in CROP_KEYS.items()}
+        problems.add_validation(key, error, operation.Options, repr(name), item, written)
         return None
     return OperationSpec(name=name, options=options.plain())
 

@@ -89,6 +89,13 @@ class Dataset(ABC):
             UnreadableImage: if it cannot be decoded.
         """
 
+    def image_for(self, index: int, wanted: int | None) -> Tensor:
+        """Like `image`, but may return a smaller version whose sides are still at least `wanted` pixels each.
+
+        For decoders that save much time so; None asks for the full size. Always the same for the same arguments.
+        """
+        return self.image(index)
+
     def images(self) -> Tensor | None:
         """Returns all images as one uint8 tensor (N, C, H, W) where they are alike in size and small, else None."""
         return None
@@ -131,6 +138,7 @@ class SourceBatch:
         index: (N,) int64 on the CPU: the images' places in the data set.
         positions: (N,) int64 on the CPU: their places in the epoch's order over all ranks; what draws hash.
         epoch: counted from 0.
+        replaced: for each image that could not be read, its name and the reason; `index` says what took its place.
     """
 
     images: list[Tensor]
@@ -139,6 +147,7 @@ class SourceBatch:
     index: Tensor
     positions: Tensor
     epoch: int
+    replaced: tuple[str, ...] = ()
 
 
 class Source(ABC):

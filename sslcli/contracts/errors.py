@@ -22,6 +22,9 @@ class ConfigError(UserError):
         super().__init__("\n".join(problems))
         self.problems = problems
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+        return type(self), (self.problems,)
+
 
 class UnreadableImage(Exception):
     """One image cannot be decoded. Never ends a run by itself: the source puts another in its place.

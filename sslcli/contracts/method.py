@@ -117,6 +117,7 @@ class Method(nn.Module, ABC):
         Options: the options' class.
         batch_coupled: its negatives or statistics come from the batch, so that accumulation changes the result.
         needs_labels: it is refused on data without labels.
+        view_count: how many views of an image it needs; None: any number. Others are refused with the config.
         paper: where it is from, shown by `ssl list methods NAME`.
         defaults: config sections (`optimizer`, `schedule`) used where the config has none: the paper's.
     """
@@ -124,6 +125,7 @@ class Method(nn.Module, ABC):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     batch_coupled: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    view_count: ClassVar[int | None] = None
     paper: ClassVar[str] = ""
     defaults: ClassVar[Mapping[str, Any]] = {}
 

@@ -70,6 +70,13 @@ class Operation(ABC):
             (N, C, size, size) float32 in [0, 1].
         """
 
+    def source_side(self) -> int | None:
+        """Geometric operations only: the shortest side, in pixels, that a source needs for a full-sized view.
+
+        Larger sources may be decoded at a size not below it. None: at full size always.
+        """
+        return None
+
     def apply_one(self, image: Tensor, parameters: Parameters) -> Tensor:
         """Geometric operations only: one uint8 image (C, H, W) of any size → uint8 (C, size, size), in a worker.
 

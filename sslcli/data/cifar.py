@@ -1,25 +1,26 @@
-"""CIFAR-10: 60,000 photographs of 32 × 32 pixels in 10 classes (Krizhevsky, *Learning Multiple Layers of Features from
-Tiny Images*, 2009), read through torchvision."""
+"""CIFAR-10 and CIFAR-100: 60,000 photographs of 32 × 32 pixels in 10 or 100 classes (Krizhevsky, *Learning Multiple
+Layers of Features from Tiny Images*, 2009), read through torchvision."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torchvision import datasets
 
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, RootedOptions
-from sslcli.contracts.errors import UserError
 
 from .subset import stratified_choice
+from .torchvision_files import open_files
 
 #: Per channel over all pixels of the 50,000 training images, from `channel_statistics`.
 MEAN = (0.491400, 0.482158, 0.446531)
 STD = (0.247032, 0.243485, 0.261588)
+
+#: The same of CIFAR-100, as usually published.
+MEAN_100 = (0.507076, 0.486549, 0.440918)
+STD_100 = (0.267334, 0.256438, 0.276150)
 
 
 class CIFAR10Options(RootedOptions):
@@ -41,14 +42,19 @@ class CIFAR10(Dataset):
     options: CIFAR10Options
     labels: Tensor
 
+    _reader: ClassVar[Any] = datasets.CIFAR10
+    _title = "CIFAR-10"
+    _statistics = (MEAN, STD)
+
     def __init__(self, options: CIFAR10Options) -> None:
         super().__init__(options)
-        files = _open(options.root.expanduser(), options.split == "train", options.download)
+        files = open_files(self._reader, self._title, options.root, options.download, train=options.split == "train")
         labels = torch.tensor(files.targets, dtype=torch.int64)
         chosen = stratified_choice(labels, options.limit)
         self.labels = labels[chosen]
         self._images = torch.from_numpy(files.data)[chosen].permute(0, 3, 1, 2).contiguous()
-        self.info = DataInfo("cifar10", 3, (32, 32), MEAN, STD, tuple(files.classes))
+        name = self._title.lower().replace("-", "")
+        self.info = DataInfo(name, 3, (32, 32), *self._statistics, classes=tuple(files.classes))
 
     def __len__(self) -> int:
         return len(self._images)
@@ -64,23 +70,9 @@ class CIFAR10(Dataset):
         return 32
 
 
-def _open(root: Path, train: bool, download: bool) -> Any:
-    folder = root / datasets.CIFAR10.base_folder
-    try:
-        return datasets.CIFAR10(str(root), train=train)
-    except (RuntimeError, OSError) as error:
-        if not download:
-            state = "damaged or incomplete CIFAR-10 files" if folder.exists() else "no CIFAR-10"
-            raise UserError(
-                f"data.root: {state} in {folder}; set data.download=true to fetch the data, or data.root to the folder "
-                f"that holds {folder.name}/"
-            ) from error
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
-            return datasets.CIFAR10(str(root), train=train, download=True)
-    except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"data.download: CIFAR-10 could not be fetched into {folder} ({reason}); try again, or put the files of "
-            f"cifar-10-python.tar.gz there yourself"
-        ) from error
+class CIFAR100(CIFAR10):
+    """The same with 100 classes, the fine ones."""
+
+    _reader = datasets.CIFAR100
+    _title = "CIFAR-100"
+    _statistics = (MEAN_100, STD_100)

@@ -62,6 +62,7 @@ class BYOL(Method):
 
     Options: ClassVar[type[MethodOptions]] = BYOLOptions
     batch_coupled: ClassVar[bool] = True
+    view_count = 2
     paper: ClassVar[str] = "https://arxiv.org/abs/2006.07733"
     defaults: ClassVar[Mapping[str, Any]] = {
         "optimizer": {"name": "lars", "lr": 0.2, "weight_decay": 1.5e-6, "scale_lr": "batch/256"},

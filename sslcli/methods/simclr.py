@@ -34,6 +34,7 @@ class SimCLR(Method):
 
     Options: ClassVar[type[MethodOptions]] = SimCLROptions
     batch_coupled: ClassVar[bool] = True
+    view_count = 2
     paper: ClassVar[str] = "https://arxiv.org/abs/2002.05709"
     defaults: ClassVar[Mapping[str, Any]] = {
         "optimizer": {"name": "lars", "lr": 0.3, "weight_decay": 1e-6, "scale_lr": "batch/256"},

@@ -54,6 +54,7 @@ class SimSiam(Method):
 
     Options: ClassVar[type[MethodOptions]] = SimSiamOptions
     batch_coupled: ClassVar[bool] = True
+    view_count = 2
     paper: ClassVar[str] = "https://arxiv.org/abs/2011.10566"
     defaults: ClassVar[Mapping[str, Any]] = {
         "optimizer": {

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ..contracts.backbone import Backbone
 from ..contracts.errors import UserError
 from ..contracts.export import BackboneCard
-from ..plugins import load
+from ..plugins import PluginError, load
 
 
 def read_card(path: Path, values: dict[str, Any]) -> BackboneCard:
@@ -24,13 +24,14 @@ def read_card(path: Path, values: dict[str, Any]) -> BackboneCard:
         raise UserError(f"{path}: its card is of sslcli {written_by}, which this version cannot read") from None
 
 
-def build_backbone(path: Path, card: BackboneCard, fill: Callable[[Backbone], object]) -> Backbone:
+def build_backbone(path: Path, card: BackboneCard, fill: Callable[[Backbone], object], made_with: str = "") -> Backbone:
     """Builds the backbone of a card and lets `fill` load the weights; torch's generator stays as it was.
 
     Args:
         path: the file that it comes from, for messages.
         card: what to build.
         fill: loads the weights into the module; raises RuntimeError where they do not fit.
+        made_with: where the backbone came from, and what to do if it is missing, for messages.
 
     Returns:
         the backbone on the CPU, in `eval()`.
@@ -43,7 +44,7 @@ def build_backbone(path: Path, card: BackboneCard, fill: Callable[[Backbone], ob
     if not isinstance(name, str):
         raise UserError(f"{path}: its card names no backbone")
     try:
-        cls: type[Backbone] = load("backbones", name)
+        cls: type[Backbone] = _load(name, made_with)
         with torch.random.fork_rng(devices=[]):
             backbone = cls.build(cls.Options.parse(options), card.channels, card.image_size)
         fill(backbone)
@@ -56,3 +57,13 @@ def build_backbone(path: Path, card: BackboneCard, fill: Callable[[Backbone], ob
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: its weights do not fit the installed backbone {name!r} ({reason})") from error
     return backbone.eval()
+
+
+def _load(name: str, made_with: str) -> type[Backbone]:
+    try:
+        cls: type[Backbone] = load("backbones", name)
+    except PluginError as error:
+        if not made_with:
+            raise
+        raise UserError(f"{error}; {made_with}") from error
+    return cls

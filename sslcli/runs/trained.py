@@ -61,8 +61,19 @@ def _from_checkpoint(path: Path, run: Path | None) -> Trained:
     checkpoint = read_checkpoint(path, prefix)
     state = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.tensors.items()}
     card = read_card(path, checkpoint.document["card"])
-    backbone = build_backbone(path, card, lambda built: built.load_state_dict(state, strict=True))
+    made_with = _made_with(path, checkpoint.document.get("plugins", {}).get("backbone"))
+    backbone = build_backbone(path, card, lambda built: built.load_state_dict(state, strict=True), made_with)
     return Trained(backbone, card, run, files.read_digest(path))
+
+
+def _made_with(path: Path, plugin: dict[str, str] | None) -> str:
+    """Says which package the backbone of a checkpoint came from; an empty string where that is not known."""
+    if plugin is None:
+        return ""
+    kept = path.parent.parent / "plugins" / f"{plugin['package']}-{plugin['version']}.py"
+    if kept.is_file():
+        return f"the run was made with a --plugin file, kept as {kept}: install it as a package"
+    return f"the run was made with {plugin['package']} {plugin['version']}: install it"
 
 
 def stored_config(target: Path) -> dict[str, Any] | None:

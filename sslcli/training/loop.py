@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +11,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from .. import distributed
 from ..contracts.data import SourceBatch
 from ..contracts.errors import SslError
 from ..contracts.method import Batch, Progress, Step, StepFunction, View
 from ..evaluation.quality import effective_rank, feature_std
+from ..modules.sync_norm import batch_statistics
 from ..optimizers.groups import set_lr
 from ..randomness import seed_for
 from .context import Context
@@ -58,12 +62,15 @@ class Meter:
 
     def bad_step(self) -> int | None:
         """Returns the first step whose loss was not finite (waits for the device)."""
-        step = int(self.first_bad_step)
+        step = distributed.all_reduce_max(int(self.first_bad_step))
         return step if step >= 0 else None
 
     def means(self) -> dict[str, float]:
         """Returns the mean of everything since the last log line (waits for the device)."""
-        return {name: (total / self.count).item() for name, total in self.sums.items()}
+        if not self.sums:
+            return {}
+        values = distributed.all_reduce_mean(torch.stack(list(self.sums.values())) / self.count)
+        return dict(zip(self.sums, values.tolist(), strict=True))
 
 
 class Loop:
@@ -78,12 +85,46 @@ class Loop:
     def __init__(self, session: Session, context: Context, start: int) -> None:
         self.session, self.context = session, context
         self.method, self.optimizer = session.method, session.optimizer
-        self.parameters = [p for p in self.method.parameters() if p.requires_grad]
         self.schedules: dict[str, StepFunction] = self.method.schedules()
+        self.module = self._distribute(start)
+        synced = session.config.training.sync_batch_norm
+        # Statistics that would differ between processes: made equal after each step, so that no state is local.
+        self.local_statistics = [] if synced else batch_statistics(self.method)
+        self.parameters = [p for p in self.method.parameters() if p.requires_grad]
         self.meter = Meter(session.device)
         self.features: Tensor | None = None
         self.batches: Iterator[list[SourceBatch]] = session.source.batches(start)
         self._set_progress(start)
+
+    def _distribute(self, start: int) -> torch.nn.Module:
+        """Wraps the method for several processes. It stays itself (names, state) on one."""
+        if not distributed.is_distributed():
+            return self.method
+        from torch.nn.parallel import DistributedDataParallel  # takes seconds to import
+
+        device = self.session.device
+        # Buffers are equal on all ranks without being broadcast: batch norm is synchronised, queues hold gathered keys.
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        quiet = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+        devices = [device.index] if device.type == "cuda" else None
+        module = DistributedDataParallel(self.method, device_ids=devices, gradient_as_bucket_view=True, **quiet)
+        # The first steps of a wrapper reduce gradients in another order than the later ones. Two steps that are thrown
+        # away, at every start, make a resumed run the run that never stopped.
+        kept = {name: tensor.clone() for name, tensor in self.method.state_dict().items()}
+        schedule = self._schedule_values(start)
+        for _ in range(2):
+            (source_batch, *_) = next(self.session.source.batches(start))
+            torch.autograd.backward(self._forward(module, source_batch, schedule).loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.load_state_dict(kept)
+        return module
+
+    def _schedule_values(self, step: int) -> dict[str, Tensor]:
+        """The method's schedules at a step, filled on the device: a copy from the host would wait."""
+        return {
+            name: torch.full((), function(step), dtype=torch.float32, device=self.session.device)
+            for name, function in self.schedules.items()
+        }
 
     def _set_progress(self, step: int) -> None:
         self.context.progress = Progress(step, self.session.info.total_steps, self.session.info.steps_per_epoch)
@@ -93,22 +134,20 @@ class Loop:
         session, step = self.session, self.context.progress.step
         # The schedule is a function of the step about to be made: the first one gets its first value.
         set_lr(self.optimizer, session.schedule, step, session.base_lr)
-        schedule = {
-            name: torch.full((), function(step), dtype=torch.float32, device=session.device)
-            for name, function in self.schedules.items()
-        }
+        schedule = self._schedule_values(step)
         began = time.perf_counter()
         micro_batches = next(self.batches)
         self.meter.waited += time.perf_counter() - began
-        self.method.train()
+        self.module.train()
         carries, losses = [], []
         metrics: dict[str, Tensor] = {}
         for number, source_batch in enumerate(micro_batches):
             # Dropout and the like: a function of the step, so that a resumed run draws what it would have drawn.
-            torch.manual_seed(seed_for(session.config.seed, SEED_STEP, step, number))
-            result = self._forward(source_batch, schedule)
-            loss = result.loss / len(micro_batches)
-            torch.autograd.backward(session.precision.scaler.scale(loss))
+            torch.manual_seed(seed_for(session.config.seed, SEED_STEP, step, number, distributed.rank()))
+            with self._without_reduction(number < len(micro_batches) - 1):
+                result = self._forward(self.module, source_batch, schedule)
+                loss = result.loss / len(micro_batches)
+                torch.autograd.backward(session.precision.scaler.scale(loss))
             losses.append(loss.detach())
             carries.append(result.carry)
             for name, value in result.metrics.items():
@@ -120,9 +159,17 @@ class Loop:
         self._set_progress(step + 1)
         with torch.no_grad():
             self.method.after_step(carries, self.context.progress)
+            distributed.average_(self.local_statistics)
         self.meter.add(step + 1, torch.stack(losses).sum(), metrics)
 
-    def _forward(self, source_batch: SourceBatch, schedule: dict[str, Tensor]) -> Step:
+    def _without_reduction(self, wanted: bool) -> contextlib.AbstractContextManager[object]:
+        """Gradients of all but the last micro-batch are added up on each process before they are reduced."""
+        if wanted and self.module is not self.method:
+            context: contextlib.AbstractContextManager[object] = self.module.no_sync()  # type: ignore[operator]
+            return context
+        return contextlib.nullcontext()
+
+    def _forward(self, module: torch.nn.Module, source_batch: SourceBatch, schedule: dict[str, Tensor]) -> Step:
         session = self.session
         images = source_batch.images
         sizes = None
@@ -134,7 +181,7 @@ class Loop:
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
         batch = Batch([View(view) for view in views], source_batch.labels, source_batch.index, schedule)
         with session.precision.autocast():
-            result: Step = self.method(batch)
+            result: Step = module(batch)
         return result
 
     def _update(self) -> None:

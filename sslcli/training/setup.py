@@ -18,12 +18,14 @@ from ..contracts.errors import UserError
 from ..contracts.export import BackboneCard
 from ..contracts.method import Method, Progress, RunInfo
 from ..data.source import open_source
+from ..modules.sync_norm import synchronise_batch_norm
 from ..optimizers.groups import build_groups, effective_lr
 from ..randomness import seed_for
 from ..runs.device import resolve_device, resolve_precision
 from ..version import __version__
 from ..views.pipeline import ViewMaker
 from ..views.pixels import normalise
+from .group import local_rank
 from .precision import Precision
 
 #: Separates the streams of random numbers that are drawn from the run's one seed.
@@ -101,6 +103,8 @@ def build(config: RunConfig) -> Session:
     config = resolve_autos(config)
     training = config.training
     device = resolve_device(training.device)
+    if device.type == "cuda" and distributed.is_distributed():
+        device = torch.device("cuda", local_rank())
     torch.use_deterministic_algorithms(training.deterministic)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
@@ -112,13 +116,15 @@ def build(config: RunConfig) -> Session:
     views = ViewMaker(config.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
     source = open_source(
         dataset, device, training.batch_size, training.accumulate, config.seed,
-        distributed.rank(), distributed.world_size(),
+        distributed.rank(), distributed.world_size(), views=views,
     )  # fmt: skip
     info = RunInfo(
         total_steps=training.epochs * source.steps_per_epoch, steps_per_epoch=source.steps_per_epoch,
         epochs=training.epochs, batch_size=training.batch_size, world_size=distributed.world_size(), data=dataset.info,
     )  # fmt: skip
     method = _build_method(config, dataset, info).to(device)
+    if training.sync_batch_norm and distributed.is_distributed():
+        synchronise_batch_norm(method, device)
     if training.channels_last:
         method = method.to(memory_format=torch.channels_last)
     options = config.optimizer.options

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,17 +17,19 @@ from ..contracts.errors import SslError
 from ..plugins import PluginFile, choose
 from ..runs import files
 from ..runs.backbone_file import save_backbone
-from ..runs.checkpoint import Checkpoint, CheckpointWriter, newest_intact
+from ..runs.checkpoint import Checkpoint, CheckpointWriter, newest_intact, read_checkpoint
 from ..runs.directory import RunDirectory
 from ..version import __version__
-from . import resume as resuming
+from . import group as process_group
 from . import state
+from . import resume as resuming
 from .context import Context
 from .interrupt import Interrupt
 from .loop import Loop, RunFailed
 from .setup import Session, build
 
 Tell = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,28 +66,84 @@ def train(
         SslError: the run failed; its last checkpoint is good.
     """
     directory = RunDirectory(output)
-    checkpoint = None
-    if directory.check_new(resume=resume):
-        checkpoint = newest_intact(directory.checkpoints, tell)
+    with process_group.joined(config.training.device):
+        main = distributed.rank() == 0
+        said = tell if main else _silent
+        checkpoint = together(lambda: _find_checkpoint(directory, said, resume=resume))
+        session = together(lambda: _prepare(config, checkpoint, output, said))
+        try:
+
+            def begin() -> None:
+                if main:
+                    directory.create(session.config.plain(), list(command), resumed=checkpoint is not None)
+                    _keep_plugin_files(directory, plugin_files)
+                    directory.open_log(from_step=checkpoint.step if checkpoint is not None else 0)
+
+            together(begin)
+            return _Run(session, directory, said).go(checkpoint)
+        finally:
+            directory.close()
+            session.source.close()
+
+
+def _silent(text: str) -> None:
+    """What every process but the first says."""
+
+
+def together(work: Callable[[], T]) -> T:
+    """Does work on every process; if it fails with a clear error on any of them, all end, and one says why."""
+    problem: SslError | None = None
+    try:
+        result = work()
+    except SslError as error:
+        problem = error
+    problems = [found for found in distributed.gather_objects(problem) if found is not None]
+    if not problems:
+        return result
+    # The same words from everybody: whichever process speaks, the user hears what was wrong.
+    raise problem or problems[0]
+
+
+def _find_checkpoint(directory: RunDirectory, tell: Tell, *, resume: bool) -> Checkpoint | None:
+    """The first process decides what there is to resume, and the others read the same file."""
+    chosen: Checkpoint | None = None
+    problem: SslError | None = None
+    if distributed.rank() == 0:
+        try:
+            chosen = newest_intact(directory.checkpoints, tell) if directory.check_new(resume=resume) else None
+        except SslError as error:
+            problem = error
+    path = distributed.from_main(None if chosen is None else str(chosen.path))
+    if problem is not None:
+        raise problem
+    if path is None or chosen is not None:
+        return chosen  # with a problem on the first process, the others learn of it in `together`
+    try:
+        return read_checkpoint(Path(path))
+    except (files.DamagedFile, FileNotFoundError) as error:
+        raise SslError(f"{path}: rank {distributed.rank()} cannot read it: {error}") from error
+
+
+def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path, tell: Tell) -> Session:
     if checkpoint is not None:
         stored = checkpoint.document["config"]
         config = resuming.keep_resolved(config, stored)
         for warning in resuming.check(config, stored, str(output)):
             tell(warning)
+        before, now = checkpoint.document["world_size"], distributed.world_size()
+        if before != now:
+            tell(f"resuming on {now} process(es) a run that was saved on {before}: it goes on, but not to the bit")
     session = build(config)
+    if config.training.accumulate > 1 and session.method.batch_coupled:
+        tell(
+            f"training.accumulate: {config.method.name!r} compares the images of a micro-batch with each other, of "
+            f"which there are {config.training.batch_size // config.training.accumulate}: not the same as one batch"
+        )
     if checkpoint is not None:
         state.restore(checkpoint, session.method, session.optimizer, session.callbacks)
         session.precision.scaler.load_state_dict(checkpoint.document["scaler"])
         tell(f"resuming {output} from step {checkpoint.step} of {session.last_step}")
-    try:
-        if distributed.rank() == 0:
-            directory.create(session.config.plain(), list(command), resumed=checkpoint is not None)
-            _keep_plugin_files(directory, plugin_files)
-            directory.open_log(from_step=checkpoint.step if checkpoint is not None else 0)
-        return _Run(session, directory, tell).go(checkpoint)
-    finally:
-        directory.close()
-        session.source.close()
+    return session
 
 
 def _keep_plugin_files(directory: RunDirectory, plugin_files: Sequence[PluginFile]) -> None:
@@ -109,10 +167,12 @@ class _Run:
             with Interrupt() as interrupt, self.context.ending() as outcome:
                 self.context.start()
                 loop.meter.reset()
-                while self.context.progress.step < self.session.last_step and interrupt.number is None:
+                signal = 0
+                while self.context.progress.step < self.session.last_step and not signal:
                     self._one_step(loop)
+                    signal = distributed.all_reduce_max(interrupt.number or 0)  # all stop after the same step
                 self._finish(loop)
-                outcome.append("done" if interrupt.number is None else "interrupted")
+                outcome.append("interrupted" if signal else "done")
         except torch.OutOfMemoryError as error:
             raise RunFailed(
                 f"out of memory in step {self.context.progress.step + 1}: try a smaller training.batch_size, or the "
@@ -121,7 +181,7 @@ class _Run:
         finally:
             self.writer.close()
         step = self.context.progress.step
-        return TrainResult(self.directory.path, step, self.session.info.total_steps, interrupt.number)
+        return TrainResult(self.directory.path, step, self.session.info.total_steps, signal or None)
 
     def _one_step(self, loop: Loop) -> None:
         training, checkpoints = self.session.config.training, self.session.config.checkpoints

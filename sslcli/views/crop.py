@@ -94,6 +94,11 @@ class Crop(Resampling):
             "columns": torch.stack([left, width, zero, width / self.size], 1).float(),
         }
 
+    def source_side(self) -> int:
+        # Of a square image, so that the smallest crop with the most uneven sides is not enlarged.
+        low, high = self.options.ratio
+        return math.ceil(self.size / math.sqrt(self.options.scale[0] * min(low, 1 / high)))
+
     def apply_one(self, image: Tensor, parameters: Parameters) -> Tensor:
         top, height = (int(value) for value in parameters["rows"][:2])
         left, width = (int(value) for value in parameters["columns"][:2])
@@ -160,6 +165,9 @@ class Resize(Resampling):
         corner = ((resized - self.size) / 2).round()
         spans = torch.stack([torch.zeros_like(step), sizes.double(), corner * step, step], 2).float()
         return {"rows": spans[:, 0], "columns": spans[:, 1]}
+
+    def source_side(self) -> int:
+        return math.ceil(self.size * self.options.ratio)
 
     def apply_one(self, image: Tensor, parameters: Parameters) -> Tensor:
         height, width = self._resized(image.shape[1], image.shape[2])

@@ -170,19 +170,20 @@ class ViewMaker:
             values += kind.draw((self._seed, epoch, positions), len(values), sizes, crops_only)
         return Draws.pack(values)
 
-    def crop_one(self, image: Tensor, draws: Draws) -> list[Tensor]:
+    def crop_one(self, image: Tensor, draws: Draws, row: int = 0) -> list[Tensor]:
         """Makes the geometric part of every view of one image, in a worker; a flip is left to `apply`.
 
         Args:
             image: (C, H, W) uint8, of any size.
-            draws: this sample's alone.
+            draws: of the geometric operations.
+            row: which sample's the image is.
 
         Returns:
             for each view (C, size, size) uint8.
         """
         crops = []
         for kind, parameters in zip(self._of, draws.values, strict=True):
-            own = {name: value[0] for name, value in parameters[0].items()}
+            own = {name: value[row] for name, value in parameters[0].items()}
             crops.append(self.kinds[kind].operations[0].apply_one(image, own))
         return crops
 

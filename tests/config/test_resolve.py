@@ -136,8 +136,8 @@ seed: -1
 """
     assert problems(tmp_path, text) == [
         "c.yaml:1: sed: unknown section; did you mean seed?",
-        "c.yaml:2: method.temprature: unknown option of 'simclr'; did you mean temperature?",
         "c.yaml:2: method.projector.layerz: unknown option of 'simclr'; did you mean layers?",
+        "c.yaml:2: method.temprature: unknown option of 'simclr'; did you mean temperature?",
         "c.yaml:3: backbone.name: unknown backbone 'resnet19'; did you mean resnet18 or resnet50 or resnet34?",
         "c.yaml:4: data.count: should be a valid integer, not '64'",
         "c.yaml:7: optimizer.lr: should be a valid number, not 'fast'",
@@ -148,8 +148,8 @@ seed: -1
         "c.yaml:12: callbacks.knn: should be a mapping of options, or null to switch it off, not 3",
         "c.yaml:12: callbacks.knnn: unknown callback 'knnn'; did you mean knn?",
         "c.yaml:13: views.strengt: unknown option of 'views'; did you mean strength?",
-        "c.yaml:15: seed: should be a whole number from 0, not -1",
         "c.yaml:14: output: should be the path of a directory, not 3",
+        "c.yaml:15: seed: should be a whole number from 0, not -1",
     ]
 
 
@@ -165,7 +165,7 @@ seed: -1
         ("training.device=gpu", "training.device: should be auto, cpu, cuda, cuda:N or mps, not 'gpu'"),
         ("training.batch_size=1", "training.batch_size: should be greater than or equal to 2, not 1"),
         ("training.clip=3", "training.clip: should be a mapping of options, not 3"),
-        ("training.clip={}", "training.clip.norm: missing; it has no default"),
+        ("training.clip.norm=null", "training.clip.norm: missing; it has no default"),
         ("training.clip.mod=x", "training.clip.mod: unknown option of 'training'; did you mean mode?"),
         ("training.frobnicate=1", "training.frobnicate: unknown option of 'training'; there are: accumulate, "),
         ("training.epochs={a: 1}", "training.epochs: should be a valid integer, not {a: 1}"),
@@ -174,12 +174,14 @@ seed: -1
         ("optimizer.lr=.nan", "optimizer.lr: should be a finite number, not .nan"),
         ("optimizer.lr=0", "optimizer.lr: should be greater than 0, not 0"),
         ("optimizer.lr=null", "optimizer.lr: missing; it has no default"),
-        ("optimizer.exclude=[norms]", "optimizer.exclude.0: should be 'weight', 'norm', 'bias' or 'embedding', not 'norms'"),
+        ("optimizer.name=adamw", "optimizer.lr: missing; it has no default"),
+        ("optimizer=adamw", "optimizer.lr: missing; it has no default"),
+        ("optimizer.exclude=[norms]", "optimizer.exclude.0: should be 'weight', 'norm', 'bias' or 'embedding', not "),
         ("optimizer.exclude=norm", "optimizer.exclude: should be a list, not 'norm'"),
         ("optimizer={name: sgd, momentum: 0, nesterov: true}", "optimizer: nesterov needs a momentum above 0"),
-        ("optimizer={name: adamw, lr: 1, betas: [0.9]}", "optimizer.betas.1: missing; it has no default"),
+        ("optimizer={name: adamw, lr: 1, betas: [0.9]}", "optimizer.betas: has too few values"),
         ("method.projector=3", "method.projector: should be a mapping of options, not 3"),
-        ("method={temperature: 1, name: [simclr]}", "method: should be a name, or a mapping with `name`; see `ssl list methods`"),
+        ("method.name=[simclr]", "method: should be a name, or a mapping with `name`; see `ssl list methods`"),
         ("method=3", "method: should be a name, or a mapping with `name`; see `ssl list methods`"),
         ("data.root=1", "data.root: unknown option of 'shapes'"),
         ("seed=1.5", "seed: should be a whole number from 0, not 1.5"),
@@ -294,5 +296,5 @@ def test_the_digest_says_what_is_trained_and_not_how_it_was_written(tmp_path: Pa
 def test_the_plain_config_holds_every_value_that_is_used(tmp_path: Path) -> None:
     plain = from_text(tmp_path, "method: simclr\ndata: shapes\n").plain()
     keys = {".".join(map(str, key)) for key in leaves(plain)}
-    assert {"method.temperature", "backbone.stem", "data.split", "optimizer.weight_decay", "training.precision",
-            "checkpoints.keep", "callbacks.knn.k", "views.0.operations.0.scale.0", "schedule.warmup_epochs"} <= keys  # fmt: skip
+    assert {"method.temperature", "backbone.stem", "data.split", "optimizer.weight_decay", "checkpoints.keep",
+            "training.precision", "callbacks.knn.k", "views.0.operations.0.scale.0"} <= keys  # fmt: skip

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Source, SourceBatch
-from sslcli.contracts.errors import UserError
-from sslcli.data import source as source_module
+from sslcli.contracts.errors import UnreadableImage, UserError
+from sslcli.data import plan as plan_module
+from sslcli.data.plan import Plan
 from sslcli.data.source import ResidentSource, open_source, resident_images
 
 CPU = torch.device("cpu")
@@ -35,6 +36,12 @@ class Numbered(Dataset):
         return torch.stack([self.image(index) for index in range(len(self))]) if self.keeps else None
 
 
+def resident(dataset: Dataset, device: torch.device, *arguments: int, **named: int) -> ResidentSource:
+    images = dataset.images()
+    assert images is not None
+    return ResidentSource(dataset, device, Plan("numbered", len(dataset), *arguments, **named), images)
+
+
 def take(source: Source, step: int, count: int) -> list[list[SourceBatch]]:
     return list(islice(source.batches(step), count))
 
@@ -50,7 +57,7 @@ def assert_same(first: SourceBatch, second: SourceBatch) -> None:
 
 
 def test_batch_holds_the_images_and_labels_of_its_index() -> None:
-    for (batch,) in take(ResidentSource(Numbered(50), CPU, 8), 0, 6):
+    for (batch,) in take(resident(Numbered(50), CPU, 8), 0, 6):
         assert batch.images[0].shape == (8, 3, 2, 4)
         assert batch.images[0].dtype == torch.uint8
         assert torch.equal(batch.images[0][:, 0, 0, 0].long(), batch.index)
@@ -60,7 +67,7 @@ def test_batch_holds_the_images_and_labels_of_its_index() -> None:
 
 
 def test_epoch_shows_each_image_once() -> None:
-    source = ResidentSource(Numbered(60), CPU, 12)
+    source = resident(Numbered(60), CPU, 12)
     assert source.steps_per_epoch == 5
     for epoch in range(2):
         batches = take(source, epoch * 5, 5)
@@ -70,7 +77,7 @@ def test_epoch_shows_each_image_once() -> None:
 
 
 def test_incomplete_last_batch_is_left_out() -> None:
-    source = ResidentSource(Numbered(50), CPU, 8)
+    source = resident(Numbered(50), CPU, 8)
     assert source.steps_per_epoch == 6
     batches = take(source, 0, 7)
     assert [batch.epoch for (batch,) in batches] == [0] * 6 + [1]
@@ -79,17 +86,17 @@ def test_incomplete_last_batch_is_left_out() -> None:
 
 
 def test_orders_of_epochs_and_seeds_differ() -> None:
-    source = ResidentSource(Numbered(64), CPU, 64)
+    source = resident(Numbered(64), CPU, 64)
     first, second = take(source, 0, 2)
-    other = take(ResidentSource(Numbered(64), CPU, 64, seed=1), 0, 1)[0]
+    other = take(resident(Numbered(64), CPU, 64, seed=1), 0, 1)[0]
     assert not torch.equal(first[0].index, second[0].index)
     assert not torch.equal(first[0].index, other[0].index)
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 13])
 def test_stream_from_a_step_is_the_tail_of_the_stream(step: int) -> None:
-    whole = take(ResidentSource(Numbered(50), CPU, 8, accumulate=2, seed=3), 0, 20)
-    tail = take(ResidentSource(Numbered(50), CPU, 8, accumulate=2, seed=3), step, 20 - step)
+    whole = take(resident(Numbered(50), CPU, 8, accumulate=2, seed=3), 0, 20)
+    tail = take(resident(Numbered(50), CPU, 8, accumulate=2, seed=3), step, 20 - step)
     assert len(tail) == 20 - step
     for expected, found in zip(whole[step:], tail, strict=True):
         for first, second in zip(expected, found, strict=True):
@@ -98,10 +105,9 @@ def test_stream_from_a_step_is_the_tail_of_the_stream(step: int) -> None:
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 4), (2, 1), (2, 3), (4, 2)])
 def test_ranks_and_accumulation_cut_the_same_global_batch(world_size: int, accumulate: int) -> None:
-    whole = take(ResidentSource(Numbered(100), CPU, 24, seed=1), 0, 5)
+    whole = take(resident(Numbered(100), CPU, 24, seed=1), 0, 5)
     ranks = [
-        take(ResidentSource(Numbered(100), CPU, 24, accumulate, 1, rank, world_size), 0, 5)
-        for rank in range(world_size)
+        take(resident(Numbered(100), CPU, 24, accumulate, 1, rank, world_size), 0, 5) for rank in range(world_size)
     ]
     for step, (expected,) in enumerate(whole):
         parts = [ranks[rank][step][micro] for micro in range(accumulate) for rank in range(world_size)]
@@ -117,24 +123,24 @@ def test_order_is_made_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(arguments)
         return torch.arange(arguments[2])
 
-    monkeypatch.setattr(source_module, "permutation", counted)
-    take(ResidentSource(Numbered(50), CPU, 8, seed=9), 4, 8)
+    monkeypatch.setattr(plan_module, "permutation", counted)
+    take(resident(Numbered(50), CPU, 8, seed=9), 4, 8)
     assert calls == [(9, 0, 50), (9, 1, 50)]
 
 
 def test_data_without_labels_have_none() -> None:
-    assert take(ResidentSource(Numbered(10, labelled=False), CPU, 5), 0, 1)[0][0].labels is None
+    assert take(resident(Numbered(10, labelled=False), CPU, 5), 0, 1)[0][0].labels is None
 
 
 @pytest.mark.parametrize(("accumulate", "world_size", "multiple"), [(3, 1, 3), (1, 3, 3), (4, 4, 16)])
 def test_batch_that_cannot_be_shared_out_is_refused(accumulate: int, world_size: int, multiple: int) -> None:
     with pytest.raises(UserError, match=rf"^training.batch_size: 8 .* multiple of {multiple},[^\n]*$"):
-        ResidentSource(Numbered(50), CPU, 8, accumulate, world_size=world_size)
+        resident(Numbered(50), CPU, 8, accumulate, world_size=world_size)
 
 
 def test_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(UserError, match=r"^training.batch_size: 64 is more than the 50 images of numbered[^\n]*$"):
-        ResidentSource(Numbered(50), CPU, 64)
+        resident(Numbered(50), CPU, 64)
 
 
 def test_images_that_the_dataset_does_not_keep_are_decoded_once() -> None:
@@ -150,25 +156,44 @@ def test_images_of_unequal_size_or_too_many_are_not_resident() -> None:
     assert resident_images(Numbered(9), budget=9 * 24) is not None
 
 
+def test_data_with_an_unreadable_image_are_not_resident() -> None:
+    class Damaged(Numbered):
+        def image(self, index: int) -> Tensor:
+            if index == 5:
+                raise UnreadableImage("five", "damaged")
+            return super().image(index)
+
+    data = Damaged(9, keeps=False)
+    assert resident_images(data) is None
+
+
+def test_order_of_many_millions_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "SORT_LIMIT", 10)
+    monkeypatch.setattr("sslcli.randomness.SORT_LIMIT", 10)
+    stretches = [part for step in islice(Plan("large", 1000, 100, 2).steps(0), 10) for part in step]
+    assert {len(stretch.index) for stretch in stretches} == {50}
+    assert torch.cat([stretch.index for stretch in stretches]).sort().values.tolist() == list(range(1000))
+
+
 def test_open_source_takes_the_resident_one_and_refuses_the_rest() -> None:
     opened = open_source(Numbered(50), CPU, 8, accumulate=2, seed=4)
     assert isinstance(opened, ResidentSource)
-    (first,), (second,) = take(opened, 3, 1), take(ResidentSource(Numbered(50), CPU, 8, 2, 4), 3, 1)
+    (first,), (second,) = take(opened, 3, 1), take(resident(Numbered(50), CPU, 8, 2, 4), 3, 1)
     assert_same(first[1], second[1])
-    with pytest.raises(UserError, match=r"^data: numbered [^\n]*equal size[^\n]*$"):
+    with pytest.raises(UserError, match=r"^data: numbered [^\n]*different sizes[^\n]*$"):
         open_source(Numbered(50, size=None), CPU, 8)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_batches_on_cuda_are_those_on_the_cpu_without_waiting_for_the_device() -> None:
-    source = ResidentSource(Numbered(50), torch.device("cuda"), 8)
+    source = resident(Numbered(50), torch.device("cuda"), 8)
     torch.cuda.set_sync_debug_mode("error")
     try:
         found = take(source, 0, 7)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for (batch,), (expected,) in zip(found, take(ResidentSource(Numbered(50), CPU, 8), 0, 7), strict=True):
+    for (batch,), (expected,) in zip(found, take(resident(Numbered(50), CPU, 8), 0, 7), strict=True):
         assert batch.images[0].device.type == "cuda"
         assert torch.equal(batch.images[0].cpu(), expected.images[0])
         assert torch.equal(batch.index, expected.index)

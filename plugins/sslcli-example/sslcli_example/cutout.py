@@ -1,0 +1,45 @@
+"""Cutout: a square of each image is hidden (DeVries & Taylor, *Improved Regularization … with Cutout*, 1708.04552)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sslcli.contracts.options import Options
+from sslcli.contracts.views import Operation, Parameters
+
+
+class CutoutOptions(Options):
+    """Options of cutout."""
+
+    p: float = Field(default=0.5, ge=0, le=1)
+    """Share of the samples in which a square is hidden."""
+    side: float = Field(default=0.5, gt=0, le=1)
+    """Side of the square, as a share of the view's."""
+    fill: float = Field(default=0.5, ge=0, le=1)
+    """What stands in the square; images lie between 0 and 1."""
+
+
+class Cutout(Operation):
+    """Hides a square whose centre lies anywhere in the image, so that some of it may lie outside."""
+
+    Options = CutoutOptions
+    draws = 3
+    options: CutoutOptions
+
+    def parameters(self, uniform: Tensor, sizes: Tensor) -> Parameters:
+        """Returns `chosen` (N,) bool and `corner` (N, 2) int64, top and left, which may be negative."""
+        centre = (uniform[:, 1:] * self.size).floor().long()
+        return {"chosen": uniform[:, 0] < self.options.p, "corner": centre - self._side // 2}
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        places = torch.arange(self.size, device=images.device)
+        distance = places - parameters["corner"].unsqueeze(2)  # N×2×size, from the square's top and from its left
+        inside = (distance >= 0) & (distance < self._side)
+        hidden = inside[:, 0, :, None] & inside[:, 1, None, :] & parameters["chosen"].view(-1, 1, 1)
+        return torch.where(hidden.unsqueeze(1), self.options.fill, images)
+
+    @property
+    def _side(self) -> int:
+        return max(1, round(self.options.side * self.size))

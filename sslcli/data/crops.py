@@ -1,0 +1,115 @@
+"""What happens in a worker process: images are decoded, each once, and cropped for every view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.utils.data
+from torch import Tensor
+
+from sslcli.contracts.data import Dataset
+from sslcli.contracts.errors import UnreadableImage
+from sslcli.randomness import hash_bits
+
+if TYPE_CHECKING:
+    from sslcli.views.pipeline import ViewMaker
+
+#: How often another image is tried in the place of one that cannot be read.
+ATTEMPTS = 100
+#: Decoded images wait for each other up to this size, since drawing for many at once costs as much as for one.
+_GROUP_BYTES = 16 * 2**20
+#: Keeps the choice of that image apart from all other draws.
+_KEY = 0x7265706C616365
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of a micro-batch, small enough to travel as plain numbers: `index[k]` is at position `first + k`."""
+
+    epoch: int
+    first: int
+    index: list[int]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """What a worker makes of a slice.
+
+    Attributes:
+        slice: what was asked for.
+        index: the images really used.
+        buffer: uint8 (bytes,): for each view in turn (N, C, size, size). One piece of memory, since each tensor
+            that comes from another process keeps a file open.
+        unreadable: place and message of each image that could not be read.
+        exhausted: not one readable image was found for some position.
+    """
+
+    slice: Slice
+    index: list[int]
+    buffer: Tensor
+    unreadable: list[tuple[int, str]]
+    exhausted: bool
+
+    def pin_memory(self) -> Crops:
+        """Asked for by torch's loader, in a thread of its own."""
+        return replace(self, buffer=self.buffer.pin_memory())
+
+
+def split_views(buffer: Tensor, count: int, shapes: list[tuple[int, int, int]]) -> list[Tensor]:
+    """Returns the views in a `Crops.buffer`, for each shape (C, S, S) a (count, C, S, S), sharing its memory."""
+    parts = torch.split(buffer, [count * c * h * w for c, h, w in shapes])
+    return [part.view(count, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+class Cropper(torch.utils.data.Dataset[Crops]):
+    """Makes crops of slices; picklable. In torch's words it is a data set whose keys are slices."""
+
+    def __init__(self, dataset: Dataset, views: ViewMaker, seed: int) -> None:
+        self.dataset, self.views, self.seed = dataset, views, seed
+        self.shapes = [(dataset.info.channels, size, size) for size in views.sizes]
+        sides = [kind.operations[0].source_side() for kind in views.kinds]
+        self.wanted = None if None in sides else max(side for side in sides if side is not None)
+
+    def __getitem__(self, asked: Slice) -> Crops:
+        count = len(asked.index)
+        buffer = torch.empty(count * sum(c * h * w for c, h, w in self.shapes), dtype=torch.uint8)
+        views = split_views(buffer, count, self.shapes)
+        result = Crops(asked, list(asked.index), buffer, [], exhausted=False)
+        group: list[Tensor] = []
+        for row, place in enumerate(asked.index):
+            found = self._readable(asked.epoch, asked.first + row, place, result.unreadable)
+            if found is None:
+                return replace(result, exhausted=True)
+            result.index[row], image = found
+            group.append(image)
+            if row + 1 == count or sum(waiting.nbytes for waiting in group) > _GROUP_BYTES:
+                self._crop(
+                    group,
+                    asked.epoch,
+                    asked.first + row + 1 - len(group),
+                    [view[row + 1 - len(group) : row + 1] for view in views],
+                )
+                group.clear()
+        return result
+
+    def _crop(self, images: list[Tensor], epoch: int, first: int, views: list[Tensor]) -> None:
+        """Crops images at positions `first`, `first + 1`, … into the rows of each view."""
+        sizes = torch.tensor([image.shape[-2:] for image in images])
+        draws = self.views.draw(epoch, torch.arange(first, first + len(images)), sizes, crops_only=True)
+        for row, image in enumerate(images):
+            for view, crop in zip(views, self.views.crop_one(image, draws, row), strict=True):
+                view[row] = crop
+
+    def _readable(
+        self, epoch: int, position: int, place: int, unreadable: list[tuple[int, str]]
+    ) -> tuple[int, Tensor] | None:
+        """The image at `place`, or else the first readable one of those that chance puts there, with its own place."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return place, self.dataset.image_for(place, self.wanted)
+            except UnreadableImage as error:
+                unreadable.append((place, str(error)))
+            place = int(hash_bits(_KEY, self.seed, epoch, position, attempt)) % len(self.dataset)
+        return None

@@ -1,0 +1,97 @@
+"""An image file → uint8 tensor: JPEG, PNG, WebP, BMP, TIFF, PPM of any colour mode, read by Pillow."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from sslcli.contracts.errors import UnreadableImage
+
+#: Lower case; folders are searched for these.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+#: Pillow knows more formats, some of which start other programs; none of those is tried.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
+
+_ORIENTATION = 0x0112  # the EXIF tag; its values and what undoes them
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow warns of odd metadata and of large images, once in every worker; what cannot be read raises anyway.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def decode(path: str | os.PathLike[str], channels: int = 3, wanted: int | None = None) -> Tensor:
+    """Reads an image.
+
+    EXIF rotation is undone, transparency laid on white, CMYK turned into RGB as Pillow does it without a profile. Of
+    16-bit values the higher byte is kept. Of several pages the first is read.
+
+    Args:
+        path: the file.
+        channels: 3 for RGB, 1 for grey (ITU-R 601 luma).
+        wanted: a JPEG whose sides are both at least twice (4, 8 times) this many pixels is decoded at a half (quarter,
+            eighth) of its size, which is several times faster; each side stays at least `wanted`. None: full size.
+
+    Returns:
+        (channels, H, W) uint8, in memory as H × W × channels.
+
+    Raises:
+        UnreadableImage: missing, empty, damaged, no image, above Pillow's limit of 179 million pixels, or with pixels
+            that have no fixed range (floating point, 32-bit integers).
+    """
+    try:
+        with Path(path).open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+            if wanted is not None:
+                image.draft(None, (wanted, wanted))
+            image.load()
+            array = np.array(_eight_bit(_upright(image), "RGB" if channels == 3 else "L"))
+    except UnidentifiedImageError:
+        reason = "not an image of a known format" if Path(path).stat().st_size else "the file is empty"
+        raise UnreadableImage(str(path), reason) from None
+    except OSError as error:
+        raise UnreadableImage(str(path), _one_line(error.strerror or error)) from error
+    except Exception as error:  # on damaged files Pillow raises nearly anything (struct, zlib, index, syntax errors, …)
+        raise UnreadableImage(str(path), _one_line(error) or type(error).__name__) from error
+    return torch.from_numpy(array.reshape(*array.shape[:2], channels)).permute(2, 0, 1)
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        method = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged metadata are no reason to refuse good pixels
+        return image
+    return image if method is None else image.transpose(method)
+
+
+def _eight_bit(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is unknown; convert it to 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("32-bit pixels, whose range is unknown; convert it to 8 or 16 bits")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        above = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
+    if image.mode == "P" and mode == "L":
+        image = image.convert("RGB")  # a palette's entries are rounded differently when they become grey directly
+    return image if image.mode == mode else image.convert(mode)

@@ -1,0 +1,189 @@
+"""Image files in folders: `folder` with a sub-folder for each class, `images` without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part, RootedOptions
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.options import FREE
+
+from .decode import EXTENSIONS, decode
+from .normalisation import IMAGENET, measure
+from .paths import PathList, image_files, subfolders
+from .subset import stratified_choice
+
+_KINDS = ", ".join(EXTENSIONS)
+
+
+class FileOptions(RootedOptions):
+    """Options of data sets whose images are files of their own."""
+
+    channels: Literal[1, 3] = 3
+    """3 for colour, 1 to read everything as grey."""
+    normalisation: Literal["imagenet", "measured"] = "imagenet"
+    """Mean and standard deviation: ImageNet's, or those of (up to 2,000 of) the images, measured once and cached."""
+    max_unreadable: float = Field(default=0.01, ge=0, le=1, json_schema_extra=FREE)
+    """The run ends when a larger share of the images than this cannot be read; up to it others take their places."""
+
+
+class FileDataset(Dataset):
+    """What both have in common. The files are found when it is opened, and decoded one by one when they are needed."""
+
+    options: FileOptions
+
+    def _set(self, name: str, folder: Path, files: Sequence[str], classes: Sequence[str] | None) -> None:
+        """Takes what was found: `files` relative to `folder`."""
+        self.folder = folder
+        self.files = PathList(files)
+        channels = self.options.channels
+        mean, std = IMAGENET[channels]
+        if self.options.normalisation == "measured":
+            mean, std = measure(folder, self.files, channels)
+        self.info = DataInfo(name, channels, None, mean, std, None if classes is None else tuple(classes))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def image(self, index: int) -> Tensor:
+        return decode(self.folder / self.files[index], self.options.channels)
+
+    def image_for(self, index: int, wanted: int | None) -> Tensor:
+        return decode(self.folder / self.files[index], self.options.channels, wanted)
+
+    def name_of(self, index: int) -> str:
+        return self.files[index]
+
+
+class FolderOptions(FileOptions):
+    split: Literal["auto", "train", "val", "all"] = "auto"
+    """`train` reads ROOT/train, `val` ROOT/val (or ROOT/test), `all` takes ROOT's own sub-folders for the classes;
+    `auto` is `train` where ROOT has train/ beside val/ or test/, else `all`."""
+
+
+class Folder(FileDataset):
+    """A sub-folder for each class; labels follow the sorted class names, which `val` takes from train/.
+
+    Raises:
+        UserError: if there are no such folders, no images in one of them, or a class in `val` that `train` lacks.
+    """
+
+    Options = FolderOptions
+    splits = ("train", "val", "all")
+    options: FolderOptions
+    labels: Tensor
+
+    def __init__(self, options: FolderOptions) -> None:
+        super().__init__(options)
+        root = _existing(options.root)
+        folder = _split_folder(root, options.split)
+        classes = _classes(folder)
+        names = classes
+        if folder.name in ("val", "test") and folder.parent == root and (root / "train").is_dir():
+            names = _classes(root / "train")
+            unknown = sorted(set(classes) - set(names))
+            if unknown:
+                raise UserError(
+                    f"data.root: {folder} has the class folder {unknown[0]!r}, which {root / 'train'} has not; both "
+                    "need the same names"
+                )
+        label_of = {name: label for label, name in enumerate(names)}
+        files: list[str] = []
+        labels: list[int] = []
+        for name in classes:
+            found = [f"{name}/{file}" for file in image_files(folder / name)]
+            if not found:
+                raise UserError(
+                    f"data.root: no images ({_KINDS}) in the class folder {folder / name}; remove it, or set "
+                    "data.name=images to read a tree of images without labels"
+                )
+            files += found
+            labels += [label_of[name]] * len(found)
+        self.labels = torch.tensor(labels)
+        chosen = stratified_choice(self.labels, options.limit)
+        self.labels = self.labels[chosen]
+        self._set("folder", folder, [files[n] for n in chosen.tolist()], names)
+
+    @classmethod
+    def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+        """Like `Dataset.labelled`; None unless the root has both train/ and val/ (or test/)."""
+        assert isinstance(options, FolderOptions)
+        root = options.root.expanduser()
+        if options.split == "all" or not _has_splits(root):
+            return None
+        if part == "eval":
+            return options.model_copy(update={"split": "val", "limit": None})
+        if options.split != "val":
+            return options
+        return options.model_copy(update={"split": "train", "limit": None})
+
+
+class ImagesOptions(FileOptions):
+    split: Literal["all"] = "all"
+    """There is only one."""
+
+
+class Images(FileDataset):
+    """All image files below a folder, however deep, without labels.
+
+    Raises:
+        UserError: if there are none.
+    """
+
+    Options = ImagesOptions
+    splits = ("all",)
+    options: ImagesOptions
+
+    def __init__(self, options: ImagesOptions) -> None:
+        super().__init__(options)
+        root = _existing(options.root)
+        files = list(image_files(root))
+        if not files:
+            raise UserError(f"data.root: no images ({_KINDS}) in {root} or below; set it to a folder that has some")
+        chosen = stratified_choice(torch.zeros(len(files), dtype=torch.int64), options.limit)
+        self._set("images", root, [files[n] for n in chosen.tolist()], None)
+
+    @classmethod
+    def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+        return None
+
+
+def _existing(root: Path) -> Path:
+    root = root.expanduser()
+    if not root.is_dir():
+        state = "is a file, not a folder" if root.exists() else "does not exist"
+        raise UserError(f"data.root: {root} {state}; set it to the folder that holds the images")
+    return root
+
+
+def _has_splits(root: Path) -> bool:
+    # A folder train/ alone may well be a class: railways have pictures too.
+    return (root / "train").is_dir() and ((root / "val").is_dir() or (root / "test").is_dir())
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    if split == "auto":
+        split = "train" if _has_splits(root) else "all"
+    if split == "all":
+        return root
+    for name in ("val", "test") if split == "val" else ("train",):
+        if (root / name).is_dir():
+            return root / name
+    wanted = "val/ (or test/)" if split == "val" else "train/"
+    raise UserError(f"data.split: {split!r} needs {wanted} in {root}; set data.split=all to read {root} itself")
+
+
+def _classes(folder: Path) -> list[str]:
+    classes = subfolders(folder)
+    if not classes:
+        raise UserError(
+            f"data.root: no class folders in {folder}; give each class a folder of its own, or set data.name=images "
+            "for images without labels"
+        )
+    return classes

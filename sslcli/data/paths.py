@@ -1,0 +1,68 @@
+"""Finds the image files of a folder, and keeps the paths of millions of them without a Python object for each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import torch
+
+from .decode import EXTENSIONS
+
+
+def image_files(folder: Path) -> Iterator[str]:
+    """Yields the image files below a folder as paths relative to it, sorted, with `/` between the parts.
+
+    Hidden files and folders are skipped, links followed (but not in circles); extensions count in any case.
+    """
+    yield from _walk(folder, "", frozenset())
+
+
+def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    state = folder.stat()
+    if (state.st_dev, state.st_ino) in above:
+        return
+    above |= {(state.st_dev, state.st_ino)}
+    with os.scandir(folder) as entries:
+        found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    for name, is_folder in found:
+        if is_folder:
+            yield from _walk(folder / name, f"{prefix}{name}/", above)
+        elif name.lower().endswith(EXTENSIONS):
+            yield prefix + name
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Returns the names of the folders in a folder, sorted, without hidden ones."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+class PathList(Sequence[str]):
+    """Strings in one tensor.
+
+    Worker processes get it without a copy, while of a list of strings each would soon own one: reading a string writes
+    its reference count.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        ends = torch.tensor([0, *(len(path) for path in encoded)], dtype=torch.int64).cumsum(0)
+        self._ends = ends
+        self._bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]  # counts negative ones from the end and raises IndexError
+        start, stop = self._ends[place : place + 2].tolist()
+        return os.fsdecode(self._bytes[start:stop].numpy().tobytes())

@@ -1,0 +1,94 @@
+"""Which images make up which batch: a pure function of the step, the same for every kind of source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sslcli.contracts.errors import UserError
+from sslcli.randomness import SORT_LIMIT, permutation
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A micro-batch of one rank: `index[k]` is the image at position `first + k` of the epoch's order."""
+
+    epoch: int
+    first: int
+    index: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        return torch.arange(self.first, self.first + len(self.index))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cuts each epoch's order into global batches; an incomplete last one is left out.
+
+    The global batch of a step is a stretch of the epoch's order. Micro-batch by micro-batch, and within each rank by
+    rank, it is cut into equal stretches, so that an image's position says neither how many ranks there are nor how
+    often gradients are accumulated.
+
+    Args:
+        name: the data set's, for messages.
+        length: how many images it has.
+        batch_size: images per optimizer step, over all ranks and micro-batches.
+        accumulate: micro-batches per optimizer step.
+        seed: the run's.
+        rank: of this process.
+        world_size: how many processes there are.
+
+    Raises:
+        UserError: if the batch cannot be cut into equal parts or is larger than the data set.
+    """
+
+    name: str
+    length: int
+    batch_size: int
+    accumulate: int = 1
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        parts = self.accumulate * self.world_size
+        if self.batch_size % parts:
+            raise UserError(
+                f"training.batch_size: {self.batch_size} cannot be shared out evenly over {self.world_size} "
+                f"process(es) × {self.accumulate} micro-batch(es); set it to a multiple of {parts}, or change "
+                "training.accumulate"
+            )
+        if self.batch_size > self.length:
+            raise UserError(
+                f"training.batch_size: {self.batch_size} is more than the {self.length} images of {self.name}; "
+                f"set training.batch_size to {self.length} or less, or raise data.limit"
+            )
+
+    @property
+    def share(self) -> int:
+        """Images in a micro-batch of one rank."""
+        return self.batch_size // (self.accumulate * self.world_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.length // self.batch_size
+
+    def steps(self, step: int) -> Iterator[list[Stretch]]:
+        """Yields this rank's micro-batches of step `step`, `step + 1`, … without end."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        while True:
+            order = permutation(self.seed, epoch, self.length) if self.length <= SORT_LIMIT else None
+            for number in range(place, self.steps_per_epoch):
+                yield [self._stretch(order, epoch, number, micro) for micro in range(self.accumulate)]
+            epoch, place = epoch + 1, 0
+
+    def _stretch(self, order: Tensor | None, epoch: int, number: int, micro: int) -> Stretch:
+        first = number * self.batch_size + (micro * self.world_size + self.rank) * self.share
+        stop = first + self.share
+        if order is None:  # an order that is too long to keep can be had in parts
+            return Stretch(epoch, first, permutation(self.seed, epoch, self.length, first, stop))
+        return Stretch(epoch, first, order[first:stop])

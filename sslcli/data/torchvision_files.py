@@ -1,0 +1,45 @@
+"""Opens a data set of torchvision's, with one clear line where its files are missing or damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from sslcli.contracts.errors import UserError
+
+
+def open_files(reader: Any, title: str, root: Path, download: bool, **arguments: Any) -> Any:
+    """Returns `reader(root, **arguments)`, with the files fetched first where they are missing and `download` is set.
+
+    Args:
+        reader: a data set class of torchvision's, with `base_folder` and `filename`.
+        title: what messages call the data.
+        root: the folder that holds `base_folder`; `~` is expanded.
+        download: fetch what is missing.
+        arguments: for the reader.
+
+    Raises:
+        UserError: if the files are not there, damaged, or cannot be fetched.
+    """
+    root = root.expanduser()
+    folder = root / reader.base_folder
+    try:
+        return reader(str(root), **arguments)
+    except (RuntimeError, OSError) as error:
+        if not download:
+            state = f"damaged or incomplete {title} files" if folder.exists() else f"no {title}"
+            raise UserError(
+                f"data.root: {state} in {folder}; set data.download=true to fetch the data, or data.root to the folder "
+                f"that holds {folder.name}/"
+            ) from error
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+            return reader(str(root), **arguments, download=True)
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"data.download: {title} could not be fetched into {folder} ({reason}); try again, or put the files of "
+            f"{reader.filename} there yourself"
+        ) from error

@@ -1,0 +1,131 @@
+"""Small parts that checks run plugins with: a backbone, a data set in memory, and a run for callbacks to watch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..contracts.backbone import Backbone, BackboneSpec, Features
+from ..contracts.callback import RunContext
+from ..contracts.data import DataInfo, Dataset, DatasetOptions, Part
+from ..contracts.errors import UserError
+from ..contracts.export import BackboneCard, Trained
+from ..contracts.method import Progress
+from ..evaluation.features import normaliser
+from ..plugins import load
+from ..version import __version__
+
+MEAN, STD = 0.5, 0.25
+CLASSES = ("a", "b", "c", "d")
+
+
+class SmallBackbone(Backbone):
+    """Two convolutions with batch norm; every weight gets a gradient from the first step on."""
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        self.spec = BackboneSpec(dim, channels, minimum_size=4)
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, dim, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(dim), nn.GELU(),
+            nn.Conv2d(dim, dim, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(dim), nn.GELU(),
+        )  # fmt: skip
+
+    @classmethod
+    def build(cls, options: Any, channels: int, image_size: int) -> SmallBackbone:
+        return cls(channels, dim=16)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """Returns pooled features (N, 16); UserError if a mask is given."""
+        if mask is not None:
+            raise UserError("backbone: the checks' own has no tokens to mask: pass one that has, as `backbone`")
+        return Features(self.layers(x).mean(dim=(2, 3)))
+
+
+def pixels(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
+    """Returns random uint8 images (N, C, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, channels, height, width), generator=generator, dtype=torch.uint8)
+
+
+class MemoryDataset(Dataset):
+    """Random images whose mean colour tells the class."""
+
+    splits = ("train", "test")
+
+    def __init__(
+        self, split: str = "train", count: int = 32, channels: int = 3, size: int = 16, labels: bool = True
+    ) -> None:
+        super().__init__(DatasetOptions(split=split))
+        classes = torch.arange(count) % len(CLASSES)
+        noise = pixels(count, channels, size, size, seed=self.splits.index(split))
+        colour = pixels(len(CLASSES), channels, 1, 1, seed=7)[classes]
+        self._images = (noise // 2 + colour // 2).to(torch.uint8)
+        self.labels = classes if labels else None
+        names = CLASSES if labels else None
+        self.info = DataInfo("memory", channels, (size, size), (MEAN,) * channels, (STD,) * channels, names)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def image(self, index: int) -> Tensor:
+        return self._images[index]
+
+    def images(self) -> Tensor:
+        return self._images
+
+
+def small_trained(image_size: int = 16) -> Trained:
+    """Returns a registered backbone as if it had been trained: a narrow ResNet-18, so that files name what exists."""
+    values = {"name": "resnet18", "stem": "small", "width": 4, "zero_init_residual": False}
+    cls: type[Backbone] = load("backbones", "resnet18")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = cls.build(cls.Options.parse({k: v for k, v in values.items() if k != "name"}), 3, image_size)
+        backbone(torch.randn(8, 3, image_size, image_size))  # so that the norms' statistics are not those of a new one
+    card = BackboneCard(
+        backbone=values, channels=3, image_size=image_size, feature_dim=backbone.spec.feature_dim, mean=(MEAN,) * 3,
+        std=(STD,) * 3, method="simclr", dataset="memory", step=6, epoch=2.0, sslcli=__version__,
+    )  # fmt: skip
+    return Trained(backbone.eval(), card, None, "0" * 64)
+
+
+class WatchedRun(RunContext):
+    """A run of 6 steps in 2 epochs that keeps what it is told and what is logged."""
+
+    def __init__(self, directory: Path, *, labels: bool = True, is_main: bool = True) -> None:
+        self.directory, self.device, self.seed = directory, torch.device("cpu"), 0
+        self.is_main, self.image_size, self.last_step = is_main, 16, 6
+        self.progress = Progress(0, 6, 3)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self._encoder = SmallBackbone(3, 16).train()
+        self._parts: dict[Part, Dataset | None] = {
+            "train": MemoryDataset("train", labels=labels),
+            "eval": MemoryDataset("test", labels=labels),
+        }
+        self._normalise = normaliser((MEAN,) * 3, (STD,) * 3, self.device)
+        self.logged: list[dict[str, float]] = []
+        self.told: list[str] = []
+
+    def at(self, step: int) -> WatchedRun:
+        self.progress = Progress(step, 6, 3)
+        return self
+
+    def encoder(self) -> Backbone:
+        return self._encoder
+
+    def labelled(self, part: Part) -> Dataset | None:
+        return self._parts[part]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return self._normalise(images)
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        self.logged.append(dict(metrics))
+
+    def tell(self, text: str) -> None:
+        self.told.append(text)

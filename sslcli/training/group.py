@@ -1,0 +1,126 @@
+"""Several processes: joining the group that torchrun's environment describes, and starting one on this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from ..contracts.errors import SslError, UserError
+
+#: A callback on rank 0 (a kNN evaluation, say) may keep the others waiting.
+_TIMEOUT = timedelta(minutes=60)
+
+
+def described() -> bool:
+    """Whether this process was started as one of several (torchrun's variables are set)."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Joins the process group while the block runs; does nothing in a process that is alone or has joined already.
+
+    Args:
+        device: `training.device`; CUDA's tensors go through NCCL, the CPU's through gloo.
+
+    Raises:
+        SslError: if the group does not form.
+    """
+    if not described() or dist.is_initialized():
+        yield
+        return
+    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if cuda:
+        if local_rank() >= torch.cuda.device_count():
+            raise UserError(
+                f"training.device: process {local_rank()} of this machine has no GPU of its own (there are "
+                f"{torch.cuda.device_count()}); start fewer processes, or set training.device=cpu"
+            )
+        torch.cuda.set_device(local_rank())
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise SslError(f"the process group did not form (rank {os.environ.get('RANK')}): {reason}") from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def launch(arguments: Sequence[str], processes: int, device: str) -> int:
+    """Starts `ssl ARGUMENTS` as `processes` processes of one group on this machine; returns the first bad exit code.
+
+    As torchrun on one machine does, with two differences: a failed process's own line is all that is printed, and
+    signals reach every process once, so that a run saves itself as it does alone.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.startswith("cuda") and gpus < processes:
+        raise UserError(f"--devices {processes}: there are {gpus} CUDA devices; ask for fewer, or training.device=cpu")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+    children = []
+    for rank in range(processes):
+        environment = {
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": threads,
+        }  # fmt: skip
+        # Sessions of their own: a Ctrl-C reaches the children through us, and not a second time from the terminal.
+        command = [sys.executable, "-m", "sslcli", *arguments]
+        children.append(subprocess.Popen(command, env=environment, start_new_session=True))
+    return _wait(children)
+
+
+def _wait(children: list[subprocess.Popen[bytes]]) -> int:
+    from .interrupt import Interrupt
+
+    with Interrupt() as interrupt:
+        passed_on = False
+        first = 0
+        while any(child.poll() is None for child in children):
+            if interrupt.number is not None and not passed_on:
+                passed_on = True
+                for child in children:
+                    if child.poll() is None:
+                        child.send_signal(interrupt.number)
+            codes = [code for child in children if (code := child.poll()) not in (None, 0)]
+            if codes and not first:
+                first = codes[0]
+                # The others would wait for the one that has gone; those that also end by themselves may finish.
+                _end(children)
+            for child in children:
+                try:
+                    child.wait(timeout=0.1)
+                    continue
+                except subprocess.TimeoutExpired:
+                    break
+    failed = [child.returncode for child in children if child.returncode != 0]
+    code = first or (failed[0] if failed else 0)
+    return code if code >= 0 else 128 - code
+
+
+def _end(children: list[subprocess.Popen[bytes]], patience: float = 20.0) -> None:
+    for child in children:
+        try:
+            child.wait(timeout=patience)
+        except subprocess.TimeoutExpired:
+            child.terminate()
+            try:
+                child.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                child.kill()

@@ -1,0 +1,82 @@
+"""Two processes are one: the same loss and gradients as on the joined batch, one writer, and exact resumption."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
+
+METHODS = ("simclr", "simsiam", "byol")
+
+
+def start(output: Path, rank: int, world: int, port: int) -> subprocess.Popen[bytes]:
+    worker = Path(__file__).parent / "distributed_worker.py"
+    environment = {
+        **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    return subprocess.Popen([sys.executable, str(worker), str(output)], env=environment)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes made; beside it `alone`, what one did."""
+    output = tmp_path_factory.mktemp("two")
+    (output / "alone").mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = start(output / "alone", 0, 1, port)
+    assert alone.wait(timeout=100) == 0
+    children = [start(output, rank, 2, port) for rank in range(2)]
+    try:
+        assert [child.wait(timeout=120) for child in children] == [0, 0]
+    finally:
+        for child in children:
+            child.kill()
+    return output
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_gradients_and_batch_statistics_are_those_of_the_joined_batch(two, method):
+    joined = load_file(two / "alone" / "gradients.safetensors")
+    shared = load_file(two / "gradients.safetensors")
+    names = [name for name in joined if name.startswith(f"{method}.")]
+    assert set(joined) == set(shared)
+    assert sum("running" in name for name in names) > 20
+    for name in names:
+        torch.testing.assert_close(shared[name], joined[name], rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+    assert any(joined[name].abs().max() > 1e-4 for name in names if name.endswith("conv1.weight"))
+
+
+def test_micro_batches_on_two_processes_are_those_on_one(two):
+    joined = load_file(two / "alone" / "gradients.safetensors")
+    shared = load_file(two / "gradients.safetensors")
+    for name in (name for name in joined if name.startswith("accumulated.")):
+        torch.testing.assert_close(shared[name], joined[name], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("run", [*METHODS, "local"])
+def test_a_run_saved_on_two_resumes_on_two_to_the_bit(two, run):
+    whole, parts = (
+        read_checkpoint(list_checkpoints(two / run / part / "checkpoints")[0]) for part in ("whole", "parts")
+    )
+    assert whole.step == parts.step == 12
+    assert whole.document["world_size"] == 2
+    different = [name for name in whole.tensors if not torch.equal(whole.tensors[name], parts.tensors[name])]
+    assert different == []
+
+
+def test_only_the_first_process_writes_and_speaks(two):
+    assert (two / "said-1.txt").read_text() == ""
+    assert "resuming" in (two / "said-0.txt").read_text()
+    lines = (two / "simclr" / "whole" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 6
