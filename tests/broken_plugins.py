@@ -57,6 +57,12 @@ class Unresolvable(SimCLR):
         return {"preset": "simclr", "flop": 0.5}
 
 
+class ThreeViews(SimCLR):
+    """Asks for another number of views than it needs."""
+
+    view_count = 3
+
+
 class BadDefaults(SimCLR):
     """Its paper's optimizer has a typo."""
 
@@ -276,6 +282,13 @@ class Flickering(Pictures):
         return None
 
 
+class TooSmall(Pictures):
+    """Makes images smaller than they are wanted."""
+
+    def image_for(self, index: int, wanted: int | None) -> Tensor:
+        return self.image(index) if wanted is None else self.image(index)[:, :2, :2]
+
+
 class AnyRoot(Pictures):
     """Does not look whether the data are there."""
 
@@ -379,6 +392,13 @@ class TopLeft(Operation):
 
     def apply_one(self, image: Tensor, parameters: Parameters) -> Tensor:
         return image[..., -self.size :, -self.size :]
+
+
+class NoSide(Dim):
+    """Says how large sources must be although it never sees them."""
+
+    def source_side(self) -> int:
+        return 8
 
 
 class NoViews(Preset):

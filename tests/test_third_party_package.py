@@ -164,9 +164,7 @@ def test_in_an_environment_of_its_own_it_comes_and_goes(wheel: Path, root: Path,
     )
     train = (python, "-m", "sslcli", "train", config, "--output", tmp_path / "run")
     succeeded(run(*train))
-    succeeded(
-        run(python, "-m", "sslcli", "train", config, "training.max_steps=4", "--output", tmp_path / "run", "--resume")
-    )
+    succeeded(run(*train, "training.max_steps=4", "--resume"))
     judged = succeeded(run(python, "-m", "sslcli", "eval", tmp_path / "run", "--json"))
     assert 0 <= json.loads(judged)["top1"] <= 1
     succeeded(run(python, "-m", "pip", "uninstall", "--yes", "--quiet", "sslcli-example"))

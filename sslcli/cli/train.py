@@ -86,9 +86,7 @@ def train(
     return 0
 
 
-def arguments(
-    config: Path, overrides: list[str] | None, directory: Path, plugin: list[Path] | None
-) -> list[str]:
+def arguments(config: Path, overrides: list[str] | None, directory: Path, plugin: list[Path] | None) -> list[str]:
     """Returns what to type behind `ssl` to train this again."""
     files = [word for path in plugin or [] for word in ("--plugin", str(path))]
     return ["train", str(config), *(overrides or []), "--output", str(directory), *files]

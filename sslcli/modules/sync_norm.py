@@ -66,9 +66,10 @@ class SyncedBatchNorm(_BatchNorm):
 def synchronise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
     """Replaces every batch norm in `module` by one over all processes, keeping its parameters and buffers."""
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        return converted
     for name, child in module.named_children():
-        if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        if isinstance(child, _BatchNorm) and type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             setattr(module, name, _converted(child))
         else:
             synchronise_batch_norm(child, device)

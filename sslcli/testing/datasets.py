@@ -92,6 +92,13 @@ def _check_images(dataset: Dataset) -> None:
         )
         size = (image.shape[1], image.shape[2])
         require(info.image_size in (None, size), f"{label}.image({place}) is {size}, the info says {info.image_size}")
+        require(equal(dataset.image_for(place, None), image), f"{label}.image_for({place}, None) is not image({place})")
+        smaller, side = dataset.image_for(place, 4), min(4, *size)
+        require(
+            smaller.dtype == torch.uint8 and smaller.shape[0] == info.channels and min(smaller.shape[1:]) >= side,
+            f"{label}.image_for({place}, 4) is {smaller.dtype} {tuple(smaller.shape)}; no side may fall below 4",
+        )
+        require(equal(dataset.image_for(place, 4), smaller), f"{label}.image_for({place}, 4) is another each time")
     images = dataset.images()
     if images is None:
         return

@@ -89,6 +89,8 @@ class _Bench:
         problems = Problems(Document({}, {(): f"{self.label}.recipe"}))
         specs = resolve_views(None, recipe, self.size, problems)
         require(not problems.lines, f"{self.label}.recipe cannot be resolved: {'; '.join(problems.lines)}")
+        views, wanted = sum(spec.count for spec in specs), self.cls.view_count
+        require(wanted in (None, views), f"{self.label}.recipe has {views} views, its view_count is {wanted}")
         return ViewMaker(specs, 3, (MEAN,) * 3, (STD,) * 3, seed=0)
 
     def build(self, seed: int = 0) -> Method:

@@ -60,6 +60,11 @@ def check_operation(cls: type[Operation], options: Mapping[str, Any] | None = No
         f"{cls.__name__} draws from torch's generator; all chance must come from `uniform`",
     )
     _check_each_sample(operation, sorted(channels or {3})[0])
+    side = operation.source_side()
+    require(
+        side is None or (cls.geometric and isinstance(side, int) and side > 0),
+        f"{cls.__name__}.source_side must return None or, for a geometric operation, a side in pixels, not {side!r}",
+    )
     if cls.geometric:
         _check_apply_one(operation, sorted(channels or {3})[0])
 

@@ -7,6 +7,7 @@ import inspect
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,7 +106,9 @@ class Loop:
         device = self.session.device
         # Buffers are equal on all ranks without being broadcast: batch norm is synchronised, queues hold gathered keys.
         known = inspect.signature(DistributedDataParallel.__init__).parameters
-        quiet = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+        quiet: dict[str, Any] = {
+            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+        }
         devices = [device.index] if device.type == "cuda" else None
         module = DistributedDataParallel(self.method, device_ids=devices, gradient_as_bucket_view=True, **quiet)
         # The first steps of a wrapper reduce gradients in another order than the later ones. Two steps that are thrown

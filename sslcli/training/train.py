@@ -21,8 +21,8 @@ from ..runs.checkpoint import Checkpoint, CheckpointWriter, newest_intact, read_
 from ..runs.directory import RunDirectory
 from ..version import __version__
 from . import group as process_group
-from . import state
 from . import resume as resuming
+from . import state
 from .context import Context
 from .interrupt import Interrupt
 from .loop import Loop, RunFailed

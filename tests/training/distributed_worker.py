@@ -1,4 +1,4 @@
-"""One process of a group, started by test_distributed.py: `worker.py OUTPUT`. Alone it makes the runs to compare with."""
+"""One process of a group, started by test_distributed.py; alone it makes what the group is compared with."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("simclr", "simsiam", "byol")
 
 

@@ -71,6 +71,7 @@ class AlignUniform(Method):
 
     Options: ClassVar[type[MethodOptions]] = AlignUniformOptions
     batch_coupled: ClassVar[bool] = True
+    view_count: ClassVar[int | None] = 2
     paper: ClassVar[str] = "https://arxiv.org/abs/2005.10242"
     defaults: ClassVar[Mapping[str, Any]] = {
         "optimizer": {"name": "sgd", "lr": 0.12, "momentum": 0.9, "weight_decay": 1e-4, "scale_lr": "batch/256"},

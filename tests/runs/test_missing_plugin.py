@@ -1,0 +1,28 @@
+"""What is said of a run whose backbone came from a --plugin file, which only `ssl train` runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sslcli import plugins
+from sslcli.contracts.errors import UserError
+from sslcli.runs.trained import load_trained
+from sslcli.training.train import train
+
+
+def test_a_backbone_from_a_plugin_file_is_missed_with_the_copy_that_the_run_kept(tiny, odd_plugins, tmp_path) -> None:
+    run = tmp_path / "run"
+    config = tiny("backbone=flat", "training.max_steps=1", "training.epochs=1")
+    train(config, run, plugin_files=[plugins.register_file(odd_plugins)], tell=lambda text: None)
+    (kept,) = (run / "plugins").iterdir()
+    assert load_trained(run, print).card.backbone["name"] == "flat"
+    plugins.clear_cache()
+    with pytest.raises(UserError) as caught:
+        load_trained(run, print)
+    said = str(caught.value)
+    assert said.startswith(f"{run}/checkpoints/step-000000001.safetensors: unknown backbone 'flat'")
+    assert said.endswith(f"the run was made with a --plugin file, kept as {kept}: install it as a package")
+    assert Path(kept).read_bytes() == odd_plugins.read_bytes()
+    assert "\n" not in said
