@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -38,6 +38,8 @@ class TrainingOptions(Options):
     """Memory format in which convolutions are fastest on CPUs and tensor cores."""
     sync_batch_norm: bool = True
     """On several processes, batch norm over all of them, so that the run is that of one process."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(default="auto", json_schema_extra=FREE)
+    """Processes that decode images which don't fit on the device; 0: none; auto: one for each core but one."""
     clip: Clip | None = None
     """Clip gradients before each step."""
     deterministic: bool = Field(default=False, json_schema_extra=WARN)

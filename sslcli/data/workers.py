@@ -87,9 +87,10 @@ class WorkerSource(Source):
         crops = iter(self._loader(_slices(self.plan.steps(step))))
         try:
             while True:
-                with _worker_errors():
+                with worker_errors():
                     received = [[next(crops) for _ in range(self._slices)] for _ in range(self.plan.accumulate)]
-                yield [self._batch(parts) for parts in received]
+                    batches = [self._batch(parts) for parts in received]
+                yield batches
         finally:
             # Whoever holds a traceback holds the iterator too, so that its processes would outlive an exception.
             if self.workers:
@@ -109,6 +110,7 @@ class WorkerSource(Source):
             prefetch_factor=ahead,
             pin_memory=self._stream is not None,
             worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # else starting would draw from the global one
         )
 
     def _batch(self, parts: list[Crops]) -> SourceBatch:
@@ -170,8 +172,14 @@ def _start_worker(number: int) -> None:
 
 
 @contextmanager
-def _worker_errors() -> Iterator[None]:
-    """Says what to do about workers that the system has ended; errors raised in a worker pass with its traceback."""
+def worker_errors() -> Iterator[None]:
+    """Says what to do about workers that the system has ended; errors raised in a worker pass with its traceback.
+
+    Torch raises from a signal handler when a worker dies, so at any line of the main process.
+
+    Raises:
+        SslError: instead of torch's RuntimeError.
+    """
     try:
         yield
     except RuntimeError as error:

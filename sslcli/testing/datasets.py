@@ -92,6 +92,7 @@ def _check_images(dataset: Dataset) -> None:
         )
         size = (image.shape[1], image.shape[2])
         require(info.image_size in (None, size), f"{label}.image({place}) is {size}, the info says {info.image_size}")
+        require(equal(dataset.image(place), image), f"{label}: read again, image({place}) is another")
         require(equal(dataset.image_for(place, None), image), f"{label}.image_for({place}, None) is not image({place})")
         smaller, side = dataset.image_for(place, 4), min(4, *size)
         require(
@@ -155,6 +156,5 @@ def _check_repeats(dataset: Dataset, options: DatasetOptions) -> None:
         image = dataset.image(place)
         require(equal(again.image(place), image), f"{label}: opened again, image({place}) is another")
         require(equal(copied.image(place), image), f"{label}: after pickling, image({place}) is another")
-        require(equal(dataset.image(place), image), f"{label}: read again, image({place}) is another")
     if dataset.labels is not None and again.labels is not None:
         require(equal(dataset.labels, again.labels), f"{label}: opened again, its labels are others")

@@ -94,6 +94,7 @@ class Loop:
         self.parameters = [p for p in self.method.parameters() if p.requires_grad]
         self.meter = Meter(session.device)
         self.features: Tensor | None = None
+        self.replaced: set[str] = set()
         self.batches: Iterator[list[SourceBatch]] = session.source.batches(start)
         self._set_progress(start)
 
@@ -105,10 +106,8 @@ class Loop:
 
         device = self.session.device
         # Buffers are equal on all ranks without being broadcast: batch norm is synchronised, queues hold gathered keys.
-        known = inspect.signature(DistributedDataParallel.__init__).parameters
-        quiet: dict[str, Any] = {
-            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
-        }
+        new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+        quiet: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
         devices = [device.index] if device.type == "cuda" else None
         module = DistributedDataParallel(self.method, device_ids=devices, gradient_as_bucket_view=True, **quiet)
         # The first steps of a wrapper reduce gradients in another order than the later ones. Two steps that are thrown
@@ -158,6 +157,7 @@ class Loop:
                 metrics[name] = metrics[name] + part if name in metrics else part
             self.features = result.features
             self.meter.images += len(source_batch.index)
+            self._tell_replaced(source_batch)
         self._update()
         self._set_progress(step + 1)
         with torch.no_grad():
@@ -186,6 +186,13 @@ class Loop:
         with session.precision.autocast():
             result: Step = module(batch)
         return result
+
+    def _tell_replaced(self, source_batch: SourceBatch) -> None:
+        """Names each image that could not be read, once."""
+        for message in source_batch.replaced:
+            if message not in self.replaced:
+                self.replaced.add(message)
+                self.context.tell(f"unreadable, another image takes its place: {message}")
 
     def _update(self) -> None:
         scaler, clip = self.session.precision.scaler, self.session.config.training.clip
@@ -226,6 +233,8 @@ class Loop:
         if self.features is not None:
             line["feature_std"] = feature_std(self.features).item()
             line["feature_rank"] = effective_rank(self.features).item()
+        if self.replaced:
+            line["unreadable_images"] = len(self.replaced)
         meter.reset()
         return line
 

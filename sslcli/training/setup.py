@@ -116,7 +116,7 @@ def build(config: RunConfig) -> Session:
     views = ViewMaker(config.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
     source = open_source(
         dataset, device, training.batch_size, training.accumulate, config.seed,
-        distributed.rank(), distributed.world_size(), views=views,
+        distributed.rank(), distributed.world_size(), views=views, workers=training.workers,
     )  # fmt: skip
     info = RunInfo(
         total_steps=training.epochs * source.steps_per_epoch, steps_per_epoch=source.steps_per_epoch,

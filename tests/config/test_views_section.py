@@ -124,16 +124,16 @@ def test_a_view_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_a_full_list_says_everything_and_no_preset_adds_to_it(tmp_path: Path) -> None:
     first, second = plain_views(
         tmp_path,
-        "views:\n- {count: 2, size: 24, operations: [{name: crop, scale: [0.2, 1]}, flip]}\n- {flip: 0.5}\n",
+        "views:\n- {count: 1, size: 24, operations: [{name: crop, scale: [0.2, 1]}, flip]}\n- {flip: 0.5}\n",
     )
-    assert (first["count"], first["size"], second["size"]) == (2, 24, 32)
+    assert (first["count"], first["size"], second["size"]) == (1, 24, 32)
     assert operations(first)["crop"]["scale"] == [0.2, 1.0]
     assert list(operations(first)) == ["crop", "flip"]
     assert list(operations(second)) == ["crop", "flip"]
 
 
 def test_the_order_of_a_list_of_operations_is_kept(tmp_path: Path) -> None:
-    (view,) = plain_views(tmp_path, "views: [{operations: [crop, blur, jitter, blur]}]")
+    (view,) = plain_views(tmp_path, "views: [{count: 2, operations: [crop, blur, jitter, blur]}]")
     assert [each["name"] for each in view["operations"]] == ["crop", "blur", "jitter", "blur"]
 
 
@@ -207,3 +207,8 @@ def test_the_origin_of_a_bad_view_is_the_file_that_has_it(tmp_path: Path) -> Non
         resolve(read_config(tmp_path / "c.yaml", ["views.jitter=0.2"]))
     with pytest.raises(ConfigError, match=r"^command line: views\.flip"):
         resolve(read_config(tmp_path / "c.yaml", ["views.flip=3"]))
+
+
+@pytest.mark.parametrize(("views", "count"), [("views: [{count: 3}]", 3), ("views: [{count: 1}]", 1)])
+def test_a_number_of_views_that_the_method_cannot_use_is_told(tmp_path: Path, views: str, count: int) -> None:
+    assert problems(tmp_path, views) == [f"c.yaml:3: views: 'simclr' needs 2 views of an image, not {count}"]

@@ -23,7 +23,7 @@ from sslcli.data.crops import Cropper, Slice, split_views
 from sslcli.data.folder import Folder, FolderOptions
 from sslcli.data.plan import Plan
 from sslcli.data.source import ResidentSource, open_source
-from sslcli.data.workers import WorkerSource, worker_count
+from sslcli.data.workers import WorkerSource, worker_count, worker_errors
 from sslcli.views.pipeline import ViewMaker
 
 CPU = torch.device("cpu")
@@ -145,6 +145,13 @@ def test_stream_from_a_step_is_the_tail_of_the_stream(step: int) -> None:
     data = Uneven(50, unreadable=frozenset({3, 11, 40}))
     whole = take(data, 0, 16, 8, accumulate=2, seed=3)
     assert_all_same(whole[step:], take(data, step, 16 - step, 8, accumulate=2, seed=3))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_global_random_numbers_are_left_alone(workers: int) -> None:
+    before = torch.get_rng_state()
+    take(Uneven(50), 0, 2, 8, workers=workers)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_source_can_start_again_at_another_step() -> None:
@@ -276,8 +283,9 @@ def test_killed_worker_is_told_with_a_remedy() -> None:
         next(batches)
         (child,) = multiprocessing.active_children()
         assert child.pid is not None
-        os.kill(child.pid, signal.SIGKILL)
-        with pytest.raises(SslError, match=r"^a worker process died[^\n]*training\.workers[^\n]*$"):
+        message = r"^a worker process died[^\n]*training\.workers[^\n]*$"
+        with pytest.raises(SslError, match=message), worker_errors():  # noqa: PT012 (it may be told at either line)
+            os.kill(child.pid, signal.SIGKILL)
             list(islice(batches, 100))
 
 
@@ -299,6 +307,8 @@ def test_images_are_grouped_without_effect_on_their_crops(monkeypatch: pytest.Mo
 def test_decoders_are_told_the_size_below_which_a_view_would_lose() -> None:
     assert Cropper(Uneven(20), maker(224), 0).wanted == 915  # 224 / √(0.08 · 3/4)
     assert Cropper(Uneven(20), maker(96, 224), 0).wanted == 915
+    whole = ViewSpec.parse({"size": 64, "operations": [{"name": "resize", "options": {"ratio": 1.5}}]})
+    assert Cropper(Uneven(20), ViewMaker([whole], 3, (0.5,) * 3, (0.5,) * 3, 0), 0).wanted == 96
 
 
 def test_split_views_shares_the_buffer() -> None:
