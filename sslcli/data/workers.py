@@ -7,7 +7,7 @@ import math
 import os
 import signal
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -87,7 +87,7 @@ class WorkerSource(Source):
         crops = iter(self._loader(_slices(self.plan.steps(step))))
         try:
             while True:
-                with worker_errors():
+                with worker_errors() if self.workers else nullcontext():
                     received = [[next(crops) for _ in range(self._slices)] for _ in range(self.plan.accumulate)]
                     batches = [self._batch(parts) for parts in received]
                 yield batches
@@ -175,18 +175,20 @@ def _start_worker(number: int) -> None:
 def worker_errors() -> Iterator[None]:
     """Says what to do about workers that the system has ended; errors raised in a worker pass with its traceback.
 
-    Torch raises from a signal handler when a worker dies, so at any line of the main process.
+    Torch raises from a signal handler when a worker dies, so at any line of the main process; or else the connection
+    breaks over which a worker was handing its crops on.
 
     Raises:
-        SslError: instead of torch's RuntimeError.
+        SslError: instead of those.
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, EOFError, ConnectionError) as error:
         text = str(error)
-        if "DataLoader worker" not in text or "Caught" in text:
+        if text.startswith("Caught") or (isinstance(error, RuntimeError) and "DataLoader worker" not in text):
             raise
+        reason = text.splitlines()[0].strip() if text else type(error).__name__
         raise SslError(
-            f"a worker process died, most likely for want of memory ({text.splitlines()[0].strip()}): try fewer "
-            "training.workers or a smaller batch, or give /dev/shm more room"
+            f"a worker process died, most likely for want of memory ({reason}): try fewer training.workers or a "
+            "smaller batch, or give /dev/shm more room"
         ) from error
