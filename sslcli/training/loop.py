@@ -114,8 +114,8 @@ class Loop:
         # away, at every start, make a resumed run the run that never stopped.
         kept = {name: tensor.clone() for name, tensor in self.method.state_dict().items()}
         schedule = self._schedule_values(start)
+        source_batch = next(self.session.source.batches(start))[0]
         for _ in range(2):
-            (source_batch, *_) = next(self.session.source.batches(start))
             torch.autograd.backward(self._forward(module, source_batch, schedule).loss)
         self.optimizer.zero_grad(set_to_none=True)
         self.method.load_state_dict(kept)
