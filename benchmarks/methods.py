@@ -3,8 +3,8 @@
     python benchmarks/methods.py --root DIR/cifar10 [--methods simclr simsiam byol] [--seeds 0 1 2] [--output NAME]
 
 For each method and seed: kNN top-1 (k 20, temperature 0.07, all 10,000 test images among the training images) of the
-untrained and of the trained backbone, source images per second, and how far the features spread. Settings are made for so
-short a run and stand in the result.
+untrained and of the trained backbone, source images per second, and how far the features spread. Settings are made for
+so short a run and stand in the result.
 """
 
 from __future__ import annotations
