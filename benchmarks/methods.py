@@ -60,6 +60,8 @@ def run(method: str, seed: int, root: Path) -> dict[str, float]:
     values = {**COMMON, **SETTINGS[method], "seed": seed, "data.root": str(root)}
     with tempfile.TemporaryDirectory() as folder:
         trained = sslcli.train(CONFIGS / f"{method}.yaml", values, output=Path(folder) / "run")
+        if trained.signal is not None:  # an interrupted run is no result
+            raise SystemExit(128 + trained.signal)
         lines = read_metrics(trained.directory / "metrics.jsonl")
     steps = [line for line in lines if "loss" in line]
     top1 = [line["knn_top1"] for line in lines if "knn_top1" in line]
