@@ -147,10 +147,11 @@ def _views(section: Any, method: Choice | None, source: Choice | None, problems:
     before = len(problems.lines)
     recipe = method.cls.recipe(method.options, shown) if method is not None else {}
     views = resolve_views(section, recipe, size, problems)
-    if method is not None and method.cls.view_count is not None and len(problems.lines) == before:
-        wanted, count = method.cls.view_count, sum(view.count for view in views)
-        if wanted != count:
-            problems.add(("views",), f"{method.name!r} needs {wanted} views of an image, not {count}")
+    if method is not None and len(problems.lines) == before:
+        wanted, least, count = method.cls.view_count, method.cls.minimum_views, sum(view.count for view in views)
+        if count != (count if wanted is None else wanted) or count < least:
+            needs = f"at least {least}" if wanted is None else str(wanted)
+            problems.add(("views",), f"{method.name!r} needs {needs} views of an image, not {count}")
     return views
 
 

@@ -117,7 +117,9 @@ class Method(nn.Module, ABC):
         Options: the options' class.
         batch_coupled: its negatives or statistics come from the batch, so that accumulation changes the result.
         needs_labels: it is refused on data without labels.
-        view_count: how many views of an image it needs; None: any number. Others are refused with the config.
+        view_count: how many views of an image it needs; None: any number from `minimum_views` on. Others are refused
+            with the config.
+        minimum_views: the fewest views of an image that it can work with, where `view_count` is None.
         paper: where it is from, shown by `ssl list methods NAME`.
         defaults: config sections (`optimizer`, `schedule`) used where the config has none: the paper's.
     """
@@ -126,6 +128,7 @@ class Method(nn.Module, ABC):
     batch_coupled: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     view_count: ClassVar[int | None] = None
+    minimum_views: ClassVar[int] = 1
     paper: ClassVar[str] = ""
     defaults: ClassVar[Mapping[str, Any]] = {}
 
