@@ -1,0 +1,58 @@
+"""The queue of embeddings of earlier batches: a first-in, first-out ring of fixed length.
+
+He et al. (MoCo), https://arxiv.org/abs/1911.05722.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Queue(nn.Module):
+    """The last `length` embeddings, oldest overwritten first; all of it lies in buffers, so that it survives a restart.
+
+    The batch need not divide the length: a push wraps around. Filled with normalised random vectors at first, as
+    MoCo's is, from torch's global generator.
+
+    Attributes:
+        keys: (length, dim) float32, in the ring's order, not by age.
+        place: 0-dim int64, where the next push begins.
+        pushed: 0-dim int64, rows pushed since the start.
+    """
+
+    keys: Tensor
+    place: Tensor
+    pushed: Tensor
+
+    def __init__(self, length: int, dim: int) -> None:
+        """Args:
+        length: how many embeddings it holds, at least 1.
+        dim: D of the embeddings.
+        """
+        super().__init__()
+        if length < 1:
+            raise ValueError(f"a queue holds 1 embedding or more, not {length}")
+        self.register_buffer("keys", F.normalize(torch.randn(length, dim), dim=1))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def push(self, keys: Tensor) -> None:
+        """Puts the keys in, oldest out; without waiting for the device. Call it from `after_step` only.
+
+        Args:
+            keys: (M, D), equal on every process (gathered); of more than `length` only the last ones stay.
+        """
+        length = len(self.keys)
+        offset = max(len(keys) - length, 0)
+        kept = keys[offset:].detach().to(self.keys.dtype)
+        places = (self.place + offset + torch.arange(len(kept), device=kept.device)) % length
+        self.keys[places] = kept
+        self.place.copy_((self.place + len(keys)) % length)
+        self.pushed.add_(len(keys))
+
+    def full(self) -> Tensor:
+        """Returns whether it holds nothing random any more: a 0-dim bool on its device."""
+        return self.pushed >= len(self.keys)

@@ -1,0 +1,68 @@
+"""Each loss on two processes has the value and the gradient of one process with the joined batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sslcli.losses import negative_cosine, nt_xent
+
+#: Images in the joined batch, half of them on each process; dimensions; views of an image.
+COUNT, DIM, VIEWS = 8, 6, 4
+
+#: From (VIEWS, N, DIM) embeddings that need a gradient and N whole numbers (labels, indices), to the loss.
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+CASES: dict[str, Loss] = {
+    "nt_xent": lambda z, labels: nt_xent(z[0], z[1], 0.5),
+    "negative_cosine": lambda z, labels: negative_cosine(z[0], z[1]),
+}
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(VIEWS, COUNT, DIM, generator=generator, dtype=torch.float64)
+    return z, torch.tensor([0, 1, 2, 0, 3, 1, 0, 2])  # classes on both processes, and one seen once
+
+
+def value_and_gradient(loss: Loss, rows: slice) -> Tensor:
+    """The loss of some of the images, and its gradient for a weight that all of them share."""
+    z, labels = inputs()
+    weight = (torch.eye(DIM, dtype=torch.float64) + 0.1 * z[0, :DIM]).requires_grad_()
+    result = loss(z[:, rows] @ weight, labels[rows])
+    result.backward()
+    assert weight.grad is not None
+    return torch.cat((result.detach().view(1), weight.grad.flatten()))
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        half = COUNT // 2
+        for name, loss in CASES.items():
+            result = value_and_gradient(loss, slice(half * rank, half * rank + half))
+            dist.all_reduce(result)  # the mean over the processes, as DDP makes it
+            if rank == 0:
+                torch.save(result / 2, f"{folder}/{name}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with what two processes found; one start serves every loss."""
+    folder = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.spawn(one_of_two, args=(str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_have_the_value_and_gradient_of_one(name: str, two_processes: Path) -> None:
+    found = torch.load(two_processes / f"{name}.pt")
+    torch.testing.assert_close(found, value_and_gradient(CASES[name], slice(None)), rtol=1e-9, atol=1e-12)
