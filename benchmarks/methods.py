@@ -1,36 +1,39 @@
 """Every method on one small real task: part of CIFAR-10, a narrow ResNet-18, the same number of images seen.
 
-    python benchmarks/methods.py --root DIR/cifar10 [--methods simclr simsiam byol] [--seeds 0 1 2] [--output NAME]
+    python benchmarks/methods.py --root DIR/cifar10 [--methods simclr byol] [--seeds 0 1 2] [--jobs 2] [--output NAME]
 
-For each method and seed: kNN top-1 (k 20, temperature 0.07, 2,000 test images among the training images) of the
-untrained and of the trained backbone, source images per second, and how far the features spread. Settings are made for
-so short a run and stand in the result.
+For each method and seed, in a process of its own with one thread: kNN top-1 (k 20, temperature 0.07, 2,000 test images
+among the training images) of the untrained and of the trained backbone, source images per second, peak memory, and how
+far the features spread at the end. Settings are made for so short a run and stand in the result; what is not named
+there is `examples/configs/cifar10/METHOD.yaml`'s. With --output, runs that the file has already are kept, unless their
+settings were others.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
-
-import sslcli
-from sslcli.runs.directory import read_metrics
-
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs" / "cifar10"
+RESULTS = Path(__file__).parent / "results"
 COMMON: dict[str, Any] = {
     "backbone.width": 8,
     "data.limit": 5000,
-    "training.epochs": 5,
-    "training.batch_size": 128,
-    "schedule.warmup_epochs": 1,
+    "training.epochs": 6,
+    "training.batch_size": 64,
+    "training.precision": "fp32",
+    "schedule": {"name": "cosine", "warmup_epochs": 0.5},
     "checkpoints.every_epochs": None,
     "callbacks": {
         "tensorboard": None,
@@ -38,9 +41,11 @@ COMMON: dict[str, Any] = {
         "knn": {"every_epochs": 1000, "limit_train": None, "limit_eval": 2000, "pixels": True},
     },
 }
-#: What so short a run needs: a learning rate that moves in 200 steps, and heads no wider than the features are worth.
+ADAMW = {"name": "adamw", "lr": 2e-3, "weight_decay": 1e-4}
+#: What so short a run needs: a learning rate that moves in a few hundred steps, and heads no wider than the features
+#: are worth.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "simclr": {"method.temperature": 0.2, "optimizer": {"name": "adamw", "lr": 2e-3, "weight_decay": 1e-4}},
+    "simclr": {"method.temperature": 0.2, "optimizer": ADAMW},
     "simsiam": {
         "method.projector.hidden_dim": 512,
         "method.projector.output_dim": 512,
@@ -50,13 +55,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "byol": {
         "method.projector.hidden_dim": 512,
         "method.predictor.hidden_dim": 512,
-        "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 1e-4},
+        "optimizer": ADAMW,
     },
 }
 
 
 def run(method: str, seed: int, root: Path) -> dict[str, float]:
-    """Trains once; returns what the log says at its beginning and end."""
+    """Trains once, in this process; returns what the log says at its beginning and end, and the process's peak."""
+    import sslcli
+    from sslcli.runs.directory import read_metrics
+
     values = {**COMMON, **SETTINGS[method], "seed": seed, "data.root": str(root)}
     with tempfile.TemporaryDirectory() as folder:
         trained = sslcli.train(CONFIGS / f"{method}.yaml", values, output=Path(folder) / "run")
@@ -70,8 +78,52 @@ def run(method: str, seed: int, root: Path) -> dict[str, float]:
         "knn_before": top1[0],
         "knn_after": top1[-1],
         "images_per_second": statistics.median(line["images_per_second"] for line in steps),
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "feature_std": steps[-1]["feature_std"],
         "feature_rank": steps[-1]["feature_rank"],
+        "loss_first": steps[0]["loss"],
+        "loss_last": steps[-1]["loss"],
+    }
+
+
+def in_a_process(method: str, seed: int, root: Path) -> dict[str, float]:
+    """As `run`, in a process of its own, so that its peak memory is its own."""
+    command = [sys.executable, __file__, "--root", str(root), "--methods", method, "--seeds", str(seed), "--one"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    row: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def load(path: Path | None) -> dict[str, dict[str, Any]]:
+    """The runs of an earlier result that were made with today's settings, by method and seed."""
+    if path is None or not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    if found["task"] != {**COMMON, "data": "cifar10"}:
+        return {}
+    return {name: entry for name, entry in found["methods"].items() if entry["settings"] == SETTINGS.get(name)}
+
+
+def summary(entry: dict[str, Any]) -> dict[str, str]:
+    """Mean ± standard deviation over the seeds."""
+    rows = list(entry["seeds"].values())
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    spread = {name: statistics.stdev(values) if len(values) > 1 else 0.0 for name, values in columns.items()}
+    return {name: f"{statistics.mean(values):.4g} ± {spread[name]:.2g}" for name, values in columns.items()}
+
+
+def report(methods: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    import torch
+    import torchvision
+
+    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "python": platform.python_version()}
+    return {
+        "task": {**COMMON, "data": "cifar10"},
+        "versions": versions,
+        "machine": f"{os.cpu_count()} cores, no GPU used; one thread for each run",
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "methods": {name: {**entry, "mean": summary(entry)} for name, entry in sorted(methods.items())},
     }
 
 
@@ -80,33 +132,33 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", default=list(SETTINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--output", help="name of a JSON file in benchmarks/results/")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    rows: dict[str, list[dict[str, float]]] = {method: [] for method in arguments.methods}
-    for seed in arguments.seeds:  # all methods of a seed one after the other, so that a slow hour harms all alike
-        for method in arguments.methods:
-            rows[method].append(run(method, seed, arguments.root))
-            print(method, seed, rows[method][-1], flush=True)
-    table = {
-        method: {name: [round(row[name], 4) for row in found] for name in found[0]} for method, found in rows.items()
-    }
-    result = {
-        "task": {**COMMON, "data": "cifar10"},
-        "settings": SETTINGS,
-        "seeds": arguments.seeds,
-        "versions": {
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "python": platform.python_version(),
-        },
-        "threads": torch.get_num_threads(),
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "results": table,
-    }
-    print(json.dumps(table, indent=2))
-    if arguments.output:
-        path = Path(__file__).parent / "results" / f"{arguments.output}.json"
-        path.write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.one:
+        print(json.dumps(run(arguments.methods[0], arguments.seeds[0], arguments.root)))
+        return
+    path = RESULTS / f"{arguments.output}.json" if arguments.output else None
+    methods = load(path)
+    for entry in methods.values():
+        entry.pop("mean")
+
+    def work(job: tuple[int, str]) -> None:
+        seed, method = job
+        row = in_a_process(method, seed, arguments.root)
+        print(method, seed, row, flush=True)
+        methods.setdefault(method, {"settings": SETTINGS[method], "seeds": {}})["seeds"][str(seed)] = row
+        if path is not None:
+            path.write_text(json.dumps(report(methods), indent=2) + "\n")
+
+    # All methods of a seed before the next seed, so that a slow hour harms all alike.
+    jobs = [(seed, method) for seed in arguments.seeds for method in arguments.methods]
+    jobs = [(seed, method) for seed, method in jobs if str(seed) not in methods.get(method, {}).get("seeds", {})]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(work, jobs))
+    for name, entry in sorted(methods.items()):
+        print(name, {key: summary(entry)[key] for key in ("knn_before", "knn_after", "images_per_second")})
 
 
 if __name__ == "__main__":

@@ -9,35 +9,20 @@ from typing import Any
 import broken_plugins as broken
 import pytest
 import torch
+from small_options import small
 from tiny_data import WRITERS, tiny_root  # noqa: F401  # a fixture
 
 from sslcli import testing
 from sslcli.contracts.data import Dataset, RootedOptions
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.options import Options
 from sslcli.plugins import GROUPS, find, load_found
 from sslcli.testing.stand_ins import SmallBackbone
 
 BUILT_IN = [(group, plugin.name) for group in GROUPS for plugin in find(group) if plugin.package == "sslcli"]
-#: What options of these names are set to, wherever a plugin has them: enough to run, small enough for a test.
-SMALL: dict[str, Any] = {
-    "hidden_dim": 32, "output_dim": 16, "bottleneck_dim": 16, "prototypes": 24, "queue_size": 32, "width": 8,
-}  # fmt: skip
 #: Options that a plugin needs beside those.
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {("datasets", "shapes"): {"count": 40, "size": 16}}
 #: Further arguments of the check.
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {}
-
-
-def small(options: type[Options]) -> dict[str, Any]:
-    """The options that `SMALL` names, also inside nested options."""
-    values: dict[str, Any] = {}
-    for field, info in options.model_fields.items():
-        if field in SMALL:
-            values[field] = SMALL[field]
-        elif isinstance(info.annotation, type) and issubclass(info.annotation, Options):
-            values[field] = small(info.annotation)
-    return values
 
 
 @pytest.mark.parametrize(("group", "name"), BUILT_IN, ids=lambda value: value)

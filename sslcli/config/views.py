@@ -17,7 +17,7 @@ from .document import Key
 from .options import parse
 from .problems import Problems, show
 
-#: Operations that have a short key of their own name, in the usual order.
+#: Operations that have a short key of their own name, in the usual order. A view's `order` names those that come first.
 USUAL_ORDER = ("flip", "jitter", "grayscale", "blur", "solarize")
 #: Short keys of the random resized crop, and the option that each one sets.
 CROP_KEYS = {"crop_scale": "scale", "crop_ratio": "ratio", "interpolation": "interpolation"}
@@ -88,7 +88,7 @@ def _changed(view: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A view with other values for some keys: options of an operation merge, as mappings do everywhere."""
     changes = {name: value for name, value in changes.items() if value is not None}
     if "operations" in changes:  # takes the place of all short keys
-        return {**{name: value for name, value in view.items() if name not in SHORT_KEYS}, **changes}
+        return {**{name: value for name, value in view.items() if name not in (*SHORT_KEYS, "order")}, **changes}
     result = {**view, **changes}
     for name in USUAL_ORDER:
         if name in view and name in changes:
@@ -147,7 +147,7 @@ def _build(view: dict[str, Any], key: Key, size: int, problems: Problems) -> Vie
     items = _items(view, key, problems)
     specs = [spec for child, item in items if (spec := _operation(child, item, listed, problems)) is not None]
     for name in [k for k in view if k not in ("count", "size")]:
-        known = ["count", "size", "operations", *SHORT_KEYS]
+        known = ["count", "size", "operations", "order", *SHORT_KEYS]
         problems.add((*key, name), f"unknown option of a view{suggest(name, known, otherwise=True)}")
     if len(problems.lines) > before:
         return None
@@ -187,7 +187,11 @@ def _from_short_keys(view: dict[str, Any], key: Key, problems: Problems) -> list
     items: list[tuple[Key, dict[str, Any]]] = [
         (key, {"name": "crop", **{k: v for k, v in crop.items() if v is not None}})
     ]
-    for name in USUAL_ORDER:
+    order = view.pop("order", None) or []
+    if not isinstance(order, list) or not set(map(str, order)) <= set(USUAL_ORDER):
+        problems.add((*key, "order"), f"should be a list of some of {', '.join(USUAL_ORDER)}, not {show(order)}")
+        order = []
+    for name in dict.fromkeys([*order, *USUAL_ORDER]):
         value = view.pop(name, None)
         child = (*key, name)
         if value is None or value is False or (isinstance(value, int | float) and value == 0):

@@ -13,16 +13,19 @@ import torch
 from torch import Tensor, nn
 
 
-def cosine_momentum(start: float, step: int, total_steps: int) -> float:
-    """Returns m(t) = 1 − (1 − m₀)·(1 + cos(π·t/T))/2: m₀ at t = 0, 1 at t = T and after.
+def cosine_momentum(start: float, step: int, total_steps: int, final: float = 1.0) -> float:
+    """Returns m(t) = m_T − (m_T − m₀)·(1 + cos(π·t/T))/2: m₀ at t = 0, m_T at t = T and after.
+
+    BYOL's formula where m_T is 1; with m_T = m₀ it is exactly m₀ throughout (MoCo's fixed momentum).
 
     Args:
         start: m₀.
         step: t, optimizer steps done. An update after step t (counted from 0) uses m(t + 1), which is the value that
             an update before the next forward would use, so that both ways give the same numbers.
         total_steps: T.
+        final: m_T.
     """
-    return 1 - (1 - start) * (1 + math.cos(math.pi * min(step / total_steps, 1.0))) / 2
+    return final - (final - start) * (1 + math.cos(math.pi * min(step / total_steps, 1.0))) / 2
 
 
 class MomentumEncoder(nn.Module):

@@ -9,6 +9,8 @@ from pydantic import Field
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import Preset
 
+from .crop import Interpolation
+
 #: Views up to this side get the recipe that the papers use on CIFAR.
 SMALL = 64
 
@@ -56,6 +58,28 @@ def _jitter(brightness: float, contrast: float, saturation: float, hue: float) -
     return {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue, "p": 0.8}
 
 
+class MoCoV1Preset(Preset):
+    """MoCo v1's two views (He et al., https://arxiv.org/abs/1911.05722, section 3.3, in the order of its code).
+
+    Gray comes before the jitter there, so that a gray view stays gray levels that only brightness and contrast change.
+    """
+
+    @classmethod
+    def views(cls, options: Options, size: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "count": 2,
+                "crop_scale": [0.2, 1.0],
+                "interpolation": "bilinear",
+                # The flip is last in the code; it commutes with the others, and costs nothing after the crop.
+                "order": ["flip", "grayscale", "jitter"],
+                "flip": 0.5,
+                "grayscale": 0.2,
+                "jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.4, "p": 1.0},
+            }
+        ]
+
+
 class MoCoV2Preset(Preset):
     """MoCo v2's two views, also SimSiam's (Chen et al., https://arxiv.org/abs/2003.04297)."""
 
@@ -72,6 +96,15 @@ class MoCoV2Preset(Preset):
                 "blur": 0.5,
             }
         ]
+
+
+class SupConPreset(Preset):
+    """SupCon's two views in its authors' PyTorch code: MoCo v2's without the blur (https://arxiv.org/abs/2004.11362)."""
+
+    @classmethod
+    def views(cls, options: Options, size: int) -> list[dict[str, Any]]:
+        (view,) = MoCoV2Preset.views(options, size)
+        return [{**view, "blur": 0.0}]
 
 
 def _unlike_pair(blur: tuple[float, float], solarize: tuple[float, float]) -> list[dict[str, Any]]:
@@ -110,3 +143,32 @@ class CIFARWeakPreset(Preset):
     def views(cls, options: Options, size: int) -> list[dict[str, Any]]:
         (view,) = MoCoV2Preset.views(options, size)
         return [{**view, "crop_scale": [0.08, 1.0], "interpolation": "bicubic"}]
+
+
+class ProbeTrainPreset(Preset):
+    """The one view that a classic linear probe or a fine-tuning learns from: random resized crop and flip."""
+
+    @classmethod
+    def views(cls, options: Options, size: int) -> list[dict[str, Any]]:
+        return [{"count": 1, "crop_scale": [0.08, 1.0], "interpolation": "bilinear", "flip": 0.5}]
+
+
+class ProbeEvalOptions(Options):
+    ratio: float | None = Field(default=None, ge=1)
+    """The shorter side is resized to this times the view's size; by default 256 / 224, but 1 up to 64 pixels."""
+    interpolation: Interpolation = "bilinear"
+    """The filter: `bilinear` or `bicubic`; both antialiased."""
+
+
+class ProbeEvalPreset(Preset):
+    """The one view that a probe is judged on: the middle of the resized image. Small images are taken as they are."""
+
+    Options = ProbeEvalOptions
+
+    @classmethod
+    def views(cls, options: ProbeEvalOptions, size: int) -> list[dict[str, Any]]:
+        usual = 1.0 if size <= SMALL else 256 / 224
+        ratio = usual if options.ratio is None else options.ratio
+        return [
+            {"count": 1, "operations": [{"name": "resize", "ratio": ratio, "interpolation": options.interpolation}]}
+        ]

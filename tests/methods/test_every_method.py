@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
+from small_options import small
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
@@ -15,29 +15,15 @@ from sslcli.config.problems import Problems
 from sslcli.config.views import resolve_views
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.method import Batch, Method, Progress, RunInfo, View
-from sslcli.contracts.options import Options
 from sslcli.plugins import find, load
 
 NAMES = [plugin.name for plugin in find("methods") if plugin.package == "sslcli"]
 SIZE, COUNT, STEPS = 16, 8, 6
 DATA = DataInfo("random", 3, (SIZE, SIZE), (0.5,) * 3, (0.2,) * 3, classes=("a", "b", "c", "d"))
-#: What options of these names are set to, wherever a method has them: enough to run, small enough for a test.
-SMALL = {"hidden_dim": 32, "output_dim": 16, "bottleneck_dim": 16, "prototypes": 24, "queue_size": 32}
 #: Buffers that a forward in training mode may change: those of batch norms.
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked", "steps"}
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
-
-
-def small(options: type[Options]) -> dict[str, Any]:
-    """The options that `SMALL` names, also inside nested options."""
-    values: dict[str, Any] = {}
-    for field, info in options.model_fields.items():
-        if field in SMALL:
-            values[field] = SMALL[field]
-        elif isinstance(info.annotation, type) and issubclass(info.annotation, Options):
-            values[field] = small(info.annotation)
-    return values
 
 
 def build(name: str, seed: int = 0) -> Method:

@@ -44,6 +44,17 @@ def test_cosine_momentum_has_the_values_worked_out_by_hand() -> None:
     assert cosine_momentum(0.996, 130, 100) == 1
 
 
+@pytest.mark.parametrize(
+    ("step", "value"), [(0, 0.99), (25, 0.9913180195), (50, 0.9945), (75, 0.9976819805), (100, 0.999), (130, 0.999)]
+)
+def test_cosine_momentum_may_end_below_one(step: int, value: float) -> None:
+    assert cosine_momentum(0.99, step, 100, final=0.999) == pytest.approx(value, abs=1e-10)
+
+
+def test_cosine_momentum_is_fixed_to_the_bit_where_it_ends_as_it_starts() -> None:
+    assert all(cosine_momentum(0.999, step, 7, final=0.999) == 0.999 for step in range(9))
+
+
 def test_momentum_copy_starts_as_the_online_network() -> None:
     backbone, projector, momentum_encoder = pair()
     x = torch.randn(5, 4, dtype=torch.float64)

@@ -1,0 +1,55 @@
+"""Drop-path: while training, each sample skips a residual branch with a small probability.
+
+Huang et al., *Deep Networks with Stochastic Depth*, https://arxiv.org/abs/1603.09382.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class DropPath(nn.Module):
+    """Zeroes a branch's output for each sample with probability `rate`, and divides the others' by 1 − rate.
+
+    Stands between a residual branch and its sum. In evaluation mode, and with rate 0, it returns its input and draws
+    nothing; else it draws from torch's global generator of the input's device, which the training loop seeds for each
+    step.
+
+    Attributes:
+        rate: the probability, in [0, 1); may be changed at any time (see `set_drop_path`).
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        """Raises ValueError if `rate` is not in [0, 1)."""
+        super().__init__()
+        self.rate = _checked(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, …) → (N, …)."""
+        if not self.training or self.rate == 0:
+            return x
+        # Drawn in float32 and for each sample alone: half precision would round the probability.
+        drawn = torch.rand((len(x), *[1] * (x.ndim - 1)), dtype=torch.float32, device=x.device)
+        return x * (drawn >= self.rate).to(x.dtype) / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3g}"
+
+
+def set_drop_path(module: nn.Module, rate: float) -> None:
+    """Sets the rate of every `DropPath` within `module`; 0 switches them off, in training mode too.
+
+    Raises:
+        ValueError: if `rate` is not in [0, 1).
+    """
+    rate = _checked(rate)
+    for part in module.modules():
+        if isinstance(part, DropPath):
+            part.rate = rate
+
+
+def _checked(rate: float) -> float:
+    if not 0 <= rate < 1:
+        raise ValueError(f"the rate of drop-path must be in [0, 1), not {rate}")
+    return float(rate)

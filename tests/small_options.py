@@ -1,0 +1,23 @@
+"""Options that make any plugin small enough for a test, whatever its other options are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sslcli.contracts.options import Options
+
+#: What options of these names are set to, wherever a plugin has them: enough to run, quick.
+SMALL: dict[str, Any] = {
+    "hidden_dim": 32, "output_dim": 16, "bottleneck_dim": 16, "prototypes": 24, "queue_size": 32, "width": 8,
+}  # fmt: skip
+
+
+def small(options: type[Options]) -> dict[str, Any]:
+    """The options that `SMALL` names, also inside nested options."""
+    values: dict[str, Any] = {}
+    for field, info in options.model_fields.items():
+        if field in SMALL:
+            values[field] = SMALL[field]
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, Options):
+            values[field] = small(info.annotation)
+    return values
