@@ -66,6 +66,24 @@ def all_reduce_mean(x: Tensor) -> Tensor:
     return x / dist.get_world_size()
 
 
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Returns the sum of `x` over processes, without gradient; `x` itself is not changed."""
+    if not is_distributed():
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x
+
+
+def all_reduce_amax(x: Tensor) -> Tensor:
+    """Returns the largest of all processes' values, element by element, without gradient, on the tensor's device."""
+    if not is_distributed():
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
+
+
 def all_reduce_max(value: int) -> int:
     """Returns the largest of all processes' values, over the CPU's backend (no wait for a GPU)."""
     if not is_distributed():

@@ -111,7 +111,9 @@ def resolve(document: Document) -> RunConfig:
     optimizer = reader.choice("optimizer", "optimizers", data.get("optimizer"), defaults.get("optimizer"))
     schedule_default = defaults.get("schedule", schema.DEFAULT_SCHEDULE)
     schedule = reader.choice("schedule", "schedules", data.get("schedule"), schedule_default)
-    training = reader.core("training", schema.TrainingOptions, data.get("training", {}))
+    asked = data.get("training", {})
+    asked = {**defaults.get("training", {}), **asked} if isinstance(asked, dict) else asked
+    training = reader.core("training", schema.TrainingOptions, asked)
     checkpoints = reader.core("checkpoints", schema.CheckpointOptions, data.get("checkpoints", {}))
     callbacks = reader.callbacks(data.get("callbacks", {}))
     views = _views(data.get("views"), method, source, problems)

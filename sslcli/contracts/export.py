@@ -27,6 +27,8 @@ class BackboneCard:
         step: optimizer steps done.
         epoch: epochs done.
         sslcli: version that trained it.
+        head: the projector's first layers where the backbone goes on through them
+            (`sslcli.modules.headed.KeptLayersOptions`); `feature_dim` is theirs then.
     """
 
     backbone: dict[str, Any]
@@ -40,6 +42,7 @@ class BackboneCard:
     step: int
     epoch: float
     sslcli: str
+    head: dict[str, Any] | None = None
 
 
 @dataclass

@@ -121,7 +121,8 @@ class Method(nn.Module, ABC):
             with the config.
         minimum_views: the fewest views of an image that it can work with, where `view_count` is None.
         paper: where it is from, shown by `ssl list methods NAME`.
-        defaults: config sections (`optimizer`, `schedule`) used where the config has none: the paper's.
+        defaults: config sections (`optimizer`, `schedule`) used where the config has none: the paper's; and keys of
+            `training` used where the config's section does not have them.
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions

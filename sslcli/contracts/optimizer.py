@@ -22,8 +22,10 @@ class OptimizerOptions(Options):
     """Base learning rate, before `scale_lr`."""
     weight_decay: float = Field(default=0.0, ge=0)
     """L2 penalty (decoupled for AdamW)."""
+    final_weight_decay: float | None = Field(default=None, ge=0)
+    """Half a cosine over the run takes the weight decay there, step by step; null: it stays."""
     exclude: tuple[Role, ...] = ("norm", "bias", "embedding")
-    """Roles of parameters that get no weight decay (and, with LARS, no trust ratio)."""
+    """Roles of parameters that get no weight decay (and, with LARS and LARC, no trust ratio); [] excludes none."""
     scale_lr: Literal["batch/256", "sqrt", "none"] = "none"
     """The learning rate used is lr × batch_size / 256, lr × √batch_size, or lr itself."""
 
@@ -42,8 +44,12 @@ class OptimizerPlugin(ABC):
         Args:
             groups: parameter groups with `params`, `names` and `roles` (lists, one entry per parameter), `lr`,
                 `weight_decay` (0 where excluded), `name`, `excluded` (bool: neither decay nor trust ratio). Extra keys
-                must be kept in `param_groups`; the loop sets `lr` there before each step.
+                must be kept in `param_groups`; the loop sets `lr` there before each step, and `weight_decay` where
+                it changes.
             options: an instance of `Options`.
+
+        A parameter whose gradient is None is skipped: no decay, no momentum. That is how methods freeze one for a
+        while.
 
         All state must live in `optimizer.state[parameter]` as tensors (or plain numbers), so that checkpoints can
         name it.

@@ -48,6 +48,39 @@ class FileDataset(Dataset):
             mean, std = measure(folder, self.files, channels)
         self.info = DataInfo(name, channels, None, mean, std, None if classes is None else tuple(classes))
 
+    def _set_labelled(self, name: str, folder: Path, train: Path | None = None) -> None:
+        """Takes the images of a folder with a sub-folder for each class; its labels are those of `train`, if that is.
+
+        Raises:
+            UserError: if there are no such folders, no images in one of them, or a class that `train` lacks.
+        """
+        classes = _classes(folder)
+        names = classes
+        if train is not None and train.is_dir():
+            names = _classes(train)
+            unknown = sorted(set(classes) - set(names))
+            if unknown:
+                raise UserError(
+                    f"data.root: {folder} has the class folder {unknown[0]!r}, which {train} has not; both need the "
+                    "same names"
+                )
+        label_of = {name: label for label, name in enumerate(names)}
+        files: list[str] = []
+        labels: list[int] = []
+        for each in classes:
+            found = [f"{each}/{file}" for file in image_files(folder / each)]
+            if not found:
+                raise UserError(
+                    f"data.root: no images ({_KINDS}) in the class folder {folder / each}; remove it, or set "
+                    "data.name=images to read a tree of images without labels"
+                )
+            files += found
+            labels += [label_of[each]] * len(found)
+        every = torch.tensor(labels)
+        chosen = stratified_choice(every, self.options.limit)
+        self.labels = every[chosen]
+        self._set(name, folder, [files[n] for n in chosen.tolist()], names)
+
     def __len__(self) -> int:
         return len(self.files)
 
@@ -81,34 +114,10 @@ class Folder(FileDataset):
 
     def __init__(self, options: FolderOptions) -> None:
         super().__init__(options)
-        root = _existing(options.root)
+        root = existing(options.root)
         folder = _split_folder(root, options.split)
-        classes = _classes(folder)
-        names = classes
-        if folder.name in ("val", "test") and folder.parent == root and (root / "train").is_dir():
-            names = _classes(root / "train")
-            unknown = sorted(set(classes) - set(names))
-            if unknown:
-                raise UserError(
-                    f"data.root: {folder} has the class folder {unknown[0]!r}, which {root / 'train'} has not; both "
-                    "need the same names"
-                )
-        label_of = {name: label for label, name in enumerate(names)}
-        files: list[str] = []
-        labels: list[int] = []
-        for name in classes:
-            found = [f"{name}/{file}" for file in image_files(folder / name)]
-            if not found:
-                raise UserError(
-                    f"data.root: no images ({_KINDS}) in the class folder {folder / name}; remove it, or set "
-                    "data.name=images to read a tree of images without labels"
-                )
-            files += found
-            labels += [label_of[name]] * len(found)
-        self.labels = torch.tensor(labels)
-        chosen = stratified_choice(self.labels, options.limit)
-        self.labels = self.labels[chosen]
-        self._set("folder", folder, [files[n] for n in chosen.tolist()], names)
+        held_out = folder.name in ("val", "test") and folder.parent == root
+        self._set_labelled("folder", folder, root / "train" if held_out else None)
 
     @classmethod
     def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
@@ -142,7 +151,7 @@ class Images(FileDataset):
 
     def __init__(self, options: ImagesOptions) -> None:
         super().__init__(options)
-        root = _existing(options.root)
+        root = existing(options.root)
         files = list(image_files(root))
         if not files:
             raise UserError(f"data.root: no images ({_KINDS}) in {root} or below; set it to a folder that has some")
@@ -154,7 +163,12 @@ class Images(FileDataset):
         return None
 
 
-def _existing(root: Path) -> Path:
+def existing(root: Path) -> Path:
+    """Returns the folder with `~` expanded.
+
+    Raises:
+        UserError: if there is none.
+    """
     root = root.expanduser()
     if not root.is_dir():
         state = "is a file, not a folder" if root.exists() else "does not exist"

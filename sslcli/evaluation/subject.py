@@ -101,6 +101,7 @@ class FrozenSubject(Subject):
         card = self.card
         return {
             "backbone": dict(card.backbone),
+            **({"projector_layers": dict(card.head)} if card.head is not None else {}),
             "method": card.method,
             "pretrained_on": card.dataset,
             "step": card.step,

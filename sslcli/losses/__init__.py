@@ -1,7 +1,27 @@
 """Losses as pure functions: tensors in, a scalar out, in float32 at least whatever the autocast."""
 
+from .barlow_twins import barlow_twins, barlow_twins_terms
 from .byol_regression import byol_regression
+from .dino import dino, teacher_entropy
+from .eqco import eqco
+from .info_nce import batch_info_nce, info_nce
 from .negative_cosine import negative_cosine
 from .nt_xent import nt_xent, pair_cosines
+from .sup_con import sup_con, view_cosines
+from .vicreg import VICRegTerms, vicreg, vicreg_terms
 
-__all__ = ["byol_regression", "negative_cosine", "nt_xent", "pair_cosines"]
+__all__ = [
+    "VICRegTerms",
+    "barlow_twins",
+    "barlow_twins_terms",
+    "byol_regression",
+    "dino",
+    "negative_cosine",
+    "nt_xent",
+    "pair_cosines",
+    "sup_con",
+    "teacher_entropy",
+    "vicreg",
+    "vicreg_terms",
+    "view_cosines",
+]

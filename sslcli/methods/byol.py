@@ -1,4 +1,4 @@
-"""BYOL: the online network predicts what a slowly moving copy of itself says of the other view; no negatives.
+"""BYOL: the online network predicts what a slowly moving copy of itself says of another view; no negatives.
 
 Grill et al., *Bootstrap Your Own Latent*, https://arxiv.org/abs/2006.07733. Norm and weight standardisation of the
 heads are options, to repeat Richemond et al., *BYOL works even without batch statistics*,
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -20,8 +21,9 @@ from sslcli.contracts.views import RecipeSection
 from sslcli.losses import byol_regression
 from sslcli.modules.heads import mlp
 from sslcli.modules.momentum import MomentumEncoder, cosine_momentum
+from sslcli.modules.multicrop import global_count
 from sslcli.modules.norms import NormName
-from sslcli.modules.pairs import prediction_cosines, two_views
+from sslcli.modules.pairs import prediction_cosines, target_pairs
 
 
 class BYOLPredictorOptions(Options):
@@ -54,15 +56,21 @@ class BYOLOptions(MethodOptions):
     predictor: BYOLPredictorOptions = BYOLPredictorOptions()
     """The head behind the projector, on the online side alone."""
     momentum: float = Field(default=0.996, ge=0, lt=1)
-    """How slowly the momentum encoder follows at first; a cosine takes it to 1, where it never moves, over the run."""
+    """How slowly the momentum encoder follows at first; 0 copies the online network, 1 never moves."""
+    final_momentum: float = Field(default=1.0, ge=0, le=1)
+    """Where a cosine takes that over the run; the same as `momentum` keeps it fixed."""
 
 
 class BYOL(Method):
-    """p = predictor(projector(backbone(x))), z′ from the momentum encoder; 2 − 2·cos(p₁, z′₂), both ways."""
+    """p = predictor(projector(backbone(x))), z′ from the momentum encoder; 2 − 2·cos(p₁, z′₂), both ways.
+
+    With more views every view predicts the momentum encoder's projection of every other *global* view (those of the
+    first one's size), and the loss is twice the mean over these pairs: with two views the paper's sum.
+    """
 
     Options: ClassVar[type[MethodOptions]] = BYOLOptions
     batch_coupled: ClassVar[bool] = True
-    view_count = 2
+    minimum_views: ClassVar[int] = 2
     paper: ClassVar[str] = "https://arxiv.org/abs/2006.07733"
     defaults: ClassVar[Mapping[str, Any]] = {
         "optimizer": {"name": "lars", "lr": 0.2, "weight_decay": 1.5e-6, "scale_lr": "batch/256"},
@@ -84,18 +92,18 @@ class BYOL(Method):
         return {"preset": "cifar_asym" if image_size <= 64 else "byol"}
 
     def forward(self, batch: Batch) -> Step:
-        x1, x2 = two_views(batch, "byol")
-        h1 = self.backbone(x1).pooled  # N×D; one view at a time, so that batch norm sees one view at a time
-        h2 = self.backbone(x2).pooled
-        p1 = self.predictor(self.projector(h1))  # N×E
-        p2 = self.predictor(self.projector(h2))
-        z1, z2 = self.momentum_encoder(x1), self.momentum_encoder(x2)  # N×E, without gradient
-        loss = byol_regression(p1, z2) + byol_regression(p2, z1)
-        return Step(loss=loss, metrics=prediction_cosines((p1, z2), (p2, z1)), features=h1.detach())
+        global_views = global_count(batch, "byol")
+        images = [view.image for view in batch.views]
+        h = [self.backbone(x).pooled for x in images]  # N×D each; batch norm sees one view at a time
+        p = [self.predictor(self.projector(features)) for features in h]  # N×E each
+        z = [self.momentum_encoder(x) for x in images[:global_views]]  # N×E each, without gradient
+        pairs = [(p[view], z[target]) for view, target in target_pairs(len(images), global_views)]
+        loss = 2 * torch.stack([byol_regression(*pair) for pair in pairs]).mean()
+        return Step(loss=loss, metrics=prediction_cosines(*pairs), features=h[0].detach())
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
         # The run's own length, as the learning rate has it: the session may be asked to stop earlier.
-        momentum = cosine_momentum(self.options.momentum, progress.step, self.run.total_steps)
+        momentum = cosine_momentum(self.options.momentum, progress.step, self.run.total_steps, self.options.final_momentum)
         self.momentum_encoder.update(self.backbone, self.projector, momentum)
 
 

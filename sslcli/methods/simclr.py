@@ -1,7 +1,7 @@
-"""SimCLR: two views of an image attract, those of all other images repel.
+"""SimCLR: views of one image attract each other, those of all other images repel.
 
 Chen, Kornblith, Norouzi, Hinton, *A Simple Framework for Contrastive Learning of Visual Representations*, ICML 2020,
-arXiv:2002.05709. Its second version (arXiv:2006.10029) has a projector of three layers.
+arXiv:2002.05709. Its second version is `simclr_v2`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, Method, MethodOptions, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
-from sslcli.losses import nt_xent, pair_cosines
-from sslcli.modules import ProjectorOptions, mlp
+from sslcli.losses import nt_xent, pair_cosines, sup_con, view_cosines
+from sslcli.modules import ProjectorOptions
+from sslcli.modules.heads import contrastive_projector
+from sslcli.modules.multicrop import by_resolution, global_count
 
 
 class SimCLROptions(MethodOptions):
@@ -30,11 +32,11 @@ class SimCLROptions(MethodOptions):
 
 
 class SimCLR(Method):
-    """NT-Xent on the projections of two views."""
+    """NT-Xent on the projections of two views; with more views, the mean over all pairs of an image's views."""
 
     Options: ClassVar[type[MethodOptions]] = SimCLROptions
     batch_coupled: ClassVar[bool] = True
-    view_count = 2
+    minimum_views: ClassVar[int] = 2
     paper: ClassVar[str] = "https://arxiv.org/abs/2002.05709"
     defaults: ClassVar[Mapping[str, Any]] = {
         "optimizer": {"name": "lars", "lr": 0.3, "weight_decay": 1e-6, "scale_lr": "batch/256"},
@@ -45,17 +47,7 @@ class SimCLR(Method):
 
     def __init__(self, backbone: Backbone, options: SimCLROptions, run: RunInfo) -> None:
         super().__init__(backbone, options, run)
-        head = options.projector
-        feature_dim = backbone.spec.feature_dim
-        self.projector = mlp(
-            feature_dim,
-            head.hidden_dim or feature_dim,
-            head.output_dim,
-            head.layers,
-            norm=head.norm,
-            last_norm="no_bias" if head.norm == "batch" else "none",
-            last_bias=False,
-        )
+        self.projector = contrastive_projector(backbone.spec.feature_dim, options.projector)
 
     @classmethod
     def recipe(cls, options: SimCLROptions, image_size: int) -> RecipeSection:
@@ -65,19 +57,53 @@ class SimCLR(Method):
         """Returns the loss, the mean cosines of positive and negative pairs, and the first views' features.
 
         Raises:
-            UserError: if there are not two views of one size.
+            UserError: if there are not two views or more of the largest size, the largest first.
         """
-        if len(batch.views) != 2:
-            raise UserError(
-                f"views: simclr needs exactly 2 views of an image, not {len(batch.views)}: set their counts"
-            )
-        first, second = (view.image for view in batch.views)
-        if first.shape != second.shape:
-            sizes = f"{first.shape[-1]} and {second.shape[-1]} pixels"
-            raise UserError(f"views: simclr needs two views of one size, not {sizes}: give both the same size")
-        # One pass over both views: the batch norms' statistics are those of all 2N images, as in the paper.
-        features = self.backbone(torch.cat((first, second))).pooled  # 2N×D
-        z1, z2 = self.projector(features).chunk(2)  # N×output_dim each
-        loss = nt_xent(z1, z2, self.options.temperature)
-        pos_cos, neg_cos = pair_cosines(z1, z2)
-        return Step(loss, {"pos_cos": pos_cos, "neg_cos": neg_cos}, features=features[: len(first)].detach())
+        features, z = project_views(batch, self.backbone, self.projector, "simclr")
+        return simclr_step(features, z, self.options.temperature)
+
+
+def project_views(batch: Batch, backbone: Backbone, projector: nn.Module, method: str) -> tuple[Tensor, list[Tensor]]:
+    """Passes all views through backbone and projector; what the contrastive methods have in common.
+
+    The backbone sees the views of one size together, the projector all of them: the batch norms' statistics are those
+    of all 2N images of two views, as in SimCLR.
+
+    Args:
+        batch: two views or more of one size, then any number of smaller ones.
+        backbone: images (M, C, H, W) → features (M, D).
+        projector: (M, D) → (M, E).
+        method: for messages.
+
+    Returns:
+        the first view's features (N, D), detached, and each view's embeddings (N, E).
+
+    Raises:
+        UserError: for other views.
+    """
+    global_count(batch, method)
+
+    def pooled(images: Tensor) -> Tensor:
+        return backbone(images).pooled
+
+    features = by_resolution(pooled, [view.image for view in batch.views])
+    z = projector(torch.cat(features)).chunk(len(features))
+    return features[0].detach(), list(z)
+
+
+def simclr_step(features: Tensor, z: list[Tensor], temperature: float) -> Step:
+    """Returns NT-Xent of the views' embeddings, with its monitors.
+
+    Args:
+        features: (N, D), for `Step.features`.
+        z: each view's embeddings (N, E).
+        temperature: τ.
+    """
+    if len(z) == 2:
+        loss = nt_xent(z[0], z[1], temperature)
+        pos_cos, neg_cos = pair_cosines(z[0], z[1])
+    else:
+        views = torch.stack(z, dim=1)
+        loss = sup_con(views, None, temperature, base_temperature=temperature)
+        pos_cos, neg_cos = view_cosines(views)
+    return Step(loss, {"pos_cos": pos_cos, "neg_cos": neg_cos}, features=features)

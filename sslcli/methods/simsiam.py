@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -16,8 +17,9 @@ from sslcli.contracts.method import Batch, Method, MethodOptions, ParameterGroup
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import negative_cosine
-from sslcli.modules.heads import mlp
-from sslcli.modules.pairs import prediction_cosines, two_views
+from sslcli.modules.heads import LastNorm, Norm, mlp
+from sslcli.modules.multicrop import global_count
+from sslcli.modules.pairs import prediction_cosines, target_pairs
 
 
 class SimSiamProjectorOptions(Options):
@@ -29,6 +31,10 @@ class SimSiamProjectorOptions(Options):
     """Width of the hidden layers."""
     output_dim: int = Field(default=2048, ge=1)
     """Dimensions of the projection, and of the prediction."""
+    norm: Norm = "batch"
+    """Batch norm behind each hidden layer, or none."""
+    last_norm: LastNorm = "no_affine"
+    """Batch norm behind the last layer: complete, without shift, without scale and shift as in the paper, or none."""
 
 
 class SimSiamPredictorOptions(Options):
@@ -36,6 +42,10 @@ class SimSiamPredictorOptions(Options):
 
     hidden_dim: int = Field(default=512, ge=1)
     """Width of the hidden layer; a bottleneck, a quarter of the projection in the paper."""
+    norm: Norm = "batch"
+    """Batch norm behind the hidden layer, or none."""
+    last_norm: LastNorm = "none"
+    """Batch norm behind the last layer; with it training is unstable (table 3 of the paper)."""
     constant_lr: bool = True
     """Keep the predictor's learning rate at its base value while the rest follows the schedule."""
 
@@ -50,11 +60,15 @@ class SimSiamOptions(MethodOptions):
 
 
 class SimSiam(Method):
-    """z = projector(backbone(x)), p = predictor(z); the loss is the mean of −cos(p₁, sg z₂) and −cos(p₂, sg z₁)."""
+    """z = projector(backbone(x)), p = predictor(z); the loss is the mean of −cos(p₁, sg z₂) and −cos(p₂, sg z₁).
+
+    With more views it is the mean of −cos(p, sg z) over every view's p and every other *global* view's z (those of the
+    first one's size).
+    """
 
     Options: ClassVar[type[MethodOptions]] = SimSiamOptions
     batch_coupled: ClassVar[bool] = True
-    view_count = 2
+    minimum_views: ClassVar[int] = 2
     paper: ClassVar[str] = "https://arxiv.org/abs/2011.10566"
     defaults: ClassVar[Mapping[str, Any]] = {
         "optimizer": {
@@ -78,9 +92,17 @@ class SimSiam(Method):
             projector.hidden_dim,
             projector.output_dim,
             projector.layers,
-            last_norm="no_affine",
+            norm=projector.norm,
+            last_norm=projector.last_norm,
         )
-        self.predictor = mlp(projector.output_dim, predictor.hidden_dim, projector.output_dim, layers=2)
+        self.predictor = mlp(
+            projector.output_dim,
+            predictor.hidden_dim,
+            projector.output_dim,
+            layers=2,
+            norm=predictor.norm,
+            last_norm=predictor.last_norm,
+        )
 
     @classmethod
     def recipe(cls, options: SimSiamOptions, image_size: int) -> RecipeSection:
@@ -88,13 +110,13 @@ class SimSiam(Method):
         return {"preset": "moco_v2", "blur": 0.0} if image_size <= 64 else {"preset": "moco_v2"}
 
     def forward(self, batch: Batch) -> Step:
-        x1, x2 = two_views(batch, "simsiam")
-        h1 = self.backbone(x1).pooled  # N×D; one view at a time, so that batch norm sees one view at a time
-        h2 = self.backbone(x2).pooled
-        z1, z2 = self.projector(h1), self.projector(h2)  # N×E
-        p1, p2 = self.predictor(z1), self.predictor(z2)  # N×E
-        loss = (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2
-        return Step(loss=loss, metrics=prediction_cosines((p1, z2), (p2, z1)), features=h1.detach())
+        global_views = global_count(batch, "simsiam")
+        h = [self.backbone(view.image).pooled for view in batch.views]  # N×D each; batch norm sees one view at a time
+        z = [self.projector(features) for features in h]  # N×E each
+        p = [self.predictor(projection) for projection in z]  # N×E each
+        pairs = [(p[view], z[target]) for view, target in target_pairs(len(z), global_views)]
+        loss = torch.stack([negative_cosine(*pair) for pair in pairs]).mean()
+        return Step(loss=loss, metrics=prediction_cosines(*pairs), features=h[0].detach())
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The predictor stands apart: its learning rate does not decay (section 4.2)."""

@@ -49,6 +49,28 @@ def set_drop_path(module: nn.Module, rate: float) -> None:
             part.rate = rate
 
 
+def grow_drop_path(module: nn.Module, rate: float) -> None:
+    """Sets rates that grow linearly with depth, from 0 in the first block to `rate` in the last.
+
+    A block is a module that has `DropPath`s of its own, all of which get its rate; the order is that of
+    `module.named_modules()`. A single block gets rate 0.
+
+    Raises:
+        ValueError: if `rate` is not in [0, 1).
+    """
+    rate = _checked(rate)
+    blocks = [[c for c in m.children() if isinstance(c, DropPath)] for m in module.modules()]
+    blocks = [block for block in blocks if block]
+    for depth, block in enumerate(blocks):
+        for part in block:
+            part.rate = rate * depth / max(len(blocks) - 1, 1)
+
+
+def drop_path_rates(module: nn.Module) -> list[float]:
+    """Returns the rate of every `DropPath` within `module`, in order; empty if there is none."""
+    return [part.rate for part in module.modules() if isinstance(part, DropPath)]
+
+
 def _checked(rate: float) -> float:
     if not 0 <= rate < 1:
         raise ValueError(f"the rate of drop-path must be in [0, 1), not {rate}")

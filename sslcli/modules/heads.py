@@ -79,6 +79,46 @@ def mlp(
     return nn.Sequential(*parts)
 
 
+def contrastive_projector(feature_dim: int, options: ProjectorOptions) -> nn.Sequential:
+    """Builds the projector of the contrastive methods: (N, feature_dim) → (N, options.output_dim).
+
+    As SimCLR has it: with batch norm one stands behind every layer, the last without β; the last linear layer never
+    has a bias.
+
+    Args:
+        feature_dim: D of the backbone, and the width of the hidden layers where the options have none.
+        options: what to build.
+    """
+    return mlp(
+        feature_dim,
+        options.hidden_dim or feature_dim,
+        options.output_dim,
+        options.layers,
+        norm=options.norm,
+        last_norm="no_bias" if options.norm == "batch" else "none",
+        last_bias=False,
+    )
+
+
+def hidden_layers(input_dim: int, hidden_dim: int, layers: int, *, norm: NormName = "batch") -> nn.Sequential:
+    """Builds the first hidden layers of `mlp`, up to the ReLU of the last of them: (N, input_dim) → (N, hidden_dim)."""
+    return mlp(input_dim, hidden_dim, hidden_dim, layers + 1, norm=norm)[:-1]
+
+
+def split_head(head: nn.Sequential, layers: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """Cuts an MLP behind the ReLU of its hidden layer number `layers`, counted from 1.
+
+    The parts hold the head's own modules, under the names (numbers) that they have in it.
+
+    Raises:
+        ValueError: if it has fewer hidden layers, or `layers` is less than 1.
+    """
+    ends = [place + 1 for place, part in enumerate(head) if isinstance(part, nn.ReLU)]
+    if not 1 <= layers <= len(ends):
+        raise ValueError(f"cannot cut behind hidden layer {layers} of a head that has {len(ends)}")
+    return head[: ends[layers - 1]], head[ends[layers - 1] :]
+
+
 def _last_batch_norm(dim: int, kind: LastNorm) -> nn.BatchNorm1d:
     batch_norm = nn.BatchNorm1d(dim, affine=kind != "no_affine")
     if kind == "no_bias":

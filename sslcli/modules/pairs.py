@@ -1,6 +1,8 @@
-"""What methods that compare two views share: taking the two out of a batch, and the monitors of their pairs.
+"""What methods that compare views share: which view meets which, and the monitors of their pairs.
 
-`pos_cos` and `neg_cos` are those of untitled-ai's workbench; under a collapse both go to 1.
+With small local views beside the global ones a local view meets the global ones only: Caron et al. (SwAV),
+https://arxiv.org/abs/2006.09882, section 3.3. `pos_cos` and `neg_cos` are those of untitled-ai's workbench; under a
+collapse both go to 1.
 """
 
 from __future__ import annotations
@@ -22,6 +24,26 @@ def two_views(batch: Batch, method: str) -> tuple[Tensor, Tensor]:
     if len(batch.views) != 2:
         raise UserError(f"views: {method} needs exactly 2 views of an image, not {len(batch.views)}: set their counts")
     return batch.views[0].image, batch.views[1].image
+
+
+def view_pairs(views: int, global_views: int) -> list[tuple[int, int]]:
+    """Lists each two views of which one at least is global, each pair once: (0, 1) alone for two views.
+
+    Args:
+        views: how many there are.
+        global_views: how many of them are global; these come first.
+    """
+    return [(a, b) for a in range(global_views) for b in range(a + 1, views)]
+
+
+def target_pairs(views: int, global_views: int) -> list[tuple[int, int]]:
+    """Lists (view, target) for every view and every *other* global view: (0, 1) and (1, 0) for two views.
+
+    Args:
+        views: how many there are.
+        global_views: how many of them are global; these come first.
+    """
+    return [(view, target) for view in range(views) for target in range(global_views) if target != view]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""torch's own SGD and AdamW, fused where the device has such kernels.
+"""torch's own SGD, Adam and AdamW, fused where the device has such kernels.
 
 Fused CPU kernels walk through memory and ignore strides: whoever restores optimizer state must give it the memory
 format of its parameter (`torch.empty_like(parameter).copy_(saved)`), or updates are silently wrong.
@@ -50,8 +50,8 @@ class SGD(OptimizerPlugin):
         return optimizer
 
 
-class AdamWOptions(OptimizerOptions):
-    """Options of AdamW."""
+class AdamOptions(OptimizerOptions):
+    """Options of Adam and AdamW."""
 
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the running means of the gradient and of its square."""
@@ -59,14 +59,25 @@ class AdamWOptions(OptimizerOptions):
     """Added to the denominator."""
 
 
+class Adam(OptimizerPlugin):
+    """Adam; its weight decay is an L2 penalty, part of the gradient."""
+
+    Options: ClassVar[type[OptimizerOptions]] = AdamOptions
+    paper: ClassVar[str] = "https://arxiv.org/abs/1412.6980"
+
+    @classmethod
+    def build(cls, groups: list[dict[str, Any]], options: AdamOptions) -> torch.optim.Optimizer:
+        return torch.optim.Adam(groups, lr=options.lr, betas=options.betas, eps=options.eps, **_kernels(groups))
+
+
 class AdamW(OptimizerPlugin):
     """Adam with decoupled weight decay."""
 
-    Options: ClassVar[type[OptimizerOptions]] = AdamWOptions
+    Options: ClassVar[type[OptimizerOptions]] = AdamOptions
     paper: ClassVar[str] = "https://arxiv.org/abs/1711.05101"
 
     @classmethod
-    def build(cls, groups: list[dict[str, Any]], options: AdamWOptions) -> torch.optim.Optimizer:
+    def build(cls, groups: list[dict[str, Any]], options: AdamOptions) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, **_kernels(groups))
 
 

@@ -1,18 +1,19 @@
-"""From a method's parameters to an optimizer's groups, and the learning rate of each group at each step."""
+"""From a method's parameters to an optimizer's groups, and each group's learning rate and weight decay at each step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sslcli.contracts.errors import SslError
-from sslcli.contracts.method import Method
+from sslcli.contracts.method import Method, StepFunction
 from sslcli.contracts.optimizer import OptimizerOptions
 from sslcli.modules.roles import parameter_roles
+from sslcli.optimizers.schedules import half_cosine
 
 
 def build_groups(method: Method, options: OptimizerOptions) -> list[dict[str, Any]]:
@@ -73,7 +74,7 @@ def effective_lr(options: OptimizerOptions, batch_size: int) -> float:
     return options.lr
 
 
-def set_lr(optimizer: torch.optim.Optimizer, schedule: Callable[[int], float], step: int, base_lr: float) -> float:
+def set_lr(optimizer: torch.optim.Optimizer, schedule: StepFunction, step: int, base_lr: float) -> float:
     """Sets every group's learning rate for step `step`, before the optimizer's step; returns the schedule's value.
 
     A group gets the schedule's value, or `base_lr` with `constant_lr`, times its `lr_multiplier`.
@@ -87,8 +88,40 @@ def set_lr(optimizer: torch.optim.Optimizer, schedule: Callable[[int], float], s
     value = schedule(step)
     for group in optimizer.param_groups:
         lr = (base_lr if group.get("constant_lr", False) else value) * group.get("lr_multiplier", 1.0)
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)  # a compiled or captured step reads this very tensor
-        else:
-            group["lr"] = lr
+        _put(group, "lr", lr)
     return value
+
+
+def weight_decay_schedule(options: OptimizerOptions, total_steps: int) -> StepFunction | None:
+    """Returns the weight decay by step, or None if it never changes.
+
+    It is DINO's: final + (weight_decay − final)·(1 + cos(π·t/T))/2, without a warm-up, so that `final_weight_decay`
+    would be reached at t = T, one step after the last.
+
+    Args:
+        options: the optimizer's options.
+        total_steps: T, optimizer steps of the whole run.
+    """
+    start, final = options.weight_decay, options.final_weight_decay
+    if final is None or final == start:
+        return None
+    return partial(half_cosine, start, final, steps=total_steps)
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, schedule: StepFunction, step: int) -> float:
+    """Sets the weight decay of every group that is not excluded for step `step`, before the optimizer's step.
+
+    Returns the schedule's value. Excluded groups keep their 0.
+    """
+    value = schedule(step)
+    for group in optimizer.param_groups:
+        if not group.get("excluded", False):
+            _put(group, "weight_decay", value)
+    return value
+
+
+def _put(group: dict[str, Any], key: str, value: float) -> None:
+    if isinstance(group[key], Tensor):
+        group[key].fill_(value)  # a compiled or captured step reads this very tensor
+    else:
+        group[key] = value

@@ -1,13 +1,12 @@
 """LARS: SGD whose step for each layer is in proportion to the norm of the layer's weights.
 
-You, Gitman, Ginsburg, *Large Batch Training of Convolutional Networks*, 2017, arXiv:1708.03888; here with the learning
-rate outside of the momentum, as BYOL, Barlow Twins and VICReg use it.
+You, Gitman, Ginsburg, *Large Batch Training of Convolutional Networks*, 2017, https://arxiv.org/abs/1708.03888; with
+the learning rate outside of the momentum, as BYOL, Barlow Twins and VICReg use it, and inside, as SimCLR does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,17 +14,16 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin
+from sslcli.optimizers.layerwise import LayerwiseSGD, add_all, add_each, decayed, norms
 
 
-class LARS(torch.optim.Optimizer):
+class LARS(LayerwiseSGD):
     """Layer-wise adaptive rate scaling. For each parameter w with gradient g:
 
         d ← g + weight_decay·w
         d ← d · trust_coefficient·‖w‖/‖d‖     unless excluded or of fewer than 2 dimensions; 1 where a norm is 0
         m ← momentum·m + d
         w ← w − lr·m
-
-    Multi-tensor throughout; no step waits for the device. State: `momentum_buffer` per parameter.
 
     Args:
         params: parameters or groups; a group's `excluded: True` means no trust ratio for it. Extra keys are kept.
@@ -46,73 +44,54 @@ class LARS(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         trust_coefficient: float = 0.001,
     ) -> None:
-        if not isinstance(lr, Tensor) and not lr >= 0:
-            raise ValueError(f"lr must not be negative: {lr}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1): {momentum}")
-        if not weight_decay >= 0:
-            raise ValueError(f"weight_decay must not be negative: {weight_decay}")
-        if not trust_coefficient > 0:
-            raise ValueError(f"trust_coefficient must be positive: {trust_coefficient}")
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "trust_coefficient": trust_coefficient,
-            "excluded": False,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, lr, momentum, weight_decay, trust_coefficient)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def is_scaled(self, parameter: Tensor, group: dict[str, Any]) -> bool:
+        return parameter.ndim >= 2
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Updates every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            used = [parameter for parameter in group["params"] if parameter.grad is not None]
-            scaled = [p for p in used if p.ndim >= 2 and not group["excluded"]]
-            plain = [p for p in used if p.ndim < 2 or group["excluded"]]
-            if scaled:
-                direction = _directions(scaled, group)
-                self._update(scaled, torch._foreach_mul(direction, _trust_ratios(scaled, direction, group)), group)
-            if plain:
-                self._update(plain, _directions(plain, group), group)
-        return loss
-
-    def _update(self, parameters: list[Tensor], direction: tuple[Tensor, ...], group: dict[str, Any]) -> None:
-        for parameter in parameters:
-            if "momentum_buffer" not in self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+    def update_scaled(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        direction = decayed(parameters, group["weight_decay"])
+        buffers = self.buffers(parameters)
         torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, direction)
-        if isinstance(group["lr"], Tensor):  # as `alpha` it would have to be read on the host
-            torch._foreach_sub_(parameters, torch._foreach_mul(buffers, group["lr"]))
-        else:
-            torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
+        add_each(buffers, direction, _trust_ratios(parameters, direction, group))
+        add_all(parameters, buffers, -group["lr"])
+
+    def update_plain(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        buffers = self.buffers(parameters)
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, decayed(parameters, group["weight_decay"]))
+        add_all(parameters, buffers, -group["lr"])
 
 
-def _directions(parameters: list[Tensor], group: dict[str, Any]) -> tuple[Tensor, ...]:
-    gradients = tuple(parameter.grad for parameter in parameters if parameter.grad is not None)
-    if group["weight_decay"] == 0:
-        return gradients
-    return tuple(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+class LARSSimCLR(LARS):
+    """LARS as in SimCLR's code: as `LARS`, but for the last two lines, which are
+
+        m ← momentum·m + lr·d
+        w ← w − m
+
+    The two are the same for a constant learning rate. Where it falls, what is in the momentum still has the old one.
+    """
+
+    def update_scaled(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        direction = decayed(parameters, group["weight_decay"])
+        buffers = self.buffers(parameters)
+        torch._foreach_mul_(buffers, group["momentum"])
+        add_each(buffers, direction, _trust_ratios(parameters, direction, group) * group["lr"])
+        torch._foreach_sub_(parameters, buffers)
+
+    def update_plain(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        buffers = self.buffers(parameters)
+        torch._foreach_mul_(buffers, group["momentum"])
+        add_all(buffers, decayed(parameters, group["weight_decay"]), group["lr"])
+        torch._foreach_sub_(parameters, buffers)
 
 
-def _trust_ratios(parameters: list[Tensor], direction: tuple[Tensor, ...], group: dict[str, Any]) -> list[Tensor]:
-    weight_norms = torch.stack(torch._foreach_norm(parameters))
-    direction_norms = torch.stack(torch._foreach_norm(direction))
+def _trust_ratios(parameters: list[Tensor], direction: tuple[Tensor, ...], group: dict[str, Any]) -> Tensor:
+    weight_norms, direction_norms = norms(parameters), norms(direction)
     ratios = group["trust_coefficient"] * weight_norms / direction_norms
     # A new layer of zeros would never move, and a zero direction would make 0/0.
     usable = (weight_norms > 0) & (direction_norms > 0)
-    return list(torch.where(usable, ratios, torch.ones_like(ratios)).unbind())
+    return torch.where(usable, ratios, torch.ones_like(ratios))
 
 
 class LARSOptions(OptimizerOptions):
@@ -131,6 +110,7 @@ class LARSPlugin(OptimizerPlugin):
 
     Options: ClassVar[type[OptimizerOptions]] = LARSOptions
     paper: ClassVar[str] = "https://arxiv.org/abs/1708.03888"
+    kind: ClassVar[type[LARS]] = LARS
 
     @classmethod
     def build(cls, groups: list[dict[str, Any]], options: LARSOptions) -> torch.optim.Optimizer:
@@ -140,4 +120,11 @@ class LARSPlugin(OptimizerPlugin):
                 {**group, "lr_multiplier": group.get("lr_multiplier", 1.0) * (factor if group["excluded"] else 1.0)}
                 for group in groups
             ]
-        return LARS(groups, options.lr, momentum=options.momentum, trust_coefficient=options.trust_coefficient)
+        return cls.kind(groups, options.lr, momentum=options.momentum, trust_coefficient=options.trust_coefficient)
+
+
+class LARSSimCLRPlugin(LARSPlugin):
+    """LARS as in SimCLR's code, with the learning rate inside of the momentum."""
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2002.05709"
+    kind: ClassVar[type[LARS]] = LARSSimCLR

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.optimizer import Schedule, ScheduleOptions
+
+
+def half_cosine(start: float, final: float, step: int, steps: int) -> float:
+    """Returns final + (start − final)·(1 + cos(π·step/steps))/2, and `final` from step `steps` on."""
+    progress = min(1.0, step / steps) if steps else 1.0
+    return final + (start - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class WarmupOptions(ScheduleOptions):
@@ -24,23 +30,32 @@ class WarmupOptions(ScheduleOptions):
     """The same in optimizer steps; only one of the two can be given."""
     warmup_start: float = Field(default=0.0, ge=0, le=1)
     """Where the warm-up starts, as a share of the base."""
+    warmup_start_lr: float | None = Field(default=None, ge=0)
+    """The same as a learning rate, whatever the batch size made of the base; only one of the two can be given."""
+    warmup: Literal["linear", "linspace"] = "linear"
+    """`linear` reaches the base one step after the warm-up (SimCLR, MoCo v3, Barlow Twins, VICReg), `linspace` at its
+    last step (SwAV, DINO, solo-learn)."""
 
     @model_validator(mode="after")
     def _one_warmup(self) -> Self:
         if self.warmup_steps is not None and self.warmup_epochs:
             raise ValueError("give warmup_epochs or warmup_steps, not both")
+        if self.warmup_start_lr is not None and self.warmup_start:
+            raise ValueError("give warmup_start or warmup_start_lr, not both")
         return self
 
 
 class _Warmed(Schedule):
-    """Linear warm-up over W steps: the value at step t < W is base·(start + (1 − start)·t/W); then `share`."""
+    """Linear warm-up over W steps: the value at step t < W is base·(start + (1 − start)·t/W), and with `linspace` the
+    same with W − 1 for W (a warm-up of one step is its start then); from step W on `share`."""
 
     Options: ClassVar[type[ScheduleOptions]] = WarmupOptions
     options: WarmupOptions
 
     def __init__(self, options: WarmupOptions, base: float, total_steps: int, steps_per_epoch: int) -> None:
-        """Raises UserError if the warm-up is longer than the run."""
+        """Raises UserError if the warm-up is longer than the run, or starts above the base."""
         super().__init__(options, base, total_steps, steps_per_epoch)
+        self.start = self.as_share("warmup_start_lr", options.warmup_start_lr, options.warmup_start)
         in_epochs = options.warmup_steps is None
         self.warmup = round(options.warmup_epochs * steps_per_epoch) if in_epochs else options.warmup_steps or 0
         if self.warmup > total_steps:
@@ -53,9 +68,20 @@ class _Warmed(Schedule):
 
     def __call__(self, step: int) -> float:
         if step < self.warmup:
-            start = self.options.warmup_start
-            return self.base * (start + (1 - start) * step / self.warmup)
+            steps = max(self.warmup - 1, 1) if self.options.warmup == "linspace" else self.warmup
+            return self.base * (self.start + (1 - self.start) * step / steps)
         return self.base * self.share(step)
+
+    def as_share(self, key: str, lr: float | None, share: float) -> float:
+        """Returns the learning rate of the option `key` as a share of the base, or `share` if it is None."""
+        if lr is None:
+            return share
+        if lr > self.base:
+            raise UserError(
+                f"schedule.{key}: {lr:g} is above the learning rate that optimizer.lr and optimizer.scale_lr make, "
+                f"{self.base:g}: lower the one or raise the other"
+            )
+        return lr / self.base
 
     @abstractmethod
     def share(self, step: int) -> float:
@@ -74,6 +100,14 @@ class CosineOptions(WarmupOptions):
 
     final: float = Field(default=0.0, ge=0, le=1)
     """Where the cosine ends, as a share of the base."""
+    final_lr: float | None = Field(default=None, ge=0)
+    """The same as a learning rate, whatever the batch size made of the base; only one of the two can be given."""
+
+    @model_validator(mode="after")
+    def _one_final(self) -> Self:
+        if self.final_lr is not None and self.final:
+            raise ValueError("give final or final_lr, not both")
+        return self
 
 
 class Cosine(_Warmed):
@@ -86,10 +120,13 @@ class Cosine(_Warmed):
     Options: ClassVar[type[ScheduleOptions]] = CosineOptions
     options: CosineOptions
 
+    def __init__(self, options: CosineOptions, base: float, total_steps: int, steps_per_epoch: int) -> None:
+        """Raises UserError as every warm-up does, and if the cosine ends above the base."""
+        super().__init__(options, base, total_steps, steps_per_epoch)
+        self.final = self.as_share("final_lr", options.final_lr, options.final)
+
     def share(self, step: int) -> float:
-        left = self.total_steps - self.warmup
-        progress = min(1.0, (step - self.warmup) / left) if left else 1.0
-        return self.options.final + (1 - self.options.final) * (1 + math.cos(math.pi * progress)) / 2
+        return half_cosine(1.0, self.final, step - self.warmup, self.total_steps - self.warmup)
 
 
 class MilestonesOptions(WarmupOptions):

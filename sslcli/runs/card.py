@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from ..contracts.backbone import Backbone
 from ..contracts.errors import UserError
 from ..contracts.export import BackboneCard
+from ..modules.headed import HeadedBackbone, KeptLayersOptions
 from ..plugins import PluginError, load
 
 
@@ -47,6 +48,8 @@ def build_backbone(path: Path, card: BackboneCard, fill: Callable[[Backbone], ob
         cls: type[Backbone] = _load(name, made_with)
         with torch.random.fork_rng(devices=[]):
             backbone = cls.build(cls.Options.parse(options), card.channels, card.image_size)
+            if card.head is not None:
+                backbone = HeadedBackbone(backbone, KeptLayersOptions.parse(card.head))
         fill(backbone)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

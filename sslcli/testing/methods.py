@@ -142,11 +142,13 @@ class _Bench:
 
     def _check_defaults(self) -> None:
         for section, values in self.cls.defaults.items():
-            require(
-                section in ("optimizer", "schedule"), f"{self.label}.defaults: there is no such section as {section!r}"
-            )
+            known = ("optimizer", "schedule", "training")
+            require(section in known, f"{self.label}.defaults: there is no such section as {section!r}")
             try:
                 plain = dict(values)
+                if section == "training":
+                    TrainingOptions.parse(plain)
+                    continue
                 load(f"{section}s", plain.pop("name")).Options.parse(plain)
             except (SslError, ValueError, KeyError) as error:
                 raise AssertionError(f"{self.label}.defaults[{section!r}] is not valid: {_line(error)}") from error

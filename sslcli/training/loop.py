@@ -18,7 +18,7 @@ from ..contracts.errors import SslError
 from ..contracts.method import Batch, Progress, Step, StepFunction, View
 from ..evaluation.quality import effective_rank, feature_std
 from ..modules.sync_norm import batch_statistics
-from ..optimizers.groups import set_lr
+from ..optimizers.groups import set_lr, set_weight_decay, weight_decay_schedule
 from ..randomness import seed_for
 from .context import Context
 from .setup import SEED_STEP, Session
@@ -87,6 +87,7 @@ class Loop:
         self.session, self.context = session, context
         self.method, self.optimizer = session.method, session.optimizer
         self.schedules: dict[str, StepFunction] = self.method.schedules()
+        self.weight_decay = weight_decay_schedule(session.config.optimizer.options, session.info.total_steps)
         self.module = self._distribute(start)
         synced = session.config.training.sync_batch_norm
         # Statistics that would differ between processes: made equal after each step, so that no state is local.
@@ -136,6 +137,8 @@ class Loop:
         session, step = self.session, self.context.progress.step
         # The schedule is a function of the step about to be made: the first one gets its first value.
         set_lr(self.optimizer, session.schedule, step, session.base_lr)
+        if self.weight_decay is not None:
+            set_weight_decay(self.optimizer, self.weight_decay, step)
         schedule = self._schedule_values(step)
         began = time.perf_counter()
         micro_batches = next(self.batches)
@@ -227,6 +230,8 @@ class Loop:
         metrics = meter.means()  # waits for the device, so that the time below is what the steps took
         seconds = meter.seconds()
         line = {"loss": metrics.pop("loss"), "lr": self.lr(self.context.progress.step - 1)}
+        if self.weight_decay is not None:
+            line["weight_decay"] = self.weight_decay(self.context.progress.step - 1)
         line["images_per_second"] = round(meter.images * self.session.info.world_size / seconds, 1)
         line["data_wait"] = round(meter.waited / seconds, 4)
         line |= metrics

@@ -18,6 +18,7 @@ from ..contracts.errors import UserError
 from ..contracts.export import BackboneCard
 from ..contracts.method import Method, Progress, RunInfo
 from ..data.source import open_source
+from ..modules.headed import HeadedBackbone
 from ..modules.sync_norm import synchronise_batch_norm
 from ..optimizers.groups import build_groups, effective_lr
 from ..randomness import seed_for
@@ -81,6 +82,7 @@ class Session:
             backbone=self.config.backbone.plain(), channels=info.channels, image_size=self.image_size,
             feature_dim=encoder.spec.feature_dim, mean=info.mean, std=info.std, method=self.config.method.name,
             dataset=info.name, step=progress.step, epoch=progress.epoch, sslcli=__version__,
+            head=encoder.options.plain() if isinstance(encoder, HeadedBackbone) else None,
         )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torchvision import datasets
 
 from sslcli.contracts.errors import UserError
@@ -50,3 +51,38 @@ def test_images_and_fine_labels_are_those_of_the_files(tiny: Path) -> None:
 def test_missing_data_are_told_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^data\.root: no CIFAR-100 in [^\n]*cifar-100-python[^\n]*$"):
         CIFAR100(CIFAR10Options(root=tmp_path))
+
+
+@pytest.mark.parametrize("name", ["train", "test", "meta"])
+def test_data_with_a_wrong_checksum_are_refused(tiny: Path, name: str) -> None:
+    file = tiny / "cifar-100-python" / name
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"^data\.root: damaged or incomplete CIFAR-100[^\n]*$"):
+        CIFAR100(CIFAR10Options(root=tiny))
+
+
+def test_missing_file_is_fetched_on_request(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tiny / "cifar-100-python" / "test"
+    content = file.read_bytes()
+    file.unlink()
+    monkeypatch.setattr(datasets.CIFAR100, "download", lambda self: file.write_bytes(content))
+    with pytest.raises(UserError, match=r"data\.download=true"):
+        CIFAR100(CIFAR10Options(root=tiny, split="test"))
+    assert not file.exists()
+    assert len(CIFAR100(CIFAR10Options(root=tiny, split="test", download=True))) == 100
+    assert file.exists()
+
+
+def test_fetched_data_with_a_wrong_checksum_are_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tiny / "cifar-100-python" / "train"
+    file.unlink()
+    monkeypatch.setattr(datasets.CIFAR100, "download", lambda self: file.write_bytes(b"an error page"))
+    with pytest.raises(UserError, match=r"^data\.download: CIFAR-100 could not be fetched into [^\n]*$"):
+        CIFAR100(CIFAR10Options(root=tiny, download=True))
+
+
+def test_split_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        CIFAR10Options.parse({"split": "val"})

@@ -105,3 +105,41 @@ def test_missing_and_damaged_files_are_told(tiny: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(UserError, match=r"^data\.root: damaged or incomplete STL-10[^\n]*$"):
         STL10(STL10Options(root=tiny))
+
+
+@pytest.mark.parametrize("name", ["unlabeled_X.bin", "test_y.bin"])
+def test_file_that_is_missing_is_told(tiny: Path, name: str) -> None:
+    (tiny / "stl10_binary" / name).unlink()
+    with pytest.raises(UserError, match=r"^data\.root: damaged or incomplete STL-10[^\n]*$"):
+        STL10(STL10Options(root=tiny))
+
+
+def test_file_with_a_wrong_checksum_is_told(tiny: Path) -> None:
+    file = tiny / "stl10_binary" / "unlabeled_X.bin"
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"^data\.root: damaged or incomplete STL-10[^\n]*$"):
+        STL10(STL10Options(root=tiny, split="unlabeled"))
+
+
+def test_missing_file_is_fetched_on_request(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tiny / "stl10_binary" / "unlabeled_X.bin"
+    content = file.read_bytes()
+    file.unlink()
+    monkeypatch.setattr(datasets.STL10, "download", lambda self: file.write_bytes(content))
+    assert len(STL10(STL10Options(root=tiny, download=True))) == 26
+
+
+def test_failed_download_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(self: object) -> None:
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(datasets.STL10, "download", no_network)
+    with pytest.raises(UserError, match=r"^data\.download: STL-10 could not be fetched into [^\n]*no route[^\n]*$"):
+        STL10(STL10Options(root=tmp_path, download=True))
+
+
+def test_split_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        STL10Options.parse({"split": "val"})

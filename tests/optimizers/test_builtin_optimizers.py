@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from sslcli.optimizers.builtin import SGD, AdamW, AdamWOptions, SGDOptions
+from sslcli.optimizers.builtin import SGD, AdamW, AdamOptions, SGDOptions
 
 
 def groups(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[dict[str, object]]:
@@ -38,13 +38,13 @@ def test_sgd_is_torch_s_with_its_options() -> None:
 
 
 def test_adamw_is_torch_s_with_its_options() -> None:
-    ours = AdamW.build(groups(), AdamWOptions(lr=0.5, betas=(0.8, 0.9), eps=1e-6))
+    ours = AdamW.build(groups(), AdamOptions(lr=0.5, betas=(0.8, 0.9), eps=1e-6))
     theirs = torch.optim.AdamW(groups(), lr=0.5, betas=(0.8, 0.9), eps=1e-6, foreach=False)
     for a, b in zip(train(ours), train(theirs), strict=True):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamWOptions(lr=0.1))])
+@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamOptions(lr=0.1))])
 def test_groups_keep_their_keys_and_their_decay(plugin: type[SGD], options: SGDOptions) -> None:
     first, second = plugin.build(groups(), options).param_groups
     assert (first["names"], first["name"], first["excluded"], first["weight_decay"]) == (["w"], "main", False, 0.1)
@@ -52,7 +52,7 @@ def test_groups_keep_their_keys_and_their_decay(plugin: type[SGD], options: SGDO
     assert first["fused"]
 
 
-@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamWOptions(lr=0.1))])
+@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamOptions(lr=0.1))])
 def test_state_has_the_memory_format_of_its_parameter(plugin: type[SGD], options: SGDOptions) -> None:
     """The fused CPU kernels ignore strides: anything else would be a silently wrong update."""
     optimizer = plugin.build(groups(), options)
@@ -63,7 +63,7 @@ def test_state_has_the_memory_format_of_its_parameter(plugin: type[SGD], options
         assert all(value.stride() == parameter.stride() for value in tensors)
 
 
-@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamWOptions(lr=0.1))])
+@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamOptions(lr=0.1))])
 def test_where_there_are_no_fused_kernels_the_multi_tensor_ones_are_taken(
     plugin: type[SGD], options: SGDOptions
 ) -> None:
@@ -77,16 +77,16 @@ def test_nesterov_without_momentum_and_betas_out_of_range_are_refused() -> None:
     with pytest.raises(ValidationError, match="nesterov needs a momentum above 0"):
         SGDOptions(lr=0.1, momentum=0.0, nesterov=True)
     with pytest.raises(ValidationError, match="less than 1"):
-        AdamWOptions(lr=0.1, betas=(0.9, 1.0))
+        AdamOptions(lr=0.1, betas=(0.9, 1.0))
 
 
 def test_options_read_from_plain_data_are_the_same() -> None:
-    assert AdamWOptions.parse({"lr": 1, "betas": [0.8, 0.9]}).betas == (0.8, 0.9)
+    assert AdamOptions.parse({"lr": 1, "betas": [0.8, 0.9]}).betas == (0.8, 0.9)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamWOptions(lr=0.1))])
+@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamOptions(lr=0.1))])
 def test_on_cuda_the_result_is_the_cpu_s(plugin: type[SGD], options: SGDOptions) -> None:
     optimizer = plugin.build(groups("cuda"), options)
     assert optimizer.param_groups[0]["fused"]

@@ -1,0 +1,68 @@
+"""What losses over pairs of dimensions share: every process's embeddings, and one's own share of a D×D product.
+
+Barlow Twins, https://arxiv.org/abs/2103.03230, and VICReg, https://arxiv.org/abs/2105.04906, both take statistics over
+the whole batch and then a D×D matrix. Gathering the embeddings moves B·D numbers a view, adding up the processes'
+matrices would move D² of them twice: 64 and 512 MiB at the papers' D = 8192 and B = 2048. And since every process then
+has the whole batch, each makes only its own rows of the matrix, so that nothing is computed or stored twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sslcli.distributed import all_gather, rank, world_size
+
+
+def check_views(views: Sequence[Tensor]) -> None:
+    """Raises ValueError unless all are floating (N, D) of one shape with at least one row and one dimension."""
+    shape = views[0].shape
+    if len(shape) != 2 or any(view.shape != shape for view in views) or 0 in shape:
+        shapes = " and ".join(str(tuple(view.shape)) for view in views)
+        raise ValueError(f"(N, D) tensors of equal shape, with a row and a dimension, are needed, not {shapes}")
+    if not all(view.is_floating_point() for view in views):
+        raise ValueError("embeddings must be floating, not whole numbers")
+
+
+def check_weights(**weights: float) -> None:
+    """Raises ValueError where a number is negative, infinite or none, with its name."""
+    for name, value in weights.items():
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be a number of 0 or more, not {value}")
+
+
+def in_full_precision(views: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the views in their common type, float32 at least."""
+    dtype = torch.float32
+    for view in views:
+        dtype = torch.promote_types(dtype, view.dtype)
+    return [view.to(dtype) for view in views]
+
+
+def gather_centred(views: Sequence[Tensor]) -> list[Tensor]:
+    """Returns every process's rows of each view (N, D) less their mean: (B, D) each, with gradient, in one gather."""
+    everyone = all_gather(torch.cat(list(views), dim=1), gradient=True)  # B×VD
+    return list((everyone - everyone.mean(dim=0)).chunk(len(views), dim=1))
+
+
+def dimension_products(a: Tensor, b: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
+    """Returns this process's share of M = aᵀb/divisor: its part of M's diagonal, and its part of Σ_{i≠j} Mᵢⱼ².
+
+    Args:
+        a: (B, D), the same on every process. Process r of W makes the r-th of W stretches of M's rows.
+        b: (B, D), likewise.
+        divisor: B or B − 1.
+
+    Returns:
+        (about D/W,) and 0-dim. Sums of world × the shares have the whole M's value as their mean over the processes.
+    """
+    size, longer = divmod(a.shape[1], world_size())
+    start = rank() * size + min(rank(), longer)
+    rows = slice(start, start + size + (rank() < longer))
+    product = a[:, rows].T @ b / divisor  # D/W×D
+    diagonal = product.diagonal(start).clone()
+    # Left out, not subtracted afterwards: near the optimum the diagonal is nearly all of the sum of squares.
+    product.diagonal(start).zero_()
+    return diagonal, product.square().sum()

@@ -1,0 +1,141 @@
+"""The supervised contrastive loss: all views of all images of one class attract each other (Khosla et al., *Supervised
+Contrastive Learning*, https://arxiv.org/abs/2004.11362, equation 2, L_out). Without labels it is NT-Xent of any number
+of views."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslcli.distributed import all_gather, rank
+
+#: Whose anchors are compared with the embeddings of all views: those of all views, or of each image's first one.
+Contrast = Literal["all", "one"]
+
+
+def sup_con(
+    z: Tensor,
+    labels: Tensor | None,
+    temperature: float | Tensor,
+    base_temperature: float | Tensor = 0.07,
+    contrast: Contrast = "all",
+) -> Tensor:
+    """Returns the supervised contrastive loss, averaged over the anchors.
+
+    With u the L2-normalised embeddings (normalised here), P(i) all others of the same label as i:
+
+        loss = −τ/τ₀ · mean over i of 1/|P(i)| · Σ_{p∈P(i)} log( exp(uᵢ·u_p/τ) / Σ_{k≠i} exp(uᵢ·u_k/τ) )
+
+    An anchor without positives (a class seen once in one view) contributes 0 and still counts in the mean. Without
+    labels, at τ₀ = τ and with `all` anchors, it is `nt_xent` for any number of views.
+
+    Over several processes k and p run over all processes' embeddings, gathered with gradient, and the anchors are one's
+    own: the mean of the processes' losses, and their gradients averaged as DDP does, are those of one process with the
+    joined batch.
+
+    Args:
+        z: (N, V, D) embeddings of V views of N images, floating; N is the same on every process.
+        labels: (N,) integers on the embeddings' device; None: each image is its own class.
+        temperature: τ > 0; a number, or a 0-dim tensor on the embeddings' device.
+        base_temperature: τ₀ > 0, likewise; it scales the loss and nothing else.
+        contrast: which embeddings are anchors: `all`, or those of the first view (`one`). What they are compared with
+            are all views in both cases.
+
+    Returns:
+        0-dim; float32 whatever the autocast, float64 for float64 inputs.
+
+    Raises:
+        ValueError: if z is not (N, V, D) with an image and a view, the labels are not N integers, a temperature given
+            as a number is not positive, or `contrast` is neither of the two.
+    """
+    _check(z, labels)
+    for name, value in (("temperature", temperature), ("base temperature", base_temperature)):
+        if not isinstance(value, Tensor) and not value > 0:
+            raise ValueError(f"the {name} must be positive, not {value}")
+    if contrast not in get_args(Contrast):
+        raise ValueError(f"contrast must be 'all' or 'one', not {contrast!r}")
+    images, views = z.shape[:2]
+    with torch.autocast(z.device.type, enabled=False):
+        own = _unit_vectors(z).transpose(0, 1).flatten(0, 1)  # VN×D, view after view
+        everyone = all_gather(own, gradient=True)  # WVN×D
+        classes, all_classes = _classes(labels, own, everyone, images)
+        anchors = images if contrast == "one" else images * views
+        # Dividing the anchors is cheaper than dividing the product, which is the only matrix of its size.
+        logits = (own[:anchors] / temperature) @ everyone.T
+        itself = own.shape[0] * rank()
+        logits.diagonal(itself).fill_(float("-inf"))
+        positive = classes[:anchors, None] == all_classes
+        positive.diagonal(itself).fill_(False)
+        count = positive.sum(dim=1)
+        attraction = torch.where(positive, logits, 0).sum(dim=1) / count.clamp_min(1)
+        per_anchor = torch.where(count > 0, logits.logsumexp(dim=1) - attraction, 0)
+        return (per_anchor * (temperature / base_temperature)).mean()
+
+
+@torch.no_grad()
+def view_cosines(z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns the mean cosine of the positive and of the negative pairs in this process's batch, for monitoring.
+
+    A positive pair is any two embeddings of one label (of one image without labels), a negative one any two others.
+    Sums over an image's views come first, so that the largest product is N×N and not VN×VN; without labels there is
+    none.
+
+    Args:
+        z: (N, V, D) embeddings; they are L2-normalised here.
+        labels: (N,) integers, or None.
+
+    Returns:
+        two 0-dim tensors without gradient, float32 at least; 0 where there is no such pair.
+
+    Raises:
+        ValueError: for other shapes.
+    """
+    _check(z, labels)
+    images, views = z.shape[:2]
+    with torch.autocast(z.device.type, enabled=False):
+        u = _unit_vectors(z)
+        sums = u.sum(dim=1)  # N×D
+        total = sums.sum(dim=0).square().sum()
+        if labels is None:
+            alike, pairs = sums.square().sum(), z.new_full((), images * views**2, dtype=torch.int64)
+        else:
+            same = labels[:, None] == labels
+            alike = torch.where(same, sums @ sums.T, 0).sum()
+            pairs = same.sum() * views**2
+        positives = pairs - images * views  # a pair has two different embeddings
+        negatives = (images * views) ** 2 - pairs
+        pos_cos = (alike - u.square().sum()) / positives.clamp_min(1)
+        neg_cos = (total - alike) / negatives.clamp_min(1)
+        # Where no pair is, what is left above is rounding.
+        return (
+            torch.where(positives > 0, pos_cos, 0).to(u.dtype),
+            torch.where(negatives > 0, neg_cos, 0).to(u.dtype),
+        )
+
+
+def _check(z: Tensor, labels: Tensor | None) -> None:
+    if z.ndim != 3 or 0 in z.shape[:2]:
+        raise ValueError(f"embeddings (N, V, D) of at least one image and one view are needed, not {tuple(z.shape)}")
+    if labels is not None and labels.shape != z.shape[:1]:
+        raise ValueError(f"one label for each of {z.shape[0]} images is needed, not {tuple(labels.shape)}")
+    if labels is not None and (labels.is_floating_point() or labels.is_complex()):
+        raise ValueError(f"labels must be whole numbers, not {labels.dtype}")
+
+
+def _unit_vectors(z: Tensor) -> Tensor:
+    return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1)
+
+
+def _classes(labels: Tensor | None, own: Tensor, everyone: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """The class of each of this process's rows (VN,) and of everyone's (WVN,)."""
+    rows = own.shape[0]
+    if labels is not None:
+        classes = labels.repeat(rows // images)
+        return classes, all_gather(classes)
+    row = torch.arange(everyone.shape[0], device=own.device)
+    ids = row // rows * images + row % images  # images have numbers of their own on every process
+    start = rows * rank()
+    return ids[start : start + rows], ids

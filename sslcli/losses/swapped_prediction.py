@@ -1,0 +1,58 @@
+"""SwAV's loss: each view predicts the assignment that another view of its image got.
+
+Caron et al. (SwAV), *Unsupervised Learning of Visual Features by Contrasting Cluster Assignments*,
+https://arxiv.org/abs/2006.09882, equations 1, 2 and 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def swapped_prediction(
+    scores: Sequence[Tensor], assignments: Sequence[Tensor], temperature: float | Tensor = 0.1
+) -> Tensor:
+    """Returns −Σₖ qₖ log softmax(s/τ)ₖ, the mean over images and over all pairs of an assignment and another view.
+
+    A view does not predict its own assignment. Assignments get no gradient whatever is passed; scores do. Nothing is
+    normalised here: SwAV's scores are products of L2-normalised embeddings and prototypes. The mean is over this
+    process's images; DDP's average makes it the mean over all.
+
+    Args:
+        scores: s, one (N, K) for each of V ≥ 2 views, images in the same order.
+        assignments: q, one (N, K) for each of the first G views, 1 ≤ G ≤ V; rows sum to 1.
+        temperature: τ > 0; a number, or a 0-dim tensor on the scores' device.
+
+    Returns:
+        0-dim; float32 whatever the autocast, float64 for float64 inputs.
+
+    Raises:
+        ValueError: if shapes or counts are not as said, or a temperature given as a number is not positive.
+    """
+    _check(scores, assignments)
+    if not isinstance(temperature, Tensor) and not temperature > 0:
+        raise ValueError(f"the temperature must be positive, not {temperature}")
+    with torch.autocast(scores[0].device.type, enabled=False):
+        dtype = torch.promote_types(scores[0].dtype, torch.float32)
+        targets = [assignment.detach().to(dtype) for assignment in assignments]
+        terms = []
+        for view, own in enumerate(scores):
+            others = [target for place, target in enumerate(targets) if place != view]
+            if others:  # cross-entropy is linear in its target, so that each view needs only one
+                terms.append(F.cross_entropy(own.to(dtype) / temperature, torch.stack(others).sum(dim=0)))
+        return torch.stack(terms).sum() / (len(targets) * (len(scores) - 1))
+
+
+def _check(scores: Sequence[Tensor], assignments: Sequence[Tensor]) -> None:
+    if len(scores) < 2 or not 1 <= len(assignments) <= len(scores):
+        raise ValueError(
+            "two views or more and assignments of one or more of them are needed, "
+            f"not {len(scores)} views and {len(assignments)} assignments"
+        )
+    shapes = [tuple(tensor.shape) for tensor in (*scores, *assignments)]
+    if len(shapes[0]) != 2 or any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"scores and assignments must be (N, K) and alike, not {', '.join(map(str, shapes))}")

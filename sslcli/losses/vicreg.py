@@ -1,0 +1,96 @@
+"""VICReg's loss: views agree (invariance), dimensions vary (variance) and don't repeat each other (covariance).
+
+Bardes, Ponce, LeCun, *VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning*, ICLR 2022,
+https://arxiv.org/abs/2105.04906, equations 1 to 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslcli.distributed import world_size
+
+from .dimensions import check_views, check_weights, dimension_products, gather_centred, in_full_precision
+
+
+class VICRegTerms(NamedTuple):
+    """The three terms without their weights, 0-dim each; see `vicreg` for the formulas."""
+
+    invariance: Tensor
+    variance: Tensor
+    covariance: Tensor
+
+
+def vicreg(
+    z1: Tensor,
+    z2: Tensor,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
+    epsilon: float = 1e-4,
+) -> Tensor:
+    """Returns invariance·MSE(z₁, z₂) + variance·½[v(z₁) + v(z₂)] + covariance·[c(z₁) + c(z₂)].
+
+    v(z) = mean over the dimensions of relu(1 − √(Var + ε)); c(z) = Σ_{i≠j} Covᵢⱼ²/D; both with B − 1 in the
+    denominator, over the B images of all processes. MSE is the mean over all N·D elements and v is halved, as in the
+    authors' code (the paper's equations 5 and 6 sum over the dimensions and don't halve). Nothing is normalised.
+
+    Over several processes the embeddings are gathered with gradient: the mean of the processes' losses, and their
+    gradients averaged as DDP does, are those of one process with the joined batch. A batch of one image has variance
+    and covariance 0, as equal embeddings have: v = 1 − √ε and c = 0, without gradient.
+
+    Args:
+        z1: (N, D) embeddings of the first views, floating; N is the same on every process.
+        z2: (N, D) embeddings of the second views, in the same order.
+        invariance: λ ≥ 0.
+        variance: μ ≥ 0.
+        covariance: ν ≥ 0.
+        epsilon: ε > 0, inside the root.
+
+    Returns:
+        0-dim; float32 whatever the autocast, float64 for float64 inputs.
+
+    Raises:
+        ValueError: if the shapes are not two equal (N, D), or a number is out of its range.
+    """
+    check_weights(invariance=invariance, variance=variance, covariance=covariance)
+    terms = vicreg_terms((z1, z2), ((0, 1),), epsilon)
+    return invariance * terms.invariance + variance * terms.variance + covariance * terms.covariance
+
+
+def vicreg_terms(views: Sequence[Tensor], pairs: Sequence[tuple[int, int]], epsilon: float = 1e-4) -> VICRegTerms:
+    """Returns MSE(a, b), ½[v(a) + v(b)] and c(a) + c(b), each the mean over pairs of views; see `vicreg`.
+
+    Args:
+        views: (N, D) each. A view is gathered, and its statistics made, once, however many pairs it is in.
+        pairs: places in `views`, at least one pair.
+        epsilon: ε > 0.
+
+    Raises:
+        ValueError: if the shapes are not equal (N, D), there is no pair, or ε is not positive.
+    """
+    check_views(views)
+    if not pairs:
+        raise ValueError("at least one pair of views is needed")
+    if not 0 < epsilon < float("inf"):
+        raise ValueError(f"epsilon must be positive, not {epsilon}")
+    with torch.autocast(views[0].device.type, enabled=False):
+        own = in_full_precision(views)
+        invariance = torch.stack([F.mse_loss(own[a], own[b]) for a, b in pairs]).mean()
+        v, c = zip(*(_statistics(z, epsilon) for z in gather_centred(own)), strict=True)
+        variance = torch.stack([(v[a] + v[b]) / 2 for a, b in pairs]).mean()
+        covariance = torch.stack([c[a] + c[b] for a, b in pairs]).mean()
+        return VICRegTerms(invariance, variance, covariance)
+
+
+def _statistics(z: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """v and c of centred embeddings (B, D); of c world × this process's share."""
+    degrees = max(len(z) - 1, 1)
+    deviation = (z.square().sum(dim=0) / degrees + epsilon).sqrt()
+    _, others = dimension_products(z, z, degrees)
+    return F.relu(1 - deviation).mean(), others / z.shape[1] * world_size()

@@ -1,0 +1,191 @@
+"""DINO: a student follows the sharpened, centred output of its own moving average, from small crops to large ones.
+
+Caron et al., *Emerging Properties in Self-Supervised Vision Transformers*, https://arxiv.org/abs/2104.14294.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunInfo, Step, StepFunction
+from sslcli.contracts.options import Options
+from sslcli.contracts.views import RecipeSection
+from sslcli.distributed import all_reduce_mean
+from sslcli.losses import dino, teacher_entropy
+from sslcli.modules.dino_head import DINOHead
+from sslcli.modules.drop_path import drop_path_rates, grow_drop_path, set_drop_path
+from sslcli.modules.heads import Norm
+from sslcli.modules.momentum import MomentumEncoder, cosine_momentum
+from sslcli.modules.multicrop import by_resolution, global_count
+from sslcli.modules.pairs import prediction_cosines
+
+
+class DINOHeadOptions(Options):
+    """The head: an MLP with GELU, L2 normalisation, and a weight-normalised linear layer to the prototypes."""
+
+    layers: int = Field(default=3, ge=1)
+    """Linear layers of the MLP."""
+    hidden_dim: int = Field(default=2048, ge=1)
+    """Width of the MLP's hidden layers."""
+    bottleneck_dim: int = Field(default=256, ge=1)
+    """Dimensions of the normalised vectors that are compared with the prototypes."""
+    prototypes: int = Field(default=65536, ge=2)
+    """Number of prototypes K; 4096 is plenty for CIFAR."""
+    norm: Norm = "none"
+    """Batch norm behind each hidden layer, or none."""
+    norm_last_layer: bool = True
+    """Keep every prototype at length 1. Free lengths may do better, and may be unstable (the paper: ViT-S free)."""
+
+
+class DINOOptions(MethodOptions):
+    """Options of DINO."""
+
+    head: DINOHeadOptions = DINOHeadOptions()
+    """The head behind the backbone, of student and teacher alike."""
+    student_temperature: float = Field(default=0.1, gt=0)
+    """Divides the student's logits."""
+    teacher_temperature: float = Field(default=0.04, gt=0)
+    """Divides the teacher's logits after its warm-up; smaller is sharper. Not above the student's."""
+    teacher_temperature_start: float = Field(default=0.04, gt=0)
+    """The teacher's temperature in the first epoch of its warm-up."""
+    teacher_temperature_warmup_epochs: int = Field(default=0, ge=0)
+    """Epochs in which it goes linearly to `teacher_temperature`, a step per epoch; never more than the run has."""
+    momentum: float = Field(default=0.996, ge=0, lt=1)
+    """How slowly the teacher follows at first; a cosine takes it to `final_momentum`. Batches of 256 like 0.9995."""
+    final_momentum: float = Field(default=1.0, ge=0, le=1)
+    """The momentum at the end of the run; at 1 the teacher stands still."""
+    center_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """How slowly the centre, which is subtracted from the teacher's logits, follows their mean."""
+    freeze_last_layer_epochs: float = Field(default=1.0, ge=0)
+    """Epochs at the beginning in which the prototypes stay as they are."""
+    drop_path: float = Field(default=0.1, ge=0, lt=1)
+    """Drop-path rate of the student's last block, growing from 0 in the first; of backbones that have drop-path and
+    whose own rate is 0. The teacher has none."""
+
+    @model_validator(mode="after")
+    def _teacher_is_the_sharper_one(self) -> Self:
+        hottest, key = self.teacher_temperature, "teacher_temperature"
+        if self.teacher_temperature_warmup_epochs and self.teacher_temperature_start > hottest:
+            hottest, key = self.teacher_temperature_start, "teacher_temperature_start"
+        if hottest > self.student_temperature:
+            raise ValueError(
+                f"{key} {hottest:g} is above student_temperature {self.student_temperature:g}: the teacher must be "
+                "the sharper one, or both end in the uniform distribution"
+            )
+        return self
+
+
+class DINO(Method):
+    """Cross-entropy of the student's views with the teacher's global ones, each pair but a view with itself.
+
+    Evaluated and exported: the teacher.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = DINOOptions
+    batch_coupled: ClassVar[bool] = True  # the centre, and batch norm where the backbone has it
+    minimum_views: ClassVar[int] = 2
+    paper: ClassVar[str] = "https://arxiv.org/abs/2104.14294"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "optimizer": {
+            "name": "adamw",
+            "lr": 5e-4,
+            "weight_decay": 0.04,
+            "final_weight_decay": 0.4,
+            "exclude": ["norm", "bias"],
+            "scale_lr": "batch/256",
+        },
+        # The paper ends at 1e-6: this share of the base for a batch of 256.
+        "schedule": {"name": "cosine", "warmup_epochs": 10, "final": 0.002},
+        "training": {"clip": {"norm": 3.0, "mode": "per_parameter"}},
+    }
+
+    options: DINOOptions
+    center: Tensor
+
+    def __init__(self, backbone: Backbone, options: DINOOptions, run: RunInfo) -> None:
+        super().__init__(backbone, options, run)
+        head = options.head
+        self.head = DINOHead(
+            backbone.spec.feature_dim,
+            head.hidden_dim,
+            head.bottleneck_dim,
+            head.prototypes,
+            head.layers,
+            norm=head.norm,
+            norm_last_layer=head.norm_last_layer,
+        )
+        if not any(drop_path_rates(backbone)):
+            grow_drop_path(backbone, options.drop_path)
+        self.teacher = MomentumEncoder(backbone, self.head)
+        # It runs in training mode, for its batch norms, and must not draw.
+        set_drop_path(self.teacher, 0.0)
+        self.register_buffer("center", torch.zeros(head.prototypes))
+
+    @classmethod
+    def recipe(cls, options: DINOOptions, image_size: int) -> RecipeSection:
+        """The paper's two global and eight local views; for small images two unlike views, as the libraries do."""
+        return {"preset": "cifar_asym" if image_size <= 64 else "dino"}
+
+    def schedules(self) -> dict[str, StepFunction]:
+        """The teacher's temperature, which changes from epoch to epoch."""
+        return {"teacher_temperature": self._teacher_temperature}
+
+    def _teacher_temperature(self, step: int) -> float:
+        options = self.options
+        epoch = step // self.run.steps_per_epoch
+        warmup = min(options.teacher_temperature_warmup_epochs, self.run.epochs)
+        if epoch >= warmup:
+            return options.teacher_temperature
+        start, end = options.teacher_temperature_start, options.teacher_temperature
+        return start + (end - start) * epoch / max(warmup - 1, 1)
+
+    def forward(self, batch: Batch) -> Step:
+        """Returns the loss, the teacher's entropy, and the teacher's features of the first view.
+
+        Metrics: `teacher_entropy` in nats; `kl`, what of the loss the student can do something about; `pos_cos` and
+        `neg_cos` between the two networks' bottleneck vectors, over the global views.
+
+        Raises:
+            UserError: if there are not at least two global views, and first.
+        """
+        count = global_count(batch, "dino")  # G
+        images = [view.image for view in batch.views]  # V of them
+        features = by_resolution(lambda x: self.backbone(x).pooled, images)  # N×D each
+        z = self.head.embed(torch.cat(features))  # V·N×bottleneck; all views together, for the head's batch norms
+        student = self.head.last_layer(z).chunk(len(images))  # N×K each
+        with torch.no_grad():
+            h = self.teacher.backbone(torch.cat(images[:count])).pooled  # G·N×D
+            teacher_z = self.teacher.projector.embed(h)
+            logits = self.teacher.projector.last_layer(teacher_z)  # G·N×K
+        teacher, temperature = logits.chunk(count), batch.schedule["teacher_temperature"]
+        loss = dino(student, teacher, self.center, self.options.student_temperature, temperature)
+        entropy = teacher_entropy(teacher, self.center, temperature)
+        ours, theirs = z.chunk(len(images))[:count], teacher_z.chunk(count)
+        pairs = [(ours[v], theirs[g]) for v in range(count) for g in range(count) if g != v]
+        metrics = {"teacher_entropy": entropy, "kl": loss.detach() - entropy, **prediction_cosines(*pairs)}
+        return Step(loss, metrics, features=h.chunk(count)[0], carry={"teacher_mean": logits.mean(dim=0)})
+
+    def after_backward(self, progress: Progress) -> None:
+        if progress.step < self.options.freeze_last_layer_epochs * progress.steps_per_epoch:
+            # None, not 0: neither decay nor momentum may move a frozen layer.
+            for parameter in self.head.last_layer.parameters():
+                parameter.grad = None
+
+    def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
+        # The run's own length, as the learning rate has it: the session may be asked to stop earlier.
+        options, total = self.options, self.run.total_steps
+        momentum = cosine_momentum(options.momentum, progress.step, total, options.final_momentum)
+        self.teacher.update(self.backbone, self.head, momentum)
+        mean = all_reduce_mean(torch.stack([each["teacher_mean"] for each in carry]).mean(dim=0))
+        self.center.lerp_(mean, 1 - options.center_momentum)
+
+    def encoder(self) -> Backbone:
+        """The teacher's backbone, which the paper finds to be ahead of the student's all along (section 5.3)."""
+        backbone: Backbone = self.teacher.backbone
+        return backbone

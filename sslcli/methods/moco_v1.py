@@ -1,0 +1,55 @@
+"""MoCo: a query finds its key among a queue of keys that a slowly moving encoder has made.
+
+He et al., *Momentum Contrast for Unsupervised Visual Representation Learning*, https://arxiv.org/abs/1911.05722.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.method import MethodOptions, RunInfo
+from sslcli.contracts.options import Options
+from sslcli.contracts.views import RecipeSection
+
+from ._moco import SGD, QueueContrast, QueueOptions
+
+
+class MoCoV1ProjectorOptions(Options):
+    """The projector: one linear layer."""
+
+    output_dim: int = Field(default=128, ge=1)
+    """Dimensions of the embeddings that the loss compares."""
+
+
+class MoCoV1Options(QueueOptions):
+    """Options of MoCo v1."""
+
+    temperature: float = Field(default=0.07, gt=0)
+    """Divides the cosines in the loss."""
+    projector: MoCoV1ProjectorOptions = MoCoV1ProjectorOptions()
+    """The head behind the backbone."""
+
+
+class MoCoV1(QueueContrast):
+    """InfoNCE with one linear layer behind the backbone; the paper trains 200 epochs with batches of 256."""
+
+    Options: ClassVar[type[MethodOptions]] = MoCoV1Options
+    paper: ClassVar[str] = "https://arxiv.org/abs/1911.05722"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "optimizer": SGD,
+        "schedule": {"name": "step", "milestones": [0.6, 0.8], "factor": 0.1},
+    }
+    label: ClassVar[str] = "moco_v1"
+
+    def __init__(self, backbone: Backbone, options: MoCoV1Options, run: RunInfo) -> None:
+        dim = options.projector.output_dim
+        super().__init__(backbone, options, run, nn.Linear(backbone.spec.feature_dim, dim), dim)
+
+    @classmethod
+    def recipe(cls, options: MoCoV1Options, image_size: int) -> RecipeSection:
+        return {"preset": "moco_v1"}

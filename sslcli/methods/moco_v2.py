@@ -1,0 +1,53 @@
+"""MoCo v2: MoCo with SimCLR's MLP head, stronger views and a cosine schedule.
+
+Chen, Fan, Girshick, He, *Improved Baselines with Momentum Contrastive Learning*, https://arxiv.org/abs/2003.04297.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.method import MethodOptions, RunInfo
+from sslcli.contracts.options import Options
+from sslcli.contracts.views import RecipeSection
+from sslcli.modules.heads import mlp
+
+from ._moco import SGD, QueueContrast, QueueOptions
+
+
+class MoCoV2ProjectorOptions(Options):
+    """The projector: linear–ReLU–linear, without norms."""
+
+    hidden_dim: int | None = Field(default=None, ge=1)
+    """Width of the hidden layer; null: the backbone's feature dimension."""
+    output_dim: int = Field(default=128, ge=1)
+    """Dimensions of the embeddings that the loss compares."""
+
+
+class MoCoV2Options(QueueOptions):
+    """Options of MoCo v2."""
+
+    projector: MoCoV2ProjectorOptions = MoCoV2ProjectorOptions()
+    """The head behind the backbone."""
+
+
+class MoCoV2(QueueContrast):
+    """InfoNCE with an MLP of two layers behind the backbone."""
+
+    Options: ClassVar[type[MethodOptions]] = MoCoV2Options
+    paper: ClassVar[str] = "https://arxiv.org/abs/2003.04297"
+    defaults: ClassVar[Mapping[str, Any]] = {"optimizer": SGD, "schedule": {"name": "cosine"}}
+    label: ClassVar[str] = "moco_v2"
+
+    def __init__(self, backbone: Backbone, options: MoCoV2Options, run: RunInfo) -> None:
+        head, features = options.projector, backbone.spec.feature_dim
+        projector = mlp(features, head.hidden_dim or features, head.output_dim, layers=2, norm="none")
+        super().__init__(backbone, options, run, projector, head.output_dim)
+
+    @classmethod
+    def recipe(cls, options: MoCoV2Options, image_size: int) -> RecipeSection:
+        return {"preset": "moco_v2"}

@@ -1,0 +1,83 @@
+"""SupCon: the views of all images of one class attract each other, those of other classes repel.
+
+Khosla et al., *Supervised Contrastive Learning*, NeurIPS 2020, https://arxiv.org/abs/2004.11362.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.method import Batch, Method, MethodOptions, RunInfo, Step
+from sslcli.contracts.views import RecipeSection
+from sslcli.losses import sup_con, view_cosines
+from sslcli.losses.sup_con import Contrast
+from sslcli.modules import ProjectorOptions
+from sslcli.modules.heads import contrastive_projector
+
+from .simclr import project_views
+
+
+class SupConOptions(MethodOptions):
+    """Options of SupCon."""
+
+    temperature: float = Field(default=0.1, gt=0)
+    """Divides the cosines in the loss."""
+    base_temperature: float = Field(default=0.07, gt=0)
+    """The loss is multiplied by temperature / base_temperature, which acts on the learning rate alone."""
+    contrast: Contrast = "all"
+    """Which embeddings are anchors: `all`, or `one` view's, the first; they are compared with all views' either way."""
+    projector: ProjectorOptions = Field(default_factory=ProjectorOptions)
+    """The head between the features and the loss."""
+
+
+class SupCon(Method):
+    """The supervised contrastive loss on the projections of two views or more."""
+
+    Options: ClassVar[type[MethodOptions]] = SupConOptions
+    batch_coupled: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
+    minimum_views: ClassVar[int] = 2
+    paper: ClassVar[str] = "https://arxiv.org/abs/2004.11362"
+    # The authors' code has 0.05 at its batch of 256 and decays every parameter.
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "optimizer": {
+            "name": "sgd",
+            "lr": 0.05,
+            "momentum": 0.9,
+            "weight_decay": 1e-4,
+            "exclude": [],
+            "scale_lr": "batch/256",
+        },
+        "schedule": {"name": "cosine", "warmup_epochs": 10},
+    }
+
+    options: SupConOptions
+
+    def __init__(self, backbone: Backbone, options: SupConOptions, run: RunInfo) -> None:
+        super().__init__(backbone, options, run)
+        self.projector = contrastive_projector(backbone.spec.feature_dim, options.projector)
+
+    @classmethod
+    def recipe(cls, options: SupConOptions, image_size: int) -> RecipeSection:
+        return {"preset": "supcon"}
+
+    def forward(self, batch: Batch) -> Step:
+        """Returns the loss, the mean cosines of pairs of one class and of two, and the first views' features.
+
+        Raises:
+            UserError: if there are no labels, or not two views or more of the largest size, the largest first.
+        """
+        if batch.labels is None:
+            raise UserError("method: supcon needs labels, and these images have none: use labelled data, or simclr")
+        features, views = project_views(batch, self.backbone, self.projector, "supcon")
+        z = torch.stack(views, dim=1)  # N×V×E
+        options = self.options
+        loss = sup_con(z, batch.labels, options.temperature, options.base_temperature, options.contrast)
+        pos_cos, neg_cos = view_cosines(z, batch.labels)
+        return Step(loss, {"pos_cos": pos_cos, "neg_cos": neg_cos}, features=features)

@@ -1,0 +1,169 @@
+"""SwAV: views predict each other's assignments to prototypes, which Sinkhorn's iterations keep evenly used.
+
+Caron, Misra, Mairal, Goyal, Bojanowski, Joulin, *Unsupervised Learning of Visual Features by Contrasting Cluster
+Assignments*, https://arxiv.org/abs/2006.09882. Multi-crop comes from the same paper: a few large views, which are
+assigned, and many small ones, which only predict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunInfo, Step
+from sslcli.contracts.options import Options
+from sslcli.contracts.views import RecipeSection
+from sslcli.distributed import all_gather, rank, world_size
+from sslcli.losses import sinkhorn, swapped_prediction
+from sslcli.modules.heads import mlp
+from sslcli.modules.multicrop import by_resolution, global_count
+from sslcli.modules.pairs import prediction_cosines
+from sslcli.modules.prototypes import Prototypes
+from sslcli.modules.queue import Queue
+
+
+class SwAVProjectorOptions(Options):
+    """The projector: linear–BN–ReLU, then a plain linear layer with bias; L2 normalisation follows."""
+
+    layers: int = Field(default=2, ge=1)
+    """Linear layers."""
+    hidden_dim: int = Field(default=2048, ge=1)
+    """Width of the hidden layers."""
+    output_dim: int = Field(default=128, ge=1)
+    """Dimensions of the embeddings and of the prototypes."""
+
+
+class SwAVOptions(MethodOptions):
+    """Options of SwAV."""
+
+    projector: SwAVProjectorOptions = SwAVProjectorOptions()
+    """The head behind the backbone."""
+    prototypes: int = Field(default=3000, ge=2)
+    """How many prototypes there are."""
+    temperature: float = Field(default=0.1, gt=0)
+    """Divides the scores where a view predicts."""
+    epsilon: float = Field(default=0.05, gt=0)
+    """Divides the scores where a view is assigned; large means soft assignments."""
+    sinkhorn_iterations: int = Field(default=3, ge=1)
+    """How often columns and rows of the assignments are normalised."""
+    assigned_views: int = Field(default=2, ge=1)
+    """How many views get assignments: the first ones, all of the largest size. The others only predict."""
+    frozen_epochs: float = Field(default=1.0, ge=0)
+    """Epochs at the start in which the prototypes stay as they are. (The paper's 5005 and 313 steps are one epoch of
+    ImageNet in batches of 256 and 4096.)"""
+    frozen_steps: int | None = Field(default=None, ge=0)
+    """The same in optimizer steps; takes the place of `frozen_epochs`."""
+    queue_size: int = Field(default=3840, ge=0)
+    """Earlier embeddings of each assigned view that take part in Sinkhorn's iterations, for small batches; 0: none.
+    Rounded down to whole global batches; so a batch larger than the queue means no queue, as in the paper's 4096."""
+    queue_start_epoch: float = Field(default=15.0, ge=0)
+    """Epoch from which on the queue is filled; it is used once it is full."""
+
+
+class SwAV(Method):
+    """z = projector(backbone(x))/‖·‖, scores = z·C; −Σ q log softmax(scores/τ) with q = sinkhorn(scores) of another
+    view."""
+
+    Options: ClassVar[type[MethodOptions]] = SwAVOptions
+    batch_coupled: ClassVar[bool] = True
+    minimum_views: ClassVar[int] = 2
+    paper: ClassVar[str] = "https://arxiv.org/abs/2006.09882"
+    #: The paper's small-batch run (256). Its batch of 4096 has lr 4.8 (here 0.3 with `scale_lr`), 10 warm-up epochs
+    #: from 0.3, and no queue.
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "optimizer": {
+            "name": "larc",
+            "lr": 0.6,
+            "weight_decay": 1e-6,
+            "momentum": 0.9,
+            "trust_coefficient": 0.001,
+            "clip": False,
+            "exclude": [],
+            "scale_lr": "batch/256",
+        },
+        "schedule": {"name": "cosine", "final": 0.001},
+    }
+
+    options: SwAVOptions
+
+    def __init__(self, backbone: Backbone, options: SwAVOptions, run: RunInfo) -> None:
+        super().__init__(backbone, options, run)
+        head = options.projector
+        self.projector = mlp(backbone.spec.feature_dim, head.hidden_dim, head.output_dim, head.layers)
+        self.prototypes = Prototypes(head.output_dim, options.prototypes)
+        length = options.queue_size - options.queue_size % run.batch_size
+        self.queues = nn.ModuleList(
+            Queue(length, head.output_dim) for _ in range(options.assigned_views if length else 0)
+        )
+        epochs = options.frozen_epochs * run.steps_per_epoch
+        self._frozen_steps = round(epochs) if options.frozen_steps is None else options.frozen_steps
+        self._queue_start = round(options.queue_start_epoch * run.steps_per_epoch)
+
+    @classmethod
+    def recipe(cls, options: SwAVOptions, image_size: int) -> RecipeSection:
+        """The paper's multi-crop; up to 64 pixels, where local views would have 14 to 27, solo-learn's two views."""
+        if image_size <= 64:
+            return {"preset": "simclr", "strength": 1.0, "blur": 0.5}
+        return {"preset": "swav"}
+
+    def forward(self, batch: Batch) -> Step:
+        """Returns the loss, `pos_cos` and `neg_cos` of the first two views' embeddings, and `prototype_use`, the
+        perplexity of the first view's mean prediction: the number of prototypes if all are predicted equally often.
+
+        Raises:
+            UserError: if fewer than two views, or than `assigned_views`, come first and are the largest.
+        """
+        assigned = self.options.assigned_views
+        global_count(batch, "swav", least=max(assigned, 2))
+        # The backbone's batch norms see one resolution at a time, the head's all views.
+        features = by_resolution(lambda x: self.backbone(x).pooled, [view.image for view in batch.views])
+        z = self._embed(torch.cat(features))  # VN×E
+        scores = self.prototypes(z).chunk(len(features))  # N×K each
+        embeddings = z.detach().chunk(len(features))[:assigned]
+        q = [self._assign(scores[view].detach(), view) for view in range(assigned)]
+        metrics = prediction_cosines(z.detach().chunk(len(features))[:2])
+        mean = torch.softmax(scores[0].detach() / self.options.temperature, dim=1).mean(dim=0)
+        metrics["prototype_use"] = torch.special.entr(mean).sum().exp()
+        return Step(
+            loss=swapped_prediction(scores, q, self.options.temperature),
+            metrics=metrics,
+            features=features[0].detach(),
+            carry={"embeddings": torch.stack(embeddings, dim=1)} if self.queues else {},  # N×G×E
+        )
+
+    def _embed(self, features: Tensor) -> Tensor:
+        z = self.projector(features)
+        return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
+
+    def _assign(self, scores: Tensor, view: int) -> Tensor:
+        """Assignments (N, K) of a view, its queue taking part once that is full."""
+        epsilon, iterations = self.options.epsilon, self.options.sinkhorn_iterations
+        if not self.queues:
+            return sinkhorn(scores, epsilon, iterations)
+        queue = self.queues[view]
+        # Every process has the whole queue, and Sinkhorn sums over processes: each takes its own part of it.
+        keys = queue.keys.chunk(world_size())[rank()]
+        # Counted or not, the queue's rows are there: one shape, so that nothing has to wait or to be compiled again.
+        used = torch.cat((torch.ones_like(scores[:, 0], dtype=torch.bool), queue.full().expand(len(keys))))
+        return sinkhorn(torch.cat((scores, self.prototypes(keys).detach())), epsilon, iterations, used=used)[
+            : len(scores)
+        ]
+
+    def after_backward(self, progress: Progress) -> None:
+        """While frozen the prototypes have no gradient at all: optimizers pass them by, with decay and momentum."""
+        if progress.step < self._frozen_steps:
+            self.prototypes.weight.grad = None
+
+    def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
+        if progress.step > self._frozen_steps:
+            self.prototypes.normalise()
+        if self.queues and progress.step > self._queue_start:
+            for step in carry:
+                for queue, keys in zip(self.queues, all_gather(step["embeddings"]).unbind(dim=1), strict=True):
+                    queue.push(keys)

@@ -1,0 +1,74 @@
+"""A backbone together with the first layers of the projector it was trained with, as one backbone.
+
+SimCLR's second version fine-tunes from the projector's first layer instead of its input: Chen et al., *Big
+Self-Supervised Models are Strong Semi-Supervised Learners*, https://arxiv.org/abs/2006.10029, section 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslcli.contracts.backbone import Backbone, Features
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.options import Options
+
+from .heads import hidden_layers
+
+
+class KeptLayersOptions(Options):
+    """The hidden layers of a projector that stay with the backbone; a backbone's card holds them as `head`."""
+
+    layers: int = Field(ge=1)
+    """Linear layers, each with its norm and ReLU."""
+    hidden_dim: int = Field(ge=1)
+    """Their width: the dimension of the features."""
+    norm: Literal["batch", "none"] = "batch"
+    """What follows each linear layer."""
+
+
+class HeadedBackbone(Backbone):
+    """Pooled features of a backbone, passed on through hidden layers: (N, hidden_dim).
+
+    It has no tokens, because no token has ever been through a projector. It is built around another backbone, so that
+    no entry point announces it: a method makes it, and a card with `head` brings it back.
+
+    Attributes:
+        options: what `head` consists of.
+    """
+
+    Options: ClassVar[type[Options]] = KeptLayersOptions
+
+    def __init__(self, backbone: Backbone, options: KeptLayersOptions, head: nn.Sequential | None = None) -> None:
+        """Args:
+        backbone: any backbone.
+        options: what the head is.
+        head: the layers, (N, feature_dim) → (N, hidden_dim); None: fresh ones.
+        """
+        super().__init__()
+        self.options = options
+        self.backbone = backbone
+        if head is None:
+            head = hidden_layers(backbone.spec.feature_dim, options.hidden_dim, options.layers, norm=options.norm)
+        self.head = head
+        self.spec = dataclasses.replace(backbone.spec, feature_dim=options.hidden_dim, patch_size=None)
+
+    @classmethod
+    def build(cls, options: Any, channels: int, image_size: int) -> Backbone:
+        """Raises UserError: the options say nothing of the backbone that it stands behind."""
+        raise UserError(
+            "backbone: projector layers alone are no backbone: name one, and let the method keep the layers"
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """Returns pooled features (N, hidden_dim) of images (N, C, H, W).
+
+        Raises:
+            UserError: if a mask is given.
+        """
+        if mask is not None:
+            raise UserError("backbone: with projector layers there are no tokens to mask: keep none of them")
+        return Features(pooled=self.head(self.backbone(x).pooled))

@@ -1,0 +1,49 @@
+"""Shuffled batch norm: each process encodes samples of all processes, so that batch statistics give no answer away.
+
+He et al. (MoCo), https://arxiv.org/abs/1911.05722, section 3.3: where a query and its key share their batch's
+statistics, these tell which key is the right one. Synchronised batch norm does away with the same leak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sslcli.distributed import all_gather, rank, world_size
+from sslcli.randomness import hash_bits
+
+from .sync_norm import SyncedBatchNorm
+
+
+def has_local_batch_norm(module: nn.Module) -> bool:
+    """Returns whether a batch norm in it sees this process's samples alone."""
+    synced = (nn.SyncBatchNorm, SyncedBatchNorm)
+    return any(isinstance(part, _BatchNorm) and not isinstance(part, synced) for part in module.modules())
+
+
+def shuffled(network: Callable[[Tensor], Tensor], images: Tensor, number: Tensor) -> Tensor:
+    """Runs a network on a shuffled share of all processes' images and brings the results back in order.
+
+    On one process the network sees the batch in another order, which changes nothing.
+
+    Args:
+        network: (N, C, H, W) → (N, D), without gradient.
+        images: this process's (N, C, H, W); N is the same on every process.
+        number: what the permutation is a function of: a 0-dim int64 tensor on the images' device, the same on every
+            process and another one at every step. Nothing waits for it.
+
+    Returns:
+        (N, D): the results for this process's own images, in their order.
+    """
+    count = len(images)
+    own = slice(count * rank(), count * (rank() + 1))
+    places = torch.arange(count * world_size(), device=images.device)
+    order = torch.argsort(hash_bits(number, places), stable=True)
+    with torch.no_grad():
+        # Copied into the like of the batch: the gather forgets a channels_last format.
+        mixed = torch.empty_like(images).copy_(all_gather(images)[order[own]])
+        results = all_gather(network(mixed))  # row i belongs to image order[i]
+        return results[torch.argsort(order)[own]]

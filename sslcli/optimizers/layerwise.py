@@ -1,0 +1,130 @@
+"""What LARS and LARC share: SGD with momentum, multi-tensor, whose step for each layer follows from norms.
+
+No step waits for the device, so that norms, ratios and their special cases stay tensors.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+
+class LayerwiseSGD(torch.optim.Optimizer):
+    """Base of optimizers that scale the direction of each tensor; a subclass says which and how.
+
+    A group's `excluded: True` means that none of its tensors is scaled. Parameters whose gradient is None are skipped.
+    State: `momentum_buffer` per parameter, there from the start, so that neither a first step that the GradScaler
+    skips nor a parameter that is frozen at first makes a difference.
+
+    Args:
+        params: parameters or groups; extra keys are kept.
+        lr: learning rate; a number or a 0-dim tensor.
+        momentum: μ in [0, 1).
+        weight_decay: L2 penalty.
+        trust_coefficient: η.
+        defaults: what else a group holds.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor,
+        momentum: float,
+        weight_decay: float,
+        trust_coefficient: float,
+        **defaults: Any,
+    ) -> None:
+        if not isinstance(lr, Tensor) and not lr >= 0:
+            raise ValueError(f"lr must not be negative: {lr}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1): {momentum}")
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay must not be negative: {weight_decay}")
+        if not trust_coefficient > 0:
+            raise ValueError(f"trust_coefficient must be positive: {trust_coefficient}")
+        common = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
+        super().__init__(params, {**common, "excluded": False, **defaults})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, and the momentum buffers of its parameters."""
+        super().add_param_group(param_group)
+        self.buffers(self.param_groups[-1]["params"])
+
+    def buffers(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the momentum buffer of each parameter; zeros where a loaded state has none."""
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Updates every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            used = [parameter for parameter in group["params"] if parameter.grad is not None]
+            scaled = [p for p in used if not group["excluded"] and self.is_scaled(p, group)]
+            plain = [p for p in used if group["excluded"] or not self.is_scaled(p, group)]
+            if scaled:
+                self.update_scaled(scaled, group)
+            if plain:
+                self.update_plain(plain, group)
+        return loss
+
+    @abstractmethod
+    def is_scaled(self, parameter: Tensor, group: dict[str, Any]) -> bool:
+        """Tells whether a parameter of a group that is not excluded is scaled."""
+
+    @abstractmethod
+    def update_scaled(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Updates parameters, one at least, each by the ratio of its norms."""
+
+    @abstractmethod
+    def update_plain(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Updates parameters, one at least, without a ratio."""
+
+
+def gradients(parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Returns the gradients of parameters that all have one."""
+    return tuple(parameter.grad for parameter in parameters if parameter.grad is not None)
+
+
+def decayed(parameters: Sequence[Tensor], weight_decay: float) -> tuple[Tensor, ...]:
+    """Returns g + weight_decay·w for each parameter w with gradient g."""
+    if weight_decay == 0:
+        return gradients(parameters)
+    return tuple(torch._foreach_add(gradients(parameters), parameters, alpha=weight_decay))
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Returns the L2 norm of each tensor, all in one of shape (number of tensors,)."""
+    return torch.stack(torch._foreach_norm(tensors))
+
+
+def add_each(targets: list[Tensor], tensors: Sequence[Tensor], factors: Tensor) -> None:
+    """Adds to each target a tensor times its own factor; factors has the shape (number of tensors,)."""
+    torch._foreach_addcmul_(targets, tensors, list(factors.unbind()))
+
+
+def add_all(targets: list[Tensor], tensors: Sequence[Tensor], factor: float | Tensor) -> None:
+    """Adds to each target a tensor times one factor, a number or a 0-dim tensor."""
+    if isinstance(factor, Tensor):  # as `alpha` it would have to be read on the host
+        torch._foreach_add_(targets, torch._foreach_mul(tensors, factor))
+    else:
+        torch._foreach_add_(targets, tensors, alpha=factor)
