@@ -513,6 +513,50 @@ class DecaysAll(Healthy):
     kind = _DecaysAll
 
 
+class _FixedDecay(Plain):
+    def __init__(self, groups: Any, lr: float) -> None:
+        super().__init__(groups, lr)
+        self.decays = [group["weight_decay"] for group in self.param_groups]
+
+    def step(self, closure: None = None) -> None:
+        for group, decay in zip(self.param_groups, self.decays, strict=True):
+            group["weight_decay"] = decay
+        super().step()
+
+
+class FixedDecay(Healthy):
+    """Keeps the weight decay that it was built with."""
+
+    kind = _FixedDecay
+
+
+class _DecaysFrozen(Plain):
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for parameter in (p for group in self.param_groups for p in group["params"] if p.grad is None):
+            parameter.mul_(0.99)
+        super().step()
+
+
+class DecaysFrozen(Healthy):
+    """Decays what has no gradient."""
+
+    kind = _DecaysFrozen
+
+
+class _StacksNorms(Plain):
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            torch.stack([parameter.grad.norm() for parameter in group["params"] if parameter.grad is not None])
+        super().step()
+
+
+class StacksNorms(Healthy):
+    """Fails where a whole group has no gradient."""
+
+    kind = _StacksNorms
+
+
 class Countdown(Schedule):
     """Counts its calls instead of reading the step."""
 

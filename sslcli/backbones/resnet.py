@@ -1,25 +1,31 @@
-"""ResNet-18, -34 and -50 without their classifier (He, Zhang, Ren, Sun, *Deep Residual Learning for Image
-Recognition*, CVPR 2016, arXiv:1512.03385): torchvision's networks, with a stem for small images and any width."""
+"""ResNets without their classifier: torchvision's networks, with a stem for small images and any width.
+
+He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, https://arxiv.org/abs/1512.03385.
+"""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
+from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options
+
+from .published import PublishedOptions, published_state
 
 #: Smallest image side for each stem: the side by which the network divides, so that its last map has one pixel.
 MINIMUM_SIZE = {"standard": 32, "small": 8}
 TORCHVISION_WIDTH = 64
 
 
-class ResNetOptions(Options):
-    """Options of a ResNet."""
+class ResidualOptions(BackboneOptions):
+    """Options of every ResNet, whatever its norm."""
 
     stem: Literal["standard", "small"] = "standard"
     """`small`: a 3×3 convolution with stride 1 and no max-pool, for images up to 64 pixels."""
@@ -29,12 +35,33 @@ class ResNetOptions(Options):
     """Each residual branch starts as zero: its last norm's weight is 0 at first."""
 
 
-class _Network(resnet.ResNet):  # type: ignore[misc]  # torchvision has no types
+class ResNetOptions(ResidualOptions, PublishedOptions):
+    """Options of a ResNet with batch norm."""
+
+    @model_validator(mode="after")
+    def _published_as_it_is(self) -> Self:
+        if self.pretrained and (self.stem != "standard" or self.width != TORCHVISION_WIDTH):
+            raise ValueError(f"published weights are of the standard stem and width {TORCHVISION_WIDTH}")
+        return self
+
+
+class ResidualNetwork(resnet.ResNet):  # type: ignore[misc]  # torchvision has no types
     """torchvision's ResNet with another width and stem; its parameters keep torchvision's names."""
 
-    def __init__(self, block: Any, layers: tuple[int, ...], options: ResNetOptions, channels: int) -> None:
+    def __init__(
+        self,
+        block: Any,
+        layers: tuple[int, ...],
+        options: ResidualOptions,
+        channels: int,
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        **groups: int,
+    ) -> None:
         self._width = options.width  # before the stages are made
-        super().__init__(block, list(layers), num_classes=1, zero_init_residual=options.zero_init_residual)
+        super().__init__(
+            block, list(layers), num_classes=1, zero_init_residual=options.zero_init_residual, norm_layer=norm_layer,
+            **groups,
+        )  # fmt: skip
         self.fc = nn.Identity()
         if options.stem == "small":
             self.conv1 = nn.Conv2d(channels, options.width, kernel_size=3, stride=1, padding=1, bias=False)
@@ -42,7 +69,7 @@ class _Network(resnet.ResNet):  # type: ignore[misc]  # torchvision has no types
         else:
             self.conv1 = nn.Conv2d(channels, options.width, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.bn1 = nn.BatchNorm2d(options.width)
+        self.bn1 = norm_layer(options.width)
 
     def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
         if planes == TORCHVISION_WIDTH:
@@ -53,22 +80,28 @@ class _Network(resnet.ResNet):  # type: ignore[misc]  # torchvision has no types
         return stage
 
 
-class _ResNet(Backbone):
-    """What the ResNets share; `network` is the torchvision model."""
+class ResidualBackbone(Backbone):
+    """What all ResNets share; `network` is the torchvision model."""
 
-    Options: ClassVar[type[Options]] = ResNetOptions
+    Options: ClassVar[type[Options]] = ResidualOptions
     name: ClassVar[str]
     block: ClassVar[type[resnet.BasicBlock] | type[resnet.Bottleneck]]
     layers: ClassVar[tuple[int, ...]]
+    #: torchvision's `groups` and `width_per_group`, for ResNeXt and wide ResNets.
+    groups: ClassVar[dict[str, int]] = {}
 
-    def __init__(self, options: ResNetOptions, channels: int = 3) -> None:
+    def __init__(self, options: Any, channels: int = 3) -> None:
         super().__init__()
         self.options = options
-        self.network = _Network(self.block, self.layers, options, channels)
+        self.network = self.make_network(options, channels)
         self.spec = BackboneSpec(self.network.inplanes, channels, minimum_size=MINIMUM_SIZE[options.stem])
 
+    def make_network(self, options: Any, channels: int) -> ResidualNetwork:
+        """Builds the torchvision model without its classifier."""
+        return ResidualNetwork(self.block, self.layers, options, channels, **self.groups)
+
     @classmethod
-    def build(cls, options: ResNetOptions, channels: int, image_size: int) -> _ResNet:
+    def build(cls, options: Any, channels: int, image_size: int) -> ResidualBackbone:
         least = MINIMUM_SIZE[options.stem]
         if image_size < least:
             stem = "; `stem: small` takes 8 pixels and more" if options.stem == "standard" else ""
@@ -76,6 +109,9 @@ class _ResNet(Backbone):
                 f"backbone: {cls.name} with the {options.stem} stem takes views of at least {least} pixels, "
                 f"not {image_size}: set a larger views.size{stem}"
             )
+        step = TORCHVISION_WIDTH // math.gcd(TORCHVISION_WIDTH, cls.groups.get("width_per_group", TORCHVISION_WIDTH))
+        if options.width % step:
+            raise UserError(f"backbone.width: {cls.name} takes multiples of {step}, not {options.width}")
         return cls(options, channels)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
@@ -87,6 +123,18 @@ class _ResNet(Backbone):
         if mask is not None:
             raise UserError(f"backbone: {self.name} has no tokens to mask: use a backbone with tokens for masked views")
         return Features(pooled=self.network(x))
+
+    def import_state(self, state: dict[str, Tensor]) -> None:
+        self.network.load_state_dict(state, strict=True)
+
+
+class ResNet(ResidualBackbone):
+    """A ResNet as torchvision has it, with batch norm."""
+
+    Options: ClassVar[type[Options]] = ResNetOptions
+
+    def published_state(self) -> dict[str, Tensor] | None:
+        return published_state(self.name) if self.options.pretrained else None
 
     def export_state(self) -> tuple[dict[str, Tensor], str]:
         """Returns the weights under torchvision's names; no lines for a width that torchvision has no class for."""
@@ -107,11 +155,8 @@ class _ResNet(Backbone):
         lines += ["model.fc = torch.nn.Identity()", "model.load_state_dict(state, strict=True)"]
         return state, "\n".join(lines) + "\n"
 
-    def import_state(self, state: dict[str, Tensor]) -> None:
-        self.network.load_state_dict(state, strict=True)
 
-
-class ResNet18(_ResNet):
+class ResNet18(ResNet):
     """ResNet-18: 512 features at width 64."""
 
     name = "resnet18"
@@ -119,7 +164,7 @@ class ResNet18(_ResNet):
     layers = (2, 2, 2, 2)
 
 
-class ResNet34(_ResNet):
+class ResNet34(ResNet):
     """ResNet-34: 512 features at width 64."""
 
     name = "resnet34"
@@ -127,9 +172,46 @@ class ResNet34(_ResNet):
     layers = (3, 4, 6, 3)
 
 
-class ResNet50(_ResNet):
+class ResNet50(ResNet):
     """ResNet-50: 2048 features at width 64."""
 
     name = "resnet50"
     block = resnet.Bottleneck
     layers = (3, 4, 6, 3)
+
+
+class ResNet101(ResNet):
+    """ResNet-101: 2048 features at width 64."""
+
+    name = "resnet101"
+    block = resnet.Bottleneck
+    layers = (3, 4, 23, 3)
+
+
+class ResNet152(ResNet):
+    """ResNet-152: 2048 features at width 64."""
+
+    name = "resnet152"
+    block = resnet.Bottleneck
+    layers = (3, 8, 36, 3)
+
+
+def _variant(kind: type[ResNet], name: str, groups: int, width_per_group: int) -> type[ResNet]:
+    """A ResNet whose 3×3 convolutions are grouped or wider (ResNeXt, https://arxiv.org/abs/1611.05431; wide ResNets,
+    https://arxiv.org/abs/1605.07146)."""
+    sizes = {"groups": groups, "width_per_group": width_per_group}
+    return type(name, (kind,), {"__doc__": f"torchvision's {name}.", "__module__": __name__, "name": name, "groups": sizes})
+
+
+#: All ResNets of torchvision by their names there.
+RESNETS: dict[str, type[ResNet]] = {
+    kind.name: kind
+    for kind in (
+        ResNet18, ResNet34, ResNet50, ResNet101, ResNet152,
+        _variant(ResNet50, "resnext50_32x4d", 32, 4),
+        _variant(ResNet101, "resnext101_32x8d", 32, 8),
+        _variant(ResNet101, "resnext101_64x4d", 64, 4),
+        _variant(ResNet50, "wide_resnet50_2", 1, 128),
+        _variant(ResNet101, "wide_resnet101_2", 1, 128),
+    )
+}  # fmt: skip

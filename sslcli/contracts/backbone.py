@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from .options import Options
+from .options import WARN, Options
+
+
+class BackboneOptions(Options):
+    """Options that every built-in backbone has, and any other whose options inherit from it."""
+
+    weights: Path | None = Field(default=None, json_schema_extra=WARN)
+    """Start from the weights in this safetensors file: one that `ssl export backbone` wrote, or any other with the same
+    names (a classifier in it is left out). Read once, when a run starts: not to resume it or to load what it made."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,9 @@ class Backbone(nn.Module, ABC):
     def build(cls, options: Any, channels: int, image_size: int) -> Backbone:
         """Builds the backbone with fresh weights, from torch's global generator.
 
+        Weights that exist already are none of its business (see `published_state`): what is built here is filled with
+        a trained backbone's weights as often as it is trained, without a file or a network at hand.
+
         Args:
             options: an instance of `Options`.
             channels: image channels.
@@ -70,6 +83,17 @@ class Backbone(nn.Module, ABC):
         x: (N, C, H, W) float, normalised.
         mask: (N, L) bool, True = hidden, for masked methods; networks without tokens refuse it.
         """
+
+    def published_state(self) -> dict[str, Tensor] | None:
+        """Returns published weights to start from, if the options ask for such; None, the default, if not.
+
+        Called once, when a run starts from scratch, and never when a backbone is resumed or loaded; may fetch them. The
+        names are those of `export_state`; a classifier's may be among them.
+
+        Raises:
+            UserError: if they cannot be had.
+        """
+        return None
 
     def export_state(self) -> tuple[dict[str, Tensor], str]:
         """Returns the weights under the names that other tools know, and the Python lines that load them.

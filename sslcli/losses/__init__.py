@@ -7,19 +7,26 @@ from .eqco import eqco
 from .info_nce import batch_info_nce, info_nce
 from .negative_cosine import negative_cosine
 from .nt_xent import nt_xent, pair_cosines
+from .sinkhorn import sinkhorn
 from .sup_con import sup_con, view_cosines
+from .swapped_prediction import swapped_prediction
 from .vicreg import VICRegTerms, vicreg, vicreg_terms
 
 __all__ = [
     "VICRegTerms",
     "barlow_twins",
     "barlow_twins_terms",
+    "batch_info_nce",
     "byol_regression",
     "dino",
+    "eqco",
+    "info_nce",
     "negative_cosine",
     "nt_xent",
     "pair_cosines",
+    "sinkhorn",
     "sup_con",
+    "swapped_prediction",
     "teacher_entropy",
     "vicreg",
     "vicreg_terms",

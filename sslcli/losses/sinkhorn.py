@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sslcli.distributed import reduce_max, reduce_sum
+from sslcli.distributed import all_reduce_amax, all_reduce_sum
 
 
 @torch.no_grad()
@@ -19,15 +19,15 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, *, used
 
     Q starts as exp(scores/ε). Each iteration divides the columns by their sums, then the rows by theirs; so after any
     number of them the rows are exact. Columns are summed over all processes: on several the result is that of one
-    process with the joined batch. The scores are taken as they are (SwAV's are cosines, which come normalised), in
-    logarithms throughout, so that no size of them overflows and no prototype far from all samples becomes 0/0.
+    process with the joined batch. The scores are taken as they are (SwAV's are cosines, which come normalised); no size
+    of them overflows, and no prototype far from all samples becomes 0/0.
 
     Args:
         scores: (B, K), samples × prototypes, floating.
         epsilon: ε > 0; large means soft.
         iterations: at least 1.
-        used: (B,) bool: rows that are False count in no column (a queue that is not full yet), and what is returned for
-            them is the row's softmax alone. None: all rows count. Some row must be used.
+        used: (B,) bool: rows that are False (a queue that is not full yet) count in no column and come back as zeros.
+            None: all are used. On some process some row must be.
 
     Returns:
         (B, K); float32 whatever the autocast, float64 for float64 scores.
@@ -45,18 +45,19 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, *, used
         raise ValueError(f"at least one iteration is needed, not {iterations}")
     with torch.autocast(scores.device.type, enabled=False):
         log_q = scores.to(torch.promote_types(scores.dtype, torch.float32)) / epsilon
-        # Only the factors of rows and columns change, as logarithms: B + K numbers instead of B × K.
-        outside = None if used is None else torch.zeros_like(log_q[:, 0]).masked_fill(~used, float("-inf"))
-        rows = outside
-        columns = _column_factors(log_q, rows)
+        # The first column sums are taken in logarithms. Then every column has an entry of 1/B or more and no row sums
+        # to more than K, so that all later sums are far from 0 and the rest can go on without logarithms. In place
+        # throughout: with a queue in it the matrix is large, and fresh memory costs more than the arithmetic.
+        counted = log_q if used is None else log_q.masked_fill(~used.unsqueeze(1), float("-inf"))
+        largest = all_reduce_amax(counted.amax(dim=0))
+        sums = all_reduce_sum((counted - largest).exp_().sum(dim=0))
+        q = log_q.sub_(largest + sums.log())
+        q.sub_(q.amax(dim=1, keepdim=True)).exp_()
+        q.div_(q.sum(dim=1, keepdim=True))
+        if used is not None:
+            q.mul_(used.unsqueeze(1))
+        smallest = torch.finfo(q.dtype).tiny  # for rows of zeros, which are not used
         for _ in range(iterations - 1):
-            rows = -torch.logsumexp(log_q + columns, dim=1)
-            columns = _column_factors(log_q, rows if outside is None else rows + outside)
-        return torch.softmax(log_q + columns, dim=1)
-
-
-def _column_factors(log_q: Tensor, rows: Tensor | None) -> Tensor:
-    """Minus the logarithm of each column's sum over all processes, the rows scaled first: (K,)."""
-    scaled = log_q if rows is None else log_q + rows.unsqueeze(1)
-    largest = reduce_max(scaled.amax(dim=0))
-    return -(reduce_sum((scaled - largest).exp().sum(dim=0)).log() + largest)
+            q.div_(all_reduce_sum(q.sum(dim=0)))
+            q.div_(q.sum(dim=1, keepdim=True).clamp(min=smallest))
+        return q

@@ -22,7 +22,7 @@ from sslcli.modules.pairs import prediction_cosines, view_pairs
 
 
 class BarlowTwinsProjectorOptions(Options):
-    """The projector: linear–BN–ReLU, then a plain linear layer; none of the layers has a bias."""
+    """The projector: linear–BN–ReLU, then a plain linear layer; no layer has a bias, but a hidden one without norm."""
 
     layers: int = Field(default=3, ge=1)
     """Linear layers."""

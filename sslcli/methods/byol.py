@@ -103,7 +103,9 @@ class BYOL(Method):
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
         # The run's own length, as the learning rate has it: the session may be asked to stop earlier.
-        momentum = cosine_momentum(self.options.momentum, progress.step, self.run.total_steps, self.options.final_momentum)
+        momentum = cosine_momentum(
+            self.options.momentum, progress.step, self.run.total_steps, self.options.final_momentum
+        )
         self.momentum_encoder.update(self.backbone, self.projector, momentum)
 
 

@@ -41,11 +41,11 @@ class SimCLRv2Options(MethodOptions):
 
     @model_validator(mode="after")
     def _keeps_hidden_layers(self) -> Self:
-        hidden = self.projector.layers - 1
-        if self.keep_projector_layers > hidden:
+        kept, hidden = self.keep_projector_layers, self.projector.layers - 1
+        if kept > hidden:
             raise ValueError(
-                f"keep_projector_layers: the projector has {hidden} hidden layers, of which {self.keep_projector_layers} "
-                "cannot be kept: keep fewer, or set more projector.layers"
+                f"keep_projector_layers is {kept}, and a projector of {hidden + 1} layers has {hidden} hidden ones: "
+                "keep fewer, or set more projector.layers"
             )
         return self
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunInfo, Step
@@ -98,9 +98,8 @@ class SwAV(Method):
         self.projector = mlp(backbone.spec.feature_dim, head.hidden_dim, head.output_dim, head.layers)
         self.prototypes = Prototypes(head.output_dim, options.prototypes)
         length = options.queue_size - options.queue_size % run.batch_size
-        self.queues = nn.ModuleList(
-            Queue(length, head.output_dim) for _ in range(options.assigned_views if length else 0)
-        )
+        # One ring for all assigned views, side by side: a row has each one's embedding of the same image.
+        self.queue = Queue(length, options.assigned_views * head.output_dim) if length else None
         epochs = options.frozen_epochs * run.steps_per_epoch
         self._frozen_steps = round(epochs) if options.frozen_steps is None else options.frozen_steps
         self._queue_start = round(options.queue_start_epoch * run.steps_per_epoch)
@@ -125,35 +124,34 @@ class SwAV(Method):
         features = by_resolution(lambda x: self.backbone(x).pooled, [view.image for view in batch.views])
         z = self._embed(torch.cat(features))  # VN×E
         scores = self.prototypes(z).chunk(len(features))  # N×K each
-        embeddings = z.detach().chunk(len(features))[:assigned]
-        q = [self._assign(scores[view].detach(), view) for view in range(assigned)]
-        metrics = prediction_cosines(z.detach().chunk(len(features))[:2])
+        embeddings = z.detach().chunk(len(features))  # N×E each
+        q = [self._assign(scores[view], view) for view in range(assigned)]
         mean = torch.softmax(scores[0].detach() / self.options.temperature, dim=1).mean(dim=0)
+        metrics = prediction_cosines((embeddings[0], embeddings[1]))
         metrics["prototype_use"] = torch.special.entr(mean).sum().exp()
         return Step(
             loss=swapped_prediction(scores, q, self.options.temperature),
             metrics=metrics,
             features=features[0].detach(),
-            carry={"embeddings": torch.stack(embeddings, dim=1)} if self.queues else {},  # N×G×E
+            carry={} if self.queue is None else {"embeddings": torch.cat(embeddings[:assigned], dim=1)},
         )
 
     def _embed(self, features: Tensor) -> Tensor:
         z = self.projector(features)
         return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
 
+    @torch.no_grad()
     def _assign(self, scores: Tensor, view: int) -> Tensor:
-        """Assignments (N, K) of a view, its queue taking part once that is full."""
+        """Assignments (N, K) of a view, its part of the queue helping once that is full."""
         epsilon, iterations = self.options.epsilon, self.options.sinkhorn_iterations
-        if not self.queues:
+        if self.queue is None:
             return sinkhorn(scores, epsilon, iterations)
-        queue = self.queues[view]
-        # Every process has the whole queue, and Sinkhorn sums over processes: each takes its own part of it.
-        keys = queue.keys.chunk(world_size())[rank()]
-        # Counted or not, the queue's rows are there: one shape, so that nothing has to wait or to be compiled again.
-        used = torch.cat((torch.ones_like(scores[:, 0], dtype=torch.bool), queue.full().expand(len(keys))))
-        return sinkhorn(torch.cat((scores, self.prototypes(keys).detach())), epsilon, iterations, used=used)[
-            : len(scores)
-        ]
+        # Every process has the whole queue, and Sinkhorn sums over processes: each takes its own stretch of it.
+        keys = self.queue.keys.chunk(world_size())[rank()].chunk(self.options.assigned_views, dim=1)[view]
+        joined = torch.cat((scores, self.prototypes(keys)))
+        # Counted or not, the queue's rows are there: one shape, so that nothing waits or is compiled a second time.
+        used = self.queue.full() | (torch.arange(len(joined), device=joined.device) < len(scores))
+        return sinkhorn(joined, epsilon, iterations, used=used)[: len(scores)]
 
     def after_backward(self, progress: Progress) -> None:
         """While frozen the prototypes have no gradient at all: optimizers pass them by, with decay and momentum."""
@@ -163,7 +161,6 @@ class SwAV(Method):
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
         if progress.step > self._frozen_steps:
             self.prototypes.normalise()
-        if self.queues and progress.step > self._queue_start:
-            for step in carry:
-                for queue, keys in zip(self.queues, all_gather(step["embeddings"]).unbind(dim=1), strict=True):
-                    queue.push(keys)
+        if self.queue is not None and progress.step > self._queue_start:
+            for micro_batch in carry:
+                self.queue.push(all_gather(micro_batch["embeddings"]))

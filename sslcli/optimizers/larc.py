@@ -1,13 +1,12 @@
 """LARC: SGD under a learning rate of its own for each tensor, clipped at the run's learning rate or times it.
 
-The rule is that of You, Gitman, Ginsburg, https://arxiv.org/abs/1708.03888, as it is in apex's LARC, which SwAV (without
-`clip`) and SimSiam's linear evaluation use; with `trust_coefficient: 0.02, clip: true, exclude_1d: true, exclude: []` it
-is the optimizer that solo-learn calls LARS.
+The rule is that of You, Gitman, Ginsburg, https://arxiv.org/abs/1708.03888, as it is in apex's LARC, which SwAV
+(without `clip`) and SimSiam's linear evaluation use; with `trust_coefficient: 0.02, clip: true, exclude_1d: true,
+exclude: []` it is the optimizer that solo-learn calls LARS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin
-from sslcli.optimizers.layerwise import LayerwiseSGD, add_all, add_each, decayed, gradients, norms
+from sslcli.optimizers.layerwise import LayerwiseSGD, Tensors, add_all, add_each, decayed, gradients, norms
 
 
 class LARC(LayerwiseSGD):
@@ -79,7 +78,7 @@ class LARC(LayerwiseSGD):
         weight_decay = 0.0 if group["exclude_1d"] and not group["excluded"] else group["weight_decay"]
         self._descend(parameters, decayed(parameters, weight_decay), group)
 
-    def _descend(self, parameters: list[Tensor], direction: Sequence[Tensor], group: dict[str, Any]) -> None:
+    def _descend(self, parameters: list[Tensor], direction: Tensors, group: dict[str, Any]) -> None:
         buffers = self.buffers(parameters)
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, direction)

@@ -6,12 +6,14 @@ No step waits for the device, so that norms, ratios and their special cases stay
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 class LayerwiseSGD(torch.optim.Optimizer):
@@ -58,7 +60,7 @@ class LayerwiseSGD(torch.optim.Optimizer):
         super().add_param_group(param_group)
         self.buffers(self.param_groups[-1]["params"])
 
-    def buffers(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+    def buffers(self, parameters: Tensors) -> list[Tensor]:
         """Returns the momentum buffer of each parameter; zeros where a loaded state has none."""
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
@@ -100,29 +102,29 @@ class LayerwiseSGD(torch.optim.Optimizer):
         """Updates parameters, one at least, without a ratio."""
 
 
-def gradients(parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def gradients(parameters: Tensors) -> tuple[Tensor, ...]:
     """Returns the gradients of parameters that all have one."""
     return tuple(parameter.grad for parameter in parameters if parameter.grad is not None)
 
 
-def decayed(parameters: Sequence[Tensor], weight_decay: float) -> tuple[Tensor, ...]:
+def decayed(parameters: Tensors, weight_decay: float) -> tuple[Tensor, ...]:
     """Returns g + weight_decay·w for each parameter w with gradient g."""
     if weight_decay == 0:
         return gradients(parameters)
     return tuple(torch._foreach_add(gradients(parameters), parameters, alpha=weight_decay))
 
 
-def norms(tensors: Sequence[Tensor]) -> Tensor:
+def norms(tensors: Tensors) -> Tensor:
     """Returns the L2 norm of each tensor, all in one of shape (number of tensors,)."""
     return torch.stack(torch._foreach_norm(tensors))
 
 
-def add_each(targets: list[Tensor], tensors: Sequence[Tensor], factors: Tensor) -> None:
+def add_each(targets: Tensors, tensors: Tensors, factors: Tensor) -> None:
     """Adds to each target a tensor times its own factor; factors has the shape (number of tensors,)."""
     torch._foreach_addcmul_(targets, tensors, list(factors.unbind()))
 
 
-def add_all(targets: list[Tensor], tensors: Sequence[Tensor], factor: float | Tensor) -> None:
+def add_all(targets: Tensors, tensors: Tensors, factor: float | Tensor) -> None:
     """Adds to each target a tensor times one factor, a number or a 0-dim tensor."""
     if isinstance(factor, Tensor):  # as `alpha` it would have to be read on the host
         torch._foreach_add_(targets, torch._foreach_mul(tensors, factor))

@@ -104,6 +104,18 @@ def read_digest(path: Path) -> str:
         return digest
 
 
+def is_ours(path: Path) -> bool:
+    """Tells whether a safetensors file was written by `write`; raises as `read_document` does."""
+    with _opened(path) as file:
+        return _DOCUMENT in (file.metadata() or {})
+
+
+def read_foreign(path: Path) -> dict[str, Tensor]:
+    """Reads all tensors of a safetensors file that others wrote; raises DamagedFile or FileNotFoundError."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+
+
 def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads the tensors whose names begin with `prefix`, each checked against its hash, and the document.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config.document import Document
 from ..config.problems import Problems
+from ..config.schema import TrainingOptions
 from ..config.views import resolve_views
 from ..contracts.backbone import Backbone
 from ..contracts.data import DataInfo

@@ -21,7 +21,7 @@ KEPT = ("names", "roles", "name", "excluded", "lr_multiplier", "constant_lr")
 def check_optimizer(
     cls: type[OptimizerPlugin], options: Mapping[str, Any] | None = None, *, device: str = "cpu"
 ) -> None:
-    """Checks groups, the learning rate that the loop sets, where state is, resuming, and zeros.
+    """Checks groups, learning rate and weight decay that the loop sets, missing gradients, state, resuming, and zeros.
 
     Args:
         cls: the class.
@@ -34,6 +34,8 @@ def check_optimizer(
     parsed = check_options(cls, {"lr": 0.01, "weight_decay": 0.1, **(options or {})}, OptimizerOptions)
     _check_groups(cls, parsed, device)
     _check_learning_rate(cls, parsed, device)
+    _check_weight_decay(cls, parsed, device)
+    _check_missing_gradients(cls, parsed, device)
     _check_resuming(cls, parsed, device)
     _check_zeros(cls, parsed, device)
 
@@ -118,13 +120,6 @@ def _check_groups(cls: type[OptimizerPlugin], options: Any, device: str) -> None
     _step(module, optimizer, 0)
     still = sorted(before.keys() - set(changed(before, snapshot(module))))
     require(not still, f"{label}: a step with a gradient leaves {still[:1]} as it was")
-    frozen = module[0].weight if isinstance(module, nn.Sequential) else None
-    assert isinstance(frozen, Tensor)
-    kept = frozen.detach().clone()
-    for parameter in module.parameters():
-        parameter.grad = None if parameter is frozen else torch.ones_like(parameter)
-    optimizer.step()
-    require(torch.equal(kept, frozen), f"{label}: a parameter without a gradient moves")
 
 
 def _check_learning_rate(cls: type[OptimizerPlugin], options: Any, device: str) -> None:
@@ -148,6 +143,40 @@ def _shrinks(first: Mapping[str, Tensor], second: Mapping[str, Tensor], third: M
     """Tells whether the second of two steps is shorter than the first."""
     lengths = [sum(float((b[n] - a[n]).norm()) for n in a) for a, b in ((first, second), (second, third))]
     return lengths[1] < 0.99 * lengths[0]
+
+
+def _check_weight_decay(cls: type[OptimizerPlugin], options: Any, device: str) -> None:
+    ends = []
+    for weight_decay in (0.1, 0.4):
+        module, optimizer = _build(cls, options, device)
+        _step(module, optimizer, 0)  # Adam's first step has one length whatever the gradient
+        for group in optimizer.param_groups:
+            group["weight_decay"] = 0.0 if group["excluded"] else weight_decay
+        _step(module, optimizer, 1)
+        ends.append(snapshot(module))
+    require(
+        bool(changed(*ends)),
+        f"{cls.__name__}: with another weight_decay in the groups the step is the same; each must read it there",
+    )
+
+
+def _check_missing_gradients(cls: type[OptimizerPlugin], options: Any, device: str) -> None:
+    label = cls.__name__
+    module, optimizer = _build(cls, options, device)
+    _step(module, optimizer, 0)
+    # One tensor of a group, a whole group, everything: decay or momentum alone would move a frozen parameter.
+    for frozen in ({"0.weight"}, {"0.bias", "2.bias"}, set(dict(module.named_parameters()))):
+        before = snapshot(module)
+        for name, parameter in module.named_parameters():
+            parameter.grad = None if name in frozen else torch.ones_like(parameter)
+        try:
+            optimizer.step()
+        except Exception as error:
+            raise AssertionError(
+                f"{label}: a step fails where {sorted(frozen)} have no gradient: {type(error).__name__}: {error}"
+            ) from error
+        moved = [name for name in changed(before, snapshot(module)) if name in frozen]
+        require(not moved, f"{label}: a parameter without a gradient moves: {moved[:1]}")
 
 
 def _check_resuming(cls: type[OptimizerPlugin], options: Any, device: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..modules.sync_norm import synchronise_batch_norm
 from ..optimizers.groups import build_groups, effective_lr
 from ..randomness import seed_for
 from ..runs.device import resolve_device, resolve_precision
+from ..runs.weights import start_from
 from ..version import __version__
 from ..views.pipeline import ViewMaker
 from ..views.pixels import normalise
@@ -96,8 +98,13 @@ def resolve_autos(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, training=training)
 
 
-def build(config: RunConfig) -> Session:
+def build(config: RunConfig, *, fresh: bool = True, tell: Callable[[str], None] = lambda text: None) -> Session:
     """Opens the data and builds views, backbone, method, optimizer and callbacks.
+
+    Args:
+        config: the whole configuration.
+        fresh: the run starts here: the backbone gets the weights that its options name. Not to resume one.
+        tell: shows a line to the user.
 
     Raises:
         UserError: whatever does not go together, in one line.
@@ -124,7 +131,7 @@ def build(config: RunConfig) -> Session:
         total_steps=training.epochs * source.steps_per_epoch, steps_per_epoch=source.steps_per_epoch,
         epochs=training.epochs, batch_size=training.batch_size, world_size=distributed.world_size(), data=dataset.info,
     )  # fmt: skip
-    method = _build_method(config, dataset, info).to(device)
+    method = _build_method(config, dataset, info, tell if fresh else None).to(device)
     if training.sync_batch_norm and distributed.is_distributed():
         synchronise_batch_norm(method, device)
     if training.channels_last:
@@ -140,7 +147,7 @@ def build(config: RunConfig) -> Session:
     )  # fmt: skip
 
 
-def _build_method(config: RunConfig, dataset: Dataset, info: RunInfo) -> Method:
+def _build_method(config: RunConfig, dataset: Dataset, info: RunInfo, tell: Callable[[str], None] | None) -> Method:
     size, channels = max(view.size for view in config.views), dataset.info.channels
     torch.manual_seed(seed_for(config.seed, SEED_WEIGHTS))
     backbone: Backbone = config.backbone.cls.build(config.backbone.options, channels, size)
@@ -152,5 +159,7 @@ def _build_method(config: RunConfig, dataset: Dataset, info: RunInfo) -> Method:
                 f"views.size: {config.backbone.name!r} cannot take images of {view.size} px; "
                 f"it takes {spec.minimum_size} or more{multiple}"
             )
+    if tell is not None:  # before methods copy the backbone
+        start_from(backbone, config.backbone.name, config.backbone.options, tell)
     method: Method = config.method.cls(backbone, config.method.options, info)
     return method

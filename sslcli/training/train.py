@@ -133,7 +133,7 @@ def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path, tel
         before, now = checkpoint.document["world_size"], distributed.world_size()
         if before != now:
             tell(f"resuming on {now} process(es) a run that was saved on {before}: it goes on, but not to the bit")
-    session = build(config)
+    session = build(config, fresh=checkpoint is None, tell=tell)
     if config.training.accumulate > 1 and session.method.batch_coupled:
         tell(
             f"training.accumulate: {config.method.name!r} compares the images of a micro-batch with each other, of "

@@ -19,7 +19,7 @@ LOCAL_SHARE = 96 / 224
 
 
 class MultiCropOptions(Options):
-    """What both recipes let one set."""
+    """Options of SwAV's recipe, and of DINO's but for its own defaults."""
 
     local_count: int = Field(default=6, ge=0)
     """How many local views are made; 0: the two global ones alone."""
@@ -47,11 +47,9 @@ class MultiCropOptions(Options):
         return self
 
 
-class SwAVOptions(MultiCropOptions):
-    pass
-
-
 class DINOOptions(MultiCropOptions):
+    """The same with DINO's defaults."""
+
     local_count: int = Field(default=8, ge=0)
     """How many local views are made; 0: the two global ones alone."""
     global_scale: tuple[float, float] = (0.4, 1.0)
@@ -63,10 +61,10 @@ class DINOOptions(MultiCropOptions):
 class SwAVPreset(Preset):
     """SwAV's two global and six local views (Caron et al., https://arxiv.org/abs/2006.09882, appendix A.3)."""
 
-    Options = SwAVOptions
+    Options = MultiCropOptions
 
     @classmethod
-    def views(cls, options: SwAVOptions, size: int) -> list[dict[str, Any]]:
+    def views(cls, options: MultiCropOptions, size: int) -> list[dict[str, Any]]:
         """Raises UserError if local views would not be smaller than global ones."""
         shared = {
             "interpolation": "bilinear",

@@ -10,7 +10,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sslcli.losses import negative_cosine, nt_xent
+from sslcli.losses import (
+    barlow_twins,
+    barlow_twins_terms,
+    batch_info_nce,
+    dino,
+    eqco,
+    info_nce,
+    negative_cosine,
+    nt_xent,
+    vicreg,
+    vicreg_terms,
+)
 
 #: Images in the joined batch, half of them on each process; dimensions; views of an image.
 COUNT, DIM, VIEWS = 8, 6, 4
@@ -19,6 +30,14 @@ COUNT, DIM, VIEWS = 8, 6, 4
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 CASES: dict[str, Loss] = {
+    "barlow_twins": lambda z, labels: barlow_twins(z[0], z[1], 0.5),
+    "barlow_twins_terms": lambda z, labels: sum(barlow_twins_terms(list(z), [(0, 1), (0, 3), (1, 2)])),
+    "vicreg": lambda z, labels: vicreg(z[0], z[1]),
+    "vicreg_terms": lambda z, labels: sum(vicreg_terms(list(z), [(0, 1), (0, 3), (1, 2)])),
+    "batch_info_nce": lambda z, labels: batch_info_nce(z[0], z[1], 0.5),
+    "eqco": lambda z, labels: eqco(z[0], z[1], inputs()[0][2], 0.5, 50.0),
+    "info_nce": lambda z, labels: info_nce(z[0], z[1], inputs()[0][2], 0.5),
+    "dino": lambda z, labels: dino(list(z), [*z[:2].roll(1, 2)], torch.linspace(-1, 1, DIM), 0.3, 0.2),
     "nt_xent": lambda z, labels: nt_xent(z[0], z[1], 0.5),
     "negative_cosine": lambda z, labels: negative_cosine(z[0], z[1]),
 }

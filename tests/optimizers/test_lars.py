@@ -1,4 +1,4 @@
-"""LARS against a literal transcription, one tensor at a time in float64."""
+"""LARS, both ways, against a literal transcription, one tensor at a time in float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sslcli.optimizers.groups import set_lr
-from sslcli.optimizers.lars import LARS, LARSOptions, LARSPlugin
+from sslcli.optimizers.lars import LARS, LARSOptions, LARSPlugin, LARSSimCLR, LARSSimCLRPlugin
 
 SHAPES = {"kernel": (4, 3, 3, 3), "matrix": (5, 4), "zero": (3, 3), "still": (2, 2), "vector": (6,), "scalar": ()}
 
@@ -34,28 +34,42 @@ def length(values: list[float]) -> float:
 
 
 def literal_lars(
-    w: list[float], g: list[float], m: list[float], lr: float, momentum: float, decay: float, eta: float, scaled: bool
+    w: list[float],
+    g: list[float],
+    m: list[float],
+    lr: float,
+    momentum: float,
+    decay: float,
+    eta: float,
+    scaled: bool,
+    inside: bool,
 ) -> tuple[list[float], list[float]]:
     d = [gi + decay * wi for gi, wi in zip(g, w, strict=True)]
     if scaled:
         ratio = eta * length(w) / length(d) if length(w) > 0 and length(d) > 0 else 1.0
         d = [ratio * di for di in d]
+    if inside:
+        m = [momentum * mi + lr * di for mi, di in zip(m, d, strict=True)]
+        return [wi - mi for wi, mi in zip(w, m, strict=True)], m
     m = [momentum * mi + di for mi, di in zip(m, d, strict=True)]
     return [wi - lr * mi for wi, mi in zip(w, m, strict=True)], m
 
 
+@pytest.mark.parametrize("kind", [LARS, LARSSimCLR])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("excluded", [False, True])
 @pytest.mark.parametrize("tensor_lr", [False, True])
-def test_lars_is_the_formula_over_several_steps(decay: float, excluded: bool, tensor_lr: bool) -> None:
+def test_lars_is_the_formula_over_several_steps(
+    kind: type[LARS], decay: float, excluded: bool, tensor_lr: bool
+) -> None:
     ours = parameters()
     expected = {name: p.detach().flatten().tolist() for name, p in ours.items()}
     momenta = {name: [0.0] * p.numel() for name, p in ours.items()}
     start: float | Tensor = torch.tensor(1.0, dtype=torch.float64) if tensor_lr else 1.0
-    optimizer = LARS(
+    optimizer = kind(
         [{"params": list(ours.values()), "excluded": excluded}], start, weight_decay=decay, trust_coefficient=0.02
     )
-    for step, lr in enumerate([0.0, 0.5, 1.0, 0.3]):  # lr 0: the first step of a warm-up fills the momentum alone
+    for step, lr in enumerate([0.0, 0.5, 1.0, 0.3]):  # lr 0: the first step of a warm-up moves nothing
         set_lr(optimizer, lambda _, lr=lr: lr, step, 1.0)
         for name, gradient in gradients(step).items():
             ours[name].grad = gradient
@@ -68,12 +82,45 @@ def test_lars_is_the_formula_over_several_steps(decay: float, excluded: bool, te
                 decay,
                 0.02,
                 scaled=gradient.ndim >= 2 and not excluded,
+                inside=kind is LARSSimCLR,
             )
         optimizer.step()
         for name, parameter in ours.items():
             values = torch.tensor(expected[name], dtype=torch.float64).view(SHAPES[name])
             torch.testing.assert_close(parameter.detach(), values, rtol=1e-10, atol=1e-13, msg=f"{name}, step {step}")
     assert all(set(state) == {"momentum_buffer"} for state in optimizer.state.values())
+
+
+def test_the_two_ways_are_one_while_the_learning_rate_stays_and_part_when_it_falls() -> None:
+    outside, inside = parameters(), parameters()
+    optimizers = [LARS(outside.values(), lr=0.5, weight_decay=0.1), LARSSimCLR(inside.values(), 0.5, weight_decay=0.1)]
+    for step in range(4):
+        for named, optimizer in zip((outside, inside), optimizers, strict=True):
+            for name, gradient in gradients(step).items():
+                named[name].grad = gradient
+            optimizer.param_groups[0]["lr"] = 0.5 if step < 3 else 0.05
+            optimizer.step()
+        if step == 2:
+            for name in outside:
+                torch.testing.assert_close(outside[name], inside[name], rtol=1e-12, atol=1e-14)
+    # What the momentum took in at the old rate goes on at it.
+    assert (outside["kernel"] - inside["kernel"]).norm() > 1e-4
+
+
+@pytest.mark.parametrize("kind", [LARS, LARSSimCLR])
+def test_lars_with_lr_0_or_weights_of_norm_zero_makes_no_nan(kind: type[LARS]) -> None:
+    ours = parameters()
+    before = {name: parameter.detach().clone() for name, parameter in ours.items()}
+    optimizer = kind(ours.values(), lr=0.0, weight_decay=0.1)
+    for step, lr in enumerate([0.0, 0.5]):
+        optimizer.param_groups[0]["lr"] = lr
+        for name, gradient in gradients(step).items():
+            ours[name].grad = gradient
+        optimizer.step()
+        if lr == 0:
+            assert all(torch.equal(ours[name], before[name]) for name in ours)
+    assert all(parameter.isfinite().all() for parameter in ours.values())
+    assert not torch.equal(ours["zero"], before["zero"])
 
 
 def test_tensors_whose_weights_or_gradients_are_zero_get_neither_nan_nor_a_standstill() -> None:
@@ -95,14 +142,20 @@ def test_the_gradients_are_left_as_they_are() -> None:
     assert all(torch.equal(ours[name].grad, given[name]) for name in given)
 
 
-def test_a_parameter_without_gradient_is_skipped_and_gets_no_state() -> None:
+def test_momentum_buffers_are_there_from_the_start_also_in_groups_added_later() -> None:
     first, second = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
-    optimizer = LARS([first, second], lr=1.0)
-    first.grad = torch.ones(2, 2)
+    optimizer = LARS([first], lr=1.0)
+    optimizer.add_param_group({"params": second})
+    assert [optimizer.state[p]["momentum_buffer"].tolist() for p in (first, second)] == [[[0.0, 0.0]] * 2] * 2
+
+
+def test_a_loaded_state_without_some_parameter_is_completed_with_zeros() -> None:
+    w = nn.Parameter(torch.ones(2, 2))
+    optimizer = LARS([w], lr=1.0, trust_coefficient=1.0)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": {}})
+    w.grad = torch.full((2, 2), 0.5)
     optimizer.step()
-    assert torch.equal(second.detach(), torch.ones(2, 2))
-    assert second not in optimizer.state
-    assert first in optimizer.state
+    assert torch.equal(w.detach(), torch.zeros(2, 2))
 
 
 def test_channels_last_tensors_are_updated_alike_and_keep_their_format() -> None:
@@ -179,30 +232,10 @@ def test_the_plugin_gives_excluded_groups_their_own_learning_rate() -> None:
     assert groups[1]["lr_multiplier"] == 2.0  # what the caller holds is not changed
 
 
-def test_the_plugin_passes_its_options_on() -> None:
+@pytest.mark.parametrize(("plugin", "kind"), [(LARSPlugin, LARS), (LARSSimCLRPlugin, LARSSimCLR)])
+def test_the_plugins_pass_their_options_on(plugin: type[LARSPlugin], kind: type[LARS]) -> None:
     groups = [{"params": [nn.Parameter(torch.ones(2))], "excluded": False}]
-    optimizer = LARSPlugin.build(groups, LARSOptions(lr=0.2, momentum=0.5, trust_coefficient=0.02))
+    optimizer = plugin.build(groups, LARSOptions(lr=0.2, momentum=0.5, trust_coefficient=0.02))
+    assert type(optimizer) is kind
     (group,) = optimizer.param_groups
     assert (group["lr"], group["momentum"], group["trust_coefficient"]) == (0.2, 0.5, 0.02)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_step_on_cuda_never_waits_for_the_device() -> None:
-    named = {name: nn.Parameter(parameter.detach().cuda()) for name, parameter in parameters().items()}
-    optimizer = LARS(named.values(), lr=0.1, weight_decay=0.1)
-    for name, gradient in gradients(0).items():
-        named[name].grad = gradient.cuda()
-    optimizer.step()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    on_cpu = parameters()
-    reference = LARS(on_cpu.values(), lr=0.1, weight_decay=0.1)
-    for name, gradient in gradients(0).items():
-        on_cpu[name].grad = gradient
-    reference.step()
-    reference.step()
-    assert all(torch.allclose(named[name].cpu(), on_cpu[name]) for name in named)

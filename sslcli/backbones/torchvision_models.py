@@ -1,0 +1,198 @@
+"""Every classification model of torchvision without its classifier, as `torchvision/NAME`.
+
+What is cut off, the size of the features and the first convolution are found in the model itself, so that a model that
+torchvision gains is there too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.mnasnet import MNASNet
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from sslcli.contracts.backbone import Backbone, BackboneProvider, BackboneSpec, Features
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.options import Options
+
+from .published import PublishedOptions, published_state
+from .resnet import RESNETS
+
+#: The smallest image side: the one by which most networks divide; two lose more pixels on the way.
+MINIMUM_SIZE, LARGER_MINIMUM = 32, {"alexnet": 63, "inception_v3": 75}
+#: Families that take one image size only, told when they are built: the argument, and what the size is a multiple of.
+ONE_SIZE = {"vit": "image_size", "maxvit": "input_size"}
+MAXVIT_MULTIPLE = 224
+#: Models with an auxiliary classifier inside; the values are arguments that leave it out.
+AUXILIARY: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+
+
+class _MNASNet(MNASNet):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's refuses a state that doesn't carry its version, which files of plain tensors cannot."""
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Mapping[str, Any], *rest: Any) -> None:
+        super()._load_from_state_dict(state, prefix, {"version": self._version, **metadata}, *rest)
+
+
+class TorchvisionBackbone(Backbone):
+    """A classification model of torchvision without its classifier; `network` is the model."""
+
+    Options: ClassVar[type[Options]] = PublishedOptions
+    name: ClassVar[str]
+
+    def __init__(self, options: Any, channels: int, image_size: int) -> None:
+        super().__init__()
+        self.options = options
+        arguments = self._arguments(image_size)
+        self.network: nn.Module = models.get_model(self.name, weights=None, **arguments)
+        shown = ", ".join(f"{key}={value!r}" for key, value in {**arguments, **self._uninitialised()}.items())
+        self._lines = ["import torch", "import torchvision", f"model = torchvision.models.{self.name}({shown})"]
+        dim = self._cut_classifier()
+        if channels != 3:
+            self._replace_first_convolution(channels)
+        self._side = image_size if self._family() in ONE_SIZE else None
+        least = self._side or LARGER_MINIMUM.get(self.name, MINIMUM_SIZE)
+        self.spec = BackboneSpec(dim, channels, minimum_size=least, size_multiple=self._multiple())
+        if isinstance(self.network, MNASNet):
+            self.network.__class__ = _MNASNet
+            self._lines += [
+                "from collections import OrderedDict",
+                "state = OrderedDict(state)",
+                "state._metadata = model.state_dict()._metadata  # MNASNet asks for its version",
+            ]
+
+    @classmethod
+    def build(cls, options: Any, channels: int, image_size: int) -> TorchvisionBackbone:
+        least, multiple = LARGER_MINIMUM.get(cls.name, MINIMUM_SIZE), cls._multiple()
+        if image_size < least or image_size % multiple:
+            wanted = f"in multiples of {multiple}" if multiple > 1 else f"of at least {least} pixels"
+            raise UserError(f"backbone: torchvision/{cls.name} takes views {wanted}, not {image_size}: set views.size")
+        return cls(options, channels, image_size)
+
+    @classmethod
+    def _family(cls) -> str:
+        return cls.name.partition("_")[0]
+
+    @classmethod
+    def _multiple(cls) -> int:
+        if cls._family() == "vit":
+            return int(cls.name.rpartition("_")[2])  # vit_b_16
+        return MAXVIT_MULTIPLE if cls._family() == "maxvit" else 1
+
+    def _arguments(self, image_size: int) -> dict[str, Any]:
+        """What torchvision's function is called with."""
+        arguments = dict(AUXILIARY.get(self.name, {}))
+        if self._family() in ONE_SIZE:
+            sides = image_size if self._family() == "vit" else (image_size, image_size)
+            arguments[ONE_SIZE[self._family()]] = sides
+        if arguments and self.name in AUXILIARY and self.options.pretrained:
+            arguments["transform_input"] = True  # the published weights expect another normalisation than ImageNet's
+        return arguments
+
+    def _uninitialised(self) -> dict[str, Any]:
+        """What makes the exported lines skip an initialisation that takes seconds."""
+        return {"init_weights": False} if self.name in AUXILIARY else {}
+
+    def _set(self, name: str, module: nn.Module, written: str) -> None:
+        setattr(self.network, name, module)
+        self._lines.append(f"model.{name} = {written}")
+
+    def _cut_classifier(self) -> int:
+        """Cuts the model off before its first classifying layer; returns what that layer took, D."""
+        network = self.network
+        found = [name for name in ("fc", "classifier", "heads", "head") if hasattr(network, name)]
+        head: Any = getattr(network, found[0], None) if found else None
+        layers = list(head) if isinstance(head, nn.Sequential) else [head]
+        place = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d)), None)
+        if place is None:
+            raise UserError(f"backbone: torchvision/{self.name} has no classifier that could be taken off")
+        first = layers[place]
+        dim: int = first.in_features if isinstance(first, nn.Linear) else first.in_channels
+        if isinstance(first, nn.Conv2d):
+            self._set(found[0], nn.AdaptiveAvgPool2d(1), "torch.nn.AdaptiveAvgPool2d(1)")
+        elif all(isinstance(layer, nn.Dropout) for layer in layers[:place]):
+            self._set(found[0], nn.Identity(), "torch.nn.Identity()")
+        else:
+            self._set(found[0], head[:place], f"model.{found[0]}[:{place}]")  # a norm stands before the classifier
+        if isinstance(getattr(network, "dropout", None), nn.Dropout):
+            self._set("dropout", nn.Identity(), "torch.nn.Identity()")
+        pool = getattr(network, "avgpool", None)
+        if isinstance(pool, nn.AdaptiveAvgPool2d) and isinstance(pool.output_size, tuple):
+            rows, columns = pool.output_size
+            if rows * columns > 1:  # AlexNet and VGG classify a map of pixels
+                self._set("avgpool", nn.AdaptiveAvgPool2d(1), "torch.nn.AdaptiveAvgPool2d(1)")
+                dim //= rows * columns
+        return dim
+
+    def _replace_first_convolution(self, channels: int) -> None:
+        path, old = next((n, m) for n, m in self.network.named_modules() if isinstance(m, nn.Conv2d))
+        parent, _, name = path.rpartition(".")
+        arguments = {
+            "kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding, "bias": old.bias is not None,
+        }  # fmt: skip
+        setattr(self.network.get_submodule(parent), name, nn.Conv2d(channels, old.out_channels, **arguments))
+        shown = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        self._lines += [
+            f"first = torch.nn.Conv2d({channels}, {old.out_channels}, {shown})",
+            f"setattr(model.get_submodule({parent!r}), {name!r}, first)",
+        ]
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """Returns pooled features (N, D) of images (N, C, H, W).
+
+        Raises:
+            UserError: if a mask is given, or images of another size than the one that a ViT or MaxViT was built for.
+        """
+        if mask is not None:
+            raise UserError(f"backbone: torchvision/{self.name} has no tokens to mask: use vit_small or the like")
+        if self._side is not None and tuple(x.shape[-2:]) != (self._side, self._side):
+            raise UserError(
+                f"backbone: torchvision/{self.name} takes images of one size, {self._side} pixels here, not "
+                f"{x.shape[-2]}×{x.shape[-1]}: vit_small and the like take any"
+            )
+        return Features(pooled=self.network(x))
+
+    def published_state(self) -> dict[str, Tensor] | None:
+        """Returns torchvision's weights; a ViT's positions are interpolated to its image size."""
+        return published_state(self.name, self._adapt) if self.options.pretrained else None
+
+    def _adapt(self, state: dict[str, Tensor], weights: Any) -> dict[str, Tensor]:
+        if self._family() != "vit" or self._side is None:
+            return state
+        return dict(interpolate_embeddings(self._side, self._multiple(), dict(state)))
+
+    def export_state(self) -> tuple[dict[str, Tensor], str]:
+        """Returns the weights under torchvision's names, and lines that build torchvision's model around them."""
+        return dict(self.network.state_dict()), "\n".join([*self._lines, "model.load_state_dict(state, strict=True)\n"])
+
+    def import_state(self, state: dict[str, Tensor]) -> None:
+        self.network.load_state_dict(state, strict=True)
+
+
+class TorchvisionModels(BackboneProvider):
+    """Every classification model of torchvision without its classifier; the ResNets with a small stem and any width."""
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Lists torchvision's names, sorted."""
+        return sorted(models.list_models(module=models))
+
+    @classmethod
+    def get(cls, name: str) -> type[Backbone]:
+        """Returns the backbone class, always the same for a name; raises KeyError for an unknown name."""
+        return RESNETS[name] if name in RESNETS else _backbone(name)
+
+
+@functools.cache
+def _backbone(name: str) -> type[TorchvisionBackbone]:
+    if name not in TorchvisionModels.names():
+        raise KeyError(name)
+    about = f"torchvision's {name} without its classifier."
+    return type(name, (TorchvisionBackbone,), {"__doc__": about, "__module__": __name__, "name": name})

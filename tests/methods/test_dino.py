@@ -1,0 +1,353 @@
+"""DINO: student and teacher, centre, temperatures, the frozen last layer, and what its options refuse."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from sslcli.config.resolve import load_config
+from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
+from sslcli.contracts.data import DataInfo
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.method import Batch, Progress, RunInfo, View
+from sslcli.losses import dino
+from sslcli.methods.dino import DINO
+from sslcli.modules.drop_path import DropPath, drop_path_rates
+
+DATA = DataInfo("random", 3, (4, 4), (0.5,) * 3, (0.2,) * 3)
+TOTAL, PER_EPOCH = 10, 5
+
+
+class Pooled(Backbone):
+    """Pixels of any size → 6 features, with a batch norm and two residual branches that drop-path can skip."""
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.spec = BackboneSpec(feature_dim=6)
+        self.linear = nn.Linear(3, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.branches = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), DropPath(rate)) for _ in range(2))
+        self.calls: list[tuple[int, int]] = []  # images and side of each pass
+
+    @classmethod
+    def build(cls, options: Any, channels: int, image_size: int) -> Pooled:
+        return cls()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        self.calls.append((len(x), x.shape[-1]))
+        h = self.norm(self.linear(x.mean(dim=(2, 3))))
+        for branch in self.branches:
+            h = h + branch(h)
+        return Features(h)
+
+
+def build(seed: int = 0, rate: float = 0.0, run: RunInfo | None = None, **options: Any) -> DINO:
+    torch.manual_seed(seed)
+    head = {"hidden_dim": 8, "bottleneck_dim": 5, "prototypes": 7, **options.pop("head", {})}
+    run = run or RunInfo(TOTAL, PER_EPOCH, TOTAL // PER_EPOCH, 8, 1, DATA)
+    # Without drop-path, unless a test asks: then two passes give the same.
+    return DINO(Pooled(rate), DINO.Options.parse({"drop_path": 0.0, "head": head, **options}), run).train()
+
+
+def batch(method: DINO, step: int = 0, sides: tuple[int, ...] = (4, 4, 2, 2, 2), images: int = 8) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    views = [View(torch.randn(images, 3, side, side, generator=generator)) for side in sides]
+    schedule = {name: torch.tensor(function(step)) for name, function in method.schedules().items()}
+    return Batch(views, None, torch.arange(images), schedule)
+
+
+def train(method: DINO, first: int, last: int) -> None:
+    for step in range(first, last):
+        out = method(batch(method, step))
+        method.zero_grad()
+        out.loss.backward()
+        method.after_backward(Progress(step, TOTAL, PER_EPOCH))
+        with torch.no_grad():
+            for parameter in method.parameters():
+                if parameter.grad is not None:
+                    parameter -= 0.5 * parameter.grad
+            method.after_step([out.carry], Progress(step + 1, TOTAL, PER_EPOCH))
+
+
+def test_dino_loss_is_that_of_all_views_against_the_teachers_global_ones() -> None:
+    method = build(teacher_temperature=0.07)
+    train(method, 0, 2)  # so that the teacher is no longer the student, and the centre not 0
+    data = batch(method, step=7)
+    images = [view.image for view in data.views]
+    big, small = (method.backbone(torch.cat(part)).pooled for part in (images[:2], images[2:]))
+    student = method.head(torch.cat((big, small))).chunk(5)
+    teacher = method.teacher(torch.cat(images[:2])).chunk(2)
+    expected = dino(student, teacher, method.center, 0.1, 0.07)
+    assert method(data).loss.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_dino_student_sees_every_view_once_per_resolution_and_the_teacher_the_global_ones() -> None:
+    method = build()
+    method(batch(method))
+    assert method.backbone.calls == [(16, 4), (24, 2)]
+    assert method.teacher.backbone.calls == [(16, 4)]
+
+
+def test_dino_head_sees_all_views_together() -> None:
+    method = build(head={"norm": "batch"})
+    method(batch(method))
+    for head in (method.head, method.teacher.projector):
+        assert head.mlp[1].num_batches_tracked.item() == 1
+
+
+def test_dino_takes_two_views_of_one_size_and_refuses_one_or_global_ones_that_come_late() -> None:
+    method = build()
+    assert torch.isfinite(method(batch(method, sides=(4, 4))).loss)
+    with pytest.raises(UserError, match="dino needs 2 or more views of the first one's size, and there are 1"):
+        method(batch(method, sides=(4, 2, 2)))
+    with pytest.raises(UserError, match="largest views first"):
+        method(batch(method, sides=(2, 2, 4)))
+
+
+def test_dino_teacher_gets_no_gradient_and_no_optimizer() -> None:
+    method = build(head={"norm_last_layer": False})
+    method(batch(method)).loss.backward()
+    assert not any(p.requires_grad or p.grad is not None for p in method.teacher.parameters())
+    named = {name for group in method.parameter_groups() for name in group.parameters}
+    assert named == {name for name, _ in method.named_parameters() if not name.startswith("teacher.")}
+    assert all(p.grad is not None for group in method.parameter_groups() for p in group.parameters.values())
+
+
+def test_dino_teacher_moves_in_every_step_but_the_last() -> None:
+    """The bug: a teacher that never updates."""
+    method = build(momentum=0.9, head={"norm_last_layer": False})
+    for step in range(TOTAL):
+        before = [p.clone() for p in method.teacher.parameters()]
+        train(method, step, step + 1)
+        moved = [not torch.equal(a, b) for a, b in zip(before, method.teacher.parameters(), strict=True)]
+        assert any(moved) == (step < TOTAL - 1), step  # m(10 of 10) is 1
+    with pytest.raises(ValidationError, match="momentum"):
+        build(momentum=1.0)
+
+
+def test_dino_teacher_follows_by_the_papers_schedule() -> None:
+    method = build()
+    before = copy.deepcopy(method.teacher.projector.last_layer.weight).double()
+    with torch.no_grad():
+        method.head.last_layer.weight.add_(1)
+    online = method.head.last_layer.weight.double()
+    method.after_step([{"teacher_mean": torch.zeros(7)}], Progress(5, TOTAL, PER_EPOCH))  # half of the run: .998
+    found = method.teacher.projector.last_layer.weight.double()
+    torch.testing.assert_close(found, 0.998 * before + 0.002 * online, atol=1e-7, rtol=0)
+
+
+def test_dino_final_momentum_is_where_the_schedule_ends() -> None:
+    method = build(momentum=0.5, final_momentum=0.75)
+    before = method.teacher.projector.last_layer.weight.clone()
+    with torch.no_grad():
+        method.head.last_layer.weight.add_(1)
+    method.after_step([{"teacher_mean": torch.zeros(7)}], Progress(TOTAL, TOTAL, PER_EPOCH))
+    torch.testing.assert_close(method.teacher.projector.last_layer.weight, before + 0.25)
+
+
+def test_dino_evaluates_and_exports_the_teacher() -> None:
+    method, data = build(), None
+    train(method, 0, 2)
+    assert method.encoder() is method.teacher.backbone
+    data = batch(method, step=3)
+    features = method(data).features
+    together = method.teacher.backbone(torch.cat([view.image for view in data.views[:2]])).pooled
+    torch.testing.assert_close(features, together[:8])
+    assert not features.requires_grad
+
+
+def test_dino_centre_follows_the_mean_of_the_teachers_logits() -> None:
+    method = build(center_momentum=0.75)
+    data = batch(method)
+    with torch.no_grad():
+        mean = method.teacher(torch.cat([view.image for view in data.views[:2]])).mean(dim=0)
+    out = method(data)
+    assert torch.equal(method.center, torch.zeros(7))  # not before the step is made
+    method.after_step([out.carry], Progress(1, TOTAL, PER_EPOCH))
+    torch.testing.assert_close(method.center, 0.25 * mean)
+    method.after_step([out.carry], Progress(2, TOTAL, PER_EPOCH))
+    torch.testing.assert_close(method.center, 0.75 * 0.25 * mean + 0.25 * mean)
+
+
+def test_dino_centre_takes_the_mean_of_all_micro_batches_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = build(center_momentum=0.5)
+    module = __import__("sys").modules["sslcli.methods.dino"]
+    own, others = torch.arange(7.0), torch.full((7,), 5.0)
+    monkeypatch.setattr(module, "all_reduce_mean", lambda x: (x + others) / 2)
+    method.after_step([{"teacher_mean": own - 1}, {"teacher_mean": own + 1}], Progress(1, TOTAL, PER_EPOCH))
+    torch.testing.assert_close(method.center, 0.5 * (own + others) / 2)
+
+
+def test_dino_centre_and_teacher_are_not_changed_by_a_validation_pass() -> None:
+    method = build()
+    train(method, 0, 2)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    method.eval()
+    with torch.no_grad():
+        method(batch(method, step=7))
+        method.encoder()(batch(method, step=8).views[0].image)
+    assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())
+
+
+def test_dino_resumed_keeps_centre_teacher_and_schedules() -> None:
+    options = {"teacher_temperature": 0.08, "teacher_temperature_warmup_epochs": 2, "freeze_last_layer_epochs": 1}
+    whole = build(**options)
+    train(whole, 0, 8)
+    first = build(**options)
+    train(first, 0, 4)
+    second = build(seed=9, **options)
+    second.load_state_dict(first.state_dict())
+    train(second, 4, 8)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    assert whole.center.abs().sum() > 0
+
+
+def test_dino_last_layer_is_frozen_for_the_first_epoch_and_nothing_else_is() -> None:
+    method = build(head={"norm_last_layer": False})
+    for step in (0, PER_EPOCH - 1, PER_EPOCH):
+        method.zero_grad()
+        method(batch(method, step)).loss.backward()
+        method.after_backward(Progress(step, TOTAL, PER_EPOCH))
+        last = [method.head.last_layer.weight, method.head.last_layer.gain]
+        assert all((p.grad is None) == (step < PER_EPOCH) for p in last), step
+        assert all(p.grad is not None for p in (*method.head.mlp.parameters(), *method.backbone.parameters()))
+
+
+def test_dino_last_layer_is_never_frozen_for_zero_epochs() -> None:
+    method = build(freeze_last_layer_epochs=0)
+    method(batch(method)).loss.backward()
+    method.after_backward(Progress(0, TOTAL, PER_EPOCH))
+    assert method.head.last_layer.weight.grad is not None
+
+
+def temperatures(epochs: int, **options: Any) -> list[float]:
+    """The teacher's temperature in each epoch, of two steps."""
+    run = RunInfo(2 * epochs, 2, epochs, 8, 1, DATA)
+    function = build(run=run, **options).schedules()["teacher_temperature"]
+    steps = [function(step) for step in range(2 * epochs)]
+    assert steps[::2] == steps[1::2]
+    return steps[::2]
+
+
+def test_dino_teacher_temperature_is_constant_by_default() -> None:
+    assert temperatures(3) == [0.04, 0.04, 0.04]
+
+
+def test_dino_teacher_temperature_warms_up_by_epochs() -> None:
+    warm = {"teacher_temperature": 0.07, "teacher_temperature_start": 0.04}
+    found = temperatures(6, teacher_temperature_warmup_epochs=4, **warm)
+    assert found == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.07, 0.07])
+    assert temperatures(2, teacher_temperature_warmup_epochs=1, **warm) == pytest.approx([0.04, 0.07])
+
+
+def test_dino_teacher_temperature_warms_up_over_no_more_epochs_than_the_run_has() -> None:
+    found = temperatures(3, teacher_temperature_warmup_epochs=30, teacher_temperature=0.07)
+    assert found == pytest.approx([0.04, 0.055, 0.07])
+
+
+def test_dino_teacher_temperature_is_the_one_of_the_schedule() -> None:
+    method = build()
+    train(method, 0, 2)
+    data = batch(method, step=3)
+    sharp = method(data).metrics["teacher_entropy"]
+    data.schedule["teacher_temperature"] = torch.tensor(0.1)
+    assert method(data).metrics["teacher_entropy"] > sharp
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"teacher_temperature": 0.2}, "teacher_temperature 0.2"),
+        ({"student_temperature": 0.03}, "teacher_temperature 0.04"),
+        (
+            {"teacher_temperature_start": 0.3, "teacher_temperature_warmup_epochs": 2},
+            "teacher_temperature_start 0.3",
+        ),
+    ],
+)
+def test_dino_teacher_temperature_above_the_students_is_refused(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValidationError, match=f"{key} is above student_temperature"):
+        build(**options)
+
+
+def test_dino_teacher_temperature_may_equal_the_students() -> None:
+    build(teacher_temperature=0.1)
+    build(teacher_temperature_start=0.3)  # without a warm-up it is never used
+
+
+def test_dino_drops_paths_in_the_student_alone() -> None:
+    method = build(drop_path=0.1)
+    assert drop_path_rates(method.backbone) == pytest.approx([0, 0.1])
+    assert drop_path_rates(method.teacher) == [0, 0]
+    assert method.teacher.training
+    x = torch.randn(64, 3, 4, 4)
+    assert torch.equal(method.teacher(x), method.teacher(x))
+
+
+def test_dino_leaves_a_backbones_own_drop_path_as_it_is() -> None:
+    method = build(rate=0.2, drop_path=0.1)
+    assert drop_path_rates(method.backbone) == [0.2, 0.2]
+    assert drop_path_rates(method.teacher) == [0, 0]
+
+
+def test_dino_metrics_tell_both_ways_to_collapse() -> None:
+    method = build()
+    out = method(batch(method))
+    assert set(out.metrics) == {"teacher_entropy", "kl", "pos_cos", "neg_cos"}
+    assert (out.metrics["teacher_entropy"] + out.metrics["kl"]).item() == pytest.approx(out.loss.item(), abs=1e-5)
+    with torch.no_grad():
+        method.teacher.projector.last_layer.weight.fill_(1)
+    uniform = method(batch(method))
+    assert uniform.metrics["teacher_entropy"].item() == pytest.approx(torch.tensor(7.0).log().item(), abs=1e-4)
+
+
+def test_dino_cosines_compare_student_and_teacher_across_the_global_views() -> None:
+    method = build()
+    train(method, 0, 2)
+    data = batch(method, step=7)
+    found = method(data).metrics
+    images = [view.image for view in data.views[:2]]
+    a = method.head.embed(method.backbone(torch.cat(images)).pooled).chunk(2)
+    b = method.teacher.projector.embed(method.teacher.backbone(torch.cat(images)).pooled).chunk(2)
+    cosines = [a[0] @ b[1].T, a[1] @ b[0].T]
+    same = torch.stack([c.diagonal() for c in cosines]).mean()
+    other = torch.stack([c[~torch.eye(8, dtype=torch.bool)] for c in cosines]).mean()
+    assert found["pos_cos"].item() == pytest.approx(same.item(), abs=1e-5)
+    assert found["neg_cos"].item() == pytest.approx(other.item(), abs=1e-5)
+
+
+def test_dino_defaults_are_the_papers() -> None:
+    options = DINO.Options.parse({})
+    head = options.head
+    assert (head.layers, head.hidden_dim, head.bottleneck_dim, head.prototypes) == (3, 2048, 256, 65536)
+    assert (head.norm, head.norm_last_layer) == ("none", True)
+    assert (options.student_temperature, options.teacher_temperature) == (0.1, 0.04)
+    assert (options.momentum, options.final_momentum, options.center_momentum) == (0.996, 1.0, 0.9)
+    assert options.freeze_last_layer_epochs == 1
+    assert DINO.recipe(options, 224) == {"preset": "dino"}
+    assert DINO.recipe(options, 32) == {"preset": "cifar_asym"}
+
+
+def test_dino_clips_each_parameters_gradient_unless_the_config_says_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("method: dino\ndata: shapes\ntraining: {epochs: 12}\n")
+    clip = load_config(path, []).training.clip
+    assert clip is not None
+    assert (clip.norm, clip.mode) == (3.0, "per_parameter")
+    assert load_config(path, ["training.clip=null"]).training.clip is None
+    assert load_config(path, ["training.clip.norm=1.0"]).training.clip.norm == 1.0
+    assert load_config(path, ["method=byol"]).training.clip is None
+
+
+def test_dino_a_config_with_a_teacher_above_the_student_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("method: {name: dino, teacher_temperature: 0.5}\ndata: shapes\n")
+    with pytest.raises(UserError, match=r"c.yaml:1: method: .*teacher_temperature 0.5 is above student_temperature"):
+        load_config(path, [])
