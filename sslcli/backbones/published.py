@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from pydantic import model_validator
@@ -34,14 +33,11 @@ class PublishedOptions(BackboneOptions):
         return self
 
 
-def published_state(
-    name: str, adapt: Callable[[dict[str, Tensor], Any], dict[str, Tensor]] = lambda state, weights: state
-) -> dict[str, Tensor]:
+def published_state(name: str) -> dict[str, Tensor]:
     """Returns the weights that torchvision has as a model's default ones, under its names, with the classifier.
 
     Args:
         name: torchvision's name of the model.
-        adapt: changes the state, given torchvision's description of the weights beside it.
 
     Raises:
         UserError: if they can be neither found nor fetched, or are damaged.
@@ -57,4 +53,4 @@ def published_state(
         raise UserError(
             f"backbone.pretrained: torchvision's weights of {name} cannot be had ({reason}): {todo}, or start without"
         ) from error
-    return adapt({_DENSE_LAYER.sub(r"\1\2.", key): value for key, value in state.items()}, weights)
+    return {_DENSE_LAYER.sub(r"\1\2.", key): value for key, value in state.items()}

@@ -6,7 +6,7 @@ He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, https://arx
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -55,12 +55,12 @@ class ResidualNetwork(resnet.ResNet):  # type: ignore[misc]  # torchvision has n
         options: ResidualOptions,
         channels: int,
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
-        **groups: int,
+        groups: Mapping[str, int] | None = None,
     ) -> None:
         self._width = options.width  # before the stages are made
         super().__init__(
             block, list(layers), num_classes=1, zero_init_residual=options.zero_init_residual, norm_layer=norm_layer,
-            **groups,
+            **(groups or {}),
         )  # fmt: skip
         self.fc = nn.Identity()
         if options.stem == "small":
@@ -98,7 +98,7 @@ class ResidualBackbone(Backbone):
 
     def make_network(self, options: Any, channels: int) -> ResidualNetwork:
         """Builds the torchvision model without its classifier."""
-        return ResidualNetwork(self.block, self.layers, options, channels, **self.groups)
+        return ResidualNetwork(self.block, self.layers, options, channels, groups=self.groups)
 
     @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> ResidualBackbone:
@@ -200,7 +200,9 @@ def _variant(kind: type[ResNet], name: str, groups: int, width_per_group: int) -
     """A ResNet whose 3×3 convolutions are grouped or wider (ResNeXt, https://arxiv.org/abs/1611.05431; wide ResNets,
     https://arxiv.org/abs/1605.07146)."""
     sizes = {"groups": groups, "width_per_group": width_per_group}
-    return type(name, (kind,), {"__doc__": f"torchvision's {name}.", "__module__": __name__, "name": name, "groups": sizes})
+    return type(
+        name, (kind,), {"__doc__": f"torchvision's {name}.", "__module__": __name__, "name": name, "groups": sizes}
+    )
 
 
 #: All ResNets of torchvision by their names there.

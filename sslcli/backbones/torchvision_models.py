@@ -7,6 +7,7 @@ torchvision gains is there too.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -51,7 +52,7 @@ class TorchvisionBackbone(Backbone):
         super().__init__()
         self.options = options
         arguments = self._arguments(image_size)
-        self.network: nn.Module = models.get_model(self.name, weights=None, **arguments)
+        self.network: Any = models.get_model(self.name, weights=None, **arguments)
         shown = ", ".join(f"{key}={value!r}" for key, value in {**arguments, **self._uninitialised()}.items())
         self._lines = ["import torch", "import torchvision", f"model = torchvision.models.{self.name}({shown})"]
         dim = self._cut_classifier()
@@ -92,7 +93,7 @@ class TorchvisionBackbone(Backbone):
         if self._family() in ONE_SIZE:
             sides = image_size if self._family() == "vit" else (image_size, image_size)
             arguments[ONE_SIZE[self._family()]] = sides
-        if arguments and self.name in AUXILIARY and self.options.pretrained:
+        if self.name in AUXILIARY and self.options.pretrained:
             arguments["transform_input"] = True  # the published weights expect another normalisation than ImageNet's
         return arguments
 
@@ -113,8 +114,8 @@ class TorchvisionBackbone(Backbone):
         place = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d)), None)
         if place is None:
             raise UserError(f"backbone: torchvision/{self.name} has no classifier that could be taken off")
-        first = layers[place]
-        dim: int = first.in_features if isinstance(first, nn.Linear) else first.in_channels
+        first: Any = layers[place]
+        dim = int(first.in_features if isinstance(first, nn.Linear) else first.in_channels)
         if isinstance(first, nn.Conv2d):
             self._set(found[0], nn.AdaptiveAvgPool2d(1), "torch.nn.AdaptiveAvgPool2d(1)")
         elif all(isinstance(layer, nn.Dropout) for layer in layers[:place]):
@@ -125,16 +126,16 @@ class TorchvisionBackbone(Backbone):
             self._set("dropout", nn.Identity(), "torch.nn.Identity()")
         pool = getattr(network, "avgpool", None)
         if isinstance(pool, nn.AdaptiveAvgPool2d) and isinstance(pool.output_size, tuple):
-            rows, columns = pool.output_size
-            if rows * columns > 1:  # AlexNet and VGG classify a map of pixels
+            pixels = math.prod(side or 1 for side in pool.output_size)
+            if pixels > 1:  # AlexNet and VGG classify a map of pixels
                 self._set("avgpool", nn.AdaptiveAvgPool2d(1), "torch.nn.AdaptiveAvgPool2d(1)")
-                dim //= rows * columns
+                dim //= pixels
         return dim
 
     def _replace_first_convolution(self, channels: int) -> None:
         path, old = next((n, m) for n, m in self.network.named_modules() if isinstance(m, nn.Conv2d))
         parent, _, name = path.rpartition(".")
-        arguments = {
+        arguments: dict[str, Any] = {
             "kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding, "bias": old.bias is not None,
         }  # fmt: skip
         setattr(self.network.get_submodule(parent), name, nn.Conv2d(channels, old.out_channels, **arguments))
@@ -161,12 +162,12 @@ class TorchvisionBackbone(Backbone):
 
     def published_state(self) -> dict[str, Tensor] | None:
         """Returns torchvision's weights; a ViT's positions are interpolated to its image size."""
-        return published_state(self.name, self._adapt) if self.options.pretrained else None
-
-    def _adapt(self, state: dict[str, Tensor], weights: Any) -> dict[str, Tensor]:
-        if self._family() != "vit" or self._side is None:
-            return state
-        return dict(interpolate_embeddings(self._side, self._multiple(), dict(state)))
+        if not self.options.pretrained:
+            return None
+        state = published_state(self.name)
+        if self._family() == "vit":
+            state = dict(interpolate_embeddings(self._side, self._multiple(), dict(state)))
+        return state
 
     def export_state(self) -> tuple[dict[str, Tensor], str]:
         """Returns the weights under torchvision's names, and lines that build torchvision's model around them."""

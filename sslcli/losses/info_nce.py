@@ -114,7 +114,7 @@ def contrast_metrics(positive: Tensor, candidates: Tensor, temperature: float, *
     """Returns how well the positives are found, all 0-dim and without gradient.
 
     `contrast_top1` and `contrast_top5`: the share of queries whose positive is the best, or one of the best five, of
-    all candidates. Who ties with the positive stands before it, so that a collapsed encoder finds nothing. `pos_cos`
+    all candidates; who ties with the positive, as all do in a collapse, stands before it. `pos_cos`
     and `neg_cos`: the mean cosine of the positive and of the negative pairs (0 where there is none).
 
     Args:

@@ -48,9 +48,9 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, *, used
         # The first column sums are taken in logarithms. Then every column has an entry of 1/B or more and no row sums
         # to more than K, so that all later sums are far from 0 and the rest can go on without logarithms. In place
         # throughout: with a queue in it the matrix is large, and fresh memory costs more than the arithmetic.
-        counted = log_q if used is None else log_q.masked_fill(~used.unsqueeze(1), float("-inf"))
+        counted = log_q.clone() if used is None else log_q.masked_fill(~used.unsqueeze(1), float("-inf"))
         largest = all_reduce_amax(counted.amax(dim=0))
-        sums = all_reduce_sum((counted - largest).exp_().sum(dim=0))
+        sums = all_reduce_sum(counted.sub_(largest).exp_().sum(dim=0))
         q = log_q.sub_(largest + sums.log())
         q.sub_(q.amax(dim=1, keepdim=True)).exp_()
         q.div_(q.sum(dim=1, keepdim=True))

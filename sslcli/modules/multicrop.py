@@ -29,7 +29,8 @@ def global_count(batch: Batch, method: str, least: int = 2, most: int | None = N
         UserError: if there are fewer or more, or a later view is as large as the global ones or larger.
     """
     sides = [view.image.shape[-1] for view in batch.views]
-    count = next((place for place, side in enumerate(sides) if side != sides[0]), len(sides))
+    others = [place for place, side in enumerate(sides) if side != sides[0]]
+    count = others[0] if others else len(sides)
     if count < least or (most is not None and count > most):
         wanted = str(least) if most == least else f"{least} or more" if most is None else f"{least} to {most}"
         raise UserError(f"views: {method} needs {wanted} views of the first one's size, and there are {count}")

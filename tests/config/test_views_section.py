@@ -209,6 +209,11 @@ def test_the_origin_of_a_bad_view_is_the_file_that_has_it(tmp_path: Path) -> Non
         resolve(read_config(tmp_path / "c.yaml", ["views.flip=3"]))
 
 
-@pytest.mark.parametrize(("views", "count"), [("views: [{count: 3}]", 3), ("views: [{count: 1}]", 1)])
-def test_a_number_of_views_that_the_method_cannot_use_is_told(tmp_path: Path, views: str, count: int) -> None:
-    assert problems(tmp_path, views) == [f"c.yaml:3: views: 'simclr' needs 2 views of an image, not {count}"]
+def test_fewer_views_than_the_method_can_use_are_told(tmp_path: Path) -> None:
+    assert problems(tmp_path, "views: [{count: 1}]") == [
+        "c.yaml:3: views: 'simclr' needs at least 2 views of an image, not 1"
+    ]
+
+
+def test_a_method_of_many_views_takes_more_than_its_recipe_has(tmp_path: Path) -> None:
+    assert sum(view["count"] for view in plain_views(tmp_path, "views: [{count: 2}, {count: 3, size: 16}]")) == 5

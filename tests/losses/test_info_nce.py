@@ -174,7 +174,8 @@ def test_wrong_shapes_and_temperatures_are_refused() -> None:
 
 @pytest.mark.parametrize("among", [False, True])
 def test_metrics_count_who_stands_before_the_positive(among: bool) -> None:
-    q, k, negatives = embeddings(9, 8)
+    q, noise, negatives = embeddings(9, 24)
+    k = q + 1.5 * noise
     if among:
         candidates, rows = k.tolist(), batch_logits(q, k, 0.2)
         positive = rows.diagonal()
@@ -197,7 +198,7 @@ def test_metrics_count_who_stands_before_the_positive(among: bool) -> None:
     assert found["neg_cos"].item() == pytest.approx(sum(others) / len(others))
 
 
-def test_a_collapsed_encoder_finds_nothing() -> None:
+def test_who_ties_with_the_positive_stands_before_it() -> None:
     z = torch.ones(8, 3)
     logits = batch_logits(z, z, 0.2)
     found = contrast_metrics(logits.diagonal(), logits, 0.2, among=True)

@@ -19,6 +19,9 @@ from sslcli.losses import (
     info_nce,
     negative_cosine,
     nt_xent,
+    sinkhorn,
+    sup_con,
+    swapped_prediction,
     vicreg,
     vicreg_terms,
 )
@@ -40,6 +43,12 @@ CASES: dict[str, Loss] = {
     "dino": lambda z, labels: dino(list(z), [*z[:2].roll(1, 2)], torch.linspace(-1, 1, DIM), 0.3, 0.2),
     "nt_xent": lambda z, labels: nt_xent(z[0], z[1], 0.5),
     "negative_cosine": lambda z, labels: negative_cosine(z[0], z[1]),
+    "sinkhorn": lambda z, labels: (sinkhorn(z[0], 0.5) * z[1]).sum(dim=1).mean(),
+    "sinkhorn_of_some": lambda z, labels: (sinkhorn(z[0], 0.5, used=labels < 2) * z[1]).sum(dim=1).mean(),
+    "swapped_prediction": lambda z, labels: swapped_prediction(list(z), [sinkhorn(s, 0.5) for s in z[:2]]),
+    "sup_con": lambda z, labels: sup_con(z.transpose(0, 1), labels, 0.2),
+    "sup_con_one": lambda z, labels: sup_con(z.transpose(0, 1), labels, 0.2, contrast="one"),
+    "sup_con_without_labels": lambda z, labels: sup_con(z.transpose(0, 1), None, 0.2),
 }
 
 

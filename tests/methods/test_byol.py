@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.data import DataInfo
+from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, Progress, RunInfo, View
 from sslcli.methods.byol import BYOL
 from sslcli.modules.norms import BatchRenorm1d, StandardisedLinear
@@ -33,7 +34,7 @@ class Linear(Backbone):
         return cls()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        return Features(self.norm(self.linear(x.flatten(1))))
+        return Features(self.norm(self.linear(F.adaptive_avg_pool2d(x, 2).flatten(1))))
 
 
 def build(seed: int = 0, **options: Any) -> BYOL:
@@ -43,9 +44,10 @@ def build(seed: int = 0, **options: Any) -> BYOL:
     return BYOL(Linear(), BYOL.Options.parse(small), RunInfo(10, 5, 2, 8, 1, data))
 
 
-def batch(seed: int = 1) -> Batch:
+def batch(*sizes: int, seed: int = 1) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    return Batch([View(torch.randn(8, 3, 2, 2, generator=generator)) for _ in range(2)], None, torch.arange(8), {})
+    views = [View(torch.randn(8, 3, size, size, generator=generator)) for size in sizes or (2, 2)]
+    return Batch(views, None, torch.arange(8), {})
 
 
 def train(method: BYOL, first: int, last: int, total: int = 10) -> None:
@@ -92,6 +94,26 @@ def test_byol_target_follows_by_the_papers_schedule() -> None:
     expected = 0.998 * before + 0.002 * online
     assert torch.allclose(method.momentum_encoder.backbone.linear.weight.double(), expected, atol=1e-7)
     assert not torch.allclose(expected, before, atol=1e-4)
+
+
+def test_byol_target_may_follow_at_a_fixed_pace() -> None:
+    method = build(momentum=0.9, final_momentum=0.9)
+    for step in range(1, 11):
+        before = method.momentum_encoder.backbone.linear.weight.clone()
+        with torch.no_grad():
+            method.backbone.linear.weight.add_(1)
+        method.after_step([{}], Progress(step, 10, 5))
+        expected = 0.9 * before + 0.1 * method.backbone.linear.weight
+        torch.testing.assert_close(method.momentum_encoder.backbone.linear.weight, expected)
+
+
+def test_byol_target_ends_at_the_final_momentum() -> None:
+    method = build(momentum=0.9, final_momentum=0.5)
+    before = method.momentum_encoder.backbone.linear.weight.clone()
+    with torch.no_grad():
+        method.backbone.linear.weight.add_(1)
+    method.after_step([{}], Progress(10, 10, 5))
+    torch.testing.assert_close(method.momentum_encoder.backbone.linear.weight, before + 0.5)
 
 
 def test_byol_target_moves_in_every_step_but_the_last() -> None:
@@ -162,7 +184,7 @@ def test_byol_defaults_are_the_papers_sizes() -> None:
     options = BYOL.Options.parse({})
     assert (options.projector.layers, options.projector.hidden_dim, options.projector.output_dim) == (2, 4096, 256)
     assert (options.predictor.layers, options.predictor.hidden_dim) == (2, 4096)
-    assert options.momentum == 0.996
+    assert (options.momentum, options.final_momentum) == (0.996, 1.0)
 
 
 def test_byol_heads_end_in_a_plain_linear_layer() -> None:
@@ -200,3 +222,39 @@ def test_byol_heads_take_any_norm_and_weight_standardisation(
 def test_byol_takes_unlike_views() -> None:
     assert BYOL.recipe(BYOL.Options(), 224) == {"preset": "byol"}
     assert BYOL.recipe(BYOL.Options(), 32) == {"preset": "cifar_asym"}
+
+
+def test_byol_with_local_views_is_twice_the_mean_over_predictions_of_global_ones() -> None:
+    method, data = build(), batch(4, 4, 2)
+    train(method, 0, 2)  # so that the momentum encoder is no longer the online one
+    loss = method(data).loss
+    images = [view.image for view in data.views]
+    target = method.momentum_encoder
+    p = [method.predictor(method.projector(method.backbone(x).pooled)) for x in images]
+    z = [target.projector(target.backbone(x).pooled) for x in images]
+    pairs = [(0, 1), (1, 0), (2, 0), (2, 1)]  # view 2 is local: it predicts, and is not predicted
+    each = [(2 - 2 * F.cosine_similarity(p[view], z[other])).mean().item() for view, other in pairs]
+    assert loss.item() == pytest.approx(2 * sum(each) / 4, abs=1e-5)
+
+
+def test_byol_target_never_sees_local_views() -> None:
+    method = build()
+    method(batch(4, 4, 2, 2))
+    assert method.momentum_encoder.backbone.norm.num_batches_tracked.item() == 2
+    assert method.backbone.norm.num_batches_tracked.item() == 4
+
+
+@pytest.mark.parametrize("sizes", [(2,), (2, 1), (1, 2), (2, 2, 3)])
+def test_byol_refuses_views_without_two_global_ones_in_front(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="views: byol needs"):
+        build()(batch(*sizes))
+
+
+def test_byol_heads_without_norm_have_no_batch_norm_anywhere() -> None:
+    method = build(
+        projector={"hidden_dim": 8, "output_dim": 5, "norm": "none"}, predictor={"hidden_dim": 8, "norm": "none"}
+    )
+    for head in (method.projector, method.predictor, method.momentum_encoder.projector):
+        assert not any(isinstance(m, nn.BatchNorm1d) for m in head.modules())
+    method(batch()).loss.backward()
+    assert all(p.grad is not None for group in method.parameter_groups() for p in group.parameters.values())

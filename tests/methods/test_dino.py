@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from sslcli.config.resolve import load_config
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
@@ -19,6 +20,8 @@ from sslcli.contracts.method import Batch, Progress, RunInfo, View
 from sslcli.losses import dino
 from sslcli.methods.dino import DINO
 from sslcli.modules.drop_path import DropPath, drop_path_rates
+from sslcli.optimizers.groups import build_groups
+from sslcli.plugins import load
 
 DATA = DataInfo("random", 3, (4, 4), (0.5,) * 3, (0.2,) * 3)
 TOTAL, PER_EPOCH = 10, 5
@@ -33,14 +36,15 @@ class Pooled(Backbone):
         self.linear = nn.Linear(3, 6)
         self.norm = nn.BatchNorm1d(6)
         self.branches = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), DropPath(rate)) for _ in range(2))
-        self.calls: list[tuple[int, int]] = []  # images and side of each pass
+        self.calls: list[tuple[int, int]] | None = []  # images and side of each pass
 
     @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> Pooled:
         return cls()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        self.calls.append((len(x), x.shape[-1]))
+        if self.calls is not None:
+            self.calls.append((len(x), x.shape[-1]))
         h = self.norm(self.linear(x.mean(dim=(2, 3))))
         for branch in self.branches:
             h = h + branch(h)
@@ -227,6 +231,21 @@ def test_dino_last_layer_is_never_frozen_for_zero_epochs() -> None:
     assert method.head.last_layer.weight.grad is not None
 
 
+def test_dino_frozen_last_layer_feels_neither_decay_nor_momentum() -> None:
+    method, adamw = build(), load("optimizers", "adamw")
+    options = adamw.Options.parse({"lr": 0.1, "weight_decay": 0.4})
+    optimizer = adamw.build(build_groups(method, options), options)
+    last, first = method.head.last_layer.weight, method.head.mlp[0].weight
+    for step in range(PER_EPOCH + 1):
+        before = last.detach().clone(), first.detach().clone()
+        method(batch(method, step)).loss.backward()
+        method.after_backward(Progress(step, TOTAL, PER_EPOCH))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        assert torch.equal(last, before[0]) == (step < PER_EPOCH), step
+        assert not torch.equal(first, before[1])
+
+
 def temperatures(epochs: int, **options: Any) -> list[float]:
     """The teacher's temperature in each epoch, of two steps."""
     run = RunInfo(2 * epochs, 2, epochs, 8, 1, DATA)
@@ -321,6 +340,27 @@ def test_dino_cosines_compare_student_and_teacher_across_the_global_views() -> N
     other = torch.stack([c[~torch.eye(8, dtype=torch.bool)] for c in cosines]).mean()
     assert found["pos_cos"].item() == pytest.approx(same.item(), abs=1e-5)
     assert found["neg_cos"].item() == pytest.approx(other.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dino_loss_under_autocast_is_float32_and_near_the_full_one(dtype: torch.dtype) -> None:
+    method = build()
+    train(method, 0, 2)
+    data = batch(method, step=7)
+    with torch.autocast("cpu", dtype=dtype):
+        out = method(data)
+    out.loss.backward()
+    assert out.loss.dtype == out.carry["teacher_mean"].dtype == torch.float32
+    assert out.loss.item() == pytest.approx(method(data).loss.item(), abs=0.05)
+
+
+@pytest.mark.slow
+def test_dino_with_views_of_two_sizes_is_one_graph() -> None:
+    method, graphs = build(drop_path=0.1), CompileCounter()
+    method.backbone.calls = method.teacher.backbone.calls = None
+    method.compile(fullgraph=True, dynamic=False, backend=graphs)
+    train(method, 0, 3)
+    assert graphs.frame_count == 1
 
 
 def test_dino_defaults_are_the_papers() -> None:

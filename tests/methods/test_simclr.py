@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from sslcli.backbones.resnet import ResNet18, ResNetOptions
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
@@ -119,16 +120,68 @@ def test_a_few_steps_pull_the_views_of_an_image_together() -> None:
     assert last.metrics["pos_cos"] - last.metrics["neg_cos"] > first.metrics["pos_cos"] - first.metrics["neg_cos"]
 
 
-@pytest.mark.parametrize("views", [1, 3])
-def test_another_number_of_views_is_refused(views: int) -> None:
-    with pytest.raises(UserError, match=f"exactly 2 views of an image, not {views}"):
-        simclr()(batch(views))
+def test_more_than_two_views_are_compared_all_with_all() -> None:
+    method, given = simclr(temperature=0.2), batch(3)
+    step = method(given)
+    z = method.projector(method.backbone(torch.cat([view.image for view in given.views])).pooled)
+    assert step.loss.item() == pytest.approx(nt_xent_of_many(list(z.chunk(3)), 0.2), rel=1e-5)
+    assert set(step.metrics) == {"pos_cos", "neg_cos"}
+    torch.testing.assert_close(step.features, method.backbone(given.views[0].image).pooled)
 
 
-def test_views_of_two_sizes_are_refused() -> None:
+def nt_xent_of_many(views: list[Tensor], temperature: float) -> float:
+    """−log of the softmax at a positive, the mean over an image's other views, then over all embeddings."""
+    cosines = torch.nn.functional.normalize(torch.stack(views, dim=1).detach().double(), dim=2)  # N×V×E
+    total = 0.0
+    for n, image in enumerate(cosines):
+        for v, anchor in enumerate(image):
+            weights = (cosines @ anchor / temperature).exp()
+            denominator = weights.sum() - weights[n, v]
+            others = [-(weights[n, p] / denominator).log() for p in range(len(views)) if p != v]
+            total += float(sum(others)) / len(others)
+    return total / cosines.shape[0] / len(views)
+
+
+def test_smaller_views_pass_the_backbone_apart_and_the_projector_with_the_others() -> None:
+    torch.manual_seed(0)
+    method = simclr(ResNet18(ResNetOptions(stem="small", width=4)), projector={"output_dim": 8})
+    given = batch(size=16)
+    given.views += batch(2, size=8).views
+    sizes, rows = [], []
+    method.backbone.register_forward_pre_hook(lambda module, given: sizes.append(tuple(given[0].shape)))
+    method.projector.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    step = method(given)
+    assert sizes == [(12, 3, 16, 16), (12, 3, 8, 8)]
+    assert rows == [24]
+    assert step.features.shape == (6, 32)
+    step.loss.backward()
+    assert torch.isfinite(step.loss)
+
+
+@pytest.mark.slow
+def test_forward_over_views_of_two_sizes_is_one_graph() -> None:
+    graphs = CompileCounter()
+    method = simclr(ResNet18(ResNetOptions(stem="small", width=4)), projector={"output_dim": 8})
+    given = batch(size=16)
+    given.views += batch(2, size=8).views
+    method.compile(fullgraph=True, dynamic=False, backend=graphs)
+    for _ in range(2):
+        method(given).loss.backward()
+    assert graphs.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ((8,), "simclr needs 2 or more views of the first one's size, and there are 1"),
+        ((16, 8), "simclr needs 2 or more views of the first one's size, and there are 1"),
+        ((8, 8, 16), "simclr needs its largest views first, not sizes of 8, 8, 16"),
+    ],
+)
+def test_views_that_it_cannot_work_with_are_refused(sizes: tuple[int, ...], said: str) -> None:
     given = batch()
-    given.views[1] = batch(size=16).views[0]
-    with pytest.raises(UserError, match="8 and 16 pixels"):
+    given.views = [batch(1, size=size).views[0] for size in sizes]
+    with pytest.raises(UserError, match=f"^views: {said}$"):
         simclr()(given)
 
 

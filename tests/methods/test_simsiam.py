@@ -30,7 +30,7 @@ class Linear(Backbone):
         return cls()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        return Features(self.norm(self.linear(x.flatten(1))))
+        return Features(self.norm(self.linear(F.adaptive_avg_pool2d(x, 2).flatten(1))))
 
 
 def build(**options: Any) -> SimSiam:
@@ -40,9 +40,9 @@ def build(**options: Any) -> SimSiam:
     return SimSiam(Linear(), SimSiam.Options.parse(small), RunInfo(10, 5, 2, 8, 1, data))
 
 
-def batch(views: int = 2, seed: int = 1) -> Batch:
+def batch(*sizes: int, seed: int = 1) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    images = [View(torch.randn(8, 3, 2, 2, generator=generator)) for _ in range(views)]
+    images = [View(torch.randn(8, 3, size, size, generator=generator)) for size in sizes or (2, 2)]
     return Batch(images, None, torch.arange(8), {})
 
 
@@ -136,6 +136,34 @@ def test_simsiam_takes_moco_v2s_views_and_no_blur_on_small_images() -> None:
     assert SimSiam.recipe(SimSiam.Options(), 32) == {"preset": "moco_v2", "blur": 0.0}
 
 
-def test_simsiam_refuses_other_than_two_views() -> None:
-    with pytest.raises(UserError, match="simsiam needs exactly 2 views of an image, not 3"):
-        build()(batch(views=3))
+@pytest.mark.parametrize("sizes", [(2,), (2, 1), (1, 2), (2, 2, 3)])
+def test_simsiam_refuses_views_without_two_global_ones_in_front(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="views: simsiam needs"):
+        build()(batch(*sizes))
+
+
+def test_simsiam_with_local_views_is_the_mean_over_predictions_of_global_ones() -> None:
+    method, data = build(), batch(4, 4, 2)
+    loss = method(data).loss
+    z = [method.projector(method.backbone(view.image).pooled) for view in data.views]
+    p = [method.predictor(each) for each in z]
+    pairs = [(0, 1), (1, 0), (2, 0), (2, 1)]  # view 2 is local: it predicts, and is not predicted
+    cosines = [F.cosine_similarity(p[view], z[target]).mean().item() for view, target in pairs]
+    assert loss.item() == pytest.approx(-sum(cosines) / 4, abs=1e-6)
+
+
+def test_simsiam_heads_can_do_without_any_batch_norm() -> None:
+    off = {"norm": "none", "last_norm": "none"}
+    method = build(projector={"hidden_dim": 8, "output_dim": 5, **off}, predictor={"hidden_dim": 4, **off})
+    assert kinds(method.projector) == [*[nn.Linear, nn.ReLU] * 2, nn.Linear]
+    assert kinds(method.predictor) == [nn.Linear, nn.ReLU, nn.Linear]
+    method(batch()).loss.backward()
+    assert all(p.grad is not None for p in method.parameters())
+
+
+def test_simsiam_heads_can_have_batch_norm_everywhere() -> None:
+    full = {"last_norm": "full"}
+    method = build(projector={"hidden_dim": 8, "output_dim": 5, **full}, predictor={"hidden_dim": 4, **full})
+    for head in (method.projector, method.predictor):
+        assert kinds(head)[-1] is nn.BatchNorm1d
+        assert head[-1].affine

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslcli.modules.heads import ProjectorOptions, mlp
+from sslcli.modules.heads import ProjectorOptions, contrastive_projector, hidden_layers, mlp, split_head
 
 
 def kinds(head: nn.Sequential) -> list[str]:
@@ -66,3 +66,24 @@ def test_one_layer_is_linear_and_none_is_refused() -> None:
 
 def test_projector_options_are_simclr_s_first_version_by_default() -> None:
     assert ProjectorOptions().plain() == {"layers": 2, "hidden_dim": None, "output_dim": 128, "norm": "batch"}
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_head_is_cut_behind_a_hidden_layer_into_what_hidden_layers_builds_and_the_rest(
+    norm: str, layers: int
+) -> None:
+    head = contrastive_projector(8, ProjectorOptions(layers=3, hidden_dim=6, output_dim=4, norm=norm))
+    first, rest = split_head(head, layers)
+    assert [*first, *rest] == list(head)
+    assert [*first.state_dict(), *rest.state_dict()] == list(head.state_dict())
+    assert isinstance(first[-1], nn.ReLU)
+    fresh = hidden_layers(8, 6, layers, norm=norm)
+    assert kinds(fresh) == kinds(first)
+    fresh.load_state_dict(first.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("layers", [0, 3])
+def test_a_head_is_not_cut_where_it_has_no_hidden_layer(layers: int) -> None:
+    with pytest.raises(ValueError, match=f"behind hidden layer {layers} of a head that has 2"):
+        split_head(mlp(8, 6, 4, 3), layers)

@@ -7,7 +7,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from sslcli.optimizers.builtin import SGD, AdamW, AdamOptions, SGDOptions
+from sslcli.optimizers.builtin import SGD, Adam, AdamOptions, AdamW, SGDOptions
+
+PLUGINS = [(SGD, SGDOptions(lr=0.1)), (Adam, AdamOptions(lr=0.1)), (AdamW, AdamOptions(lr=0.1))]
 
 
 def groups(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[dict[str, object]]:
@@ -37,14 +39,15 @@ def test_sgd_is_torch_s_with_its_options() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_adamw_is_torch_s_with_its_options() -> None:
-    ours = AdamW.build(groups(), AdamOptions(lr=0.5, betas=(0.8, 0.9), eps=1e-6))
-    theirs = torch.optim.AdamW(groups(), lr=0.5, betas=(0.8, 0.9), eps=1e-6, foreach=False)
-    for a, b in zip(train(ours), train(theirs), strict=True):
+@pytest.mark.parametrize(("plugin", "theirs"), [(Adam, torch.optim.Adam), (AdamW, torch.optim.AdamW)])
+def test_adam_and_adamw_are_torch_s_with_their_options(plugin: type[Adam], theirs: type[torch.optim.Adam]) -> None:
+    ours = plugin.build(groups(), AdamOptions(lr=0.5, betas=(0.8, 0.9), eps=1e-6))
+    other = theirs(groups(), lr=0.5, betas=(0.8, 0.9), eps=1e-6, foreach=False)
+    for a, b in zip(train(ours), train(other), strict=True):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamOptions(lr=0.1))])
+@pytest.mark.parametrize(("plugin", "options"), PLUGINS)
 def test_groups_keep_their_keys_and_their_decay(plugin: type[SGD], options: SGDOptions) -> None:
     first, second = plugin.build(groups(), options).param_groups
     assert (first["names"], first["name"], first["excluded"], first["weight_decay"]) == (["w"], "main", False, 0.1)
@@ -52,7 +55,7 @@ def test_groups_keep_their_keys_and_their_decay(plugin: type[SGD], options: SGDO
     assert first["fused"]
 
 
-@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamOptions(lr=0.1))])
+@pytest.mark.parametrize(("plugin", "options"), PLUGINS)
 def test_state_has_the_memory_format_of_its_parameter(plugin: type[SGD], options: SGDOptions) -> None:
     """The fused CPU kernels ignore strides: anything else would be a silently wrong update."""
     optimizer = plugin.build(groups(), options)
@@ -63,7 +66,7 @@ def test_state_has_the_memory_format_of_its_parameter(plugin: type[SGD], options
         assert all(value.stride() == parameter.stride() for value in tensors)
 
 
-@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamOptions(lr=0.1))])
+@pytest.mark.parametrize(("plugin", "options"), PLUGINS)
 def test_where_there_are_no_fused_kernels_the_multi_tensor_ones_are_taken(
     plugin: type[SGD], options: SGDOptions
 ) -> None:
@@ -86,7 +89,7 @@ def test_options_read_from_plain_data_are_the_same() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(("plugin", "options"), [(SGD, SGDOptions(lr=0.1)), (AdamW, AdamOptions(lr=0.1))])
+@pytest.mark.parametrize(("plugin", "options"), PLUGINS)
 def test_on_cuda_the_result_is_the_cpu_s(plugin: type[SGD], options: SGDOptions) -> None:
     optimizer = plugin.build(groups("cuda"), options)
     assert optimizer.param_groups[0]["fused"]

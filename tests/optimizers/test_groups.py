@@ -11,7 +11,7 @@ from sslcli.contracts.data import DataInfo
 from sslcli.contracts.errors import SslError
 from sslcli.contracts.method import Batch, Method, MethodOptions, ParameterGroup, RunInfo, Step
 from sslcli.contracts.optimizer import OptimizerOptions
-from sslcli.optimizers.groups import build_groups, effective_lr, set_lr
+from sslcli.optimizers.groups import build_groups, effective_lr, set_lr, set_weight_decay, weight_decay_schedule
 
 RUN = RunInfo(10, 5, 2, 6, 1, DataInfo("test", 3, (8, 8), (0.5,) * 3, (0.25,) * 3))
 OPTIONS = OptimizerOptions(lr=0.1, weight_decay=0.01)
@@ -133,3 +133,36 @@ def test_set_lr_fills_a_tensor_in_place_and_takes_bare_groups() -> None:
     set_lr(optimizer, lambda step: 0.5, 0, base_lr=1.0)
     assert optimizer.param_groups[0]["lr"] is lr
     assert lr.item() == 0.5
+
+
+def test_the_weight_decay_has_the_values_of_a_table_made_by_hand() -> None:
+    """DINO's: 0.4 − 0.36·(1 + cos(π·t/6))/2, with cos 30° = 0.8660254."""
+    schedule = weight_decay_schedule(OptimizerOptions(lr=0.1, weight_decay=0.04, final_weight_decay=0.4), 6)
+    assert schedule is not None
+    table = [0.04, 0.0641154, 0.13, 0.22, 0.31, 0.3758846]
+    assert [schedule(step) for step in range(6)] == pytest.approx(table, abs=1e-7)
+    assert schedule(6) == pytest.approx(0.4)  # one step after the last
+
+
+def test_the_weight_decay_can_fall_to_nothing_and_without_a_change_there_is_no_schedule() -> None:
+    falling = weight_decay_schedule(OptimizerOptions(lr=0.1, weight_decay=0.2, final_weight_decay=0.0), 4)
+    assert falling is not None
+    assert [falling(step) for step in (0, 2, 4)] == pytest.approx([0.2, 0.1, 0.0])
+    assert weight_decay_schedule(OPTIONS, 4) is None
+    assert weight_decay_schedule(OptimizerOptions(lr=0.1, weight_decay=0.2, final_weight_decay=0.2), 4) is None
+
+
+def test_set_weight_decay_leaves_excluded_groups_at_zero() -> None:
+    optimizer = torch.optim.SGD(build_groups(Predicting(), OPTIONS), lr=0.1)
+    assert set_weight_decay(optimizer, lambda step: 0.5 / (step + 1), 1) == 0.25
+    assert [(group["excluded"], group["weight_decay"]) for group in optimizer.param_groups] == [
+        (False, 0.25),
+        (True, 0.0),
+        (False, 0.25),
+    ]
+
+
+def test_with_nothing_excluded_everything_decays() -> None:
+    """MoCo v1 and v2, SimSiam, SupCon and SwAV."""
+    options = OptimizerOptions(lr=0.1, weight_decay=0.01, exclude=())
+    assert [group["weight_decay"] for group in build_groups(Predicting(), options)] == [0.01, 0.01]

@@ -57,6 +57,59 @@ def test_a_warm_up_can_start_above_zero() -> None:
     assert values(made)[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
 
 
+def test_a_linspace_warm_up_reaches_its_base_at_its_last_step() -> None:
+    made = schedule(Constant, total=7, warmup_steps=5, warmup_start=0.2, warmup="linspace")
+    assert values(made) == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 2.0, 2.0])
+    one = schedule(Constant, total=3, warmup_steps=1, warmup_start=0.2, warmup="linspace")
+    assert values(one) == pytest.approx([0.4, 2.0, 2.0])
+    none = schedule(Constant, total=3, warmup="linspace")
+    assert values(none) == [2.0] * 3
+
+
+# As published, in runs short enough to work out by hand: SwAV 4.8 → 0.0048 from 0.3 at a batch of 4096, DINO
+# 0.0005·B/256 → 1e-6 at B = 1024, Barlow Twins and VICReg base → base/1000, solo-learn from 3e-5. cos 45° = 0.70710678.
+PUBLISHED = {
+    "swav": (
+        {"warmup": "linspace", "warmup_start_lr": 0.3, "final_lr": 0.0048, "warmup_epochs": 1},
+        (4.8, 8, 4),
+        [0.3, 1.8, 3.3, 4.8, 4.8, 4.0977592, 2.4024, 0.7070408],
+    ),
+    "dino": (
+        {"warmup": "linspace", "final_lr": 1e-6, "warmup_epochs": 1},
+        (0.002, 6, 3),
+        [0.0, 0.001, 0.002, 0.002, 0.00150025, 0.00050075],
+    ),
+    "barlow_twins": ({"final": 0.001, "warmup_epochs": 1}, (0.2, 4, 2), [0.0, 0.1, 0.2, 0.1001]),
+    "solo-learn": (
+        {"warmup": "linspace", "warmup_start_lr": 3e-5, "warmup_epochs": 1},
+        (0.3, 6, 4),
+        [3e-5, 0.10002, 0.20001, 0.3, 0.3, 0.15],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings_have_the_values_of_tables_made_by_hand(name: str) -> None:
+    options, (base, total, per_epoch), table = PUBLISHED[name]
+    assert values(schedule(Cosine, base, total, per_epoch, **options)) == pytest.approx(table, rel=1e-6, abs=1e-12)
+
+
+def test_learning_rates_stay_what_they_are_whatever_the_base() -> None:
+    for base in (0.1, 3.0):
+        made = schedule(Cosine, base, 12, 4, warmup_epochs=1, warmup_start_lr=0.03, final_lr=0.01)
+        assert (made(0), made(4), made(12)) == pytest.approx((0.03, base, 0.01))
+
+
+@pytest.mark.parametrize("key", ["warmup_start_lr", "final_lr"])
+def test_a_learning_rate_above_the_base_is_refused_and_the_base_itself_is_not(key: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"schedule\.{key}: 2\.5 is above .*optimizer\.scale_lr make, 2: lower"
+    ) as raised:
+        schedule(Cosine, warmup_epochs=1, **{key: 2.5})
+    assert "\n" not in str(raised.value)
+    schedule(Cosine, warmup_epochs=1, **{key: 2.0})
+
+
 def test_constant_stays_at_its_base() -> None:
     assert values(schedule(Constant)) == [2.0] * 12
 
@@ -89,6 +142,10 @@ def test_a_warm_up_longer_than_the_run_is_refused_and_as_long_is_not(kind: type[
     [
         (Cosine, {"warmup_epochs": 1, "warmup_steps": 3}),
         (Cosine, {"final": 1.5}),
+        (Cosine, {"final": 0.1, "final_lr": 0.1}),
+        (Cosine, {"final_lr": -0.1}),
+        (Constant, {"warmup_start": 0.1, "warmup_start_lr": 0.1}),
+        (Constant, {"warmup": "exponential"}),
         (Constant, {"warmup_epochs": -1}),
         (Milestones, {"milestones": [0.5, 1.0]}),
         (Milestones, {"factor": 0}),

@@ -38,11 +38,17 @@ def assert_same_end(first: Path, second: Path) -> None:
         ["optimizer={name: sgd, lr: 0.05, momentum: 0.9}"],
         ["optimizer={name: adamw, lr: 0.01, weight_decay: 0.1}"],
         ["optimizer={name: lars, lr: 0.3, weight_decay: 1e-4}"],
+        ["optimizer={name: lars_simclr, lr: 0.3, weight_decay: 1e-4}"],
+        ["optimizer={name: larc, lr: 0.3, weight_decay: 1e-4, exclude: []}"],
+        ["optimizer={name: adamw, lr: 0.01, weight_decay: 0.04, final_weight_decay: 0.4}"],
         ["training.accumulate=2", "training.clip={norm: 0.5}"],
         ["training.precision=bf16"],
         ["training.precision=fp16", "training.channels_last=false"],
     ],
-    ids=["sgd", "adamw", "lars", "accumulate and clip", "bf16", "fp16 with its scaler"],
+    ids=[
+        "sgd", "adamw", "lars", "lars_simclr", "larc", "a weight decay that grows", "accumulate and clip", "bf16",
+        "fp16 with its scaler",
+    ],  # fmt: skip
 )
 def test_three_steps_and_the_rest_are_one_run_in_mid_epoch(tiny, tmp_path, overrides):
     run(tiny(*overrides), tmp_path / "whole")

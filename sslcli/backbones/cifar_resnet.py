@@ -1,0 +1,111 @@
+"""The ResNets for small images: three stages of 3×3 convolutions and shortcuts without parameters.
+
+He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, https://arxiv.org/abs/1512.03385, section 4.2.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.options import Options
+
+#: Two stages halve the image: the smallest side whose last map has one pixel.
+MINIMUM_SIZE = 4
+
+
+class CIFARResNetOptions(BackboneOptions):
+    """Options of a CIFAR ResNet."""
+
+    width: int = Field(default=16, ge=1)
+    """Channels of the first stage; the others have 2 and 4 times as many."""
+    zero_init_residual: bool = True
+    """Each residual branch starts as zero: its last norm's weight is 0 at first."""
+
+
+class _Block(nn.Module):
+    """x ↦ ReLU(BN(conv(ReLU(BN(conv(x))))) + shortcut(x)); both convolutions are 3×3."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.added = stride, out_channels - channels
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + self.shortcut(x))
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """Option A of the paper: every second pixel, and zeros for the channels that x doesn't have."""
+        if self.stride == 1 and not self.added:
+            return x
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
+
+
+class CIFARResNet(Backbone):
+    """What the CIFAR ResNets share: 6n + 2 layers, of which the last, the classifier, is left out."""
+
+    Options: ClassVar[type[Options]] = CIFARResNetOptions
+    name: ClassVar[str]
+    blocks: ClassVar[int]
+
+    def __init__(self, options: CIFARResNetOptions, channels: int = 3) -> None:
+        super().__init__()
+        width = options.width
+        self.options = options
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = self._stage(width, width, stride=1)
+        self.layer2 = self._stage(width, 2 * width, stride=2)
+        self.layer3 = self._stage(2 * width, 4 * width, stride=2)
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(part, _Block) and options.zero_init_residual:
+                nn.init.zeros_(part.bn2.weight)
+        self.spec = BackboneSpec(4 * width, channels, minimum_size=MINIMUM_SIZE)
+
+    def _stage(self, channels: int, out_channels: int, stride: int) -> nn.Sequential:
+        first = _Block(channels, out_channels, stride)
+        return nn.Sequential(first, *(_Block(out_channels, out_channels, 1) for _ in range(self.blocks - 1)))
+
+    @classmethod
+    def build(cls, options: CIFARResNetOptions, channels: int, image_size: int) -> CIFARResNet:
+        if image_size < MINIMUM_SIZE:
+            raise UserError(
+                f"backbone: {cls.name} takes views of at least {MINIMUM_SIZE} pixels, not {image_size}: set views.size"
+            )
+        return cls(options, channels)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """Returns pooled features (N, 4·width) of images (N, C, H, W).
+
+        Raises:
+            UserError: if a mask is given.
+        """
+        if mask is not None:
+            raise UserError(f"backbone: {self.name} has no tokens to mask: use a backbone with tokens for masked views")
+        x = F.relu(self.bn1(self.conv1(x)))
+        return Features(pooled=self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3)))
+
+
+class CIFARResNet20(CIFARResNet):
+    """The ResNet of 20 layers for images of about 32 pixels: 64 features at width 16."""
+
+    name = "cifar_resnet20"
+    blocks = 3
+
+
+class CIFARResNet56(CIFARResNet):
+    """The ResNet of 56 layers for images of about 32 pixels: 64 features at width 16."""
+
+    name = "cifar_resnet56"
+    blocks = 9

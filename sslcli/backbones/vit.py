@@ -1,0 +1,232 @@
+"""Vision transformers for any image and patch size, with timm's parameter names.
+
+Dosovitskiy et al., *An Image is Worth 16x16 Words*, https://arxiv.org/abs/2010.11929; sizes tiny and small, Touvron et
+al. (DeiT), https://arxiv.org/abs/2012.12877; positions for other image sizes, Caron et al. (DINO),
+https://arxiv.org/abs/2104.14294; fixed sin-cos positions, Chen et al. (MoCo v3), https://arxiv.org/abs/2104.02057.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.options import Options
+from sslcli.modules.drop_path import DropPath, grow_drop_path
+
+EPS = 1e-6
+
+
+class ViTOptions(BackboneOptions):
+    """Options of a vision transformer."""
+
+    patch_size: int = Field(default=16, ge=1)
+    """Side of a patch in pixels; images must be a multiple of it."""
+    heads: int | None = Field(default=None, ge=1)
+    """Attention heads; null: 3 for tiny, 6 for small, 12 for base (MoCo v3's small has 12)."""
+    depth: int = Field(default=12, ge=1)
+    """Number of blocks."""
+    positions: Literal["learned", "sincos"] = "learned"
+    """Positional embeddings: parameters, or MoCo v3's fixed sines and cosines."""
+    pool: Literal["cls", "mean"] = "cls"
+    """The pooled features: the class token, or the mean of the patches'."""
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Probability of skipping a residual branch in training: this in the last block, growing from 0 in the first."""
+
+
+class _Attention(nn.Module):
+    """Multi-head self-attention with a bias on queries, keys and values."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, length, dim = x.shape
+        qkv = self.qkv(x).reshape(count, length, 3, self.heads, dim // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(out.transpose(1, 2).reshape(count, length, dim))
+
+
+class _MLP(nn.Module):
+    """Two linear layers with a GELU between, four times as wide inside."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class _Block(nn.Module):
+    """x ← x + attention(norm(x)); x ← x + mlp(norm(x))."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=EPS)
+        self.attn = _Attention(dim, heads)
+        self.drop_path1 = DropPath()
+        self.norm2 = nn.LayerNorm(dim, eps=EPS)
+        self.mlp = _MLP(dim)
+        self.drop_path2 = DropPath()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+class _PatchEmbedding(nn.Module):
+    """One linear projection of each patch."""
+
+    def __init__(self, channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, L, D)."""
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class ViT(Backbone):
+    """What the vision transformers share. Weights start as DINO's: truncated normal of std .02, biases 0.
+
+    Attributes:
+        patch_projection: the layer that embeds patches (MoCo v3 freezes it).
+    """
+
+    Options: ClassVar[type[Options]] = ViTOptions
+    name: ClassVar[str]
+    dim: ClassVar[int]
+    heads: ClassVar[int]
+    pos_embed: Tensor
+
+    def __init__(self, options: ViTOptions, channels: int, image_size: int) -> None:
+        super().__init__()
+        self.options = options
+        side = image_size // options.patch_size
+        self.side = side
+        self.patch_embed = _PatchEmbedding(channels, self.dim, options.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.dim))
+        if options.positions == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, self.dim))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        else:
+            self.register_buffer("pos_embed", sincos_positions(side, self.dim))
+        self.blocks = nn.Sequential(*(_Block(self.dim, options.heads or self.heads) for _ in range(options.depth)))
+        self.norm = nn.LayerNorm(self.dim, eps=EPS)
+        grow_drop_path(self, options.drop_path)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.trunc_normal_(part.weight, std=0.02)
+                nn.init.zeros_(part.bias)
+        patch = options.patch_size
+        self.spec = BackboneSpec(self.dim, channels, minimum_size=patch, size_multiple=patch, patch_size=patch)
+
+    @property
+    def patch_projection(self) -> nn.Module:
+        return self.patch_embed.proj
+
+    @classmethod
+    def build(cls, options: ViTOptions, channels: int, image_size: int) -> ViT:
+        heads = options.heads or cls.heads
+        if cls.dim % heads:
+            raise UserError(f"backbone.heads: {cls.name} has {cls.dim} dimensions, which {heads} heads cannot share")
+        if image_size % options.patch_size:
+            raise UserError(
+                f"backbone.patch_size: views of {image_size} pixels are no multiple of {options.patch_size}: change "
+                "patch_size or views.size"
+            )
+        return cls(options, channels, image_size)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """Returns pooled features (N, D), and the patches' (N, L, D) on their grid; both behind the last norm.
+
+        Args:
+            x: (N, C, H, W); sides are multiples of the patch size, and may differ from those it was built for.
+            mask: none: there is no mask token, which in every other method would be a parameter without gradient.
+
+        Raises:
+            UserError: if a mask is given, or the sides are no multiples.
+        """
+        if mask is not None:
+            raise UserError(f"backbone: {self.name} has no mask token: masked views need a backbone that has one")
+        patch = self.options.patch_size
+        if x.shape[-2] % patch or x.shape[-1] % patch:
+            raise UserError(
+                f"backbone: {self.name} takes sides in multiples of {patch}, not {x.shape[-2]}×{x.shape[-1]} pixels"
+            )
+        grid = (x.shape[-2] // patch, x.shape[-1] // patch)
+        tokens = self.patch_embed(x)
+        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        out: Tensor = self.norm(self.blocks(tokens + self.positions(*grid)))
+        patches = out[:, 1:]
+        return Features(out[:, 0] if self.options.pool == "cls" else patches.mean(dim=1), patches, grid)
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """Returns the positional embeddings (1, 1 + L, D) of a grid, interpolated where it is another than its own.
+
+        Bicubic, without antialiasing, as DINO's; as two matrix products, whose gradient is deterministic on every
+        device where that of torch's interpolation is not.
+        """
+        if (rows, columns) == (self.side, self.side):
+            return self.pos_embed
+        own = self.pos_embed[0, 1:].reshape(self.side, self.side, -1)
+        with torch.autocast(own.device.type, enabled=False):
+            down, across = (bicubic_matrix(self.side, size, own) for size in (rows, columns))
+            resized = torch.einsum("rh,cw,hwd->rcd", down, across, own)
+        return torch.cat([self.pos_embed[:, :1], resized.reshape(1, rows * columns, -1)], dim=1)
+
+
+def bicubic_matrix(size: int, new_size: int, like: Tensor) -> Tensor:
+    """Returns the (new_size, size) matrix that interpolates along one axis as `F.interpolate(mode="bicubic")` does."""
+    unit = torch.eye(size, dtype=like.dtype, device=like.device).reshape(1, size, size, 1)
+    rows = F.interpolate(unit, size=(new_size, 1), mode="bicubic", align_corners=False)
+    return rows.reshape(size, new_size).T
+
+
+def sincos_positions(side: int, dim: int) -> Tensor:
+    """Returns fixed positions (1, 1 + side², D): sin and cos of the column, then of the row; 0 for the class token.
+
+    The frequencies are 10000^(−4i/D), i < D/4: MoCo v3, https://arxiv.org/abs/2104.02057. D must be a multiple of 4.
+    """
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    rows = angles[:, None].expand(side, side, -1).reshape(side * side, -1)
+    columns = angles[None].expand(side, side, -1).reshape(side * side, -1)
+    grid = torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()], dim=1)
+    return torch.cat([torch.zeros(1, dim, dtype=torch.float64), grid]).float()[None]
+
+
+class ViTTiny(ViT):
+    """ViT-tiny: 192 features, 3 heads, 12 blocks."""
+
+    name = "vit_tiny"
+    dim = 192
+    heads = 3
+
+
+class ViTSmall(ViT):
+    """ViT-small: 384 features, 6 heads, 12 blocks."""
+
+    name = "vit_small"
+    dim = 384
+    heads = 6
+
+
+class ViTBase(ViT):
+    """ViT-base: 768 features, 12 heads, 12 blocks."""
+
+    name = "vit_base"
+    dim = 768
+    heads = 12

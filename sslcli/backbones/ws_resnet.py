@@ -1,0 +1,114 @@
+"""ResNets whose features don't depend on the batch: group norm, and convolutions with standardised weights.
+
+Qiao, Wang, Liu, Shen, Yuille, *Micro-Batch Training with Batch-Channel Normalization and Weight Standardization*,
+https://arxiv.org/abs/1903.10520; group norm: Wu, He, https://arxiv.org/abs/1803.08494.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torchvision.models import resnet
+
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.options import Options
+
+from .resnet import ResidualBackbone, ResidualNetwork, ResidualOptions
+
+#: Added to the variance of the weights.
+EPS = 1e-5
+
+
+class WSResNetOptions(ResidualOptions):
+    """Options of a ResNet with group norm and weight standardisation."""
+
+    norm_groups: int = Field(default=32, ge=1)
+    """Groups of each group norm; `width` must be a multiple of it."""
+
+
+class StandardisedConv2d(nn.Conv2d):
+    """A convolution whose every filter is brought to mean 0 and variance 1 before use: Ŵ = (W − μ)/√(σ² + ε).
+
+    μ and σ² (biased) are taken over a filter's inputs and pixels, in float32 whatever the autocast; the gradient goes
+    through them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args:
+        x: (N, C, H, W).
+        """
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
+        return self._conv_forward(x, (self.weight - mean) * torch.rsqrt(variance + EPS), self.bias)
+
+
+def standardise_convolutions(module: nn.Module) -> None:
+    """Turns every plain `Conv2d` within a module into a `StandardisedConv2d`, with the same parameters."""
+    for part in module.modules():
+        if type(part) is nn.Conv2d:
+            part.__class__ = StandardisedConv2d
+
+
+class WSResNet(ResidualBackbone):
+    """A ResNet with group norm and weight standardisation."""
+
+    Options: ClassVar[type[Options]] = WSResNetOptions
+
+    @classmethod
+    def build(cls, options: Any, channels: int, image_size: int) -> ResidualBackbone:
+        if options.width % options.norm_groups:
+            raise UserError(
+                f"backbone.width: {cls.name} normalises in {options.norm_groups} groups, and {options.width} is no "
+                "multiple of it: change width or norm_groups"
+            )
+        return super().build(options, channels, image_size)
+
+    def make_network(self, options: Any, channels: int) -> ResidualNetwork:
+        """Builds torchvision's ResNet and exchanges norms and convolutions; the names stay."""
+        norm = functools.partial(nn.GroupNorm, options.norm_groups)
+        network = ResidualNetwork(self.block, self.layers, options, channels, norm)
+        standardise_convolutions(network)
+        return network
+
+
+class WSResNet18(WSResNet):
+    """ResNet-18 with group norm and weight standardisation: 512 features at width 64."""
+
+    name = "ws_resnet18"
+    block = resnet.BasicBlock
+    layers = (2, 2, 2, 2)
+
+
+class WSResNet34(WSResNet):
+    """ResNet-34 with group norm and weight standardisation: 512 features at width 64."""
+
+    name = "ws_resnet34"
+    block = resnet.BasicBlock
+    layers = (3, 4, 6, 3)
+
+
+class WSResNet50(WSResNet):
+    """ResNet-50 with group norm and weight standardisation: 2048 features at width 64."""
+
+    name = "ws_resnet50"
+    block = resnet.Bottleneck
+    layers = (3, 4, 6, 3)
+
+
+class WSResNet101(WSResNet):
+    """ResNet-101 with group norm and weight standardisation: 2048 features at width 64."""
+
+    name = "ws_resnet101"
+    block = resnet.Bottleneck
+    layers = (3, 4, 23, 3)
+
+
+class WSResNet152(WSResNet):
+    """ResNet-152 with group norm and weight standardisation: 2048 features at width 64."""
+
+    name = "ws_resnet152"
+    block = resnet.Bottleneck
+    layers = (3, 8, 36, 3)

@@ -1,0 +1,146 @@
+"""Every backbone there is, bare names and providers' alike: features as its spec says, and a way to a file and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import regnet
+
+from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneProvider
+from sslcli.contracts.errors import UserError
+from sslcli.plugins import find, load, load_found
+
+
+def names() -> list[str]:
+    found = []
+    for plugin in find("backbones"):
+        if plugin.package == "sslcli":
+            cls: Any = load_found(plugin)
+            many = cls.names() if issubclass(cls, BackboneProvider) else None
+            found += [plugin.name] if many is None else [f"{plugin.name}/{name}" for name in many]
+    return found
+
+
+NAMES = names()
+#: One of each family, the smallest; all others are run in full by the slow tests.
+REPRESENTATIVES = [
+    "resnet18", "ws_resnet18", "cifar_resnet20", "vit_tiny", "torchvision/alexnet", "torchvision/convnext_tiny",
+    "torchvision/densenet121", "torchvision/efficientnet_b0", "torchvision/googlenet", "torchvision/inception_v3",
+    "torchvision/maxvit_t", "torchvision/mnasnet0_5", "torchvision/mobilenet_v2", "torchvision/mobilenet_v3_small",
+    "torchvision/regnet_y_400mf", "torchvision/resnet18", "torchvision/shufflenet_v2_x0_5",
+    "torchvision/squeezenet1_1", "torchvision/swin_t", "torchvision/vgg11_bn", "torchvision/vit_b_32",
+]  # fmt: skip
+OTHERS = [name for name in NAMES if name not in REPRESENTATIVES]
+#: Where the smallest image that it takes can only be asked with an image at hand.
+SIZES = {"torchvision/maxvit_t": 224, "torchvision/inception_v3": 75, "torchvision/alexnet": 63}
+
+
+def size_of(name: str) -> int:
+    """The smallest side that a backbone takes, from 32 on."""
+    if name.startswith("torchvision/vit_"):
+        patch = int(name.rpartition("_")[2])
+        return patch * -(-32 // patch)
+    return SIZES.get(name, 32)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules made in here have shapes and no weights. (RegNet reckons its widths with tensors: those are real.)"""
+    original = regnet.BlockParams.from_init_params.__func__
+
+    def on_cpu(cls: Any, *arguments: Any, **options: Any) -> Any:
+        with torch.device("cpu"):
+            return original(cls, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+        patch.setattr(regnet.BlockParams, "from_init_params", classmethod(on_cpu))
+        yield
+
+
+def build(name: str, channels: int = 3, **options: Any) -> Backbone:
+    cls: type[Backbone] = load("backbones", name)
+    return cls.build(cls.Options.parse(options), channels, size_of(name))
+
+
+def check(name: str) -> None:
+    torch.manual_seed(0)
+    backbone, size = build(name), size_of(name)
+    assert backbone.spec.minimum_size <= size
+    x = torch.randn(2, 3, size, size)
+    backbone.train()(x).pooled.square().sum().backward()
+    backbone.eval()
+    with torch.no_grad():
+        expected = backbone(x).pooled
+    assert expected.shape == (2, backbone.spec.feature_dim)
+    assert torch.isfinite(expected).all()
+    state, lines = backbone.export_state()
+    again = build(name).eval()
+    again.import_state(dict(state))
+    with torch.no_grad():
+        assert torch.equal(again(x).pooled, expected)
+        again.load_state_dict(dict(backbone.state_dict()), strict=True)
+        if lines:
+            scope: dict[str, Any] = {"state": dict(state)}
+            exec(lines, scope)
+            assert torch.equal(scope["model"].eval()(x), expected)
+
+
+def test_there_are_the_bare_names_and_all_of_torchvision_s() -> None:
+    assert set(REPRESENTATIVES) <= set(NAMES)
+    assert len(OTHERS) > 60
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_features_have_the_dimension_that_the_spec_says(name: str) -> None:
+    with without_memory():
+        backbone, size = build(name), size_of(name)
+        found = backbone.train()(torch.empty(2, 3, size, size))
+    assert found.pooled.shape == (2, backbone.spec.feature_dim)
+    assert found.pooled.is_meta
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVES)
+def test_a_batch_goes_through_and_what_is_exported_loads(name: str) -> None:
+    check(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_batch_goes_through_the_others_too(name: str) -> None:
+    check(name)
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVES)
+def test_every_family_takes_greyscale_and_five_channels(name: str) -> None:
+    for channels in (1, 5):
+        with without_memory():
+            backbone, size = build(name, channels), size_of(name)
+            found = backbone.train()(torch.empty(2, channels, size, size))
+        assert found.pooled.shape == (2, backbone.spec.feature_dim)
+        assert backbone.spec.channels == channels
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVES)
+def test_views_below_the_minimum_are_refused_with_the_size_to_set(name: str) -> None:
+    with without_memory():
+        cls: type[Backbone] = load("backbones", name)
+        with pytest.raises(UserError, match=r"views") as caught:
+            cls.build(cls.Options(), 3, min(size_of(name) - 1, 3) if name.startswith("cifar") else size_of(name) - 1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVES)
+def test_every_backbone_can_start_from_a_file(name: str) -> None:
+    assert issubclass(load("backbones", name).Options, BackboneOptions)
+
+
+@pytest.mark.parametrize("name", ["torchvision/vgg11_bn", "torchvision/mobilenet_v3_small", "torchvision/googlenet"])
+def test_no_layer_of_the_classifier_is_left(name: str) -> None:
+    with without_memory():
+        backbone = build(name)
+    assert not any(isinstance(part, nn.Linear | nn.Dropout) for part in backbone.modules())

@@ -1,0 +1,169 @@
+"""What holds for every optimizer of the project: frozen parameters, skipped steps, decay that changes, no waiting."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sslcli.contracts.optimizer import OptimizerPlugin
+from sslcli.optimizers.groups import set_lr, set_weight_decay
+from sslcli.plugins import find, load
+
+NAMES = sorted(plugin.name for plugin in find("optimizers") if plugin.package == "sslcli")
+EVERY = pytest.mark.parametrize("name", NAMES)
+
+
+def build(
+    name: str, device: str = "cpu", weight_decay: float = 0.1, tensors: list[nn.Parameter] | None = None
+) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+    """Three tensors that decay and two that are excluded, and their optimizer."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 3, 3, 3), (5, 4), (3, 3), (6,), (4,)]
+    if tensors is None:
+        tensors = [nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in shapes]
+    cls: type[OptimizerPlugin] = load("optimizers", f"sslcli:{name}")
+    options = cls.Options.parse({"lr": 0.1, "weight_decay": weight_decay})
+    groups: list[dict[str, Any]] = [
+        {"params": tensors[:3], "excluded": False, "lr": 0.1, "weight_decay": weight_decay},
+        {"params": tensors[3:], "excluded": True, "lr": 0.1, "weight_decay": 0.0},
+    ]
+    return tensors, cls.build(groups, options)
+
+
+def give_gradients(parameters: list[nn.Parameter], step: int, without: tuple[int, ...] = ()) -> None:
+    generator = torch.Generator().manual_seed(100 + step)
+    for place, parameter in enumerate(parameters):
+        gradient = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+        parameter.grad = None if place in without else gradient
+
+
+def snapshot(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, dict[str, Any]]]:
+    return [(p.detach().clone(), copy.deepcopy(dict(optimizer.state[p]))) for p in parameters]
+
+
+def same(first: tuple[Tensor, dict[str, Any]], second: tuple[Tensor, dict[str, Any]]) -> bool:
+    if not torch.equal(first[0], second[0]) or first[1].keys() != second[1].keys():
+        return False
+    return all(bool(torch.as_tensor(first[1][key] == second[1][key]).all()) for key in first[1])
+
+
+def test_these_are_the_optimizers_of_the_first_generation() -> None:
+    assert NAMES == ["adam", "adamw", "larc", "lars", "lars_simclr", "sgd"]
+
+
+@EVERY
+@pytest.mark.parametrize("without", [(1,), (3,), (0, 1, 2), (3, 4), (0, 1, 2, 3, 4)], ids=str)
+@pytest.mark.parametrize("first", [True, False], ids=["from the start", "later"])
+def test_a_parameter_whose_gradient_is_none_neither_decays_nor_moves_on(
+    name: str, without: tuple[int, ...], first: bool
+) -> None:
+    """SwAV's frozen prototypes and DINO's frozen last layer rely on it; the rest of the group goes on."""
+    parameters, optimizer = build(name)
+    if not first:
+        give_gradients(parameters, 0)
+        optimizer.step()
+    before = snapshot(parameters, optimizer)
+    give_gradients(parameters, 1, without)
+    optimizer.step()
+    after = snapshot(parameters, optimizer)
+    assert [place for place in range(5) if same(before[place], after[place])] == list(without)
+
+
+@EVERY
+def test_a_parameter_that_was_frozen_at_first_starts_as_if_it_were_new(name: str) -> None:
+    parameters, optimizer = build(name)
+    fresh, other = build(name)
+    for step in range(2):
+        give_gradients(parameters, step, without=(1,))
+        optimizer.step()
+    for given in (parameters, fresh):
+        give_gradients(given, 2)
+    optimizer.step()
+    other.step()
+    torch.testing.assert_close(parameters[1], fresh[1])
+
+
+@EVERY
+@pytest.mark.parametrize("skipped", [1, 3])
+def test_steps_that_the_grad_scaler_skips_leave_no_trace(name: str, skipped: int) -> None:
+    parameters, optimizer = build(name)
+    fresh, other = build(name)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for step in range(skipped + 2):
+        give_gradients(parameters, step)
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad *= scaler.get_scale() if step >= skipped else torch.inf
+        scaler.scale(torch.zeros(()))  # as the loop does; makes the scale
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    for step in range(skipped, skipped + 2):
+        give_gradients(fresh, step)
+        other.step()
+    for a, b in zip(parameters, fresh, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@EVERY
+def test_a_weight_decay_set_before_each_step_is_the_one_that_the_step_has(name: str) -> None:
+    """Against an optimizer built anew with that decay, and given the old one's state, for each step."""
+    decays = [0.04, 0.1, 0.4]
+    parameters, optimizer = build(name)
+    others, _ = build(name)
+    state: dict[Any, Any] = {}
+    for step, decay in enumerate(decays):
+        assert set_weight_decay(optimizer, decays.__getitem__, step) == decay
+        give_gradients(parameters, step)
+        optimizer.step()
+        _, anew = build(name, weight_decay=decay, tensors=others)
+        if state:
+            anew.load_state_dict({"state": state, "param_groups": anew.state_dict()["param_groups"]})
+        give_gradients(others, step)
+        anew.step()
+        state = copy.deepcopy(anew.state_dict()["state"])
+    for a, b in zip(parameters, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.4, 0.0]
+
+
+@EVERY
+def test_one_step_of_lr_0_from_the_start_moves_nothing(name: str) -> None:
+    """The first step of a warm-up from 0, zero-norm weights among the others."""
+    parameters, optimizer = build(name)
+    with torch.no_grad():
+        parameters[2].zero_()
+    before = [parameter.detach().clone() for parameter in parameters]
+    set_lr(optimizer, lambda step: 0.0, 0, base_lr=0.1)
+    give_gradients(parameters, 0)
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+    set_lr(optimizer, lambda step: 0.1, 1, base_lr=0.1)
+    give_gradients(parameters, 1)
+    optimizer.step()
+    assert all(parameter.isfinite().all() for parameter in parameters)
+    assert not any(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+
+
+@EVERY
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_step_on_cuda_never_waits_for_the_device_and_is_the_cpu_s(name: str) -> None:
+    parameters, optimizer = build(name, "cuda")
+    on_cpu, reference = build(name)
+    for step in range(3):
+        give_gradients(parameters, step)
+        give_gradients(on_cpu, step)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        reference.step()
+    for a, b in zip(parameters, on_cpu, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-6)
