@@ -124,6 +124,10 @@ class ResidualBackbone(Backbone):
             raise UserError(f"backbone: {self.name} has no tokens to mask: use a backbone with tokens for masked views")
         return Features(pooled=self.network(x))
 
+    def export_state(self) -> tuple[dict[str, Tensor], str]:
+        """Returns the weights under torchvision's names, and no lines: torchvision has no such model."""
+        return dict(self.network.state_dict()), ""
+
     def import_state(self, state: dict[str, Tensor]) -> None:
         self.network.load_state_dict(state, strict=True)
 

@@ -4,7 +4,7 @@ of views."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ def sup_con(
     for name, value in (("temperature", temperature), ("base temperature", base_temperature)):
         if not isinstance(value, Tensor) and not value > 0:
             raise ValueError(f"the {name} must be positive, not {value}")
-    if contrast not in get_args(Contrast):
+    if contrast not in ("all", "one"):
         raise ValueError(f"contrast must be 'all' or 'one', not {contrast!r}")
     images, views = z.shape[:2]
     with torch.autocast(z.device.type, enabled=False):

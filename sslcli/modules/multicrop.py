@@ -7,7 +7,6 @@ cost little.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -50,7 +49,8 @@ def by_resolution(network: Callable[[Tensor], Tensor], images: Sequence[Tensor])
         one (N, D) for each view, in order.
     """
     results: list[Tensor] = []
-    for _, stretch in groupby(images, key=lambda image: image.shape[-2:]):
+    # Views are square; a whole shape as the key is no constant to the torch.compile of torch 2.6.
+    for _, stretch in groupby(images, key=lambda image: image.shape[-1]):
         same = list(stretch)
         joined = same[0] if len(same) == 1 else torch.cat(same)
         results += network(joined).chunk(len(same))

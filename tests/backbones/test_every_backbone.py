@@ -67,14 +67,21 @@ def build(name: str, channels: int = 3, **options: Any) -> Backbone:
     return cls.build(cls.Options.parse(options), channels, size_of(name))
 
 
+@contextmanager
+def without_initialisation() -> Iterator[None]:
+    """Weights made in here are whatever lies in memory: they are to be loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        for function in [name for name in vars(nn.init) if name.endswith("_") and not name.startswith("_")]:
+            patch.setattr(nn.init, function, lambda tensor, *arguments, **options: tensor)
+        yield
+
+
 def check(name: str) -> None:
     torch.manual_seed(0)
-    backbone, size = build(name), size_of(name)
+    backbone, size = build(name).eval(), size_of(name)
     assert backbone.spec.minimum_size <= size
     x = torch.randn(2, 3, size, size)
-    backbone.train()(x).pooled.square().sum().backward()
-    backbone.eval()
-    with torch.no_grad():
+    with torch.no_grad(), without_initialisation():
         expected = backbone(x).pooled
     assert expected.shape == (2, backbone.spec.feature_dim)
     assert torch.isfinite(expected).all()
@@ -115,14 +122,35 @@ def test_a_batch_goes_through_the_others_too(name: str) -> None:
     check(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REPRESENTATIVES)
-def test_every_family_takes_greyscale_and_five_channels(name: str) -> None:
+def test_gradients_reach_every_weight_in_training_mode(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = build(name, **({"zero_init_residual": False} if "resnet" in name else {}))
+    backbone.train()(torch.randn(4, 3, size_of(name), size_of(name))).pooled.square().sum().backward()
+    for key, parameter in backbone.named_parameters():
+        assert parameter.grad is not None, key
+        assert torch.isfinite(parameter.grad).all(), key
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVES)
+def test_the_first_convolution_takes_the_channels_asked_for(name: str) -> None:
     for channels in (1, 5):
         with without_memory():
-            backbone, size = build(name, channels), size_of(name)
-            found = backbone.train()(torch.empty(2, channels, size, size))
-        assert found.pooled.shape == (2, backbone.spec.feature_dim)
-        assert backbone.spec.channels == channels
+            backbone = build(name, channels)
+        first = next(part for part in backbone.modules() if isinstance(part, nn.Conv2d))
+        assert (first.in_channels, backbone.spec.channels) == (channels, channels)
+
+
+@pytest.mark.parametrize("name", ["torchvision/vit_b_32", "torchvision/squeezenet1_1", "torchvision/swin_t"])
+def test_greyscale_goes_through_and_its_lines_build_the_same_model(name: str) -> None:
+    with without_memory():
+        backbone = build(name, 1)
+        state, lines = backbone.export_state()
+        scope: dict[str, Any] = {"state": state}
+        exec(lines, scope)
+        found = scope["model"](torch.empty(2, 1, size_of(name), size_of(name)))
+    assert found.shape == (2, backbone.spec.feature_dim)
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)

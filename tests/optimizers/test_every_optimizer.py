@@ -150,6 +150,19 @@ def test_one_step_of_lr_0_from_the_start_moves_nothing(name: str) -> None:
 
 
 @EVERY
+@pytest.mark.parametrize("tensor_lr", [False, True])
+def test_a_step_asks_the_device_for_no_value(name: str, tensor_lr: bool) -> None:
+    """Tensors without values, on the device `meta`, raise when one is asked for."""
+    parameters, optimizer = build(name, "meta")
+    if tensor_lr and name in ("larc", "lars", "lars_simclr"):
+        for group in optimizer.param_groups:
+            group["lr"] = torch.empty((), device="meta")
+    for step in range(2):
+        give_gradients(parameters, step)
+        optimizer.step()
+
+
+@EVERY
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_step_on_cuda_never_waits_for_the_device_and_is_the_cpu_s(name: str) -> None:

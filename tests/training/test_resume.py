@@ -46,9 +46,16 @@ def assert_same_end(first: Path, second: Path) -> None:
         ["training.precision=fp16", "training.channels_last=false"],
     ],
     ids=[
-        "sgd", "adamw", "lars", "lars_simclr", "larc", "a weight decay that grows", "accumulate and clip", "bf16",
+        "sgd",
+        "adamw",
+        "lars",
+        "lars_simclr",
+        "larc",
+        "a weight decay that grows",
+        "accumulate and clip",
+        "bf16",
         "fp16 with its scaler",
-    ],  # fmt: skip
+    ],
 )
 def test_three_steps_and_the_rest_are_one_run_in_mid_epoch(tiny, tmp_path, overrides):
     run(tiny(*overrides), tmp_path / "whole")
