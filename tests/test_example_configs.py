@@ -34,6 +34,8 @@ def reductions(config: RunConfig) -> Iterator[str]:
     backbone = config.backbone.options.plain()
     if "width" in backbone:
         yield "backbone.width=4"
+    if "stem" in backbone:
+        yield "backbone.stem=small"  # local views are smaller than the other one takes
     if "depth" in backbone:
         yield "backbone.depth=1"
     yield from _heads("method", config.method.options.plain())

@@ -7,6 +7,7 @@ cost little.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -49,9 +50,10 @@ def by_resolution(network: Callable[[Tensor], Tensor], images: Sequence[Tensor])
         one (N, D) for each view, in order.
     """
     results: list[Tensor] = []
-    # Views are square; a whole shape as the key is no constant to the torch.compile of torch 2.6.
-    for _, stretch in groupby(images, key=lambda image: image.shape[-1]):
-        same = list(stretch)
-        joined = same[0] if len(same) == 1 else torch.cat(same)
-        results += network(joined).chunk(len(same))
+    while len(results) < len(images):
+        # A plain comparison of sides: a group by shapes is nothing that every torch.compile can follow.
+        rest = images[len(results) :]
+        count = next((n for n, image in enumerate(rest) if image.shape[-1] != rest[0].shape[-1]), len(rest))
+        joined = rest[0] if count == 1 else torch.cat(list(rest[:count]))
+        results += network(joined).chunk(count)
     return results

@@ -83,8 +83,8 @@ class LARC(LayerwiseSGD):
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, direction)
         if group["nesterov"]:
-            update = torch._foreach_add(direction, buffers, alpha=group["momentum"])
-            add_all(parameters, update, -group["lr"])
+            add_all(parameters, direction, -group["lr"])
+            add_all(parameters, buffers, -group["lr"] * group["momentum"])
         else:
             add_all(parameters, buffers, -group["lr"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def test_swav_prototypes_are_frozen_for_epochs_or_steps(options: dict[str, Any],
     moved = []
     for _ in descend(method, 0, 7):
         moved.append(method.prototypes.weight.detach().clone())
-    changed = [not torch.equal(a, b) for a, b in zip(moved, moved[1:], strict=False)]
+    changed = [not torch.equal(a, b) for a, b in pairwise(moved)]
     assert changed == [False] * steps + [True] * (6 - steps)
 
 
