@@ -7,7 +7,6 @@ cost little.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -53,7 +52,8 @@ def by_resolution(network: Callable[[Tensor], Tensor], images: Sequence[Tensor])
     while len(results) < len(images):
         # A plain comparison of sides: a group by shapes is nothing that every torch.compile can follow.
         rest = images[len(results) :]
-        count = next((n for n, image in enumerate(rest) if image.shape[-1] != rest[0].shape[-1]), len(rest))
+        others = [place for place, image in enumerate(rest) if image.shape[-1] != rest[0].shape[-1]]
+        count = others[0] if others else len(rest)
         joined = rest[0] if count == 1 else torch.cat(list(rest[:count]))
         results += network(joined).chunk(count)
     return results

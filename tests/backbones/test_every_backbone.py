@@ -36,6 +36,9 @@ REPRESENTATIVES = [
     "torchvision/squeezenet1_1", "torchvision/swin_t", "torchvision/vgg11_bn", "torchvision/vit_b_32",
 ]  # fmt: skip
 OTHERS = [name for name in NAMES if name not in REPRESENTATIVES]
+#: Of those, what takes seconds to fill or to run; without memory it runs always.
+HEAVY = {f"torchvision/{name}" for name in ("convnext_tiny", "maxvit_t", "swin_t", "vgg11_bn", "vit_b_32")}
+LIGHT = [name for name in REPRESENTATIVES if name not in HEAVY]
 #: Where the smallest image that it takes can only be asked with an image at hand.
 SIZES = {"torchvision/maxvit_t": 224, "torchvision/inception_v3": 75, "torchvision/alexnet": 63}
 
@@ -103,7 +106,14 @@ def test_there_are_the_bare_names_and_all_of_torchvision_s() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_features_have_the_dimension_that_the_spec_says(name: str) -> None:
+def test_every_one_is_built_without_a_classifier(name: str) -> None:
+    with without_memory():
+        backbone = build(name)
+    assert backbone.spec.feature_dim > 0
+    assert not [key for key, parameter in backbone.named_parameters() if 1000 in parameter.shape]
+
+
+def check_dimension(name: str) -> None:
     with without_memory():
         backbone, size = build(name), size_of(name)
         found = backbone.train()(torch.empty(2, 3, size, size))
@@ -112,14 +122,36 @@ def test_the_features_have_the_dimension_that_the_spec_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)
+def test_the_features_have_the_dimension_that_the_spec_says(name: str) -> None:
+    check_dimension(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_features_of_the_others_have_it_too(name: str) -> None:
+    check_dimension(name)
+
+
+@pytest.mark.parametrize("name", LIGHT)
 def test_a_batch_goes_through_and_what_is_exported_loads(name: str) -> None:
     check(name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", sorted({*OTHERS, *HEAVY}))
 def test_a_batch_goes_through_the_others_too(name: str) -> None:
     check(name)
+
+
+@pytest.mark.parametrize("name", sorted(HEAVY))
+def test_the_lines_build_a_model_of_the_exported_names_and_shapes(name: str) -> None:
+    with without_memory():
+        state, lines = build(name).export_state()
+        scope: dict[str, Any] = {"state": state}
+        exec(lines, scope)
+    assert {key: value.shape for key, value in scope["model"].state_dict().items()} == {
+        key: value.shape for key, value in state.items()
+    }
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounter
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.data import DataInfo
@@ -116,8 +115,8 @@ def test_swav_training_makes_views_agree_since_the_minus_is_there() -> None:
     for _ in descend(method, 0, 40, lr=0.5):
         pass
     after = method(batch(seed=99))
-    assert after.loss < before.loss - 0.2
-    assert after.metrics["pos_cos"] - after.metrics["neg_cos"] > before.metrics["pos_cos"] - before.metrics["neg_cos"]
+    assert 0 < after.loss < before.loss - 0.2
+    assert after.metrics["pos_cos"] > before.metrics["pos_cos"]
 
 
 def test_swav_backbone_sees_one_resolution_at_a_time_and_the_head_all_views() -> None:
@@ -344,6 +343,8 @@ def test_swav_runs_with_its_own_defaults(tiny: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_swav_multi_crop_with_a_queue_is_one_graph_that_serves_every_step() -> None:
+    from torch._dynamo.testing import CompileCounter  # slow to import, and processes below import this file
+
     method, graphs = build(queue_size=16, queue_start_epoch=0), CompileCounter()
     method.compile(fullgraph=True, dynamic=False, backend=graphs)
     for _ in descend(method, 0, 5):
