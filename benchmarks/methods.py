@@ -42,10 +42,14 @@ COMMON: dict[str, Any] = {
     },
 }
 ADAMW = {"name": "adamw", "lr": 2e-3, "weight_decay": 1e-4}
-#: What so short a run needs: a learning rate that moves in a few hundred steps, and heads no wider than the features
-#: are worth.
+NARROW = {"method.projector.hidden_dim": 512, "method.projector.output_dim": 128}
+QUEUE = {"method.queue_size": 2048, "method.symmetric": False, "method.momentum": 0.99}
+#: What so short a run needs: a learning rate that moves in a few hundred steps, momentum encoders that follow within
+#: them, and heads and queues no larger than 5,000 images are worth.
 SETTINGS: dict[str, dict[str, Any]] = {
     "simclr": {"method.temperature": 0.2, "optimizer": ADAMW},
+    "simclr_v2": {"method.temperature": 0.2, "method.projector.hidden_dim": 512, "optimizer": ADAMW},
+    "supcon": {**NARROW, "method.temperature": 0.1, "optimizer": ADAMW},
     "simsiam": {
         "method.projector.hidden_dim": 512,
         "method.projector.output_dim": 512,
@@ -57,6 +61,28 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "method.predictor.hidden_dim": 512,
         "optimizer": ADAMW,
     },
+    "moco_v1": {**QUEUE, "method.temperature": 0.2, "optimizer": ADAMW},
+    "moco_v2": {**QUEUE, **NARROW, "optimizer": ADAMW},
+    "eqco": {**QUEUE, **NARROW, "method.queue_size": 256, "method.alpha": 2048, "optimizer": ADAMW},
+    "moco_v3": {**NARROW, "method.predictor.hidden_dim": 512, "optimizer": ADAMW},
+    "swav": {
+        **NARROW,
+        "method.prototypes": 300,
+        "method.frozen_epochs": 0.25,
+        "method.queue_size": 1024,
+        "method.queue_start_epoch": 1,
+        "optimizer": ADAMW,
+    },
+    "dino": {
+        "method.head.hidden_dim": 512,
+        "method.head.bottleneck_dim": 128,
+        "method.head.prototypes": 1024,
+        "method.momentum": 0.98,
+        "method.freeze_last_layer_epochs": 0.25,
+        "optimizer": ADAMW,
+    },
+    "barlow_twins": {**NARROW, "method.projector.output_dim": 512, "optimizer": ADAMW},
+    "vicreg": {**NARROW, "method.projector.output_dim": 512, "optimizer": ADAMW},
 }
 
 

@@ -9,7 +9,7 @@ from sslcli.contracts.options import Options
 #: What options of these names are set to, wherever a plugin has them: enough to run, quick.
 SMALL: dict[str, Any] = {
     "hidden_dim": 32, "output_dim": 16, "bottleneck_dim": 16, "prototypes": 24, "queue_size": 32, "width": 8,
-    "norm_groups": 4,
+    "norm_groups": 4, "depth": 2,
 }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def published_state(name: str) -> dict[str, Tensor]:
         state = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
     except Exception as error:  # whatever the network, the disk or the reader says
         reason = " ".join(str(error).split())[:200]
-        todo = "remove it" if file.is_file() else f"put {file.name} into {cache}"
+        todo = f"remove {file}" if file.is_file() else f"put {file.name} into {cache}"
         raise UserError(
             f"backbone.pretrained: torchvision's weights of {name} cannot be had ({reason}): {todo}, or start without"
         ) from error

@@ -91,9 +91,12 @@ def _check(groups: list[str], as_json: bool) -> int:
 
 
 def _describe(group: str, name: str, as_json: bool) -> None:
-    from ..plugins import choose, load
+    from ..plugins import choose, load, load_found
 
     plugin = choose(group, name.partition("/")[0])
+    if "/" not in name and hasattr(provider := load_found(plugin), "names"):
+        _list_members(name, provider, as_json)
+        return
     cls = load(group, name)
     rows = option_rows(cls.Options)
     paper = getattr(cls, "paper", "")
@@ -110,6 +113,12 @@ def _describe(group: str, name: str, as_json: bool) -> None:
         print(f"  {row['name']}: {row['type']} {default}")
         if row["help"]:
             print(textwrap.fill(row["help"], 100, initial_indent="      ", subsequent_indent="      "))
+
+
+def _list_members(name: str, provider: Any, as_json: bool) -> None:
+    """What a provider of many has, each as a config names it."""
+    members = [f"{name}/{member}" for member in sorted(provider.names())]
+    print(json.dumps(members, indent=2) if as_json else "\n".join(members))
 
 
 def _help(cls: type) -> str:

@@ -25,7 +25,8 @@ class OptimizerOptions(Options):
     final_weight_decay: float | None = Field(default=None, ge=0)
     """Half a cosine over the run takes the weight decay there, step by step; null: it stays."""
     exclude: tuple[Role, ...] = ("norm", "bias", "embedding")
-    """Roles of parameters that get no weight decay (and, with LARS and LARC, no trust ratio); [] excludes none."""
+    """Roles of parameters that get no weight decay (and, with LARS and LARC, no trust ratio); MoCo v1 and v2, SimSiam,
+    SupCon and SwAV exclude none: []."""
     scale_lr: Literal["batch/256", "sqrt", "none"] = "none"
     """The learning rate used is lr × batch_size / 256, lr × √batch_size, or lr itself."""
 

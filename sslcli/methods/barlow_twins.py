@@ -92,5 +92,5 @@ class BarlowTwins(Method):
         on_diagonal, off_diagonal = barlow_twins_terms(z, pairs)
         loss = self.options.scale * (on_diagonal + self.options.lambda_ * off_diagonal)
         metrics = {"on_diagonal": on_diagonal.detach(), "off_diagonal": off_diagonal.detach()}
-        metrics |= prediction_cosines(*((z[a], z[b]) for a, b in pairs))
-        return Step(loss=loss, metrics=metrics, features=h[0].detach())
+        cosines = prediction_cosines(*[(z[a], z[b]) for a, b in pairs])
+        return Step(loss=loss, metrics={**metrics, **cosines}, features=h[0].detach())

@@ -29,7 +29,7 @@ class SupConOptions(MethodOptions):
     temperature: float = Field(default=0.1, gt=0)
     """Divides the cosines in the loss."""
     base_temperature: float = Field(default=0.07, gt=0)
-    """The loss is multiplied by temperature / base_temperature, which acts on the learning rate alone."""
+    """The loss is multiplied by temperature / base_temperature; nothing else depends on it."""
     contrast: Contrast = "all"
     """Which embeddings are anchors: `all`, or `one` view's, the first; they are compared with all views' either way."""
     projector: ProjectorOptions = Field(default_factory=ProjectorOptions)

@@ -92,5 +92,5 @@ class VICReg(Method):
         loss = options.invariance * invariance + options.variance * variance + options.covariance * covariance
         terms = {"invariance": invariance, "variance": variance, "covariance": covariance}
         metrics = {name: term.detach() for name, term in terms.items()}
-        metrics |= prediction_cosines(*((z[a], z[b]) for a, b in pairs))
-        return Step(loss=loss, metrics=metrics, features=h[0].detach())
+        cosines = prediction_cosines(*[(z[a], z[b]) for a, b in pairs])
+        return Step(loss=loss, metrics={**metrics, **cosines}, features=h[0].detach())

@@ -31,7 +31,7 @@ class WarmupOptions(ScheduleOptions):
     warmup_start: float = Field(default=0.0, ge=0, le=1)
     """Where the warm-up starts, as a share of the base."""
     warmup_start_lr: float | None = Field(default=None, ge=0)
-    """The same as a learning rate, whatever the batch size made of the base; only one of the two can be given."""
+    """Where the warm-up starts, as a learning rate, whatever `scale_lr` made of the base; instead of `warmup_start`."""
     warmup: Literal["linear", "linspace"] = "linear"
     """`linear` reaches the base one step after the warm-up (SimCLR, MoCo v3, Barlow Twins, VICReg), `linspace` at its
     last step (SwAV, DINO, solo-learn)."""
@@ -101,7 +101,7 @@ class CosineOptions(WarmupOptions):
     final: float = Field(default=0.0, ge=0, le=1)
     """Where the cosine ends, as a share of the base."""
     final_lr: float | None = Field(default=None, ge=0)
-    """The same as a learning rate, whatever the batch size made of the base; only one of the two can be given."""
+    """Where the cosine ends, as a learning rate, whatever `scale_lr` made of the base; instead of `final`."""
 
     @model_validator(mode="after")
     def _one_final(self) -> Self:

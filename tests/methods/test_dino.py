@@ -1,102 +1,19 @@
-"""DINO: student and teacher, centre, temperatures, the frozen last layer, and what its options refuse."""
+"""DINO: what student and teacher see, the loss, the teacher's way, the centre, and what a step reports."""
 
 from __future__ import annotations
 
 import copy
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from dino_helpers import PER_EPOCH, TOTAL, Literal, batch, build, train
 from pydantic import ValidationError
-from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from sslcli.config.resolve import load_config
-from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
-from sslcli.contracts.data import DataInfo
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.method import Batch, Progress, RunInfo, View
+from sslcli.contracts.method import Progress
 from sslcli.losses import dino
-from sslcli.methods.dino import DINO
-from sslcli.modules.drop_path import DropPath, drop_path_rates
 from sslcli.modules.momentum import cosine_momentum
-from sslcli.optimizers.groups import build_groups
-from sslcli.plugins import load
-
-DATA = DataInfo("random", 3, (4, 4), (0.5,) * 3, (0.2,) * 3)
-TOTAL, PER_EPOCH = 10, 5
-
-
-class Pooled(Backbone):
-    """Pixels of any size → 6 features, with a batch norm and two residual branches that drop-path can skip."""
-
-    def __init__(self, rate: float = 0.0) -> None:
-        super().__init__()
-        self.spec = BackboneSpec(feature_dim=6)
-        self.linear = nn.Linear(3, 6)
-        self.norm = nn.BatchNorm1d(6)
-        self.branches = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), DropPath(rate)) for _ in range(2))
-        self.calls: list[tuple[int, int]] | None = []  # images and side of each pass
-
-    @classmethod
-    def build(cls, options: Any, channels: int, image_size: int) -> Pooled:
-        return cls()
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        if self.calls is not None:
-            self.calls.append((len(x), x.shape[-1]))
-        h = self.norm(self.linear(x.mean(dim=(2, 3))))
-        for branch in self.branches:
-            h = h + branch(h)
-        return Features(h)
-
-
-class Literal(nn.Module):
-    """Backbone and head of a method as the authors' code has them: one pass per resolution, then torch's parts."""
-
-    def __init__(self, method: DINO) -> None:
-        super().__init__()
-        self.backbone, self.mlp = copy.deepcopy(method.backbone), copy.deepcopy(method.head.mlp)
-        self.last = nn.utils.parametrizations.weight_norm(nn.Linear(5, 7, bias=False).double())
-        parts = self.last.parametrizations.weight
-        with torch.no_grad():
-            parts.original0.fill_(1)
-            parts.original1.copy_(method.head.last_layer.weight)
-        parts.original0.requires_grad_(False)
-
-    def forward(self, resolutions: list[list[Tensor]]) -> Tensor:
-        h = torch.cat([self.backbone(torch.cat(same)).pooled for same in resolutions])
-        z = self.mlp(h)
-        return self.last(z / z.norm(dim=1, keepdim=True))
-
-
-def build(seed: int = 0, rate: float = 0.0, run: RunInfo | None = None, **options: Any) -> DINO:
-    torch.manual_seed(seed)
-    head = {"hidden_dim": 8, "bottleneck_dim": 5, "prototypes": 7, **options.pop("head", {})}
-    run = run or RunInfo(TOTAL, PER_EPOCH, TOTAL // PER_EPOCH, 8, 1, DATA)
-    # Without drop-path, unless a test asks: then two passes give the same.
-    return DINO(Pooled(rate), DINO.Options.parse({"drop_path": 0.0, "head": head, **options}), run).train()
-
-
-def batch(method: DINO, step: int = 0, sides: tuple[int, ...] = (4, 4, 2, 2, 2), images: int = 8) -> Batch:
-    generator = torch.Generator().manual_seed(step)
-    views = [View(torch.randn(images, 3, side, side, generator=generator)) for side in sides]
-    schedule = {name: torch.tensor(function(step)) for name, function in method.schedules().items()}
-    return Batch(views, None, torch.arange(images), schedule)
-
-
-def train(method: DINO, first: int, last: int) -> None:
-    for step in range(first, last):
-        out = method(batch(method, step))
-        method.zero_grad()
-        out.loss.backward()
-        method.after_backward(Progress(step, TOTAL, PER_EPOCH))
-        with torch.no_grad():
-            for parameter in method.parameters():
-                if parameter.grad is not None:
-                    parameter -= 0.5 * parameter.grad
-            method.after_step([out.carry], Progress(step + 1, TOTAL, PER_EPOCH))
 
 
 def test_dino_loss_is_that_of_all_views_against_the_teachers_global_ones() -> None:
@@ -270,109 +187,6 @@ def test_dino_resumed_keeps_centre_teacher_and_schedules() -> None:
     assert whole.center.abs().sum() > 0
 
 
-def test_dino_last_layer_is_frozen_for_the_first_epoch_and_nothing_else_is() -> None:
-    method = build(head={"norm_last_layer": False})
-    for step in (0, PER_EPOCH - 1, PER_EPOCH):
-        method.zero_grad()
-        method(batch(method, step)).loss.backward()
-        method.after_backward(Progress(step, TOTAL, PER_EPOCH))
-        last = [method.head.last_layer.weight, method.head.last_layer.gain]
-        assert all((p.grad is None) == (step < PER_EPOCH) for p in last), step
-        assert all(p.grad is not None for p in (*method.head.mlp.parameters(), *method.backbone.parameters()))
-
-
-def test_dino_last_layer_is_never_frozen_for_zero_epochs() -> None:
-    method = build(freeze_last_layer_epochs=0)
-    method(batch(method)).loss.backward()
-    method.after_backward(Progress(0, TOTAL, PER_EPOCH))
-    assert method.head.last_layer.weight.grad is not None
-
-
-def test_dino_frozen_last_layer_feels_neither_decay_nor_momentum() -> None:
-    method, adamw = build(), load("optimizers", "adamw")
-    options = adamw.Options.parse({"lr": 0.1, "weight_decay": 0.4})
-    optimizer = adamw.build(build_groups(method, options), options)
-    last, first = method.head.last_layer.weight, method.head.mlp[0].weight
-    for step in range(PER_EPOCH + 1):
-        before = last.detach().clone(), first.detach().clone()
-        method(batch(method, step)).loss.backward()
-        method.after_backward(Progress(step, TOTAL, PER_EPOCH))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        assert torch.equal(last, before[0]) == (step < PER_EPOCH), step
-        assert not torch.equal(first, before[1])
-
-
-def temperatures(epochs: int, **options: Any) -> list[float]:
-    """The teacher's temperature in each epoch, of two steps."""
-    run = RunInfo(2 * epochs, 2, epochs, 8, 1, DATA)
-    function = build(run=run, **options).schedules()["teacher_temperature"]
-    steps = [function(step) for step in range(2 * epochs)]
-    assert steps[::2] == steps[1::2]
-    return steps[::2]
-
-
-def test_dino_teacher_temperature_is_constant_by_default() -> None:
-    assert temperatures(3) == [0.04, 0.04, 0.04]
-
-
-def test_dino_teacher_temperature_warms_up_by_epochs() -> None:
-    warm = {"teacher_temperature": 0.07, "teacher_temperature_start": 0.04}
-    found = temperatures(6, teacher_temperature_warmup_epochs=4, **warm)
-    assert found == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.07, 0.07])
-    assert temperatures(2, teacher_temperature_warmup_epochs=1, **warm) == pytest.approx([0.04, 0.07])
-
-
-def test_dino_teacher_temperature_warms_up_over_no_more_epochs_than_the_run_has() -> None:
-    found = temperatures(3, teacher_temperature_warmup_epochs=30, teacher_temperature=0.07)
-    assert found == pytest.approx([0.04, 0.055, 0.07])
-
-
-def test_dino_teacher_temperature_is_the_one_of_the_schedule() -> None:
-    method = build()
-    train(method, 0, 2)
-    data = batch(method, step=3)
-    sharp = method(data).metrics["teacher_entropy"]
-    data.schedule["teacher_temperature"] = torch.tensor(0.1)
-    assert method(data).metrics["teacher_entropy"] > sharp
-
-
-@pytest.mark.parametrize(
-    ("options", "key"),
-    [
-        ({"teacher_temperature": 0.2}, "teacher_temperature 0.2"),
-        ({"student_temperature": 0.03}, "teacher_temperature 0.04"),
-        (
-            {"teacher_temperature_start": 0.3, "teacher_temperature_warmup_epochs": 2},
-            "teacher_temperature_start 0.3",
-        ),
-    ],
-)
-def test_dino_teacher_temperature_above_the_students_is_refused(options: dict[str, Any], key: str) -> None:
-    with pytest.raises(ValidationError, match=f"{key} is above student_temperature"):
-        build(**options)
-
-
-def test_dino_teacher_temperature_may_equal_the_students() -> None:
-    build(teacher_temperature=0.1)
-    build(teacher_temperature_start=0.3)  # without a warm-up it is never used
-
-
-def test_dino_drops_paths_in_the_student_alone() -> None:
-    method = build(drop_path=0.1)
-    assert drop_path_rates(method.backbone) == pytest.approx([0, 0.1])
-    assert drop_path_rates(method.teacher) == [0, 0]
-    assert method.teacher.training
-    x = torch.randn(64, 3, 4, 4)
-    assert torch.equal(method.teacher(x), method.teacher(x))
-
-
-def test_dino_leaves_a_backbones_own_drop_path_as_it_is() -> None:
-    method = build(rate=0.2, drop_path=0.1)
-    assert drop_path_rates(method.backbone) == [0.2, 0.2]
-    assert drop_path_rates(method.teacher) == [0, 0]
-
-
 def test_dino_metrics_tell_both_ways_to_collapse() -> None:
     method = build()
     out = method(batch(method))
@@ -418,33 +232,3 @@ def test_dino_with_views_of_two_sizes_is_one_graph() -> None:
     method.compile(fullgraph=True, dynamic=False, backend=graphs)
     train(method, 0, 3)
     assert graphs.frame_count == 1
-
-
-def test_dino_defaults_are_the_papers() -> None:
-    options = DINO.Options.parse({})
-    head = options.head
-    assert (head.layers, head.hidden_dim, head.bottleneck_dim, head.prototypes) == (3, 2048, 256, 65536)
-    assert (head.norm, head.norm_last_layer) == ("none", True)
-    assert (options.student_temperature, options.teacher_temperature) == (0.1, 0.04)
-    assert (options.momentum, options.final_momentum, options.center_momentum) == (0.996, 1.0, 0.9)
-    assert options.freeze_last_layer_epochs == 1
-    assert DINO.recipe(options, 224) == {"preset": "dino"}
-    assert DINO.recipe(options, 32) == {"preset": "cifar_asym"}
-
-
-def test_dino_clips_each_parameters_gradient_unless_the_config_says_otherwise(tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text("method: dino\ndata: shapes\ntraining: {epochs: 12}\n")
-    clip = load_config(path, []).training.clip
-    assert clip is not None
-    assert (clip.norm, clip.mode) == (3.0, "per_parameter")
-    assert load_config(path, ["training.clip=null"]).training.clip is None
-    assert load_config(path, ["training.clip.norm=1.0"]).training.clip.norm == 1.0
-    assert load_config(path, ["method=byol"]).training.clip is None
-
-
-def test_dino_a_config_with_a_teacher_above_the_student_is_refused_in_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text("method: {name: dino, teacher_temperature: 0.5}\ndata: shapes\n")
-    with pytest.raises(UserError, match=r"c.yaml:1: method: .*teacher_temperature 0.5 is above student_temperature"):
-        load_config(path, [])

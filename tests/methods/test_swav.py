@@ -1,87 +1,26 @@
-"""SwAV: its loss over views of two sizes, frozen prototypes, the queue, and whole runs with multi-crop."""
+"""SwAV: its loss over views of two sizes, frozen prototypes, and whole runs with multi-crop; see also its queue's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, nn
+from swav_helpers import COUNT, PER_EPOCH, STEPS, batch, build, descend, embed
+from torch import nn
 
-from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
-from sslcli.contracts.data import DataInfo
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.method import Batch, Progress, RunInfo, Step, View
+from sslcli.contracts.method import Progress
 from sslcli.losses import sinkhorn, swapped_prediction
 from sslcli.methods.swav import SwAV
-from sslcli.modules.sync_norm import synchronise_batch_norm
 from sslcli.optimizers.groups import build_groups
 from sslcli.plugins import find, load
 from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
 from sslcli.training.train import train as train_run
 
-COUNT, STEPS, PER_EPOCH = 8, 10, 5
-SMALL: dict[str, Any] = {"projector": {"hidden_dim": 12, "output_dim": 6}, "prototypes": 10, "queue_size": 0}
 OPTIMIZERS = [plugin.name for plugin in find("optimizers") if plugin.package == "sslcli"]
-
-
-class Small(Backbone):
-    """A convolution with a batch norm: any size → 7 features."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.spec = BackboneSpec(feature_dim=7)
-        self.convolution = nn.Conv2d(3, 7, 3)
-        self.norm = nn.BatchNorm2d(7)
-
-    @classmethod
-    def build(cls, options: Any, channels: int, image_size: int) -> Small:
-        return cls()
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        return Features(self.norm(self.convolution(x)).relu().mean(dim=(2, 3)))
-
-
-def build(seed: int = 0, batch_size: int = COUNT, **options: Any) -> SwAV:
-    torch.manual_seed(seed)
-    data = DataInfo("random", 3, (8, 8), (0.5,) * 3, (0.2,) * 3)
-    run = RunInfo(STEPS, PER_EPOCH, STEPS // PER_EPOCH, batch_size, 1, data)
-    return SwAV(Small(), SwAV.Options.parse({**SMALL, **options}), run).train()
-
-
-def batch(seed: int = 1, sides: tuple[int, ...] = (8, 8, 5, 5, 5)) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(COUNT, 3, 8, 8, generator=generator)
-    views = [images[..., :side, :side] + 0.3 * torch.randn(COUNT, 3, side, side, generator=generator) for side in sides]
-    return Batch([View(view) for view in views], None, torch.arange(COUNT), {})
-
-
-def descend(method: SwAV, first: int, last: int, lr: float = 0.1) -> Iterator[Step]:
-    """Plain gradient descent; steps `first` to `last` − 1, each with its own batch. Yields before the step is made."""
-    for step in range(first, last):
-        out = method(batch(seed=step))
-        yield out
-        method.zero_grad()
-        out.loss.backward()
-        method.after_backward(Progress(step, STEPS, PER_EPOCH))
-        with torch.no_grad():
-            for parameter in method.parameters():
-                if parameter.grad is not None:
-                    parameter -= lr * parameter.grad
-        method.after_step([out.carry], Progress(step + 1, STEPS, PER_EPOCH))
-
-
-def embed(method: SwAV, data: Batch) -> list[Tensor]:
-    """Embeddings view by view, with the batch norms' groups written out: each resolution, and all views in the head."""
-    sizes = sorted({view.image.shape[-1] for view in data.views}, reverse=True)
-    groups = [torch.cat([view.image for view in data.views if view.image.shape[-1] == size]) for size in sizes]
-    features = torch.cat([method.backbone(group).pooled for group in groups])
-    return list(F.normalize(method.projector(features), dim=1).split(COUNT))
 
 
 def test_swav_loss_is_put_together_as_in_the_paper() -> None:
@@ -212,60 +151,6 @@ def test_swav_prototypes_are_frozen_for_epochs_or_steps(options: dict[str, Any],
     assert changed == [False] * steps + [True] * (6 - steps)
 
 
-def test_swav_queue_smaller_than_the_batch_is_no_queue_and_does_not_crash() -> None:
-    short, none = build(queue_size=COUNT - 1, queue_start_epoch=0), build(queue_size=0)
-    assert list(short.state_dict()) == list(none.state_dict())
-    for a, b in zip(descend(short, 0, 3), descend(none, 0, 3), strict=True):
-        assert torch.equal(a.loss, b.loss)
-
-
-@pytest.mark.parametrize(("size", "length"), [(8, 8), (15, 8), (20, 16), (3840, 3840)])
-def test_swav_queue_length_is_rounded_down_to_whole_batches(size: int, length: int) -> None:
-    assert build(queue_size=size).queue.keys.shape == (length, 2 * 6)
-
-
-def test_swav_queue_is_filled_from_its_epoch_and_used_once_full() -> None:
-    method, none = build(queue_size=16, queue_start_epoch=0.4), build()
-    random = method.queue.keys.clone()
-    for step, out in enumerate(descend(method, 0, 6)):
-        pushed = max(0, step - 2) * COUNT
-        assert method.queue.pushed.item() == pushed
-        assert torch.equal(method.queue.keys, random) == (pushed == 0)
-        none.load_state_dict({k: v for k, v in method.state_dict().items() if not k.startswith("queue.")})
-        # Its first two batches come in after steps 2 and 3.
-        assert torch.allclose(out.loss, none(batch(seed=step)).loss) == (step < 4), step
-
-
-def test_swav_queue_takes_part_with_the_current_prototypes() -> None:
-    method = build(queue_size=16, queue_start_epoch=0, frozen_steps=0)
-    for _ in descend(method, 0, 3):
-        pass
-    with torch.no_grad():
-        method.prototypes.weight.copy_(method.prototypes.weight.roll(3, 1))
-    data = batch(seed=3)
-    scores = [z @ method.prototypes.weight.T for z in embed(method, data)]
-    q = []
-    for view, keys in enumerate(method.queue.keys.split(6, dim=1)):
-        q.append(sinkhorn(torch.cat((scores[view], keys @ method.prototypes.weight.T)))[:COUNT])
-    torch.testing.assert_close(method(data).loss, swapped_prediction(scores, q))
-
-
-def test_swav_queue_holds_the_last_embeddings_of_each_global_view() -> None:
-    method = build(queue_size=16, queue_start_epoch=0)
-    seen = [out.carry["embeddings"] for out in descend(method, 0, 3)]
-    assert torch.equal(method.queue.keys, torch.cat((seen[2], seen[1])))
-    method = build(queue_size=16, queue_start_epoch=0)
-    z = embed(method, batch(seed=0))
-    torch.testing.assert_close(method(batch(seed=0)).carry["embeddings"], torch.cat(z[:2], dim=1).detach())
-
-
-def test_swav_queue_takes_every_micro_batch() -> None:
-    method = build(queue_size=16, batch_size=16, queue_start_epoch=0)
-    found = [method(batch(seed=seed)).carry for seed in range(2)]
-    method.after_step(found, Progress(1, STEPS, PER_EPOCH))
-    assert torch.equal(method.queue.keys, torch.cat([carry["embeddings"] for carry in found]))
-
-
 def test_swav_bf16_autocast_leaves_scores_and_assignments_in_float32() -> None:
     method = build(queue_size=8, queue_start_epoch=0)
     kinds: list[torch.dtype] = []
@@ -339,52 +224,3 @@ def test_swav_runs_with_its_own_defaults(tiny: Any, tmp_path: Path) -> None:
     )  # fmt: skip
     assert (config.optimizer.name, config.schedule.name, config.schedule.options.final) == ("larc", "cosine", 0.001)
     assert train_run(config, tmp_path / "a", tell=lambda line: None).step == 2
-
-
-@pytest.mark.slow
-def test_swav_multi_crop_with_a_queue_is_one_graph_that_serves_every_step() -> None:
-    from torch._dynamo.testing import CompileCounter  # slow to import, and processes below import this file
-
-    method, graphs = build(queue_size=16, queue_start_epoch=0), CompileCounter()
-    method.compile(fullgraph=True, dynamic=False, backend=graphs)
-    for _ in descend(method, 0, 5):
-        pass
-    assert graphs.frame_count == 1
-
-
-def two_steps(rows: slice) -> dict[str, Tensor]:
-    """The third step's gradients and the queue, of this process's share of each batch, in float64."""
-    method = synchronise_batch_norm(build(queue_size=16, queue_start_epoch=0).double(), torch.device("cpu"))
-    for step in range(3):
-        data = batch(seed=step)
-        data.views = [View(view.image[rows].double()) for view in data.views]
-        method.zero_grad()
-        out = method(data)
-        out.loss.backward()
-        method.after_step([out.carry], Progress(step + 1, STEPS, PER_EPOCH))
-    found = {name: parameter.grad for name, parameter in method.named_parameters()} | {"loss": out.loss.detach()}
-    return {**found, "keys": method.queue.keys}
-
-
-def one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        half = COUNT // 2
-        found = two_steps(slice(half * rank, half * rank + half))
-        for tensor in found.values():
-            dist.all_reduce(tensor)
-            tensor /= 2
-        if rank == 0:
-            torch.save(found, f"{folder}/found.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_swav_on_two_processes_is_swav_on_one_with_the_queue_counted_once(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
-    found, alone = torch.load(tmp_path / "found.pt"), two_steps(slice(None))
-    assert found.keys() == alone.keys()
-    for name, value in alone.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,0 +1,89 @@
+"""A small DINO over random views of two sizes, and the authors' parts beside it, for its tests."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
+from sslcli.contracts.data import DataInfo
+from sslcli.contracts.method import Batch, Progress, RunInfo, View
+from sslcli.methods.dino import DINO
+from sslcli.modules.drop_path import DropPath
+
+DATA = DataInfo("random", 3, (4, 4), (0.5,) * 3, (0.2,) * 3)
+TOTAL, PER_EPOCH = 10, 5
+
+
+class Pooled(Backbone):
+    """Pixels of any size → 6 features, with a batch norm and two residual branches that drop-path can skip."""
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.spec = BackboneSpec(feature_dim=6)
+        self.linear = nn.Linear(3, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.branches = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), DropPath(rate)) for _ in range(2))
+        self.calls: list[tuple[int, int]] | None = []  # images and side of each pass
+
+    @classmethod
+    def build(cls, options: Any, channels: int, image_size: int) -> Pooled:
+        return cls()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        if self.calls is not None:
+            self.calls.append((len(x), x.shape[-1]))
+        h = self.norm(self.linear(x.mean(dim=(2, 3))))
+        for branch in self.branches:
+            h = h + branch(h)
+        return Features(h)
+
+
+class Literal(nn.Module):
+    """Backbone and head of a method as the authors' code has them: one pass per resolution, then torch's parts."""
+
+    def __init__(self, method: DINO) -> None:
+        super().__init__()
+        self.backbone, self.mlp = copy.deepcopy(method.backbone), copy.deepcopy(method.head.mlp)
+        self.last = nn.utils.parametrizations.weight_norm(nn.Linear(5, 7, bias=False).double())
+        parts = self.last.parametrizations.weight
+        with torch.no_grad():
+            parts.original0.fill_(1)
+            parts.original1.copy_(method.head.last_layer.weight)
+        parts.original0.requires_grad_(False)
+
+    def forward(self, resolutions: list[list[Tensor]]) -> Tensor:
+        h = torch.cat([self.backbone(torch.cat(same)).pooled for same in resolutions])
+        z = self.mlp(h)
+        return self.last(z / z.norm(dim=1, keepdim=True))
+
+
+def build(seed: int = 0, rate: float = 0.0, run: RunInfo | None = None, **options: Any) -> DINO:
+    torch.manual_seed(seed)
+    head = {"hidden_dim": 8, "bottleneck_dim": 5, "prototypes": 7, **options.pop("head", {})}
+    run = run or RunInfo(TOTAL, PER_EPOCH, TOTAL // PER_EPOCH, 8, 1, DATA)
+    # Without drop-path, unless a test asks: then two passes give the same.
+    return DINO(Pooled(rate), DINO.Options.parse({"drop_path": 0.0, "head": head, **options}), run).train()
+
+
+def batch(method: DINO, step: int = 0, sides: tuple[int, ...] = (4, 4, 2, 2, 2), images: int = 8) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    views = [View(torch.randn(images, 3, side, side, generator=generator)) for side in sides]
+    schedule = {name: torch.tensor(function(step)) for name, function in method.schedules().items()}
+    return Batch(views, None, torch.arange(images), schedule)
+
+
+def train(method: DINO, first: int, last: int) -> None:
+    for step in range(first, last):
+        out = method(batch(method, step))
+        method.zero_grad()
+        out.loss.backward()
+        method.after_backward(Progress(step, TOTAL, PER_EPOCH))
+        with torch.no_grad():
+            for parameter in method.parameters():
+                if parameter.grad is not None:
+                    parameter -= 0.5 * parameter.grad
+            method.after_step([out.carry], Progress(step + 1, TOTAL, PER_EPOCH))
