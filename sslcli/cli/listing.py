@@ -95,7 +95,7 @@ def _describe(group: str, name: str, as_json: bool) -> None:
 
     plugin = choose(group, name.partition("/")[0])
     if "/" not in name and hasattr(provider := load_found(plugin), "names"):
-        _list_members(name, provider, as_json)
+        _list_members(plugin, provider, as_json)
         return
     cls = load(group, name)
     rows = option_rows(cls.Options)
@@ -115,10 +115,13 @@ def _describe(group: str, name: str, as_json: bool) -> None:
             print(textwrap.fill(row["help"], 100, initial_indent="      ", subsequent_indent="      "))
 
 
-def _list_members(name: str, provider: Any, as_json: bool) -> None:
-    """What a provider of many has, each as a config names it."""
-    members = [f"{name}/{member}" for member in sorted(provider.names())]
-    print(json.dumps(members, indent=2) if as_json else "\n".join(members))
+def _list_members(plugin: FoundPlugin, provider: Any, as_json: bool) -> None:
+    """What a provider of many has, each as a config names it; the options are each one's own."""
+    members = [f"{plugin.name}/{member}" for member in sorted(provider.names())]
+    if as_json:
+        print(json.dumps({**_plain(plugin), "help": _help(provider), "options": [], "members": members}, indent=2))
+        return
+    print("\n".join(members))
 
 
 def _help(cls: type) -> str:

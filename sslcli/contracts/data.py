@@ -104,6 +104,10 @@ class Dataset(ABC):
         """Returns what messages and exported features call the image (its path, where it has one)."""
         return f"{self.info.name}[{index}]"
 
+    def path_of(self, index: int) -> Path | None:
+        """Returns the image's file, where each has one of its own, for finding images that two parts share."""
+        return None
+
     @classmethod
     def view_size(cls, options: DatasetOptions) -> int:
         """Returns the side of the views, in pixels, where the config doesn't say; needs no data."""

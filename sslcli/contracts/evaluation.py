@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -41,11 +42,26 @@ class Subject(ABC):
 
     @abstractmethod
     def features(self, part: Part) -> FeatureSet:
-        """Returns the features of all images of the part, computed once and kept. Raises UserError without labels."""
+        """Returns the features of all images of the part, computed once and shared: not to be changed in place.
+
+        Its labels are None where the images have none. `eval` is sealed until `decide` was called, by an evaluator
+        that `chooses`.
+        """
 
     @abstractmethod
     def dataset(self, part: Part) -> Dataset:
-        """Returns the data set of the part, for protocols that augment."""
+        """Returns the data set of the part, for protocols that augment; `eval` is sealed as its features are."""
+
+    def decide(self, choice: Mapping[str, Any]) -> None:
+        """Says what was chosen (a learning rate, a strength), before the part `eval` can be read.
+
+        To be called once everything that depends on a choice is settled, on training images alone; `{}` says that
+        there was nothing to choose this time. After the part `eval` was read there is nothing left to decide, and a
+        second call is refused. The choice is written into the protocol as `decided`.
+
+        Args:
+            choice: plain data, by the names of the options where they have one.
+        """
 
     @abstractmethod
     def normalise(self, images: Tensor) -> Tensor:
@@ -67,19 +83,33 @@ class EvaluationResult:
     Attributes:
         metrics: name → value; accuracies as shares between 0 and 1 (`top1`, `top5`).
         protocol: everything that decided the numbers, as plain data.
-        details: longer plain data (per class, the sweep), written to the file and not printed.
+        details: longer plain data (per class, the sweep), written to the file and not printed. `confusion`, a list of
+            rows (C × C; the row is the true class), is also drawn as a picture.
+        spread: name → standard deviation of the metric over several seeds; filled in by `ssl eval --seeds`.
     """
 
     metrics: dict[str, float]
     protocol: dict[str, Any]
     details: dict[str, Any] = field(default_factory=dict)
+    spread: dict[str, float] = field(default_factory=dict)
 
 
 class Evaluator(ABC):
-    """Judges a frozen backbone."""
+    """Judges a frozen backbone.
+
+    Attributes:
+        needs_labels: it fits on the labelled part `train` and judges on the part `eval`.
+        chooses: it may settle something by what it measures, so that the part `eval` is sealed until it has called
+            `Subject.decide`. False for one that takes everything from its options.
+        seeded: its numbers depend on `Subject.seed`; if not, one seed stands for all.
+        in_all: `--method all` runs it; False for one that takes many times longer than computing the features.
+    """
 
     Options: ClassVar[type[Options]] = Options
     needs_labels: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
+    seeded: ClassVar[bool] = True
+    in_all: ClassVar[bool] = True
 
     def __init__(self, options: Any) -> None:
         self.options = options

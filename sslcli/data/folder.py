@@ -93,6 +93,9 @@ class FileDataset(Dataset):
     def name_of(self, index: int) -> str:
         return self.files[index]
 
+    def path_of(self, index: int) -> Path | None:
+        return self.folder / self.files[index]
+
 
 class FolderOptions(FileOptions):
     split: Literal["auto", "train", "val", "all"] = "auto"

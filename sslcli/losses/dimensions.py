@@ -1,9 +1,10 @@
 """What losses over pairs of dimensions share: every process's embeddings, and one's own share of a D×D product.
 
 Barlow Twins, https://arxiv.org/abs/2103.03230, and VICReg, https://arxiv.org/abs/2105.04906, both take statistics over
-the whole batch and then a D×D matrix. Gathering the embeddings moves B·D numbers a view, adding up the processes'
-matrices would move D² of them twice: 64 and 512 MiB at the papers' D = 8192 and B = 2048. And since every process then
-has the whole batch, each makes only its own rows of the matrix, so that nothing is computed or stored twice.
+the whole batch and then a D×D matrix. Gathering the embeddings moves B·D numbers a view and twice that in the backward;
+adding up the processes' matrices would move 2·D². At the papers' D = 8192 and B = 2048 that is 192 MiB against 512. And
+since every process then has the whole batch, each makes only its own rows of the matrix, so that nothing large is
+computed or stored twice.
 """
 
 from __future__ import annotations

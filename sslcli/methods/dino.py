@@ -100,8 +100,7 @@ class DINO(Method):
             "exclude": ["norm", "bias"],
             "scale_lr": "batch/256",
         },
-        # The paper ends at 1e-6: this share of the base for a batch of 256.
-        "schedule": {"name": "cosine", "warmup_epochs": 10, "final": 0.002},
+        "schedule": {"name": "cosine", "warmup_epochs": 10, "warmup": "linspace", "final_lr": 1e-6},
         "training": {"clip": {"norm": 3.0, "mode": "per_parameter"}},
     }
 

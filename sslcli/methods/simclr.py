@@ -39,7 +39,7 @@ class SimCLR(Method):
     minimum_views: ClassVar[int] = 2
     paper: ClassVar[str] = "https://arxiv.org/abs/2002.05709"
     defaults: ClassVar[Mapping[str, Any]] = {
-        "optimizer": {"name": "lars", "lr": 0.3, "weight_decay": 1e-6, "scale_lr": "batch/256"},
+        "optimizer": {"name": "lars_simclr", "lr": 0.3, "weight_decay": 1e-6, "scale_lr": "batch/256"},
         "schedule": {"name": "cosine", "warmup_epochs": 10},
     }
 

@@ -58,7 +58,7 @@ class SimCLRv2(Method):
     minimum_views: ClassVar[int] = 2
     paper: ClassVar[str] = "https://arxiv.org/abs/2006.10029"
     defaults: ClassVar[Mapping[str, Any]] = {
-        "optimizer": {"name": "lars", "lr": 0.075, "weight_decay": 1e-4, "scale_lr": "sqrt"},
+        "optimizer": {"name": "lars_simclr", "lr": 0.075, "weight_decay": 1e-4, "scale_lr": "sqrt"},
         "schedule": {"name": "cosine", "warmup_epochs": 10},
     }
 

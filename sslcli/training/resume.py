@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from pydantic import ValidationError
+
 from ..config import schema
 from ..config.resolve import RunConfig
 from ..contracts.errors import UserError
-from ..contracts.options import ResumeRule
+from ..contracts.options import Options, ResumeRule
 
 
 def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeRule, str]]:
@@ -19,6 +21,7 @@ def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeR
         if now == before:
             continue
         if isinstance(now, dict) and isinstance(before, dict):
+            before = _completed(config, section, before)
             for name in sorted({*now, *before}):
                 if now.get(name) != before.get(name):
                     line = f"{section}.{name}: {_show(before.get(name))} in the run, {_show(now.get(name))} now"
@@ -28,13 +31,27 @@ def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeR
     return found
 
 
+def _completed(config: RunConfig, section: str, stored: dict[str, Any]) -> dict[str, Any]:
+    """The stored options with today's defaults for those that did not exist when the run was made."""
+    values = {name: value for name, value in stored.items() if name != "name"}
+    if section == "callbacks" or ("name" in stored and stored["name"] != getattr(config, section).name):
+        return stored
+    try:
+        return {**stored, **_model(config, section).parse(values).plain()}
+    except ValidationError:  # an option has gone or has another meaning: all of it is shown as it was written
+        return stored
+
+
+def _model(config: RunConfig, section: str) -> type[Options]:
+    models: dict[str, Any] = {"training": schema.TrainingOptions, "checkpoints": schema.CheckpointOptions}
+    model: type[Options] = models[section] if section in models else getattr(config, section).cls.Options
+    return model
+
+
 def _rule(config: RunConfig, section: str, name: str) -> ResumeRule:
     if section == "callbacks":
         return "free"
-    models: dict[str, Any] = {"training": schema.TrainingOptions, "checkpoints": schema.CheckpointOptions}
-    model = models[section] if section in models else getattr(config, section).cls.Options
-    rule: ResumeRule = model.resume_rule(name) if name != "name" else "fixed"
-    return rule
+    return _model(config, section).resume_rule(name) if name != "name" else "fixed"
 
 
 def _show(value: Any) -> str:

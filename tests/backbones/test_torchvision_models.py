@@ -91,6 +91,6 @@ def test_the_list_shows_what_a_provider_has_and_the_options_of_one(capsys: pytes
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"torchvision/{name}" for name in TorchvisionModels.names()]
     list_plugins("backbones", "torchvision", as_json=True, check=False)
-    assert json.loads(capsys.readouterr().out) == lines
+    assert json.loads(capsys.readouterr().out)["members"] == lines
     list_plugins("backbones", "torchvision/vgg16", as_json=False, check=False)
     assert "pretrained: bool = false" in capsys.readouterr().out

@@ -62,7 +62,7 @@ def test_a_whole_config_is_resolved(tmp_path: Path) -> None:
 def test_two_lines_are_a_config(tmp_path: Path) -> None:
     config = from_text(tmp_path, "method: simclr\ndata: shapes\n")
     assert config.backbone.name == "resnet18"
-    assert config.optimizer.name == "lars"  # SimCLR's own
+    assert config.optimizer.name == "lars_simclr"  # SimCLR's own
     assert config.schedule.name == "cosine"
     assert set(config.callbacks) == {"progress", "tensorboard", "knn", "collapse"}
     assert config.output is None
@@ -138,7 +138,7 @@ seed: -1
         "c.yaml:1: sed: unknown section; did you mean seed?",
         "c.yaml:2: method.projector.layerz: unknown option of 'simclr'; did you mean layers?",
         "c.yaml:2: method.temprature: unknown option of 'simclr'; did you mean temperature?",
-        "c.yaml:3: backbone.name: unknown backbone 'resnet19'; did you mean resnet18 or resnet50 or resnet34?",
+        "c.yaml:3: backbone.name: unknown backbone 'resnet19'; did you mean resnet18 or resnet152 or resnet101?",
         "c.yaml:4: data.count: should be a valid integer, not '64'",
         "c.yaml:7: optimizer.lr: should be a valid number, not 'fast'",
         "c.yaml:8: optimizer.weight_decy: unknown option of 'sgd'; did you mean weight_decay?",

@@ -14,6 +14,7 @@ from sslcli.losses import (
     barlow_twins,
     barlow_twins_terms,
     batch_info_nce,
+    byol_regression,
     dino,
     eqco,
     info_nce,
@@ -35,6 +36,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 CASES: dict[str, Loss] = {
     "barlow_twins": lambda z, labels: barlow_twins(z[0], z[1], 0.5),
     "barlow_twins_terms": lambda z, labels: sum(barlow_twins_terms(list(z), [(0, 1), (0, 3), (1, 2)])),
+    "byol_regression": lambda z, labels: byol_regression(z[0], z[1]),
     "vicreg": lambda z, labels: vicreg(z[0], z[1]),
     "vicreg_terms": lambda z, labels: sum(vicreg_terms(list(z), [(0, 1), (0, 3), (1, 2)])),
     "batch_info_nce": lambda z, labels: batch_info_nce(z[0], z[1], 0.5),

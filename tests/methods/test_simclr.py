@@ -189,4 +189,9 @@ def test_the_recipe_is_simclr_s_and_the_defaults_are_the_paper_s() -> None:
     assert SimCLR.recipe(SimCLROptions(), 32) == {"preset": "simclr"}
     assert SimCLR.batch_coupled
     assert SimCLROptions().temperature == 0.5
-    assert SimCLR.defaults["optimizer"] == {"name": "lars", "lr": 0.3, "weight_decay": 1e-6, "scale_lr": "batch/256"}
+    assert SimCLR.defaults["optimizer"] == {
+        "name": "lars_simclr",
+        "lr": 0.3,
+        "weight_decay": 1e-6,
+        "scale_lr": "batch/256",
+    }

@@ -172,4 +172,9 @@ def test_a_resumed_run_with_kept_layers_is_the_run_that_never_stopped(tiny, tmp_
 def test_the_recipe_is_simclr_s_and_the_defaults_are_the_paper_s() -> None:
     assert SimCLRv2.recipe(SimCLRv2Options(), 224) == {"preset": "simclr"}
     assert SimCLRv2Options().projector.layers == 3
-    assert SimCLRv2.defaults["optimizer"] == {"name": "lars", "lr": 0.075, "weight_decay": 1e-4, "scale_lr": "sqrt"}
+    assert SimCLRv2.defaults["optimizer"] == {
+        "name": "lars_simclr",
+        "lr": 0.075,
+        "weight_decay": 1e-4,
+        "scale_lr": "sqrt",
+    }

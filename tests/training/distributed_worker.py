@@ -13,11 +13,13 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from conftest import TINY
+from small_options import small
 
 from sslcli import distributed
 from sslcli.config.document import Document
 from sslcli.config.merge import apply_overrides
 from sslcli.config.resolve import RunConfig, resolve
+from sslcli.plugins import find, load
 from sslcli.runs.directory import RunDirectory
 from sslcli.training import group
 from sslcli.training.context import Context
@@ -25,12 +27,13 @@ from sslcli.training.loop import Loop
 from sslcli.training.setup import build
 from sslcli.training.train import train
 
-METHODS = ("simclr", "simsiam", "byol")
+METHODS = tuple(plugin.name for plugin in find("methods") if plugin.package == "sslcli")
 
 
 def config(method: str, *overrides: str) -> RunConfig:
     document = Document(copy.deepcopy(TINY), {(): "test"})
-    apply_overrides(document, [f"method={method}", *overrides])
+    document.data["method"] = {"name": method, **small(load("methods", method).Options)}
+    apply_overrides(document, list(overrides))
     return resolve(document)
 
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sslcli.plugins import find
 from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-METHODS = ("simclr", "simsiam", "byol")
+METHODS = [plugin.name for plugin in find("methods") if plugin.package == "sslcli"]
 
 
 def start(output: Path, rank: int, world: int, port: int) -> subprocess.Popen[bytes]:
@@ -37,10 +38,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     alone = start(output / "alone", 0, 1, port)
-    assert alone.wait(timeout=100) == 0
+    assert alone.wait(timeout=300) == 0
     children = [start(output, rank, 2, port) for rank in range(2)]
     try:
-        assert [child.wait(timeout=120) for child in children] == [0, 0]
+        assert [child.wait(timeout=600) for child in children] == [0, 0]
     finally:
         for child in children:
             child.kill()

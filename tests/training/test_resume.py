@@ -13,6 +13,7 @@ from sslcli.config.resolve import RunConfig
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
 from sslcli.runs.directory import read_metrics
+from sslcli.training.resume import differences
 from sslcli.training.train import TrainResult, train
 
 
@@ -169,3 +170,19 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(tiny, tmp_path)
     assert_same_end(tmp_path / "a", tmp_path / "b")
     with pytest.raises(AssertionError):
         assert_same_end(tmp_path / "a", tmp_path / "c")
+
+
+def test_a_run_from_before_an_option_existed_goes_on_with_its_default(tiny, tmp_path):
+    stored = tiny().plain()
+    assert differences(tiny(), stored) == []
+    for section, option in (("schedule", "warmup_start"), ("method", "temperature"), ("training", "log_every")):
+        del stored[section][option]
+    assert differences(tiny("training.log_every=20"), stored) == []
+    [(rule, line)] = differences(tiny("training.log_every=20", "method.temperature=0.9"), stored)
+    assert (rule, line) == ("fixed", "method.temperature: 0.5 in the run, 0.9 now")
+
+
+def test_an_option_that_no_longer_exists_is_shown_on_resume(tiny):
+    stored = tiny().plain()
+    stored["schedule"]["warmup_speed"] = 2
+    assert ("fixed", "schedule.warmup_speed: 2 in the run, None now") in differences(tiny(), stored)

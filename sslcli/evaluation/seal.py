@@ -1,0 +1,108 @@
+"""The seal on the images that a backbone is judged on: nothing can be chosen by what is measured on them.
+
+An evaluator sees a subject through `SealedSubject`, which hands out the part `eval` only after the evaluator has said
+what it chose. A choice on the test set (of a learning rate, a strength, a number of epochs) makes numbers that nobody
+else can reproduce on other images; here it is an error that names the evaluator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..contracts.data import Dataset, Part
+from ..contracts.errors import SslError
+from ..contracts.evaluation import FeatureSet, Subject
+
+
+class SealedSubject(Subject):
+    """One evaluator's sight of a subject: its own seed, the same features, and a seal on the part `eval`.
+
+    Args:
+        behind: the subject itself, whose features are computed once for all evaluators and seeds.
+        name: the evaluator's, for messages.
+        seed: what this evaluator is given.
+        sealed: False for an evaluator that chooses nothing.
+    """
+
+    def __init__(self, behind: Subject, name: str, *, seed: int, sealed: bool = True) -> None:
+        self._behind = behind
+        self._name = name
+        self._opened = False
+        self._sealed = sealed
+        self.decided: dict[str, Any] | None = None
+        self.seed = seed
+        self.backbone = behind.backbone
+        self.device = behind.device
+        self.classes = behind.classes
+        self.image_size = behind.image_size
+
+    def features(self, part: Part) -> FeatureSet:
+        self._open(part)
+        return self._behind.features(part)
+
+    def dataset(self, part: Part) -> Dataset:
+        self._open(part)
+        return self._behind.dataset(part)
+
+    def decide(self, choice: Mapping[str, Any]) -> None:
+        """Breaks the seal.
+
+        Raises:
+            SslError: the part `eval` was read already, or the choice is no plain data.
+        """
+        if self._opened:
+            raise SslError(
+                f"the evaluator {self._name!r} decides after it has read the images that it is judged on; "
+                "a choice is made on training images alone, before"
+            )
+        try:
+            self.decided = json.loads(json.dumps(dict(choice), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise SslError(f"the evaluator {self._name!r} must describe its choice as plain data: {error}") from error
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return self._behind.normalise(images)
+
+    def describe(self) -> dict[str, Any]:
+        return {**self._behind.describe(), "seed": self.seed}
+
+    def tell(self, text: str) -> None:
+        self._behind.tell(text)
+
+    def _open(self, part: Part) -> None:
+        if part != "eval":
+            return
+        if self._sealed and self.decided is None:
+            raise SslError(
+                f"the evaluator {self._name!r} asks for the images that it is judged on before it has said what it "
+                "chose: call subject.decide({…}) once everything is settled on training images, or declare "
+                "chooses = False if nothing is ever chosen"
+            )
+        self._opened = True
+
+
+def unsealed(subject: Subject) -> Subject:
+    """Returns the subject behind the seal, for checks that read no image and no label's value; not for evaluators."""
+    return subject._behind if isinstance(subject, SealedSubject) else subject
+
+
+def state_digest(module: nn.Module) -> str:
+    """Returns the sha256 of all that an evaluation may not change: parameters, buffers, modes, what gets gradients.
+
+    One pass over the weights on the CPU: 45 MB take some 0.1 s.
+    """
+    digest = hashlib.sha256()
+    for name, part in module.named_modules():
+        digest.update(f"{name} {part.training}\0".encode())
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)} {tensor.requires_grad}\0".encode())
+        if values.numel():
+            digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
