@@ -29,6 +29,7 @@ CONFIGS = Path(__file__).parents[1] / "examples" / "configs" / "cifar10"
 RESULTS = Path(__file__).parent / "results"
 COMMON: dict[str, Any] = {
     "backbone.width": 8,
+    "backbone.zero_init_residual": True,
     "data.limit": 5000,
     "training.epochs": 6,
     "training.batch_size": 64,

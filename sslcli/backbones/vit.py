@@ -168,7 +168,7 @@ class ViT(Backbone):
             )
         grid = (x.shape[-2] // patch, x.shape[-1] // patch)
         tokens = self.patch_embed(x)
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         out: Tensor = self.norm(self.blocks(tokens + self.positions(*grid)))
         patches = out[:, 1:]
         return Features(out[:, 0] if self.options.pool == "cls" else patches.mean(dim=1), patches, grid)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..contracts.evaluation import EvaluationResult, Evaluator, Subject
 from ..contracts.options import Options
-from .scores import accuracy, exact_float32
+from .scores import class_details, exact_float32, top_accuracies
 from .subject import labelled_features, require_parts
 
 #: Similarities held at once: 256 MiB.
@@ -93,6 +93,8 @@ class KNNOptions(Options):
     """How many neighbours vote; `top1` is that of the first, all are in the details."""
     temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.07, 0.1), min_length=1)
     """τ of the weights exp(cosine / τ); `top1` is that of the first."""
+    top: tuple[Annotated[int, Field(ge=1)], ...] = (1, 5)
+    """Which top-K accuracies to report; `top1` always is, and one that would hold all classes is not."""
 
 
 class KNN(Evaluator):
@@ -106,15 +108,15 @@ class KNN(Evaluator):
         bank, bank_labels = labelled_features(subject, "train")
         features, labels = labelled_features(subject, "eval")
         similarity, place = nearest(bank, features, max(self.options.k))
+        names = subject.dataset("eval").info.classes or ()
         settings: list[dict[str, Any]] = []
+        details: dict[str, Any] = {}
         for k in self.options.k:
             for temperature in self.options.temperature:
                 scores = votes_only(vote(similarity[:, :k], bank_labels[place[:, :k]], classes, temperature))
-                row: dict[str, Any] = {"k": min(k, len(bank)), "temperature": temperature}
-                row["top1"] = accuracy(scores, labels)
-                if classes > 5:
-                    row["top5"] = accuracy(scores, labels, 5)
-                settings.append(row)
+                metrics = top_accuracies(scores, labels, self.options.top)
+                settings.append({"k": min(k, len(bank)), "temperature": temperature, **metrics})
+                details = details or class_details(scores, labels, names)
         first = settings[0]
         protocol = {
             **subject.describe(),
@@ -127,5 +129,5 @@ class KNN(Evaluator):
             "bank_images": len(bank),
             "eval_images": len(features),
         }
-        metrics: dict[str, float] = {name: first[name] for name in ("top1", "top5") if name in first}
-        return EvaluationResult(metrics, protocol, {"settings": settings})
+        metrics = {name: value for name, value in first.items() if name.startswith("top")}
+        return EvaluationResult(metrics, protocol, {"settings": settings, **details})

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contracts.data import Dataset, Part
-from ..contracts.errors import SslError
+from ..contracts.errors import SslError, UserError
 from ..contracts.evaluation import FeatureSet, Subject
 
 
@@ -27,14 +27,18 @@ class SealedSubject(Subject):
         behind: the subject itself, whose features are computed once for all evaluators and seeds.
         name: the evaluator's, for messages.
         seed: what this evaluator is given.
-        sealed: False for an evaluator that chooses nothing.
+        chooses: False for an evaluator that chooses nothing, for whom there is no seal.
+        needs_labels: features without labels are refused.
     """
 
-    def __init__(self, behind: Subject, name: str, *, seed: int, sealed: bool = True) -> None:
+    def __init__(
+        self, behind: Subject, name: str, *, seed: int, chooses: bool = True, needs_labels: bool = True
+    ) -> None:
         self._behind = behind
         self._name = name
         self._opened = False
-        self._sealed = sealed
+        self._sealed = chooses
+        self._needs_labels = needs_labels
         self.decided: dict[str, Any] | None = None
         self.seed = seed
         self.backbone = behind.backbone
@@ -44,7 +48,10 @@ class SealedSubject(Subject):
 
     def features(self, part: Part) -> FeatureSet:
         self._open(part)
-        return self._behind.features(part)
+        found = self._behind.features(part)
+        if self._needs_labels and found.labels is None:
+            raise UserError(f"the images of the part {part!r} have no labels; name data that have some")
+        return found
 
     def dataset(self, part: Part) -> Dataset:
         self._open(part)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..contracts.data import Dataset, Part
+from ..contracts.data import Dataset, DatasetOptions, Part
 from ..contracts.errors import SslError, UserError
 from ..contracts.evaluation import FeatureSet, Subject
 from ..contracts.export import Trained
 from .features import Precision, extract_features, normaliser
+from .seal import state_digest, unsealed
+from .tokens import MeanOfTokens
+
+#: What a network's output is taken for: what it pools itself, or the mean of its patch tokens.
+Feature = Literal["pooled", "tokens"]
 
 
 class FrozenSubject(Subject):
@@ -23,8 +28,11 @@ class FrozenSubject(Subject):
     The backbone is a copy, so that nothing an evaluator does reaches the caller's. Images are normalised with the
     numbers on its card, whatever data it is judged on.
 
+    Attributes:
+        weights_sha256: digest of the backbone's state, see `state_digest`.
+
     Raises:
-        UserError: the images do not have the channels that the backbone takes.
+        UserError: the images do not have the channels that the backbone takes, or it has no tokens to average.
     """
 
     def __init__(
@@ -37,10 +45,15 @@ class FrozenSubject(Subject):
         seed: int = 0,
         batch_size: int = 256,
         precision: Precision = "fp32",
+        feature: Feature = "pooled",
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.card = trained.card
+        self.feature = feature
         self.backbone = copy.deepcopy(trained.backbone).to(device).eval().requires_grad_(False)
+        if feature == "tokens":
+            self.backbone = MeanOfTokens(self.backbone, trained.card.image_size).eval()
+        self.weights_sha256 = state_digest(self.backbone)
         self.device = device
         self.seed = seed
         self.batch_size = batch_size
@@ -51,6 +64,7 @@ class FrozenSubject(Subject):
         self._tell = tell
         self._datasets: dict[Part, Dataset | None] = {"train": train, "eval": evaluation}
         self._features: dict[Part, FeatureSet] = {}
+        self._versions: dict[Part, int] = {}
         known = [data.info.classes for data in (train, evaluation) if data is not None and data.info.classes]
         self.classes = len(known[0]) if known else None
         for data in (train, evaluation):
@@ -69,10 +83,9 @@ class FrozenSubject(Subject):
     def features(self, part: Part) -> FeatureSet:
         if part not in self._features:
             data = self.dataset(part)
-            if data.labels is None:
-                raise UserError(
-                    f"{data.info.name}: the images of the part {part!r} have no labels; name data with some"
-                )
+            for other, known in self._features.items():
+                if self._datasets[other] is data:
+                    return known
             self.tell(f"features of {len(data):,} images ({part})")
             features = extract_features(
                 self.backbone,
@@ -89,7 +102,26 @@ class FrozenSubject(Subject):
                     f"{self.precision} is too coarse for it"
                 )
             self._features[part] = features
+            self._versions[part] = features.features._version
         return self._features[part]
+
+    def check_unchanged(self, evaluator: str) -> None:
+        """Checks that an evaluation has left the backbone as it was, to the bit, and the shared features too.
+
+        Raises:
+            SslError: naming the evaluator, whose numbers are worth nothing then.
+        """
+        if state_digest(self.backbone) != self.weights_sha256:
+            raise SslError(
+                f"the evaluator {evaluator!r} has changed the backbone that it judges (weights, statistics, mode or "
+                "what gets gradients); nothing was written: it must work on a copy"
+            )
+        for part, kept in self._features.items():
+            if kept.features._version != self._versions[part]:
+                raise SslError(
+                    f"the evaluator {evaluator!r} has changed the features of the part {part!r} in place, which others "
+                    "share; nothing was written: it must work on a copy"
+                )
 
     def normalise(self, images: Tensor) -> Tensor:
         return self._normalise(images)
@@ -107,8 +139,8 @@ class FrozenSubject(Subject):
             "step": card.step,
             "epoch": card.epoch,
             "digest": self.digest,
-            "feature": "pooled",
-            "feature_dim": card.feature_dim,
+            "feature": "pooled" if self.feature == "pooled" else "mean of the patch tokens",
+            "feature_dim": self.backbone.spec.feature_dim,
             "image_size": self.image_size,
             "view": "each image once; one of another size is resized and cropped to the centre",
             "mean": list(card.mean),
@@ -140,7 +172,8 @@ def require_parts(subject: Subject) -> int:
     Raises:
         UserError: a part is missing, has no labels or other classes, or both parts hold the same images.
     """
-    train, evaluation = subject.dataset("train"), subject.dataset("eval")
+    open_subject = unsealed(subject)  # the seal is on images and labels, and neither is looked at here
+    train, evaluation = open_subject.dataset("train"), open_subject.dataset("eval")
     for data in (train, evaluation):
         if data.labels is None or not data.info.classes:
             raise UserError(f"{data.info.name}: has no labels; name a data set that has them")
@@ -158,11 +191,16 @@ def require_parts(subject: Subject) -> int:
 
 def share_images(first: Dataset, second: Dataset) -> bool:
     """Tells whether two data sets read from the same images: equal in class and options, but for `limit`."""
-    return first is second or (type(first) is type(second) and _source(first) == _source(second))
+    return first is second or (type(first) is type(second) and same_source(first.options, second.options))
 
 
-def _source(data: Dataset) -> dict[str, Any]:
-    values = {name: getattr(data.options, name) for name in type(data.options).model_fields if name != "limit"}
+def same_source(first: DatasetOptions, second: DatasetOptions) -> bool:
+    """Tells whether two data sets' options, of one class, are equal but for `limit`, links followed."""
+    return _resolved(first) == _resolved(second)
+
+
+def _resolved(options: DatasetOptions) -> dict[str, Any]:
+    values = {name: getattr(options, name) for name in type(options).model_fields if name != "limit"}
     return {k: v.expanduser().resolve() if isinstance(v, Path) else v for k, v in values.items()}
 
 
@@ -170,5 +208,5 @@ def labelled_features(subject: Subject, part: Part) -> tuple[Tensor, Tensor]:
     """Returns features (N, D) and labels (N,) of a part that `require_parts` has checked."""
     found = subject.features(part)
     if found.labels is None:
-        raise SslError(f"the features of the part {part!r} came without labels")
+        raise UserError(f"the images of the part {part!r} have no labels; name data that have some")
     return found.features, found.labels

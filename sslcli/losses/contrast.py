@@ -24,14 +24,14 @@ class Contrast(NamedTuple):
     Attributes:
         positive: (N,), l₊ of each query and its key.
         negative: (N, C), l₋; −∞ in a column that is no negative of the row.
-        count: K, the negatives of each query: C less the columns with −∞.
+        K: how many negatives each query has: C less the columns with −∞.
         pos_cos: mean cosine of the positive pairs, 0-dim, without gradient.
         neg_cos: mean cosine of the negative pairs, likewise; 0 where there is none.
     """
 
     positive: Tensor
     negative: Tensor
-    count: int
+    K: int
     pos_cos: Tensor
     neg_cos: Tensor
 
@@ -114,8 +114,8 @@ def contrast_ce(contrast: Contrast, alpha: float | None = None) -> Tensor:
     """Returns −log( e^{l₊} / (e^{l₊} + w·Σ e^{l₋}) ), the mean over the queries; without negatives it is 0.
 
     w = 1 is InfoNCE; with α it is α/K, EqCo's margin of τ·log(α/K), K the negatives really used. On a queue it equals
-    `info_nce` and `eqco`, on the batch `nt_xent` (see `batch_contrast`), each times 1. Whether anything is L2-normalised
-    is said where the contrast is made.
+    `info_nce` and `eqco`, on the batch `nt_xent` (see `batch_contrast`), each times 1. What is L2-normalised is said
+    where the contrast is made.
 
     Args:
         contrast: what is compared.
@@ -129,17 +129,17 @@ def contrast_ce(contrast: Contrast, alpha: float | None = None) -> Tensor:
     """
     if alpha is not None and not alpha > 0:
         raise ValueError(f"alpha must be positive, not {alpha}")
-    if contrast.count == 0:
+    if contrast.K == 0:
         return (contrast.positive * 0).mean()
-    return contrast_loss(contrast.positive, contrast.negative, 1.0 if alpha is None else alpha / contrast.count)
+    return contrast_loss(contrast.positive, contrast.negative, 1.0 if alpha is None else alpha / contrast.K)
 
 
 def contrast_bce(contrast: Contrast) -> Tensor:
     """Returns the mean over all N·(1 + K) pairs of −log σ(l₊) and −log(1 − σ(l₋)): each pair is judged alone.
 
     The positive pairs are one in 1 + K, as in untitled-ai's code: with many negatives their gradient is small, and a
-    loss factor is wanted. Without negatives it is the mean of −log σ(l₊). Whether anything is L2-normalised is said
-    where the contrast is made.
+    loss factor is wanted. Without negatives it is the mean of −log σ(l₊). What is L2-normalised is said where the
+    contrast is made.
 
     Args:
         contrast: what is compared.
@@ -151,7 +151,7 @@ def contrast_bce(contrast: Contrast) -> Tensor:
         # Beyond the threshold log(1 + e^x) is x to the last bit of a float64.
         same = F.softplus(-contrast.positive, threshold=40.0).sum()
         others = F.softplus(contrast.negative, threshold=40.0).sum()
-        return (same + others) / (len(contrast.positive) * (1 + contrast.count))
+        return (same + others) / (len(contrast.positive) * (1 + contrast.K))
 
 
 def inner_product(query: Tensor, key: Tensor, *, unit_sphere: bool = True) -> Tensor:

@@ -105,7 +105,8 @@ class MoCoOptions(MethodOptions):
     negatives: Literal["queue", "batch", "none"] = "queue"
     """Where negative pairs come from: keys of earlier steps, the batch's other images, or nowhere."""
     batch_negatives: Literal["all", "other_view"] = "all"
-    """With negatives from the batch: the 2N − 2 keys of all other images, or N − 1, the other view's (untitled-ai's)."""
+    """With negatives from the batch: the 2N − 2 keys of all other images, or as untitled-ai has it N − 1, those of the
+    other view."""
     gather_keys: bool = True
     """With negatives from the batch, on several processes: the keys of all of them, or a process's own. A queue always
     takes all, since it must be the same everywhere."""

@@ -47,8 +47,8 @@ class MoCo(Method):
     regression (`byol`, by a factor of 4), VICReg (`vicreg`).
 
     After each step the queue takes, of each micro-batch in order, the keys of view 2 of all processes in rank order,
-    then, if both views are queries, those of view 1; normalised if the loss normalises them. It is one queue, with which
-    all queries are compared, and it holds keys of earlier steps alone.
+    then, if both views are queries, those of view 1; normalised if the loss normalises them. It is one queue, with
+    which all queries are compared, and it holds keys of earlier steps alone.
 
     Attributes:
         steps: optimizer steps done, a 0-dim int64 tensor; shuffled batch norm draws by it.

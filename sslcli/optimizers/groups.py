@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sslcli.contracts.errors import SslError
-from sslcli.contracts.method import Method, StepFunction
-from sslcli.contracts.optimizer import OptimizerOptions
+from sslcli.contracts.method import Method, ParameterGroup, StepFunction
+from sslcli.contracts.optimizer import OptimizerOptions, Role
 from sslcli.modules.roles import parameter_roles
 from sslcli.optimizers.schedules import half_cosine
 
@@ -38,25 +39,38 @@ def build_groups(method: Method, options: OptimizerOptions) -> list[dict[str, An
             if name in seen:
                 raise SslError(f"{label}.parameter_groups: {name!r} is there twice, the second time in {group.name!r}")
             seen.add(name)
-        for excluded in (False, True):
-            names = [name for name in group.parameters if (roles[name] in options.exclude) == excluded]
-            if names:
-                groups.append(
-                    {
-                        "params": [group.parameters[name] for name in names],
-                        "names": names,
-                        "roles": [roles[name] for name in names],
-                        "name": f"{group.name}/excluded" if excluded else group.name,
-                        "excluded": excluded,
-                        "lr_multiplier": group.lr_multiplier,
-                        "constant_lr": group.constant_lr,
-                        "lr": options.lr,
-                        "weight_decay": 0.0 if excluded else options.weight_decay,
-                    }
-                )
+        groups += split_by_role(group, roles, options)
     missing = [name for name in trainable if name not in seen]
     if missing:
         raise SslError(f"{label}.parameter_groups: {missing[0]!r} is left out ({len(missing)} such parameters)")
+    return groups
+
+
+def split_by_role(group: ParameterGroup, roles: Mapping[str, Role], options: OptimizerOptions) -> list[dict[str, Any]]:
+    """Returns one or two torch parameter groups, as `build_groups` describes them: by whether a role is excluded.
+
+    Args:
+        group: named parameters.
+        roles: of each name.
+        options: the optimizer's options.
+    """
+    groups: list[dict[str, Any]] = []
+    for excluded in (False, True):
+        names = [name for name in group.parameters if (roles[name] in options.exclude) == excluded]
+        if names:
+            groups.append(
+                {
+                    "params": [group.parameters[name] for name in names],
+                    "names": names,
+                    "roles": [roles[name] for name in names],
+                    "name": f"{group.name}/excluded" if excluded else group.name,
+                    "excluded": excluded,
+                    "lr_multiplier": group.lr_multiplier,
+                    "constant_lr": group.constant_lr,
+                    "lr": options.lr,
+                    "weight_decay": 0.0 if excluded else options.weight_decay,
+                }
+            )
     return groups
 
 

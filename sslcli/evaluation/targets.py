@@ -1,0 +1,249 @@
+"""What can be evaluated: a run, a checkpoint, a backbone file; or a network by its name, untrained, with published
+weights or with those of a plain weight file, for which a card is made here."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..config.document import Document
+from ..config.options import validate
+from ..contracts.backbone import Backbone
+from ..contracts.errors import UserError
+from ..contracts.export import BackboneCard, Trained
+from ..contracts.options import Options
+from ..data.normalisation import IMAGENET
+from ..plugins import PluginError, load
+from ..runs import files
+from ..runs.directory import RunDirectory
+from ..runs.trained import Tell, load_trained, stored_config
+from ..runs.weights import fit, start_from
+from ..version import __version__
+from .parts import Parts
+from .subject import Feature
+
+#: Files that hold weights alone; torchvision and timm write such.
+PLAIN = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+#: Where training scripts put the weights in a file of more.
+_NESTED = ("state_dict", "model", "model_state_dict", "teacher", "student")
+_PREFIXES = ("module.", "backbone.", "encoder.")
+
+
+class ShownOptions(Options):
+    """How a network is shown the images, and what is taken from it: options of every evaluation."""
+
+    feature: Feature = "pooled"
+    """`pooled`, what the network pools itself (a ViT: its class token), or the mean of its patch `tokens`."""
+    mean: tuple[float, ...] | None = None
+    """Normalisation, per channel, for images in [0, 1]; of networks without a card only, all others have their own."""
+    std: tuple[float, ...] | None = None
+    """Likewise."""
+    image_size: int | None = Field(default=None, ge=1)
+    """Side in pixels of the images, of networks without a card only; default: the data set's own view size."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a word on the command line means.
+
+    Attributes:
+        word: as it was typed.
+        kind: `trained` carries a card; `name` is a registered backbone; `weights` is a plain weight file.
+    """
+
+    word: str
+    kind: Literal["trained", "name", "weights"]
+
+    @property
+    def path(self) -> Path:
+        return Path(self.word).expanduser()
+
+
+def find_target(word: str | Path) -> Target:
+    """Tells what a word means: what lies there comes before a name.
+
+    Raises:
+        UserError: neither.
+    """
+    word = str(word)
+    path = Path(word).expanduser()
+    if path.is_file():
+        return Target(word, "weights" if _is_plain(path) else "trained")
+    if path.is_dir() and RunDirectory(path).is_run():
+        return Target(word, "trained")
+    try:
+        load("backbones", word)
+    except PluginError as error:
+        if path.is_dir():
+            return Target(word, "trained")  # what is missing there is told when it is read
+        hint = str(error) if "did you mean" in str(error) else "`ssl list backbones` shows the names of networks"
+        raise UserError(f"{word}: no such run or file; {hint}") from error
+    return Target(word, "name")
+
+
+def _is_plain(path: Path) -> bool:
+    if not path.name.endswith(PLAIN):
+        return False
+    try:
+        return path.suffix != ".safetensors" or not files.is_ours(path)
+    except files.DamagedFile:
+        return False
+
+
+def stored_data(target: Target) -> dict[str, Any] | None:
+    """Returns the options of the data that a run was trained on; of a backbone file only the name; else None."""
+    if target.kind != "trained":
+        return None
+    config = stored_config(target.path)
+    if config is not None:
+        return dict(config["data"])
+    try:
+        name = files.read_document(target.path)["card"]["dataset"]
+    except (files.DamagedFile, KeyError, OSError):
+        return None
+    return {"name": name}
+
+
+def read_shown(document: Document, targets: list[Target]) -> ShownOptions:
+    """Returns `feature`, `mean`, `std`, `image_size` of the command line.
+
+    Raises:
+        UserError: wrong ones, or ones that no target takes.
+    """
+    values = {key: document.data[key] for key in ShownOptions.model_fields if key in document.data}
+    shown = validate(ShownOptions, values, "ssl eval", document)
+    if all(target.kind == "trained" for target in targets):
+        for key in ("backbone", "mean", "std", "image_size"):
+            if key in document.data:
+                raise UserError(
+                    f"command line: {key}: {targets[0].word} carries its own; give it with a backbone's name or a "
+                    "plain weight file"
+                )
+    return shown
+
+
+def load_target(
+    target: Target, document: Document, shown: ShownOptions, parts: Parts, *, seed: int, tell: Tell
+) -> Trained:
+    """Loads a target, on the CPU, in `eval()`.
+
+    Args:
+        target: what.
+        document: the command line, for `backbone.…`.
+        shown: normalisation and size, for networks without a card.
+        parts: the data, for what `shown` leaves open.
+        seed: of an untrained network's weights.
+        tell: shows a line to the user.
+
+    Raises:
+        UserError: nothing there to load, a network without a name, or weights that do not fit it.
+    """
+    if target.kind == "trained":
+        return load_trained(target.path, tell)
+    values = document.data.get("backbone") or {}
+    name = target.word if target.kind == "name" else values.get("name")
+    values = {key: value for key, value in values.items() if key != "name"}
+    if not isinstance(name, str):
+        raise UserError(
+            f"{target.word}: holds weights and does not say of which network; add backbone=NAME (backbone=resnet50)"
+        )
+    cls: type[Backbone] = load("backbones", name)
+    options = validate(cls.Options, values, repr(name), document, ("backbone",))
+    info = parts.train.info
+    size = shown.image_size or parts.view_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = cls.build(options, info.channels, size)
+    published = getattr(options, "pretrained", False) or getattr(options, "weights", None) is not None
+    if target.kind == "weights":
+        if published:
+            raise UserError(f"{target.word}: the weights are those of this file; leave out pretrained and weights")
+        _fill(backbone, name, target, tell)
+        origin, digest = "weight file", _sha256(target.path)
+    else:
+        start_from(backbone, name, options, tell)
+        origin, digest = ("published weights" if published else "untrained"), ""
+    mean, std = (info.mean, info.std) if origin == "untrained" else _published_normalisation(options, info.channels)
+    card = BackboneCard(
+        backbone={"name": name, **options.plain()}, channels=info.channels, image_size=size,
+        feature_dim=backbone.spec.feature_dim, mean=shown.mean or mean, std=shown.std or std, method=origin,
+        dataset="none" if origin == "untrained" else "not known", step=0, epoch=0.0, sslcli=__version__,
+    )  # fmt: skip
+    for key, numbers in (("mean", card.mean), ("std", card.std)):
+        if len(numbers) != info.channels:
+            raise UserError(f"command line: {key}: should have {info.channels} numbers, one for each channel")
+    tell(f"{target.word}: {origin}, images of {size} pixels, mean {_numbers(card.mean)}, std {_numbers(card.std)}")
+    return Trained(backbone.eval(), card, None, digest)
+
+
+def _published_normalisation(options: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """ImageNet's, which published weights expect; for a file of ours, what its card says."""
+    path = getattr(options, "weights", None)
+    if path is not None and files.is_ours(path.expanduser()):
+        card = files.read_document(path.expanduser()).get("card", {})
+        if "mean" in card and "std" in card:
+            return tuple(card["mean"]), tuple(card["std"])
+    return IMAGENET[channels]
+
+
+def _fill(backbone: Backbone, name: str, target: Target, tell: Tell) -> None:
+    wanted = backbone.export_state()[0]
+    state, left_out = fit(read_plain(target.path, wanted), wanted, target.word, name)
+    try:
+        backbone.import_state(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{target.word}: does not fit {name!r} ({reason})") from error
+    if left_out:
+        tell(f"{target.word}: read without the classifier ({', '.join(left_out)})")
+
+
+def read_plain(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Reads a file of weights that others wrote; nothing in it is executed.
+
+    Args:
+        path: safetensors, or what `torch.save` wrote.
+        wanted: the network's names; wrappers' prefixes (`module.`) that keep the file's from being these are cut.
+
+    Raises:
+        UserError: damaged, or no weights in it.
+    """
+    try:
+        found: Any = (
+            files.read_foreign(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except files.DamagedFile as error:
+        raise UserError(str(error)) from error
+    except Exception as error:  # the reader raises what it likes on a file that it does not know
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{path}: cannot be read as weights alone ({reason}); save its state_dict() with safetensors"
+        ) from error
+    for key in _NESTED:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    state = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, dict) else {}
+    if not state:
+        raise UserError(f"{path}: holds no weights by name; save the network's state_dict()")
+    for prefix in _PREFIXES:
+        if state.keys().isdisjoint(wanted) and any(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return state
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:.3g}" for value in values)
