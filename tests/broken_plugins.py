@@ -587,6 +587,8 @@ class Overshoots(Schedule):
 class Judge(Evaluator):
     """A healthy one, to break."""
 
+    chooses = False
+
     def evaluate(self, subject: Subject) -> EvaluationResult:
         labels = subject.features("eval").labels
         assert labels is not None
@@ -621,6 +623,37 @@ class Silent(Judge):
 
     def evaluate(self, subject: Subject) -> EvaluationResult:
         return EvaluationResult(super().evaluate(subject).metrics, {})
+
+
+class Peeks(Judge):
+    """Takes the better of two rates by what they reach on the images that it is judged on."""
+
+    chooses = True
+
+
+class Centres(Judge):
+    """Works in the features that others share."""
+
+    def evaluate(self, subject: Subject) -> EvaluationResult:
+        subject.features("eval").features.sub_(1)
+        return super().evaluate(subject)
+
+
+class Unfreezes(Judge):
+    """Lets gradients into the backbone and leaves it so."""
+
+    def evaluate(self, subject: Subject) -> EvaluationResult:
+        subject.backbone.requires_grad_(True)
+        return super().evaluate(subject)
+
+
+class SaysUnseeded(Judge):
+    """Draws although it says that it does not."""
+
+    seeded = False
+
+    def evaluate(self, subject: Subject) -> EvaluationResult:
+        return EvaluationResult({"draw": float(subject.seed)}, super().evaluate(subject).protocol)
 
 
 class NeedsNoLabels(Judge):

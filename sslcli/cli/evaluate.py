@@ -1,45 +1,103 @@
-"""`ssl eval`: judges a frozen backbone."""
+"""`ssl eval`: judges frozen backbones."""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..contracts.errors import UserError
+
+if TYPE_CHECKING:
+    from ..evaluation.tables import Row
+
 
 def evaluate(
-    target: Annotated[
-        Path, typer.Argument(help="Run directory, checkpoint or backbone file.", metavar="RUN_OR_BACKBONE")
-    ],
-    overrides: Annotated[
-        list[str] | None,
+    words: Annotated[
+        list[str],
         typer.Argument(
-            help="Options of the evaluator (k=[20]) or of the data (data.limit=500).", metavar="[KEY=VALUE]..."
+            help="What to judge: run directories, checkpoints, backbone files; or networks by name (resnet18, "
+            "torchvision/resnet50), untrained unless backbone.pretrained=true; or plain weight files with "
+            "backbone=NAME. And options: of the evaluator (k=[20]), the data (data.limit=500), "
+            "feature=tokens, and for networks without a card backbone.…, mean, std, image_size.",
+            metavar="TARGET... [KEY=VALUE]...",
         ),
-    ] = None,
-    method: Annotated[str, typer.Option(help="Which evaluation; see `ssl list evaluators`.")] = "knn",
+    ],
+    method: Annotated[
+        str, typer.Option(help="Which evaluation, or all; see `ssl list evaluators`.", metavar="NAME|all")
+    ] = "knn",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     seed: Annotated[int, typer.Option(help="For whatever the evaluation draws.", min=0)] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    seeds: Annotated[
+        int, typer.Option(help="Evaluate with so many seeds, from --seed on: mean ± standard deviation.", min=1)
+    ] = 1,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file for the results; runs keep theirs in RUN/eval anyway.")
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help='Print one JSON object: the metrics, "method", "protocol" (and "std" with --seeds); for several '
+            'results {"results": [{"target", "method", "metrics", "std", "protocol", "file"}, ...]}.',
+        ),
+    ] = False,
 ) -> int:
-    """Judge a frozen backbone.
+    """Judge frozen backbones. Several in one call, or several evaluations, make one table on the same data.
 
-    Example: ssl eval runs/quickstart-1a2b3c4d --method linear
+    Examples: ssl eval runs/first --method linear --seeds 3
+
+    ssl eval runs/first runs/second resnet18 --method all
     """
     from ..plugins import choose
 
-    choose("evaluators", method)  # a typo is told before torch is loaded
+    if method != "all":
+        choose("evaluators", method)  # a typo is told before torch is loaded
+    targets, overrides = split_words(words)
 
-    from ..evaluation.run import evaluate as run_evaluation
+    from ..evaluation.run import evaluate_all
+    from ..evaluation.tables import as_json as several_as_json
     from ..reporting.console import tell
 
-    result = run_evaluation(target, method, overrides or [], device=device, seed=seed, tell=tell)
+    output = output.expanduser() if output is not None else None
+    rows = evaluate_all(targets, method, overrides, device=device, seed=seed, seeds=seeds, output=output, tell=tell)
+    single = len(targets) == 1 and method != "all"
     if as_json:
-        print(json.dumps({**result.metrics, "method": method, "protocol": result.protocol}))
-        return 0
-    width = max(len(name) for name in result.metrics)
-    for name, value in result.metrics.items():
-        print(f"{name:<{width}}  {f'{value:.2%}' if name.startswith('top') else f'{value:.4g}'}")
+        print(json.dumps(rows[0].plain() if single else several_as_json(rows)))
+    else:
+        _show(rows, single)
     return 0
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tells targets from overrides: what exists is a target, `key.path=…` is an override, all else is a target.
+
+    Raises:
+        UserError: no target among them.
+    """
+    targets: list[str] = []
+    overrides: list[str] = []
+    for word in words:
+        is_override = re.match(r"[\w.-]*=", word) is not None and not Path(word).expanduser().exists()
+        (overrides if is_override else targets).append(word)
+    if not targets:
+        raise UserError("what to judge? Name a run, a backbone file or a network before the options")
+    return targets, overrides
+
+
+def _show(rows: list[Row], single: bool) -> None:
+    from rich.console import Console
+
+    from ..evaluation.tables import lines, plain_table, rich_table
+
+    if single:
+        print("\n".join(lines(rows[0].result)))
+    elif sys.stdout.isatty():
+        Console().print(rich_table(rows))
+    else:
+        print("\n".join(plain_table(rows)))

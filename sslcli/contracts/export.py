@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+
+import torch
 
 from .backbone import Backbone
 from .options import Options
@@ -54,12 +57,16 @@ class Trained:
         card: what it is.
         run: the run directory it came from; None for a file alone.
         digest: sha256 that covers everything in the file it was read from.
+        source: that file, a checkpoint or a backbone file; None where there is none.
+        plugin: `package` and `version` of the backbone's class when it was trained; None where that is not known.
     """
 
     backbone: Backbone
     card: BackboneCard
     run: Path | None
     digest: str = ""
+    source: Path | None = None
+    plugin: dict[str, str] | None = None
 
 
 @dataclass
@@ -75,6 +82,8 @@ class Exporter(ABC):
 
     Attributes:
         suffix: of the file, with its dot, where the user names none.
+        device: where to compute, for exporters that do.
+        tell: shows a line to the user.
     """
 
     Options: ClassVar[type[Options]] = Options
@@ -82,7 +91,21 @@ class Exporter(ABC):
 
     def __init__(self, options: Any) -> None:
         self.options = options
+        self.device = torch.device("cpu")
+        self.tell: Callable[[str], None] = _say_nothing
+
+    def default_suffix(self) -> str:
+        """Returns `suffix`, or what the options make of it."""
+        return self.suffix
+
+    def outputs(self, path: Path) -> list[Path]:
+        """Returns all files that `export` writes for this `path`: what must not be there, unless it may be replaced."""
+        return [path]
 
     @abstractmethod
     def export(self, trained: Trained, path: Path) -> Exported:
         """Writes `path` whole or not at all."""
+
+
+def _say_nothing(text: str) -> None:
+    pass

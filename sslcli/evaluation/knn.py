@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..contracts.evaluation import EvaluationResult, Evaluator, Subject
 from ..contracts.options import Options
-from .scores import class_details, exact_float32, top_accuracies
+from .probe_training import Places, judged
+from .scores import exact_float32
 from .subject import labelled_features, require_parts
 
 #: Similarities held at once: 256 MiB.
@@ -93,8 +94,8 @@ class KNNOptions(Options):
     """How many neighbours vote; `top1` is that of the first, all are in the details."""
     temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.07, 0.1), min_length=1)
     """τ of the weights exp(cosine / τ); `top1` is that of the first."""
-    top: tuple[Annotated[int, Field(ge=1)], ...] = (1, 5)
-    """Which top-K accuracies to report; `top1` always is, and one that would hold all classes is not."""
+    top: Places = (1, 5)
+    """Which top-k accuracies to report, of k classes each; those that would hold all classes are left out."""
 
 
 class KNN(Evaluator):
@@ -102,6 +103,8 @@ class KNN(Evaluator):
 
     Options = KNNOptions
     options: KNNOptions
+    chooses = False
+    seeded = False
 
     def evaluate(self, subject: Subject) -> EvaluationResult:
         classes = require_parts(subject)
@@ -114,9 +117,9 @@ class KNN(Evaluator):
         for k in self.options.k:
             for temperature in self.options.temperature:
                 scores = votes_only(vote(similarity[:, :k], bank_labels[place[:, :k]], classes, temperature))
-                metrics = top_accuracies(scores, labels, self.options.top)
+                metrics, by_class = judged(scores, labels, self.options.top, names)
                 settings.append({"k": min(k, len(bank)), "temperature": temperature, **metrics})
-                details = details or class_details(scores, labels, names)
+                details = details or by_class
         first = settings[0]
         protocol = {
             **subject.describe(),

@@ -1,46 +1,50 @@
-"""The evaluator `linear`: a linear classifier on frozen, cached features, its learning rate chosen on held-out
-training images and never on the images that it is judged on."""
+"""The evaluator `linear`: a linear classifier on a frozen backbone, its learning rate chosen on held-out training
+images and never on the images that it is judged on."""
 
 from __future__ import annotations
 
-import statistics
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from ..contracts.errors import UserError
 from ..contracts.evaluation import EvaluationResult, Evaluator, Subject
-from ..contracts.options import Options
-from .linear_heads import Heads, Recipe, best_head, judge_heads, stratified_split, train_heads
-from .scores import accuracy, confusion, exact_float32, per_class
+from .linear_augmented import AugmentedFeatures, CachedFeatures, Material
+from .linear_heads import Curve, Heads, best_head, judge_heads, stratified_split, train_heads
+from .probe_data import PROBE_TRAIN, ImageOptions
+from .probe_training import ProbeOptions, Rates, Training, as_list, curve_rows, finite, judged
+from .scores import exact_float32
 from .subject import labelled_features, require_parts
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+Scalings = Annotated[tuple[bool, ...], BeforeValidator(as_list), Field(min_length=1, max_length=2)]
 
 
-class LinearOptions(Options):
-    lr: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=RATES, min_length=1)
-    """Learning rates to choose from; all are trained at once."""
-    standardise: tuple[bool, ...] = Field(default=(False, True), min_length=1, max_length=2)
-    """Scalings to choose from: the features as they are (false), or with mean 0 and variance 1 (true)."""
-    epochs: int = Field(default=100, ge=1)
-    """Passes over the training features."""
-    batch_size: int = Field(default=256, ge=1)
-    """Features per step."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    """SGD's momentum."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """SGD's weight decay, on weights and biases."""
-    held_out: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training images, the same of each class, on which learning rate and scaling are chosen."""
-    seeds: int = Field(default=1, ge=1)
-    """How many times the chosen classifier is trained, with another order each time; the accuracies are averaged."""
+class LinearOptions(ProbeOptions, ImageOptions):
+    """MoCo's published protocol: `protocol=augmented lr=30 standardise=false init=normal schedule=step`."""
+
+    protocol: Literal["features", "augmented"] = "features"
+    """features: computed once from each image as it is; augmented: the papers' protocol, a fresh crop and flip of each
+    image in each epoch through the frozen backbone, which takes as many passes over the images as there are epochs."""
+    lr: Rates = RATES
+    """Learning rates to choose from, before the optimizer's `scale_lr`; all are trained at once. One alone (and one
+    `standardise`) is used as it is."""
+    standardise: Scalings = (False, True)
+    """Scalings to choose from: the features as they are (false), or with mean 0 and variance 1 (true), which is a batch
+    norm without weights."""
+
+    @model_validator(mode="after")
+    def _views_are_used(self) -> Self:
+        if self.protocol == "features" and self.views != PROBE_TRAIN:
+            raise ValueError("views are for protocol=augmented; the features are computed without any")
+        return self
 
 
 class Linear(Evaluator):
-    """A linear classifier on frozen features: sweep, choice on held-out training images, training on all of them."""
+    """A linear classifier on the frozen backbone: all rates trained at once, choice on held-out training images."""
 
     Options = LinearOptions
     options: LinearOptions
@@ -48,82 +52,120 @@ class Linear(Evaluator):
     def evaluate(self, subject: Subject) -> EvaluationResult:
         options = self.options
         classes = require_parts(subject)
-        features, labels = labelled_features(subject, "train")
-        recipe = Recipe(options.epochs, options.batch_size, options.momentum, options.weight_decay)
-        fit, held_out = stratified_split(labels, options.held_out, subject.seed)
-        if len(held_out) == 0:
-            raise UserError("linear: no class of the training part has two images, so none can be held out; use more")
-        heads_count = len(options.lr) * len(options.standardise)
-        subject.tell(f"linear: {heads_count} classifiers for {options.epochs} epochs on {len(fit):,} features")
-        sweep = train_heads(features, labels, fit, classes, options.lr, options.standardise, recipe, subject.seed)
-        place = held_out.to(features.device)
-        top1, loss = judge_heads(sweep, features[place], labels[place])
-        best = best_head(top1, loss)
-        if best is None:
-            raise UserError("linear: every learning rate diverged; give lower ones with lr=[…]")
-        lr, standardised = options.lr[best[1]], options.standardise[best[0]]
-        subject.tell(f"linear: lr {lr:g}{', standardised' if standardised else ''}; training it on all {len(labels):,}")
+        augmented = options.protocol == "augmented"
+        material: Material = AugmentedFeatures(subject, options) if augmented else CachedFeatures(subject)
+        labels = material.labels
         everything = torch.arange(len(labels))
-        finals = [
-            train_heads(features, labels, everything, classes, [lr], [standardised], recipe, subject.seed + repeat)
-            for repeat in range(options.seeds)
-        ]
+        candidates = len(options.lr) * len(options.standardise)
+        details: dict[str, Any] = {}
+        place, fit, heads = (0, 0), everything, None
+        if candidates > 1 or not options.refit:
+            fit, held_out = stratified_split(labels, options.held_out, subject.seed)
+            if len(held_out) == 0:
+                raise UserError(
+                    "linear: no class of the training part has two images, so none can be held out; use more"
+                )
+            subject.tell(f"linear: {candidates} classifiers for {options.epochs} epochs on {len(fit):,} images")
+            plain = material.plain(held_out)
+            sweep, curve = self._train(subject, material, fit, classes, options.lr, options.standardise, plain)
+            top1, loss = judge_heads(sweep, *plain)
+            best = best_head(top1, loss)
+            if best is None:
+                raise UserError("linear: every learning rate diverged; give lower ones with lr=[…]")
+            place, heads = best, sweep.only(*best)
+            details = {
+                "curve": _rows(curve, *best),
+                "held_out_top1": float(top1[best]),
+                "held_out_images": len(plain[1]),
+                "sweep": _sweep_rows(options, top1, loss),
+            }
+        lr, standardise = options.lr[place[1]], options.standardise[place[0]]
+        chosen = f"linear: lr {lr:g}{', standardised' if standardise else ''}"
+        if heads is None or options.refit:
+            subject.tell(f"{chosen}; training it on all {len(labels):,}")
+            fit = everything
+            heads, curve = self._train(subject, material, everything, classes, (lr,), (standardise,), None)
+            details["final_curve" if details else "curve"] = _rows(curve, 0, 0)
+            if not bool(torch.isfinite(curve.losses[-1]).all()):
+                raise UserError(f"linear: with lr {lr:g} it diverged; give a lower one with lr=…")
+        else:
+            subject.tell(chosen)
         # Only now, with everything chosen and trained, are the images of the evaluation part looked at.
+        subject.decide({"lr": lr, "standardise": standardise} if candidates > 1 else {})
         test_features, test_labels = labelled_features(subject, "eval")
-        metrics, judged = _judge(finals, test_features, test_labels, subject)
-        details = {
-            "chosen": {"lr": lr, "standardised": standardised, "held_out_top1": float(top1[best])},
-            "sweep": _sweep_rows(options, top1, loss),
-            "sweep_loss_curve": sweep.losses[:, best[0], best[1]].tolist(),
-            "loss_curve": finals[0].losses[:, 0, 0].tolist(),
-            **judged,
-        }
+        with torch.no_grad(), exact_float32():
+            scores = heads.scores(test_features)[0, 0]
+        names = subject.dataset("eval").info.classes or ()
+        metrics, judgement = judged(scores, test_labels, options.top, names)
         protocol = {
             **subject.describe(),
             "evaluator": "linear",
-            "classifier": "linear, from zero",
-            "optimizer": "sgd",
-            "schedule": "cosine to 0 by step",
-            **options.plain(),
+            **material.describe(),
+            **Training.of(options, len(fit)).describe(),
+            "lr": list(options.lr),
+            "standardise": list(options.standardise),
             "choice": "highest top-1 on the held-out training images, of equal ones the lowest loss there",
-            "after_choice": "trained again on all training images",
+            "after_choice": "trained again on all training images" if options.refit else "judged as it was chosen",
+            "held_out": options.held_out,
             "fit_images": len(fit),
-            "held_out_images": len(held_out),
             "train_images": len(labels),
             "eval_images": len(test_labels),
             "chosen_lr": lr,
-            "chosen_standardise": standardised,
+            "chosen_standardise": standardise,
         }
+        details = {"chosen": {"lr": lr, "standardise": standardise}, **details, **judgement}
         return EvaluationResult(metrics, protocol, details)
 
+    def _train(
+        self,
+        subject: Subject,
+        material: Material,
+        rows: Tensor,
+        classes: int,
+        rates: tuple[float, ...],
+        standardise: tuple[bool, ...],
+        held_out: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Heads, Curve]:
+        training = Training.of(self.options, len(rows))
+        batches = material.batches(rows, training.batch_size, subject.seed)
+        scalings = material.scalings(rows, standardise)
+        # Epochs on cached features pass by the second; those through the backbone are worth a line now and then.
+        tell = _teller(subject, training.epochs) if self.options.protocol == "augmented" else _silent
+        return train_heads(
+            batches, scalings, classes, rates, training, subject.seed, held_out=held_out, after_epoch=tell
+        )
 
-def _judge(
-    finals: list[Heads], features: Tensor, labels: Tensor, subject: Subject
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics averaged over the repeats, and the details of the first."""
-    with exact_float32():
-        scores = [heads.scores(features)[0, 0] for heads in finals]
-    top1 = [accuracy(each, labels) for each in scores]
-    metrics = {"top1": statistics.fmean(top1)}
-    if scores[0].shape[1] > 5:
-        metrics["top5"] = statistics.fmean(accuracy(each, labels, 5) for each in scores)
-    matrix = confusion(scores[0], labels)
-    names = subject.dataset("eval").info.classes or ()
-    return metrics, {
-        "top1_of_each_seed": top1,
-        "per_class": dict(zip(names, per_class(matrix), strict=True)),
-        "confusion": matrix.tolist(),
-    }
+
+def _silent(epoch: int, losses: Tensor) -> None:
+    return None
+
+
+def _teller(subject: Subject, epochs: int) -> Callable[[int, Tensor], None]:
+    """Tells some ten times how far it is: the lowest loss of all heads."""
+    every = max(1, epochs // 10)
+
+    def tell(epoch: int, losses: Tensor) -> None:
+        if epoch % every == 0 or epoch == epochs:
+            subject.tell(
+                f"linear: epoch {epoch} of {epochs}, lowest loss {float(losses.nan_to_num(torch.inf).min()):.4f}"
+            )
+
+    return tell
+
+
+def _rows(curve: Curve, scaling: int, rate: int) -> list[dict[str, Any]]:
+    held_out = None if curve.held_out is None else curve.held_out[:, scaling, rate]
+    return curve_rows(curve.losses[:, scaling, rate], [epoch[rate] for epoch in curve.lr], held_out)
 
 
 def _sweep_rows(options: LinearOptions, top1: Tensor, loss: Tensor) -> list[dict[str, Any]]:
-    """One row per head; no loss where it diverged, since JSON has no infinity."""
+    """One row per head; no numbers where it diverged."""
     rows = []
-    for v, standardised in enumerate(options.standardise):
+    for v, standardise in enumerate(options.standardise):
         for r, lr in enumerate(options.lr):
-            good = bool(torch.isfinite(loss[v, r]))
-            row: dict[str, Any] = {"lr": lr, "standardised": standardised, "diverged": not good}
-            row["held_out_top1"] = float(top1[v, r]) if good else None
-            row["held_out_loss"] = float(loss[v, r]) if good else None
+            measured = finite(float(loss[v, r]))
+            row: dict[str, Any] = {"lr": lr, "standardise": standardise, "diverged": measured is None}
+            row["held_out_top1"] = None if measured is None else float(top1[v, r])
+            row["held_out_loss"] = measured
             rows.append(row)
     return rows

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from ..contracts.errors import UserError
 from ..contracts.evaluation import EvaluationResult, Evaluator, Subject
 from ..contracts.options import Options
 from .linear_heads import stratified_split
-from .scores import accuracy, class_details, top_accuracies
+from .probe_training import Places, as_list, judged
+from .scores import accuracy
 from .subject import labelled_features, require_parts
 
 #: Numbers held in float64 at once: 128 MiB, of features and of scores each.
@@ -106,9 +107,7 @@ def fit_logistic(
 class _Problem:
     """The objective over centred features, which the free biases make the same problem, only rounder."""
 
-    def __init__(
-        self, features: Tensor, labels: Tensor, classes: int, C: float, mean: Tensor, scale: Tensor
-    ) -> None:
+    def __init__(self, features: Tensor, labels: Tensor, classes: int, C: float, mean: Tensor, scale: Tensor) -> None:
         self.features, self.labels, self.mean, self.scale = features, labels, mean, scale
         self.penalty = 1 / (C * len(features))
         self.rows = _rows(features, classes)
@@ -149,7 +148,7 @@ def _rows(features: Tensor, classes: int) -> int:
 
 
 class LogisticOptions(Options):
-    C: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=STRENGTHS, min_length=1)
+    C: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(as_list), Field(min_length=1)] = STRENGTHS
     """Inverse strengths of the L2 penalty to choose from, on the scale of scikit-learn's `C`."""
     standardise: bool = False
     """Divide each feature by its standard deviation over the training images first, so that the penalty treats all
@@ -160,8 +159,8 @@ class LogisticOptions(Options):
     """Iterations of L-BFGS at most."""
     tolerance: float = Field(default=1e-6, gt=0)
     """The optimum is reached where no entry of the gradient of the mean loss is larger."""
-    top: tuple[Annotated[int, Field(ge=1)], ...] = (1, 5)
-    """Which top-K accuracies to report; `top1` always is, and one that would hold all classes is not."""
+    top: Places = (1, 5)
+    """Which top-k accuracies to report, of k classes each; those that would hold all classes are left out."""
 
 
 class LogisticRegression(Evaluator):
@@ -181,7 +180,7 @@ class LogisticRegression(Evaluator):
                 f"logistic: not at the optimum after {model.iterations} iterations (gradient {model.gradient:.1e}); "
                 "give more with iterations=…, or standardise=true"
             )
-        # Only now, with everything chosen and trained, are the images of the evaluation part looked at.
+        subject.decide({} if held_out == 0 else {"C": C})
         test_features, test_labels = labelled_features(subject, "eval")
         scores = model.scores(test_features)
         names = subject.dataset("eval").info.classes or ()
@@ -192,7 +191,9 @@ class LogisticRegression(Evaluator):
             "classifier": "multinomial logistic regression, biases unpenalised",
             "optimizer": "L-BFGS, strong Wolfe, float64, full batch",
             **options.plain(),
-            "choice": "highest top-1 on the held-out training images, of equal ones the lowest loss there",
+            "choice": "none"
+            if held_out == 0
+            else "highest top-1 on the held-out training images, of equal ones the lowest loss there",
             "after_choice": "fitted again on all training images",
             "chosen_C": C,
             "converged": model.gradient <= options.tolerance,
@@ -200,8 +201,8 @@ class LogisticRegression(Evaluator):
             "train_images": len(labels),
             "eval_images": len(test_labels),
         }
-        details = {"fit": fit, "sweep": sweep, **class_details(scores, test_labels, names)}
-        return EvaluationResult(top_accuracies(scores, test_labels, options.top), protocol, details)
+        metrics, by_class = judged(scores, test_labels, options.top, names)
+        return EvaluationResult(metrics, protocol, {"fit": fit, "sweep": sweep, **by_class})
 
     def _fit(self, x: Tensor, y: Tensor, classes: int, C: float, start: Logistic | None) -> Logistic:
         options = self.options
@@ -222,16 +223,16 @@ class LogisticRegression(Evaluator):
             raise UserError("logistic: no class of the training part has two images, so none can be held out; use more")
         subject.tell(f"logistic: {len(strengths)} strengths on {len(fit):,} features")
         rows, others = fit.to(features.device), held_out.to(features.device)
-        x, y, judged, truth = features[rows], labels[rows], features[others], labels[others]
+        x, y, x_out, y_out = features[rows], labels[rows], features[others], labels[others]
         models: list[Logistic] = []
         sweep: list[dict[str, Any]] = []
         for C in strengths:  # from the strongest penalty on, each fit starting from the one before
             models.append(self._fit(x, y, classes, C, models[-1] if models else None))
-            scores = models[-1].scores(judged)
-            loss = float(torch.nn.functional.cross_entropy(scores, truth))
+            scores = models[-1].scores(x_out)
+            loss = float(torch.nn.functional.cross_entropy(scores, y_out))
             sweep.append(
                 {
-                    "C": C, "held_out_top1": accuracy(scores, truth), "held_out_loss": loss,
+                    "C": C, "held_out_top1": accuracy(scores, y_out), "held_out_loss": loss,
                     "iterations": models[-1].iterations, "gradient": models[-1].gradient,
                 }
             )  # fmt: skip

@@ -10,6 +10,7 @@ from ..config.options import validate
 from ..contracts.data import Dataset, DatasetOptions, Part
 from ..contracts.errors import UserError
 from ..plugins import load
+from ..runs.trained import Tell
 from .overlap import check_overlap
 from .subject import same_source
 
@@ -33,16 +34,17 @@ class Parts:
     overlap: dict[str, Any]
 
 
-def open_parts(stored: dict[str, Any] | None, document: Document, *, needs_labels: bool) -> tuple[Parts, list[str]]:
+def open_parts(
+    stored: dict[str, Any] | None, document: Document, tell: Tell, *, needs_labels: bool, required: bool = True
+) -> Parts:
     """Opens the data that `data.…` overrides name, or else the stored ones changed by them.
 
     Args:
         stored: the options of the data that a run was trained on; None where that is not known.
         document: the command line.
-        needs_labels: refuse data without; otherwise those are both parts.
-
-    Returns:
-        the parts, and lines to tell.
+        tell: shows a line to the user.
+        needs_labels: a probe will be fitted, so that the parts may not share images.
+        required: refuse data without labels then; otherwise all images are both parts.
 
     Raises:
         UserError: no data named, wrong options, no data there, no labels, or images to judge on that are also
@@ -61,18 +63,17 @@ def open_parts(stored: dict[str, Any] | None, document: Document, *, needs_label
         raise UserError(f"command line: data.name: should be the name of a data set, not {name!r}")
     cls: type[Dataset] = load("datasets", name)
     options = validate(cls.Options, merged, repr(name), document, ("data",))
-    found = [_part(cls, options, part, limited="limit" in asked) for part in ("train", "eval")]
-    if found[0] is None or found[1] is None:
-        if needs_labels:
+    to_fit, to_judge = (_part(cls, options, part, limited="limit" in asked) for part in ("train", "eval"))
+    if to_fit is None or to_judge is None:
+        if needs_labels and required:
             raise UserError(f"{name}: there are no labelled images to fit and to judge on; name data that have some")
         everything = cls.open(options)
-        return Parts(everything, everything, False, cls.view_size(options), {}), []
-    train, judged = cls.open(found[0]), cls.open(found[1])
-    overlap, lines = _checked(train, judged) if needs_labels else ({}, [])
-    if _pretrained_on(stored, judged):
-        overlap["pretrained_on_judged"] = True
-        lines.append(f"{name}: the backbone was trained on the very images that it is judged on (without their labels)")
-    return Parts(train, judged, True, cls.view_size(options), overlap), lines
+        return Parts(everything, everything, False, cls.view_size(options), {})
+    train, judged = cls.open(to_fit), cls.open(to_judge)
+    overlap, line = check_overlap(train, judged) if needs_labels else ({}, None)
+    if line is not None:
+        tell(line)
+    return Parts(train, judged, True, cls.view_size(options), overlap)
 
 
 def _part(cls: type[Dataset], options: DatasetOptions, part: str, limited: bool) -> DatasetOptions | None:
@@ -83,19 +84,18 @@ def _part(cls: type[Dataset], options: DatasetOptions, part: str, limited: bool)
     return found
 
 
-def _checked(train: Dataset, judged: Dataset) -> tuple[dict[str, Any], list[str]]:
-    described, line = check_overlap(train, judged)
-    return described, [] if line is None else [line]
+def pretrained_on(stored: dict[str, Any] | None, judged: Dataset) -> bool:
+    """Tells whether the images that a run was trained on are the ones to judge on, which flatters it.
 
-
-def _pretrained_on(stored: dict[str, Any], judged: Dataset) -> bool:
-    """Whether the backbone's own training images are the ones to judge on, which flatters it."""
-    if "name" not in stored:
+    Args:
+        stored: the options of the data that a run was trained on, if they are known.
+        judged: the images to judge on.
+    """
+    if stored is None or set(stored) <= {"name"}:
         return False
-    values = {key: value for key, value in stored.items() if key != "name"}
-    cls: type[Dataset] = load("datasets", stored["name"])
     try:
-        options = cls.Options.parse(values)
-    except ValueError:  # a run of another version
+        cls: type[Dataset] = load("datasets", stored["name"])
+        options = cls.Options.parse({key: value for key, value in stored.items() if key != "name"})
+    except (ValueError, UserError):  # a run of another version, or its plugin is not installed
         return False
     return cls is type(judged) and same_source(options, judged.options)

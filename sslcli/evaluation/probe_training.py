@@ -36,28 +36,13 @@ Places = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_l
 Init = Literal["zero", "normal"]
 
 
-class ProbeOptions(Options):
-    """Options that every trained probe has."""
+class RecipeOptions(Options):
+    """What every trained probe is trained with, while a run goes on or after it."""
 
-    lr: Rates
-    """Learning rates to choose from, before the optimizer's `scale_lr`; one alone is used as it is."""
     optimizer: dict[str, Any] = Field(default={"name": "sgd"}, validate_default=True)
     """Any registered optimizer with its options but lr, as in a run's config: {name: larc, clip: false}."""
     schedule: dict[str, Any] = Field(default={"name": "cosine"}, validate_default=True)
     """Any registered schedule with its options (warmup_epochs, final_lr, milestones), as in a run's config."""
-    epochs: int = Field(default=100, ge=1)
-    """Passes over the training images."""
-    batch_size: int = Field(default=256, ge=1)
-    """Images per step; the number of training images where there are fewer."""
-    init: Init = "zero"
-    """The classifier's weights at the start: zero (all classes alike, nothing drawn), or normal with standard deviation
-    0.01 (MoCo, SimSiam); the biases are zero."""
-    held_out: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training images, the same of each class, on which the choice is made where there is one to make."""
-    refit: bool = True
-    """Train the chosen one once more, on all training images; false: judge it as it came out of the choice."""
-    top: Places = (1, 5)
-    """Which top-k accuracies to report; those of k classes or fewer are left out, since they are always 1."""
 
     @field_validator("optimizer", "schedule")
     @classmethod
@@ -71,6 +56,26 @@ class ProbeOptions(Options):
             raise ValueError("takes no lr: give the learning rates to choose from beside it, as lr=[…]")
         name, options = _read_section(section, value["name"], given)
         return {"name": name, **{key: each for key, each in options.plain().items() if key != "lr"}}
+
+
+class ProbeOptions(RecipeOptions):
+    """Options that every probe of a frozen backbone has."""
+
+    lr: Rates
+    """Learning rates to choose from, before the optimizer's `scale_lr`; one alone is used as it is."""
+    epochs: int = Field(default=100, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(default=256, ge=1)
+    """Images per step; the number of training images where there are fewer."""
+    init: Init = "zero"
+    """The classifier's weights at the start: zero (all classes alike, nothing drawn), or normal with standard deviation
+    0.01 (MoCo, SimSiam); the biases are zero."""
+    held_out: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the training images, the same of each class, on which the choice is made where there is one to make."""
+    refit: bool = True
+    """Train the chosen one once more, on all training images; false: judge it as it came out of the choice."""
+    top: Places = (1, 5)
+    """Which top-k accuracies to report; those of k classes or fewer are left out, since they are always 1."""
 
 
 def _read_section(section: str, name: Any, given: dict[str, Any]) -> tuple[str, Options]:

@@ -1,97 +1,205 @@
-"""`evaluate`: loads what was trained, opens labelled data, hands both to an evaluator, keeps what it says."""
+"""`evaluate`: loads what was trained, opens labelled data, hands both to evaluators, keeps what they say."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from ..config.document import Document
-from ..config.options import overrides_as_data, validate
-from ..contracts.data import Dataset, Part
+from ..config.options import overrides_as_data
+from ..contracts.data import Dataset
 from ..contracts.errors import UserError
 from ..contracts.evaluation import EvaluationResult, Evaluator
 from ..contracts.export import Trained
-from ..plugins import load
-from ..runs import files
 from ..runs.device import resolve_device
-from ..runs.directory import RunDirectory
-from ..runs.trained import load_trained, stored_config
+from ..runs.trained import Tell
+from .chosen import ALL, Chosen, choose_evaluators, only_fitting
+from .parts import Parts, open_parts, pretrained_on
+from .results import draw, over_seeds, write_output, write_result
+from .seal import SealedSubject
 from .subject import FrozenSubject
-
-Tell = Callable[[str], None]
+from .tables import Row
+from .targets import Target, find_target, load_target, read_shown, stored_data
 
 
 def evaluate(
-    target: Path, method: str, overrides: list[str], *, device: str = "auto", seed: int = 0, tell: Tell
+    target: str | Path,
+    method: str,
+    overrides: list[str],
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    seeds: int = 1,
+    output: Path | None = None,
+    tell: Tell,
 ) -> EvaluationResult:
-    """Evaluates a trained backbone, and writes `eval/METHOD.json` where the target is a run.
+    """Evaluates one target by one evaluator; see `evaluate_all`. Metrics are means where there are several seeds."""
+    rows = evaluate_all([target], method, overrides, device=device, seed=seed, seeds=seeds, output=output, tell=tell)
+    return rows[0].result
+
+
+def evaluate_all(
+    targets: Sequence[str | Path],
+    method: str,
+    overrides: list[str],
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    seeds: int = 1,
+    output: Path | None = None,
+    tell: Tell,
+) -> list[Row]:
+    """Evaluates, and writes `eval/METHOD.json` into each target that is a run.
+
+    All targets are judged on the same data: what `data.…` says, else those of the first that has any. Each is shown the
+    images in its own size and normalisation. Features are computed once per target, for all evaluators and seeds.
 
     Args:
-        target: a run directory, a checkpoint or a backbone file.
-        method: name of the evaluator.
-        overrides: its options (`k=[20]`), and those of the data (`data.root=…`).
+        targets: run directories, checkpoints, backbone files, plain weight files, names of backbones.
+        method: name of the evaluator, or `all`.
+        overrides: options of the evaluators (`k=[20]`), of the data (`data.root=…`), of networks without a card
+            (`backbone.pretrained=true`, `mean`, `std`, `image_size`), and `feature`.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
-        seed: for whatever the evaluation draws.
+        seed: the first seed for whatever the evaluation draws.
+        seeds: how many.
+        output: a JSON file to write all results to; must not exist.
         tell: shows a line to the user.
 
+    Returns:
+        a row for each target and evaluator.
+
     Raises:
-        UserError: nothing trained there, no such evaluator, wrong options, no labelled data.
+        UserError: nothing trained there, no such evaluator, wrong options, no labelled data, or images to judge on
+            that are also among those to fit on.
+        SslError: an evaluator that breaks its seal or changes the backbone.
     """
-    cls: type[Evaluator] = load("evaluators", method)
     document = overrides_as_data(overrides)
-    chosen = {key: value for key, value in document.data.items() if key != "data"}
-    evaluator = cls(validate(cls.Options, chosen, repr(method), document))
+    chosen = choose_evaluators(method, document, tell)
+    found = [find_target(word) for word in targets]
+    shown = read_shown(document, found)
+    if output is not None:
+        _check_output(output)
     place = resolve_device(device)
-    trained = load_trained(target, tell)
-    train, held_out = open_parts(trained, target, document)
-    result = evaluator.evaluate(FrozenSubject(trained, train, held_out, place, seed=seed, tell=tell))
-    result.protocol["options"] = evaluator.options.plain()
-    result.protocol["file_sha256"] = trained.digest
-    if trained.run is not None:
-        tell(f"wrote {write_result(trained.run, method, result)}")
+    stored = [stored_data(target) for target in found]
+    first = next((place for place, data in enumerate(stored) if data is not None), None)
+    needs_labels = any(each.evaluator.needs_labels for each in chosen)
+    own = None if first is None else stored[first]
+    parts = open_parts(own, document, tell, needs_labels=needs_labels, required=method != ALL)
+    chosen = only_fitting(chosen, parts.labelled, tell)
+    if len(found) > 1:
+        whose = "" if first is None or "data" in document.data else f", as {found[first].word} was trained on"
+        tell(f"all are judged on {parts.judged.info.name}{whose}, each in its own size and normalisation")
+    loaded = [load_target(target, document, shown, parts, seed=seed, tell=tell) for target in found]
+    rows: list[Row] = []
+    for target, trained, data in zip(found, loaded, stored, strict=True):
+        if len(found) > 1:
+            tell(f"{target.word}:")
+        seen = pretrained_on(data, parts.judged)
+        if seen:
+            tell(f"{target.word}: was trained on the very images that it is judged on (without their labels)")
+        subject = FrozenSubject(trained, parts.train, parts.judged, place, seed=seed, feature=shown.feature, tell=tell)
+        overlap = {**parts.overlap, "pretrained_on_judged": seen}
+        mine = replace(parts, overlap=overlap)
+        rows += _judge(target, trained, subject, chosen, mine, range(seed, seed + seeds), tell, strict=method != ALL)
+    if not rows:
+        raise UserError("no evaluation could be made; the lines above say why")
+    _keep(rows, output, parts.judged, tell)
+    return rows
+
+
+def judge(
+    trained: Trained,
+    parts: Parts,
+    method: str,
+    overrides: list[str],
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    tell: Tell,
+) -> EvaluationResult:
+    """Evaluates what is in memory already, on data that are open already; writes nothing.
+
+    Raises:
+        UserError, SslError: as `evaluate_all`.
+    """
+    (chosen,) = choose_evaluators(method, overrides_as_data(overrides), tell)
+    subject = FrozenSubject(trained, parts.train, parts.judged, resolve_device(device), seed=seed, tell=tell)
+    result = run_evaluator(chosen.name, chosen.evaluator, subject, seed)
+    return _with_protocol(chosen, over_seeds([result], [seed]), trained, subject, parts)
+
+
+def run_evaluator(name: str, evaluator: Evaluator, subject: FrozenSubject, seed: int) -> EvaluationResult:
+    """Runs an evaluator behind the seal, and checks that it has left everything as it was.
+
+    Raises:
+        SslError: it read the images it is judged on before it had chosen, or changed the backbone.
+    """
+    cls = type(evaluator)
+    sealed = SealedSubject(subject, name, seed=seed, chooses=cls.chooses, needs_labels=cls.needs_labels)
+    result = evaluator.evaluate(sealed)
+    subject.check_unchanged(name)
+    result.protocol["decided"] = sealed.decided
     return result
 
 
-def open_parts(trained: Trained, target: Path, document: Document) -> tuple[Dataset | None, Dataset | None]:
-    """Opens the labelled images to fit and to judge on: the run's own data set, changed by `data.` overrides."""
-    asked = document.data.get("data") or {}
-    if not isinstance(asked, dict):
-        asked = {"name": asked}
-    config = stored_config(target)
-    stored: dict[str, Any] = config["data"] if config is not None else {"name": trained.card.dataset}
-    if "name" in asked and asked["name"] != stored["name"]:
-        stored = {}
-    merged = {**stored, **asked}
-    name = merged.pop("name")
-    if not isinstance(name, str):
-        raise UserError(f"command line: data.name: should be the name of a data set, not {name!r}")
-    cls: type[Dataset] = load("datasets", name)
-    options = validate(cls.Options, merged, repr(name), document, ("data",))
-    opened: list[Dataset | None] = []
-    parts: tuple[Part, Part] = ("train", "eval")
-    for part in parts:
-        part_options = cls.labelled(options, part)
-        if part_options is not None and "limit" in asked:  # asked for here, it holds for both parts
-            part_options = part_options.model_copy(update={"limit": options.limit})
-        opened.append(None if part_options is None else cls.open(part_options))
-    return opened[0], opened[1]
+def _judge(
+    target: Target,
+    trained: Trained,
+    subject: FrozenSubject,
+    chosen: list[Chosen],
+    parts: Parts,
+    seeds: range,
+    tell: Tell,
+    *,
+    strict: bool,
+) -> list[Row]:
+    rows = []
+    for each in chosen:
+        own = seeds if type(each.evaluator).seeded else seeds[:1]
+        if len(own) < len(seeds):
+            tell(f"{each.name}: nothing is drawn, so that one seed stands for all")
+        try:
+            results = [run_evaluator(each.name, each.evaluator, subject, seed) for seed in own]
+        except UserError as error:
+            if strict:
+                raise
+            tell(f"left out: {each.name}: {error}")
+            continue
+        result = _with_protocol(each, over_seeds(results, own), trained, subject, parts)
+        row = Row(target.word, each.name, result)
+        if trained.run is not None:
+            row.written = write_result(trained.run, row, parts.judged.info.classes or (), tell)
+        rows.append(row)
+    return rows
 
 
-def write_result(run: Path, method: str, result: EvaluationResult) -> Path:
-    """Writes `eval/METHOD.json`; an earlier one of that name is kept as `METHOD.1.json`, `METHOD.2.json`, …"""
-    folder = RunDirectory(run).evaluations
-    path = folder / f"{method}.json"
-    content = {"method": method, "metrics": result.metrics, "protocol": result.protocol, "details": result.details}
-    try:
-        folder.mkdir(exist_ok=True)
-        if path.exists():
-            number = 1
-            while (earlier := folder / f"{method}.{number}.json").exists():
-                number += 1
-            path.rename(earlier)
-        files.write_text(path, json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    return path
+def _with_protocol(
+    chosen: Chosen, result: EvaluationResult, trained: Trained, subject: FrozenSubject, parts: Parts
+) -> EvaluationResult:
+    result.protocol |= {
+        "options": chosen.evaluator.options.plain(),
+        "file_sha256": trained.digest,
+        "weights_sha256": subject.weights_sha256,
+        "overlap": parts.overlap,
+        "card": {**asdict(trained.card), "mean": list(trained.card.mean), "std": list(trained.card.std)},
+    }
+    return result
+
+
+def _check_output(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"{path}: exists already; choose another --output")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: the folder {path.parent} does not exist")
+
+
+def _keep(rows: list[Row], output: Path | None, judged: Dataset, tell: Tell) -> None:
+    if output is not None:
+        write_output(output, rows)
+        tell(f"wrote {output}")
+        if len(rows) == 1:
+            draw(rows[0], output.with_suffix(".png"), judged.info.classes or (), tell)
+        return
+    kept_nowhere = list(dict.fromkeys(row.target for row in rows if row.written is None))
+    if kept_nowhere:
+        tell(f"not written, only shown: {', '.join(kept_nowhere)} is no run; --output FILE keeps the result")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,33 +47,6 @@ def in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 def accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
     """Returns the share of images, between 0 and 1, whose label is among the k best classes; waits for the device."""
     return float(in_top(scores, labels, k).double().mean())
-
-
-def top_accuracies(scores: Tensor, labels: Tensor, top: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """Returns `top1`, and `topK` for every K asked for that is smaller than the number of classes; waits for the device.
-
-    A top that holds all classes would be 1 whatever was learnt, and is left out.
-
-    Args:
-        scores: (N, C).
-        labels: (N,) int64.
-        top: each K, at least 1.
-    """
-    wanted = sorted({1, *(k for k in top if k < scores.shape[-1])})
-    return {f"top{k}": accuracy(scores, labels, k) for k in wanted}
-
-
-def class_details(scores: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """Returns what goes into an evaluation's details: `per_class` (name → share recognised, None without images) and
-    `confusion`, a row for each true class.
-
-    Args:
-        scores: (N, C).
-        labels: (N,) int64.
-        names: of the C classes, in the order of their labels.
-    """
-    matrix = confusion(scores, labels)
-    return {"per_class": dict(zip(names, per_class(matrix), strict=True)), "confusion": matrix.tolist()}
 
 
 def confusion(scores: Tensor, labels: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from ..contracts.evaluation import EvaluationResult
 
@@ -96,5 +97,5 @@ def rich_table(rows: Sequence[Row]) -> Table:
     for place, name in enumerate(header):
         table.add_column(name, justify="left" if place < texts else "right", overflow="fold", no_wrap=place >= texts)
     for row in body:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))  # not markup: a path may have brackets in it
     return table

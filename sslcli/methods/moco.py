@@ -106,7 +106,7 @@ class MoCo(Method):
         features, z = self._project(images[: 2 if both or not options.momentum_encoder else 1])
         queries = self._predict(z[: 2 if both else 1])
         own_keys = both or (options.negatives == "batch" and options.batch_negatives == "all")
-        keys = {view: self._key(images[view], z, view) for view in ((1, 0) if own_keys else (1,))}
+        keys = {view: self._key(images[view], z, view) for view in ((0, 1) if own_keys else (1,))}
         compared = [self._compare(query, keys[1 - view], keys.get(view)) for view, query in enumerate(queries)]
         loss = options.loss_factor * torch.stack([value for value, _ in compared]).mean()
         found = [metrics for _, metrics in compared]

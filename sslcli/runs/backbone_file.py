@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
 from ..contracts.backbone import Backbone
 from ..contracts.errors import UserError
 from ..contracts.export import BackboneCard, Trained
+from ..plugins import PluginError, choose
 from . import files
 from .card import build_backbone, read_card
 
 
-def save_backbone(path: Path, backbone: Backbone, card: BackboneCard) -> None:
+def save_backbone(
+    path: Path, backbone: Backbone, card: BackboneCard, plugin: dict[str, str] | None = None, key_names: str = ""
+) -> None:
     """Writes a safetensors file whole or not at all; whatever reads safetensors reads the weights.
 
     Args:
         path: the file; one that is there is replaced.
         backbone: on any device and in any memory format; stays as it is.
         card: what goes along in the header.
+        plugin: `package` and `version` of the backbone's class; by default those that are installed.
+        key_names: the tool whose names the weights have, for the header.
 
     Raises:
         UserError: two names of the backbone's state share memory, or the file cannot be written.
@@ -28,11 +34,40 @@ def save_backbone(path: Path, backbone: Backbone, card: BackboneCard) -> None:
     except ValueError as error:
         name = card.backbone.get("name")
         raise UserError(f"{path}: the backbone {name!r} cannot be written: {error}") from error
+    plugin = plugin or backbone_plugin(card)
+    plain = describe(card, plugin) | ({"key_names": key_names} if key_names else {})
     try:
-        files.write(path, tensors, {"card": asdict(card)})
+        files.write(path, tensors, {"card": asdict(card), "plugin": plugin}, plain)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{path}: cannot be written ({reason}); choose another place for it") from error
+
+
+def backbone_plugin(card: BackboneCard) -> dict[str, str] | None:
+    """Returns package and version of the installed backbone of a card; None if there is none by its name."""
+    try:
+        found = choose("backbones", str(card.backbone.get("name", "")).partition("/")[0])
+    except PluginError:
+        return None
+    return {"package": found.package, "version": found.version}
+
+
+def describe(card: BackboneCard, plugin: dict[str, str] | None = None) -> dict[str, str]:
+    """Returns what a card says as plain strings, which any tool shows; lists and options are JSON.
+
+    Args:
+        card: of the backbone.
+        plugin: `package` and `version` of its class, if known.
+    """
+    options = {key: value for key, value in card.backbone.items() if key != "name"}
+    plain = {"format": "pt", "backbone": str(card.backbone.get("name", "")), "backbone_options": json.dumps(options)}
+    if plugin is not None:
+        plain |= {"backbone_package": plugin["package"], "backbone_version": plugin["version"]}
+    if card.head is not None:
+        plain["projector_layers"] = json.dumps(card.head)
+    for name in ("channels", "image_size", "feature_dim", "method", "dataset", "step", "epoch"):
+        plain[name] = str(getattr(card, name))
+    return plain | {"mean": json.dumps(card.mean), "std": json.dumps(card.std), "sslcli_version": card.sslcli}
 
 
 def load_backbone_file(path: Path) -> Trained:
@@ -57,5 +92,7 @@ def load_backbone_file(path: Path) -> Trained:
     if not isinstance(document.get("card"), dict):
         raise UserError(f"{path}: holds no backbone's card; `ssl export backbone` writes files that do")
     card = read_card(path, document["card"])
-    backbone = build_backbone(path, card, lambda built: built.import_state(state))
-    return Trained(backbone, card, None, digest)
+    plugin = document.get("plugin")
+    made_with = f"the file was made with {plugin['package']} {plugin['version']}: install it" if plugin else ""
+    backbone = build_backbone(path, card, lambda built: built.import_state(state), made_with)
+    return Trained(backbone, card, None, digest, path, plugin)

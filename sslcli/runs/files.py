@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-_DOCUMENT, _DIGEST, _TENSORS = "sslcli", "sha256", "tensors"
+_DOCUMENT, _DIGEST, _TENSORS, _PLAIN = "sslcli", "sha256", "tensors", "plain"
 
 
 class DamagedFile(Exception):
@@ -78,12 +78,28 @@ def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def write(path: Path, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
-    """Writes contiguous CPU tensors and a JSON document; atomic and synced."""
-    text = _canonical({**document, _TENSORS: {name: _digest(tensor) for name, tensor in sorted(tensors.items())}})
-    metadata = {_DOCUMENT: text, _DIGEST: hashlib.sha256(text.encode()).hexdigest()}
+def write(
+    path: Path, tensors: dict[str, Tensor], document: dict[str, Any], plain: Mapping[str, str] | None = None
+) -> None:
+    """Writes contiguous CPU tensors and a JSON document; atomic and synced.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        document: plain data.
+        plain: entries of the header for whoever reads no document of ours; checked like all the rest.
+    """
+    whole = {**document, _PLAIN: dict(plain)} if plain else document
+    metadata = header({**whole, _TENSORS: {name: _digest(tensor) for name, tensor in sorted(tensors.items())}})
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+
+
+def header(document: dict[str, Any]) -> dict[str, str]:
+    """Returns a safetensors header's metadata that `read_document` reads: the document, its hash, what is plain in it."""
+    text = _canonical(document)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {**document.get(_PLAIN, {}), _DOCUMENT: text, _DIGEST: digest}
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -155,6 +171,8 @@ def _document(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     if hashlib.sha256(text.encode()).hexdigest() != metadata.get(_DIGEST):
         raise DamagedFile(f"{path}: is damaged: its header is not what was written")
     document: dict[str, Any] = json.loads(text)
+    if {**document.get(_PLAIN, {}), _DOCUMENT: text, _DIGEST: metadata[_DIGEST]} != metadata:
+        raise DamagedFile(f"{path}: is damaged: its header is not what was written")
     return document
 
 

@@ -16,6 +16,13 @@ from .directory import RunDirectory
 
 Tell = Callable[[str], None]
 
+#: Files that hold a network without its class, and who loads them.
+_OTHER_KINDS = {
+    ".onnx": "is an ONNX model, which onnxruntime.InferenceSession loads",
+    ".pt2": "is an exported program, which torch.export.load(...).module() loads",
+    ".npy": "is an array, which numpy.load loads",
+}
+
 
 def load_trained(target: Path, tell: Tell) -> Trained:
     """Loads a backbone, on the CPU, in `eval()`.
@@ -32,8 +39,13 @@ def load_trained(target: Path, tell: Tell) -> Trained:
         return _from_run(target, tell)
     if not target.exists():
         raise UserError(f"{target}: no such run or file")
+    if target.suffix in _OTHER_KINDS:
+        raise UserError(f"{target}: {_OTHER_KINDS[target.suffix]}; name the run or a backbone file")
     try:
-        if "encoder" not in files.read_document(target):
+        document = files.read_document(target)
+        if document.get("kind") == "features":
+            raise UserError(f"{target}: holds the features of images, no network; name the run or a backbone file")
+        if "encoder" not in document:
             return load_backbone_file(target)
         run = target.parent.parent
         return _from_checkpoint(target, run if RunDirectory(run).is_run() else None)
@@ -61,9 +73,10 @@ def _from_checkpoint(path: Path, run: Path | None) -> Trained:
     checkpoint = read_checkpoint(path, prefix)
     state = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.tensors.items()}
     card = read_card(path, checkpoint.document["card"])
-    made_with = _made_with(path, checkpoint.document.get("plugins", {}).get("backbone"))
+    plugin = checkpoint.document.get("plugins", {}).get("backbone")
+    made_with = _made_with(path, plugin)
     backbone = build_backbone(path, card, lambda built: built.load_state_dict(state, strict=True), made_with)
-    return Trained(backbone, card, run, files.read_digest(path))
+    return Trained(backbone, card, run, files.read_digest(path), path, plugin)
 
 
 def _made_with(path: Path, plugin: dict[str, str] | None) -> str:

@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..contracts.errors import SslError, UserError
 from ..contracts.evaluation import EvaluationResult, Evaluator
 from ..contracts.export import Exported, Exporter, Trained
+from ..evaluation.seal import SealedSubject
 from ..evaluation.subject import FrozenSubject
 from .common import changed, check_options, refusal, require, snapshot
 from .stand_ins import MemoryDataset, small_trained
 
 
 def check_evaluator(cls: type[Evaluator], options: Mapping[str, Any] | None = None, *, count: int = 64) -> None:
-    """Checks that an evaluator leaves the backbone alone, repeats, says what it did, and refuses data without labels.
+    """Checks that an evaluator leaves the backbone and the shared features alone, breaks no seal, repeats, says what it
+    did, and refuses data without labels.
 
     Args:
         cls: the class.
@@ -33,17 +36,29 @@ def check_evaluator(cls: type[Evaluator], options: Mapping[str, Any] | None = No
     parsed, label, trained = check_options(cls, options), cls.__name__, small_trained()
     subject = _subject(trained, count)
     before = snapshot(subject.backbone)
-    result = cls(parsed).evaluate(subject)
+    try:
+        result = cls(parsed).evaluate(_sealed(cls, subject))
+    except UserError as error:
+        raise AssertionError(f"{label} fails on labelled images of four classes: {error}") from error
+    except SslError as error:  # it broke the seal
+        raise AssertionError(f"{label}: {error}") from error
     require(isinstance(result, EvaluationResult), f"{label}.evaluate must return an EvaluationResult")
     lost = changed(before, snapshot(subject.backbone))
     require(not lost, f"{label} changes the backbone that it judges: {lost[:1]}")
     moving = any(module.training for module in subject.backbone.modules())
     require(not moving, f"{label} leaves the backbone in training mode")
+    try:
+        subject.check_unchanged(label)
+    except SslError as error:
+        raise AssertionError(str(error)) from error
     _check_result(label, result)
-    again = cls(parsed).evaluate(_subject(trained, count))
+    again = cls(parsed).evaluate(_sealed(cls, _subject(trained, count)))
     require(again.metrics == result.metrics, f"{label}: two runs with one seed: {result.metrics}, {again.metrics}")
+    if not cls.seeded:
+        other = cls(parsed).evaluate(_sealed(cls, _subject(trained, count), seed=1))
+        require(other.metrics == result.metrics, f"{label} says that it is not seeded, and another seed changes it")
     if cls.needs_labels:
-        bare = _subject(trained, count, labels=False)
+        bare = _sealed(cls, _subject(trained, count, labels=False))
         require(
             refusal(lambda: cls(parsed).evaluate(bare)) is not None,
             f"{label} needs labels, and must refuse data without any with a UserError of one line",
@@ -53,6 +68,10 @@ def check_evaluator(cls: type[Evaluator], options: Mapping[str, Any] | None = No
 def _subject(trained: Trained, count: int, labels: bool = True) -> FrozenSubject:
     parts = [MemoryDataset(split, count, labels=labels) for split in ("train", "test")]
     return FrozenSubject(trained, parts[0], parts[1], torch.device("cpu"), seed=0)
+
+
+def _sealed(cls: type[Evaluator], subject: FrozenSubject, seed: int = 0) -> SealedSubject:
+    return SealedSubject(subject, cls.__name__, seed=seed, chooses=cls.chooses, needs_labels=cls.needs_labels)
 
 
 def _check_result(label: str, result: EvaluationResult) -> None:

@@ -1,0 +1,74 @@
+"""From `--method` and the options on the command line to evaluators that are ready to judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config.document import Document
+from ..config.options import validate
+from ..contracts.errors import ConfigError, UserError
+from ..contracts.evaluation import Evaluator
+from ..plugins import PluginError, find, load, load_found
+from ..runs.trained import Tell
+from .targets import ShownOptions
+
+ALL = "all"
+#: What the command line sets that is no evaluator's option.
+SECTIONS = ("data", "backbone", *ShownOptions.model_fields)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An evaluator with the name that it was asked for by."""
+
+    name: str
+    evaluator: Evaluator
+
+
+def choose_evaluators(method: str, document: Document, tell: Tell) -> list[Chosen]:
+    """Builds the evaluator called `method`, or with `all` every installed one that is made for that.
+
+    With `all` an option goes to each evaluator that has it, and one that cannot be loaded is told and left out.
+
+    Raises:
+        UserError: no such evaluator, or wrong options.
+    """
+    values = {key: value for key, value in document.data.items() if key not in SECTIONS}
+    if method != ALL:
+        cls: type[Evaluator] = load("evaluators", method)
+        return [Chosen(method, cls(validate(cls.Options, values, repr(method), document)))]
+    classes: dict[str, type[Evaluator]] = {}
+    for plugin in find("evaluators"):
+        try:
+            loaded: type[Evaluator] = load_found(plugin)
+        except PluginError as error:
+            tell(f"left out: {error}")
+            continue
+        name = plugin.name if plugin.name not in classes else f"{plugin.package}:{plugin.name}"
+        if loaded.in_all:
+            classes[name] = loaded
+        else:
+            tell(f"left out, it takes long: {name} (--method {name})")
+    for key in values:
+        if not any(key in cls.Options.model_fields for cls in classes.values()):
+            raise ConfigError([f"command line: {key}: no evaluator of --method all has this option"])
+    chosen = []
+    for name, cls in classes.items():
+        own = {key: value for key, value in values.items() if key in cls.Options.model_fields}
+        chosen.append(Chosen(name, cls(validate(cls.Options, own, repr(name), document))))
+    if not chosen:
+        raise UserError("there is no evaluator to run; `ssl list evaluators` shows what is installed")
+    return chosen
+
+
+def only_fitting(chosen: list[Chosen], labelled: bool, tell: Tell) -> list[Chosen]:
+    """Leaves out, and tells, the evaluators that need labels where there are none."""
+    if labelled:
+        return chosen
+    for each in chosen:
+        if each.evaluator.needs_labels:
+            tell(f"left out, the data have no labels: {each.name}")
+    fitting = [each for each in chosen if not each.evaluator.needs_labels]
+    if not fitting:
+        raise UserError("the data have no labels, and every evaluator needs some; name data that have them")
+    return fitting

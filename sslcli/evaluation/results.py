@@ -1,0 +1,107 @@
+"""What is done with results: several seeds become one, and a run keeps each with its picture."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..contracts.errors import UserError
+from ..contracts.evaluation import EvaluationResult
+from ..reporting.confusion import write_confusion
+from ..runs import files
+from ..runs.directory import RunDirectory
+from ..runs.trained import Tell
+from .tables import Row
+
+#: Images of more classes are told by the file alone: no picture has room for so many.
+PICTURE_CLASSES = 200
+
+
+def over_seeds(results: Sequence[EvaluationResult], seeds: Sequence[int]) -> EvaluationResult:
+    """Joins the results of one evaluator: each metric's mean, and its standard deviation with n − 1.
+
+    Args:
+        results: one for each seed.
+        seeds: those.
+
+    Returns:
+        the first result's protocol and details, with `seeds` in both and each seed's numbers in the details.
+    """
+    first = results[0]
+    protocol = {**first.protocol, "seeds": list(seeds)}
+    if len(results) == 1:
+        return EvaluationResult(first.metrics, protocol, first.details)
+    names = [name for name in first.metrics if all(name in each.metrics for each in results)]
+    values = {name: [each.metrics[name] for each in results] for name in names}
+    rows: list[dict[str, Any]] = [
+        {"seed": seed, "metrics": each.metrics, "decided": each.protocol.get("decided")}
+        for seed, each in zip(seeds, results, strict=True)
+    ]
+    return EvaluationResult(
+        {name: statistics.fmean(numbers) for name, numbers in values.items()},
+        protocol,
+        {**first.details, "seeds": rows, "of_seed": seeds[0]},
+        {name: statistics.stdev(numbers) for name, numbers in values.items()},
+    )
+
+
+def write_result(run: Path, row: Row, classes: Sequence[str], tell: Tell) -> Path:
+    """Writes `eval/METHOD.json` and `.png`; earlier ones of that name become `METHOD.1.json`, `METHOD.2.json`, …
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    folder = RunDirectory(run).evaluations
+    name = row.method.replace(":", "-").replace("/", "-")
+    path = folder / f"{name}.json"
+    try:
+        folder.mkdir(exist_ok=True)
+        if path.exists():
+            number = 1
+            while (earlier := folder / f"{name}.{number}.json").exists():
+                number += 1
+            path.rename(earlier)
+            if path.with_suffix(".png").exists():
+                path.with_suffix(".png").rename(earlier.with_suffix(".png"))
+        files.write_text(path, json.dumps(row.full(), indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    tell(f"wrote {path}")
+    draw(row, path.with_suffix(".png"), classes, tell)
+    return path
+
+
+def write_output(path: Path, rows: Sequence[Row]) -> None:
+    """Writes what `--output` asks for: one result as a run keeps it, or several under `results`.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    several = {"results": [{"target": row.target, **row.full()} for row in rows]}
+    content = {"target": rows[0].target, **rows[0].full()} if len(rows) == 1 else several
+    try:
+        files.write_text(path, json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def draw(row: Row, path: Path, classes: Sequence[str], tell: Tell) -> None:
+    """Draws the confusion matrix, where the result has one and matplotlib is there."""
+    matrix = row.result.details.get("confusion")
+    if not matrix or not 2 <= len(matrix) <= PICTURE_CLASSES or len(classes) != len(matrix):
+        return
+    title = f"{Path(row.target).name or row.target}: {row.method}"
+    if "top1" in row.result.metrics:
+        seeds = row.result.details.get("seeds")
+        top1 = seeds[0]["metrics"]["top1"] if seeds else row.result.metrics["top1"]
+        title += f", top-1 {top1:.1%}" + (f" (seed {row.result.details['of_seed']})" if seeds else "")
+    try:
+        if write_confusion(path, matrix, classes, title):
+            tell(f"wrote {path}")
+        else:
+            tell("no picture of the confusion matrix: pip install 'sslcli[plots]' for one")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,82 @@
+"""The workbench `moco`: what every method owes the loop, at every preset and on the way between them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from workbench_helpers import (
+    EACH,
+    batch,
+    build,
+    small,
+    train,
+)
+
+from sslcli import testing
+from sslcli.methods.moco import MoCo
+
+
+@EACH
+def test_every_setting_keeps_the_contract_of_a_method(knobs: dict[str, Any]) -> None:
+    """Gradients reach all that is trained; evaluation changes nothing; resumed is never stopped; and the rest."""
+    testing.check_method(MoCo, small(**knobs))
+
+
+@EACH
+def test_three_steps_and_three_more_are_six(knobs: dict[str, Any]) -> None:
+    whole, first, second = build(**knobs), build(**knobs), build(seed=9, **knobs)
+    losses = train(whole, 0, 6)
+    again = train(first, 0, 3)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert again + train(second, 3, 6) == losses
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+@EACH
+def test_an_evaluation_pass_changes_nothing(knobs: dict[str, Any]) -> None:
+    method = build(**knobs)
+    train(method, 0, 2)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    method.eval()
+    with torch.no_grad():
+        method(batch(7))
+        method.encoder()(batch(8).views[0].image)
+    assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())
+
+
+@pytest.mark.slow
+@EACH
+def test_every_setting_is_one_graph(knobs: dict[str, Any]) -> None:
+    method, graphs = build(**knobs), CompileCounter()
+    torch.compiler.reset()  # else the graphs of all settings count as recompilations of one
+    method.compile(fullgraph=True, dynamic=False, backend=graphs)
+    train(method, 0, 3)
+    torch.compiler.reset()
+    assert graphs.frame_count == 1
+
+
+@EACH
+def test_the_factor_multiplies_the_loss_and_nothing_else(knobs: dict[str, Any]) -> None:
+    once, thrice = build(**knobs), build(**{**knobs, "loss_factor": 3 * build(**knobs).options.loss_factor})
+    one, other = once(batch()), thrice(batch())
+    torch.testing.assert_close(other.loss, 3 * one.loss)
+    assert one.metrics.keys() == other.metrics.keys()
+    assert all(torch.equal(one.metrics[name], other.metrics[name]) for name in one.metrics)
+
+
+@EACH
+def test_monitors_are_reported_where_they_are_defined(knobs: dict[str, Any]) -> None:
+    method = build(**knobs)
+    found = method(batch()).metrics
+    expected = {"pos_cos", "neg_cos"}
+    if method.options.negatives != "none":
+        expected |= {"contrast_top1", "contrast_top5"}
+    if method.options.loss == "vic":
+        expected |= {"invariance", "variance", "covariance"}
+    assert set(found) == expected
+    assert all(-1 <= found[name].item() <= 1 for name in ("pos_cos", "neg_cos"))
