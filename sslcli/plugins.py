@@ -2,7 +2,7 @@
 
 A *found* plugin is a line in a package's metadata; nothing of the package has been imported. `load` imports it. The
 project's own parts are found in the same way as anyone's. Unpackaged classes come in by `register_file`, which only the
-command line calls.
+command line calls, and by `registered`, which only the Python API does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import importlib.util
 import inspect
 import re
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,16 @@ class FoundPlugin:
 
 
 _from_files: dict[str, list[tuple[FoundPlugin, type]]] = {}
+
+#: The "package" of what a Python program has given as an object: `python:MyNet`.
+PYTHON = "python"
+_given: list[tuple[FoundPlugin, type]] = []
+#: What to do about a name that was an object once, where it is not `give it again`.
+_GIVE_AGAIN = {
+    "backbones": "load it with sslcli.load_backbone(path, into=module), or give it again: sslcli.Run(path, backbone=…)",
+    "datasets": "give it again in Python, or name other data with data.name=…",
+    "callbacks": "give it again in Python, or switch it off with null",
+}
 
 
 def get_group(name: str) -> Group:
@@ -130,6 +142,8 @@ def choose(group: str, name: str) -> FoundPlugin:
     """Returns the one plugin that `name` (`NAME` or `PACKAGE:NAME`) means; PluginError if there is none or two."""
     info = get_group(group)
     package, _, plain = name.rpartition(":")
+    if package == PYTHON:
+        return _choose_given(info, plain)
     candidates = [p for p in find(group) if p.name == plain and _normal(package) in ("", _normal(p.package))]
     if len(candidates) == 1:
         return candidates[0]
@@ -141,21 +155,48 @@ def choose(group: str, name: str) -> FoundPlugin:
     raise PluginError(f"{info.noun} {plain!r} is announced by {packages}; write {choices}")
 
 
+def _choose_given(group: Group, name: str) -> FoundPlugin:
+    for plugin, _ in reversed(_given):
+        if (plugin.group, plugin.name) == (group.entry_points, name):
+            return plugin
+    advice = _GIVE_AGAIN.get(group.name, "give it again in Python")
+    raise PluginError(f"{group.noun} '{PYTHON}:{name}' was an object of a Python program, in no file: {advice}")
+
+
+@contextmanager
+def registered(classes: Mapping[tuple[str, str], type]) -> Iterator[None]:
+    """Makes classes known for a while.
+
+    Args:
+        classes: by group and name: `("backbones", "MyNet")` is found as `python:MyNet`, and never as `MyNet`.
+    """
+    now = [
+        (FoundPlugin(name, PYTHON, "", f"{cls.__module__}:{cls.__qualname__}", get_group(group).entry_points), cls)
+        for (group, name), cls in classes.items()
+    ]
+    _given.extend(now)
+    try:
+        yield
+    finally:
+        for one in now:
+            _given.remove(one)
+
+
 def load_found(plugin: FoundPlugin) -> type:
     """Imports a found plugin.
 
     Raises:
         PluginError: naming the package, if importing fails or the object is not what its group asks for.
     """
-    for registered, cls in _from_files.get(plugin.group, []):
-        if registered == plugin:
+    for known, cls in [*reversed(_given), *_from_files.get(plugin.group, [])]:
+        if known == plugin:
             return cls
     info = get_group(plugin.group)
     try:
         loaded = importlib_metadata.EntryPoint(plugin.name, plugin.target, plugin.group).load()
     except (Exception, SystemExit) as error:  # whatever a third party's module raises harms only who asks for it
         raise PluginError(f"{info.noun} {plugin.name!r} of {plugin} cannot be loaded: {_reason(error)}") from error
-    if not (isinstance(loaded, type) and issubclass(loaded, _contracts(info))):
+    if not (isinstance(loaded, type) and issubclass(loaded, contracts(info))):
         wanted = " or ".join(name for _, name in info.contracts)
         raise PluginError(f"{info.noun} {plugin.name!r} of {plugin} is not a subclass of {wanted}")
     return loaded
@@ -196,11 +237,12 @@ def load(group: str, name: str) -> Any:
 
 
 def _is_provider(group: Group, cls: type) -> bool:
-    providers = tuple(contract for contract in _contracts(group) if contract.__name__.endswith("Provider"))
+    providers = tuple(contract for contract in contracts(group) if contract.__name__.endswith("Provider"))
     return issubclass(cls, providers)
 
 
-def _contracts(group: Group) -> tuple[type, ...]:
+def contracts(group: Group) -> tuple[type, ...]:
+    """Returns the classes that a group's plugins inherit from."""
     return tuple(
         getattr(importlib.import_module(f"sslcli.contracts.{module}"), name) for module, name in group.contracts
     )
@@ -247,7 +289,7 @@ def register_file(path: Path) -> PluginFile:
     registered = []
     for group in _GROUPS:
         for name, cls in inspect.getmembers(module, inspect.isclass):
-            if cls.__module__ != module_name or inspect.isabstract(cls) or not issubclass(cls, _contracts(group)):
+            if cls.__module__ != module_name or inspect.isabstract(cls) or not issubclass(cls, contracts(group)):
                 continue
             public = getattr(cls, "plugin_name", None) or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
             plugin = FoundPlugin(public, path.stem, digest[:8], f"{path.name}:{name}", group.entry_points)

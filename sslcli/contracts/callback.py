@@ -65,7 +65,7 @@ class Callback:
 
     Options: ClassVar[type[Options]] = Options
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: Any = None) -> None:
         self.options = options
 
     def on_start(self, context: RunContext) -> None:

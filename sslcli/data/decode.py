@@ -58,7 +58,7 @@ def decode(path: str | os.PathLike[str], channels: int = 3, wanted: int | None =
             if wanted is not None:
                 image.draft(None, (wanted, wanted))
             image.load()
-            array = np.array(_eight_bit(_upright(image), "RGB" if channels == 3 else "L"))
+            array = np.array(eight_bit(_upright(image), "RGB" if channels == 3 else "L"))
     except UnidentifiedImageError:
         reason = "not an image of a known format" if Path(path).stat().st_size else "the file is empty"
         raise UnreadableImage(str(path), reason) from None
@@ -81,7 +81,8 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _eight_bit(image: Image.Image, mode: str) -> Image.Image:
+def eight_bit(image: Image.Image, mode: str) -> Image.Image:
+    """Returns an opened image as `RGB` or `L`, laid on white; ValueError for pixels without a fixed range."""
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is unknown; convert it to 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):

@@ -104,6 +104,33 @@ def extract_features(
     return FeatureSet(result[:done], labels)
 
 
+def feature_blocks(
+    backbone: Backbone,
+    dataset: Dataset,
+    *,
+    image_size: int,
+    normalise: Normalise,
+    device: torch.device,
+    batch_size: int,
+    precision: Precision = "fp32",
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields what `extract_features` returns as a whole, so that a data set of any size needs the memory of a batch.
+
+    Yields:
+        features (n, D) float32 on the device, and the places (n,) int64 in the data set of these images, in order;
+        unreadable images are left out.
+
+    Raises:
+        UserError: more than 1 % of the images cannot be read.
+    """
+    dtype = _DTYPES.get(precision)
+    for block, places in _Reader(dataset, image_size, torch.arange(len(dataset))).blocks(batch_size):
+        # Entered anew for each block, because whoever gets a block does not run within it.
+        with torch.no_grad(), _evaluating(backbone), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            pooled = backbone(normalise(block.to(device))).pooled
+        yield pooled.float(), places
+
+
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """`eval()` for a while; afterwards each module has the mode it had, which need not be the same for all."""

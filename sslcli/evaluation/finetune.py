@@ -1,4 +1,4 @@
-"""The evaluator `finetune`: a copy of the backbone and a linear classifier, all weights trained on a share of the labels.
+"""The evaluator `finetune`: a copy of the backbone and a classifier, all weights trained on a share of the labels.
 
 The semi-supervised protocol of SimCLR (Chen et al., https://arxiv.org/abs/2002.05709, appendix B.5), with a learning
 rate of the head's own as in SwAV and Barlow Twins. A backbone that was exported with projector layers (SimCLR v2,
@@ -46,8 +46,8 @@ class FinetuneOptions(ProbeOptions, ImageOptions):
     share: float = Field(default=1.0, gt=0, le=1)
     """Share of the labelled training images to learn from: the same of each class, at least one image."""
     lr: Rates = (0.05,)
-    """Learning rates of the backbone to choose from, before the optimizer's `scale_lr`; each costs a training. One alone
-    is used as it is."""
+    """Learning rates of the backbone to choose from, before the optimizer's `scale_lr`; each costs a training. One
+    alone is used as it is."""
     head_lr: float | None = Field(default=None, gt=0)
     """The classifier's own learning rate, scaled and scheduled like the backbone's; null: the backbone's."""
     optimizer: dict[str, Any] = Field(default={"name": "sgd", "nesterov": True}, validate_default=True)
@@ -86,7 +86,7 @@ class Classifier(nn.Module):
 
 
 class Finetune(Evaluator):
-    """All weights of a copy of the backbone, and a classifier, trained on a share of the labels and on views of them."""
+    """All weights of a copy of the backbone, and a classifier, trained on views of a share of the labelled images."""
 
     Options = FinetuneOptions
     options: FinetuneOptions
@@ -107,7 +107,8 @@ class Finetune(Evaluator):
             kept, held = stratified_split(labels[places], options.held_out, subject.seed)
             if len(held) == 0:
                 raise UserError(
-                    "finetune: no class has two images in the share, so none can be held out; raise share or give one lr"
+                    "finetune: no class has two images in the share, so none can be held out; "
+                    "raise share, or give one lr"
                 )
             fit, held_out = places[kept], Subset(train, places[held])
             trained = [self._train(subject, train, fit, classes, rate, held_out) for rate in options.lr]

@@ -154,7 +154,7 @@ class LogisticOptions(Options):
     """Divide each feature by its standard deviation over the training images first, so that the penalty treats all
     alike."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training images, the same of each class, on which C is chosen; nothing is held out for a single C."""
+    """Share of the training images, the same of each class, on which C is chosen; none for a single C."""
     iterations: int = Field(default=1000, ge=1)
     """Iterations of L-BFGS at most."""
     tolerance: float = Field(default=1e-6, gt=0)

@@ -27,8 +27,8 @@ from .scores import accuracy, confusion, per_class
 
 
 def as_list(value: Any) -> Any:
-    """A single value stands for a list of one (`lr=30`)."""
-    return value if isinstance(value, list | tuple) else [value]
+    """A single value stands for a list of one (`lr=30`); a tuple, which strict validation asks for after this."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(as_list), Field(min_length=1)]
@@ -53,7 +53,7 @@ class RecipeOptions(Options):
             value = {**default, **value, "name": default["name"]}
         given = {key: each for key, each in value.items() if key != "name"}
         if section == "optimizer" and "lr" in given:
-            raise ValueError("takes no lr: give the learning rates to choose from beside it, as lr=[…]")
+            raise ValueError("takes no lr: give it beside the optimizer, as lr")
         name, options = _read_section(section, value["name"], given)
         return {"name": name, **{key: each for key, each in options.plain().items() if key != "lr"}}
 

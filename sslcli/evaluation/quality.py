@@ -1,10 +1,19 @@
-"""How much of their space features use, without labels: what the collapse watch looks at, and RankMe."""
+"""How much of their space features use, without labels: what the collapse watch looks at, RankMe, and the alignment and
+uniformity of Wang and Isola, *Understanding Contrastive Representation Learning through Alignment and Uniformity on the
+Hypersphere*, https://arxiv.org/abs/2005.10242."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .scores import exact_float32
+
+#: Distances held at once: 64 MiB.
+BLOCK = 1 << 23
 
 
 def feature_std(features: Tensor) -> Tensor:
@@ -43,26 +52,71 @@ def effective_rank(features: Tensor) -> Tensor:
 def rank_me(features: Tensor, epsilon: float = 1e-7) -> Tensor:
     """Returns RankMe: exp(−Σ p log p) with p = σ / Σσ + ε, σ the singular values of the features, not centred.
 
-    Garrido et al., *RankMe*, 2210.02885, equation 1.
+    Garrido et al., *RankMe*, 2210.02885, equation 1. From the singular values themselves: the root of an eigenvalue of
+    the Gram matrix knows no σ below 1e-8 of the largest.
 
     Args:
-        features: (N, D).
+        features: (N, D), as they are: neither centred nor L2-normalised.
         epsilon: the paper's ε.
 
     Returns:
         0-dim float64; NaN if a feature is not finite.
     """
     x = features.double()
-    sigma = _squared_singular_values(x).sqrt()
+    sigma = torch.linalg.svdvals(_finite(x))
     share = sigma / sigma.sum().clamp_min(torch.finfo(torch.float64).tiny) + epsilon
     return _finite_or_nan(torch.special.entr(share).sum().exp(), x)
 
 
 def _squared_singular_values(x: Tensor) -> Tensor:
     """All min(N, D) of them, from the smaller of the two Gram matrices."""
-    x = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)  # the solver raises where there is anything else
+    x = _finite(x)
     gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
     return torch.linalg.eigvalsh(gram).clamp_min(0)
+
+
+def alignment(z1: Tensor, z2: Tensor, alpha: float = 2.0) -> Tensor:
+    """Returns the mean of ‖z₁ − z₂‖^α over positive pairs, both L2-normalised here: 0 for views that are all the same.
+
+    Args:
+        z1: (N, D), features of one view of each image.
+        z2: (N, D), of another view of the same images.
+        alpha: the paper's α > 0.
+
+    Returns:
+        0-dim float64.
+    """
+    difference = F.normalize(z1.double(), dim=1) - F.normalize(z2.double(), dim=1)
+    return difference.norm(dim=1).pow(alpha).mean()
+
+
+def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
+    """Returns log of the mean of exp(−t·‖zᵢ − zⱼ‖²) over all pairs i < j, the features L2-normalised here.
+
+    0 for features that are all alike; about −2t for ones spread evenly over a sphere of many dimensions. Exact, in
+    blocks, on the device.
+
+    Args:
+        z: (N, D), N at least 2.
+        t: the paper's t > 0.
+
+    Returns:
+        0-dim float64; NaN if a feature is not finite.
+    """
+    unit = F.normalize(z.float(), dim=1)
+    total = torch.zeros((), dtype=torch.float64, device=z.device)
+    rows = max(1, BLOCK // len(unit))
+    with exact_float32(), torch.autocast(z.device.type, enabled=False):
+        for start in range(0, len(unit), rows):
+            block = unit[start : start + rows]
+            # ‖a − b‖² = 2 − 2a·b on the sphere; only columns from the block on, so that each pair is met once.
+            kernel = (2 * t * (block @ unit[start:].T - 1)).exp_()
+            total += torch.triu(kernel, diagonal=1).sum(dtype=torch.float64)
+    return _finite_or_nan(total.log() - math.log(len(unit) * (len(unit) - 1) / 2), unit)
+
+
+def _finite(x: Tensor) -> Tensor:
+    return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)  # the solvers raise where there is anything else
 
 
 def _finite_or_nan(value: Tensor, x: Tensor) -> Tensor:

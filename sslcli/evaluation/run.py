@@ -12,14 +12,14 @@ from ..contracts.errors import UserError
 from ..contracts.evaluation import EvaluationResult, Evaluator
 from ..contracts.export import Trained
 from ..runs.device import resolve_device
-from ..runs.trained import Tell
+from ..runs.trained import Tell, load_trained
 from .chosen import ALL, Chosen, choose_evaluators, only_fitting
 from .parts import Parts, open_parts, pretrained_on
 from .results import draw, over_seeds, write_output, write_result
 from .seal import SealedSubject
 from .subject import FrozenSubject
 from .tables import Row
-from .targets import Target, find_target, load_target, read_shown, stored_data
+from .targets import Target, find_target, load_network, read_shown, stored_data
 
 
 def evaluate(
@@ -80,6 +80,7 @@ def evaluate_all(
     if output is not None:
         _check_output(output)
     place = resolve_device(device)
+    loaded = [load_trained(target.path, tell) if target.kind == "trained" else None for target in found]
     stored = [stored_data(target) for target in found]
     first = next((place for place, data in enumerate(stored) if data is not None), None)
     needs_labels = any(each.evaluator.needs_labels for each in chosen)
@@ -89,9 +90,12 @@ def evaluate_all(
     if len(found) > 1:
         whose = "" if first is None or "data" in document.data else f", as {found[first].word} was trained on"
         tell(f"all are judged on {parts.judged.info.name}{whose}, each in its own size and normalisation")
-    loaded = [load_target(target, document, shown, parts, seed=seed, tell=tell) for target in found]
+    everyone = [
+        trained or load_network(target, document, shown, parts, seed=seed, tell=tell)
+        for target, trained in zip(found, loaded, strict=True)
+    ]
     rows: list[Row] = []
-    for target, trained, data in zip(found, loaded, stored, strict=True):
+    for target, trained, data in zip(found, everyone, stored, strict=True):
         if len(found) > 1:
             tell(f"{target.word}:")
         seen = pretrained_on(data, parts.judged)

@@ -22,7 +22,7 @@ from ..data.normalisation import IMAGENET
 from ..plugins import PluginError, load
 from ..runs import files
 from ..runs.directory import RunDirectory
-from ..runs.trained import Tell, load_trained, stored_config
+from ..runs.trained import Tell, stored_config
 from ..runs.weights import fit, start_from
 from ..version import __version__
 from .parts import Parts
@@ -128,24 +128,22 @@ def read_shown(document: Document, targets: list[Target]) -> ShownOptions:
     return shown
 
 
-def load_target(
+def load_network(
     target: Target, document: Document, shown: ShownOptions, parts: Parts, *, seed: int, tell: Tell
 ) -> Trained:
-    """Loads a target, on the CPU, in `eval()`.
+    """Builds a network without a card, on the CPU, in `eval()`, and makes the card.
 
     Args:
-        target: what.
+        target: a name or a plain weight file.
         document: the command line, for `backbone.…`.
-        shown: normalisation and size, for networks without a card.
+        shown: normalisation and size.
         parts: the data, for what `shown` leaves open.
         seed: of an untrained network's weights.
         tell: shows a line to the user.
 
     Raises:
-        UserError: nothing there to load, a network without a name, or weights that do not fit it.
+        UserError: a weight file without a network's name, wrong options, or weights that do not fit.
     """
-    if target.kind == "trained":
-        return load_trained(target.path, tell)
     values = document.data.get("backbone") or {}
     name = target.word if target.kind == "name" else values.get("name")
     values = {key: value for key, value in values.items() if key != "name"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..runs.files import atomic_path
 
 #: Up to so many classes the cells say their numbers, and every class its name.
-NUMBERED, NAMED = 20, 60
+NUMBERED, NAMED = 20, 110
 _LONGEST = 24
 _DPI = 150
 

@@ -87,6 +87,7 @@ class PlainSubject(Subject):
         self.classes, self.seed, self.device = classes, seed, torch.device("cpu")
         self.read: list[str] = []
         self.told: list[tuple[str, list[str]]] = []
+        self.decided: dict[str, object] | None = None
         wide = torch.arange(classes)
         self.data = {"train": InMemory(wide, classes), "eval": InMemory(wide, classes, split="test")}
 
@@ -96,6 +97,9 @@ class PlainSubject(Subject):
 
     def dataset(self, part):
         return self.data[part]
+
+    def decide(self, choice):
+        self.decided = dict(choice)
 
     def normalise(self, images):
         return images

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from sslcli.evaluation.quality import effective_rank, feature_std, rank_me
+import sslcli.evaluation.quality as quality
+from sslcli.evaluation.quality import alignment, effective_rank, feature_std, rank_me, uniformity
 
 
 def random_features(count, dim, seed=0):
@@ -61,3 +62,54 @@ def test_features_that_are_not_finite_give_nan_and_no_error():
     assert math.isnan(float(effective_rank(x)))
     assert math.isnan(float(rank_me(x)))
     assert math.isnan(float(feature_std(x)))
+
+
+def literal_rank_me(x):
+    """Equation 1 in float64 by numpy's SVD: p = σ / Σσ + ε, exp(−Σ p log p)."""
+    numpy = pytest.importorskip("numpy")
+    sigma = numpy.linalg.svd(x.double().numpy(), compute_uv=False)
+    p = sigma / numpy.abs(sigma).sum() + 1e-7
+    return float(numpy.exp(-(p * numpy.log(p)).sum()))
+
+
+@pytest.mark.parametrize("rank", [3, 24])
+def test_rank_me_is_its_formula_also_where_most_singular_values_are_zero(rank):
+    x = random_features(300, rank) @ random_features(rank, 24, seed=1)
+    assert float(rank_me(x)) == pytest.approx(literal_rank_me(x), rel=1e-9)
+
+
+def literal_uniformity(z, t):
+    rows = [[v / math.sqrt(sum(w * w for w in row)) for v in row] for row in z.double().tolist()]
+    kernel = [
+        math.exp(-t * sum((a - b) ** 2 for a, b in zip(rows[i], rows[j], strict=True)))
+        for i in range(len(rows))
+        for j in range(i + 1, len(rows))
+    ]
+    return math.log(sum(kernel) / len(kernel))
+
+
+@pytest.mark.parametrize("block", [1, 17 * 5, 1 << 23])
+@pytest.mark.parametrize("t", [0.5, 2.0])
+def test_uniformity_is_its_formula_whatever_the_block(t, block, monkeypatch):
+    monkeypatch.setattr(quality, "BLOCK", block)
+    z = random_features(17, 6) + 0.5
+    assert float(uniformity(z, t)) == pytest.approx(literal_uniformity(z, t), rel=1e-5)
+
+
+def test_alignment_is_its_formula():
+    z1, z2 = random_features(9, 4), random_features(9, 4, seed=1)
+    unit = [[[v / math.sqrt(sum(w * w for w in row)) for v in row] for row in z.double().tolist()] for z in (z1, z2)]
+    for alpha in (1.0, 2.0):
+        pairs = zip(*unit, strict=True)
+        terms = [math.sqrt(sum((a - b) ** 2 for a, b in zip(p, q, strict=True))) ** alpha for p, q in pairs]
+        assert float(alignment(z1, z2, alpha)) == pytest.approx(sum(terms) / 9, rel=1e-9)
+
+
+def test_the_ends_of_alignment_and_uniformity_are_what_they_are_said_to_be():
+    z = random_features(2000, 512)
+    assert float(alignment(z, 3 * z)) == pytest.approx(0, abs=1e-12)
+    assert float(alignment(z, -z)) == pytest.approx(4)
+    assert float(uniformity(torch.ones(50, 8))) == pytest.approx(0, abs=1e-6)
+    assert float(uniformity(z)) == pytest.approx(-4, abs=0.1)
+    z[0] = torch.nan
+    assert math.isnan(float(uniformity(z)))

@@ -1,0 +1,136 @@
+"""Any `nn.Module` as a backbone, for the Python API: what it returns is looked at once, and its size found."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
+from sslcli.contracts.errors import UserError
+
+
+class WrappedBackbone(Backbone):
+    """A module of the user's own; `network` is a copy of it, or itself where it shall be filled.
+
+    Attributes:
+        title: what messages call it (`python:MyNet`).
+        template: the user's module.
+        in_place: `network` is the template itself.
+    """
+
+    Options = BackboneOptions
+    title: ClassVar[str]
+    template: ClassVar[nn.Module]
+    in_place: ClassVar[bool] = False
+
+    def __init__(self, network: nn.Module, spec: BackboneSpec) -> None:
+        super().__init__()
+        self.network = network
+        self.spec = spec
+
+    @classmethod
+    def build(cls, options: Any, channels: int, image_size: int) -> WrappedBackbone:
+        """The weights that the module came with are those that training starts from; the module stays as it is.
+
+        Raises:
+            UserError: it cannot be copied, cannot take such images, or returns something else than features.
+        """
+        probed = _copied(cls.template, cls.title)
+        spec = probe(probed, channels, image_size, cls.title)
+        return cls(cls.template if cls.in_place else _copied(cls.template, cls.title), spec)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """Returns pooled features (N, D) of images (N, C, H, W), and whatever else a `Backbone` inside returns.
+
+        Raises:
+            UserError: if a mask is given to a module that is no `Backbone`, or the module returns no features.
+        """
+        if isinstance(self.network, Backbone):
+            features: Features = self.network(x, mask)
+            return features
+        if mask is not None:
+            raise UserError(f"backbone: {self.title} has no tokens to mask: use a backbone with tokens for masked views")
+        return Features(pooled=_pooled(self.network(x), self.title))
+
+    def export_state(self) -> tuple[dict[str, Tensor], str]:
+        """Returns the module's own names, and lines that fill a `model` which the reader has made."""
+        if isinstance(self.network, Backbone):
+            return self.network.export_state()
+        wanted = f"# `model` is a {type(self.network).__name__}, made as it was for the training"
+        return dict(self.network.state_dict()), f"{wanted}\nmodel.load_state_dict(state, strict=True)"
+
+    def import_state(self, state: dict[str, Tensor]) -> None:
+        if isinstance(self.network, Backbone):
+            self.network.import_state(state)
+        else:
+            self.network.load_state_dict(state, strict=True)
+
+
+def wrap(module: nn.Module, name: str, *, in_place: bool = False) -> type[WrappedBackbone]:
+    """Returns a backbone class around a module.
+
+    Args:
+        module: (N, C, H, W) → (N, D) or (N, D, 1, 1), or a `Backbone`.
+        name: what messages call it.
+        in_place: what is built holds the module itself instead of a copy, so that weights are loaded into it.
+
+    Raises:
+        UserError: the module has lazy layers that were never called.
+    """
+    if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        raise UserError(f"backbone: {name} has lazy layers without a size: call it once on a batch of images before")
+    return type(type(module).__name__, (WrappedBackbone,), {"title": name, "template": module, "in_place": in_place})
+
+
+def probe(module: nn.Module, channels: int, image_size: int, name: str) -> BackboneSpec:
+    """Finds the size of a module's features by showing it two black images in `eval()`; spends the module.
+
+    Torch's random numbers stay as they are. The module's buffers, its mode and whatever else a forward pass changes
+    do not, so that one gives a copy.
+
+    Raises:
+        UserError: it cannot take such images, or returns something else than (2, D) or (2, D, 1, 1).
+    """
+    if isinstance(module, Backbone) and module.spec.channels != channels:
+        raise UserError(f"backbone: {name} takes images of {module.spec.channels} channels; the data have {channels}")
+    images = torch.zeros(2, channels, image_size, image_size)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = module.eval()(images)
+    except Exception as error:  # whatever the user's code raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"backbone: {name} cannot take images {tuple(images.shape)}: {reason}") from error
+    if isinstance(module, Backbone):
+        return module.spec
+    pooled = _pooled(output, name)
+    if len(pooled) != 2:
+        raise UserError(f"backbone: {name} returned {tuple(output.shape)} for two images; the first size must be theirs")
+    return BackboneSpec(feature_dim=pooled.shape[1], channels=channels)
+
+
+def _pooled(output: Any, name: str) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise UserError(
+            f"backbone: {name} returned a {type(output).__name__}; it should be a tensor (N, D): wrap it in a module "
+            "that picks the features"
+        )
+    if output.ndim == 2:
+        return output
+    if output.ndim == 4 and output.shape[2:] == (1, 1):
+        return output.flatten(1)
+    raise UserError(
+        f"backbone: {name} returned {tuple(output.shape)}; it should be (N, D) or (N, D, 1, 1): add a pooling such as "
+        "nn.AdaptiveAvgPool2d(1)"
+    )
+
+
+def _copied(module: nn.Module, name: str) -> nn.Module:
+    try:
+        return copy.deepcopy(module).cpu()
+    except Exception as error:  # tensors that are no leaves, handles, locks
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"backbone: {name} cannot be copied, which training must do: {reason}") from error

@@ -1,0 +1,195 @@
+"""A user's own data set, as an object of a Python program: read one item at a time, looked at before it is used."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.multiprocessing
+import torch.utils.data
+from torch import Tensor
+
+from sslcli.contracts.errors import UserError
+
+from .items import Label, channels_of, declared_labels, split_item, to_pixels
+
+#: Images that are alike and together not larger than this are read once and kept; decided by size alone, so that a
+#: resumed run does what the run did.
+MEMORY = 256 * 2**20
+#: Items that are looked at before anything is decided.
+_LOOKED_AT = 8
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a few items say of all.
+
+    Attributes:
+        size: (height, width) if theirs is the same, else None.
+        channels: 1 if all of them are grey, else 3.
+        labels: by place, those that the items carry.
+        changing: the same item came with other pixels when it was asked for again.
+    """
+
+    size: tuple[int, int] | None
+    channels: int
+    labels: dict[int, Label]
+    changing: bool
+
+
+class Given:
+    """Anything with `__len__` and `__getitem__` whose items are images, or begin with one (see `items`).
+
+    Raises:
+        UserError: it has no length, or cannot be indexed.
+    """
+
+    def __init__(self, dataset: Any, title: str, tell: Tell) -> None:
+        """Args:
+        dataset: the user's.
+        title: what messages call it (`python:MyDataset`).
+        tell: shows a line to the user.
+        """
+        kind = type(dataset).__name__
+        if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(type(dataset), "__getitem__"):
+            raise UserError(f"data: {kind} cannot be indexed; a data set needs __getitem__(index) and __len__()")
+        try:
+            self.length = len(dataset)
+        except (TypeError, NotImplementedError) as error:
+            raise UserError(f"data: {kind} has no length; a data set needs __getitem__(index) and __len__()") from error
+        if not self.length:
+            raise UserError(f"data: {kind} is empty")
+        self.dataset, self.title, self.tell = dataset, title, tell
+        self._everything: dict[int, tuple[Tensor | None, list[Label] | None]] = {}
+        self._lock: tuple[int, Any] = (0, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process needs: no lock, no images that are in memory already, nothing that speaks."""
+        return {"dataset": self.dataset, "title": self.title, "length": self.length, "_lock": (0, None)}
+
+    def item(self, place: int, *, threads: bool = False) -> Any:
+        """Returns an item; one at a time in each process, unless `threads`."""
+        with nullcontext() if threads else self._alone():
+            return self.dataset[place]
+
+    def _alone(self) -> AbstractContextManager[object]:
+        process, lock = self._lock
+        if process != os.getpid():  # a lock that another process held when this one was forked would never open
+            self._lock = (os.getpid(), lock := threading.RLock())
+        context: AbstractContextManager[object] = lock
+        return context
+
+    @cached_property
+    def look(self) -> Look:
+        """Raises UserError if none of a few items, spread over the data set, is an image."""
+        places = sorted({round(n * (self.length - 1) / (_LOOKED_AT - 1)) for n in range(_LOOKED_AT)})
+        images: list[Any] = []
+        labels: dict[int, Label] = {}
+        problem: tuple[int, Exception] | None = None
+        changing = False
+        for place in places:
+            try:
+                image, label = split_item(self.item(place))
+                pixels = to_pixels(image, 3)
+                images.append((tuple(pixels.shape[1:]), channels_of(image)))
+                if len(images) <= 2:
+                    again = to_pixels(split_item(self.item(place))[0], 3)
+                    changing |= again.shape != pixels.shape or not torch.equal(again, pixels)
+            except Exception as error:  # whatever the user's code raises
+                problem = problem or (place, error)
+                continue
+            if label is not None:
+                labels[place] = label
+        if not images and problem is not None:
+            raise UserError(f"data: {self.title}[{problem[0]}]: {reason(problem[1])}") from problem[1]
+        sizes = {size for size, _ in images}
+        if changing:
+            self.tell(
+                f"data: {self.title} gives other pixels each time (a random transform?): views draw their own, so leave "
+                "it out; with it a resumed run is not the run that never stopped"
+            )
+        size = images[0][0] if len(sizes) == 1 else None
+        return Look(size, max(channels for _, channels in images), labels, changing)
+
+    @cached_property
+    def declared(self) -> list[Label] | None:
+        """The labels that the data set tells without reading items, if the items that were looked at agree."""
+        labels = declared_labels(self.dataset)
+        if labels is not None and all(labels[place] == label for place, label in self.look.labels.items()):
+            return labels
+        return None
+
+    def fits(self, channels: int) -> bool:
+        """Whether its images are kept in memory where nothing else is asked for."""
+        size = self.look.size
+        small = size is not None and self.length * channels * size[0] * size[1] <= MEMORY
+        return small and not self.look.changing
+
+    def everything(self, channels: int, *, keep: bool) -> tuple[Tensor | None, list[Label] | None]:
+        """Reads every item once, and never again.
+
+        Args:
+            channels: of the images that are kept.
+            keep: whether the images are wanted too; without them only the labels are.
+
+        Returns:
+            uint8 (N, channels, H, W), or None if not wanted, one of another size, or one that cannot be read; and the
+            labels, or None if one is missing. An item that cannot be read gets the label of another one.
+        """
+        known = self._everything.get(channels)
+        if known is None or (keep and known[0] is None):
+            known = self._everything[channels] = self._read(channels, keep=keep)
+        return known
+
+    def _read(self, channels: int, *, keep: bool) -> tuple[Tensor | None, list[Label] | None]:
+        size = self.look.size
+        what = f"images of {size[1]} × {size[0]} px into memory" if keep and size is not None else "items for labels"
+        self.tell(f"data: {self.title}: reading {self.length:,} {what}")
+        pixels = torch.empty(self.length, channels, *size, dtype=torch.uint8) if keep and size is not None else None
+        labels: list[Label | None] = []
+        stand_in = next(iter(self.look.labels.values()), None)
+        for place in range(self.length):
+            try:
+                image, label = split_item(self.item(place))
+                one = to_pixels(image, channels) if pixels is not None else None
+            except Exception:  # the source puts another image in its place, and names it
+                pixels = None
+                labels.append(stand_in)
+                continue
+            labels.append(label)
+            if pixels is not None and one is not None:
+                if one.shape == pixels.shape[1:]:
+                    pixels[place] = one
+                else:
+                    pixels = None
+        complete = [label for label in labels if label is not None]
+        return pixels, complete if len(complete) == self.length else None
+
+    def worker_obstacle(self) -> str | None:
+        """Says why worker processes could not get the data set from this one; None where they can."""
+        if torch.multiprocessing.get_start_method() == "fork":
+            return None
+        main = sys.modules.get("__main__")
+        if type(self.dataset).__module__ == "__main__" and not hasattr(main, "__file__"):
+            return "its class is defined in a notebook"
+        try:
+            pickle.dumps(self)
+        except Exception as error:  # pickle raises nearly anything
+            return reason(error)
+        return None
+
+
+def reason(error: Exception) -> str:
+    """Returns what went wrong in one line; a ValueError of ours in its own words."""
+    text = " ".join(str(error).split())[:300]
+    return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}".rstrip(": ")

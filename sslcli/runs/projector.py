@@ -1,0 +1,72 @@
+"""The projector that a backbone was trained with, out of the checkpoint of its run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from ..contracts.data import DataInfo
+from ..contracts.errors import UserError
+from ..contracts.export import Trained
+from ..contracts.method import Method, RunInfo
+from ..plugins import load
+from . import files
+from .card import build_backbone
+
+_METHOD = "method."
+
+
+def load_projector(trained: Trained) -> nn.Module:
+    """Builds the method that a backbone was trained with, and gives its projector the trained weights.
+
+    It is the projector beside the exported encoder: the teacher's for methods that export their teacher.
+
+    Args:
+        trained: loaded from a run or a checkpoint.
+
+    Returns:
+        (N, D) → (N, E), on the CPU, in `eval()`.
+
+    Raises:
+        UserError: the file is no checkpoint, the method is not installed or has changed, or has no projector.
+    """
+    source, name = trained.source, trained.card.method
+    document = files.read_document(source) if source is not None else {}
+    if source is None or "encoder" not in document:
+        where = f"{source}: " if source is not None else ""
+        raise UserError(f"{where}holds a backbone alone; name the run or one of its checkpoints to export a projector")
+    parent = document["encoder"].removeprefix(_METHOD).rstrip(".").rpartition(".")[0]
+    place = f"{parent}.projector" if parent else "projector"
+    state, _ = files.read(source, f"{_METHOD}{place}.")
+    if not state:
+        raise UserError(f"{source}: the method {name!r} has no projector beside its backbone")
+    projector = _build(trained, document).get_submodule(place)
+    try:
+        projector.load_state_dict({key.removeprefix(f"{_METHOD}{place}."): value for key, value in state.items()})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{source}: its projector does not fit the installed method {name!r} ({reason})") from error
+    return projector.eval().requires_grad_(False)
+
+
+def _build(trained: Trained, document: dict[str, object]) -> Method:
+    config, card = document["config"], trained.card
+    assert isinstance(config, dict)
+    options = dict(config["method"])
+    cls: type[Method] = load("methods", options.pop("name"))
+    data = DataInfo(card.dataset, card.channels, None, card.mean, card.std)
+    training = config["training"]
+    # What depends on a run's length or batch is not in the projector.
+    run = RunInfo(max(1, card.step), 1, int(training["epochs"]), int(training["batch_size"]), 1, data)
+    plain = dataclasses.replace(card, head=None)  # the method itself puts kept layers behind its backbone
+    assert trained.source is not None
+    backbone = build_backbone(trained.source, plain, lambda built: None)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return cls(backbone, cls.Options.parse(options), run)
+    except (ValidationError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{trained.source}: the installed method {card.method!r} cannot be built ({reason})") from error
