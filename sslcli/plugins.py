@@ -77,7 +77,6 @@ _from_files: dict[str, list[tuple[FoundPlugin, type]]] = {}
 #: The "package" of what a Python program has given as an object: `python:MyNet`.
 PYTHON = "python"
 _given: list[tuple[FoundPlugin, type]] = []
-#: What to do about a name that was an object once, where it is not `give it again`.
 _GIVE_AGAIN = {
     "backbones": "load it with sslcli.load_backbone(path, into=module), or give it again: sslcli.Run(path, backbone=…)",
     "datasets": "give it again in Python, or name other data with data.name=…",
@@ -156,9 +155,9 @@ def choose(group: str, name: str) -> FoundPlugin:
 
 
 def _choose_given(group: Group, name: str) -> FoundPlugin:
-    for plugin, _ in reversed(_given):
-        if (plugin.group, plugin.name) == (group.entry_points, name):
-            return plugin
+    found = [plugin for plugin, _ in _given if (plugin.group, plugin.name) == (group.entry_points, name)]
+    if found:
+        return found[-1]
     advice = _GIVE_AGAIN.get(group.name, "give it again in Python")
     raise PluginError(f"{group.noun} '{PYTHON}:{name}' was an object of a Python program, in no file: {advice}")
 
@@ -242,7 +241,7 @@ def _is_provider(group: Group, cls: type) -> bool:
 
 
 def contracts(group: Group) -> tuple[type, ...]:
-    """Returns the classes that a group's plugins inherit from."""
+    """Returns what the plugins of a group inherit from."""
     return tuple(
         getattr(importlib.import_module(f"sslcli.contracts.{module}"), name) for module, name in group.contracts
     )

@@ -53,7 +53,9 @@ class WrappedBackbone(Backbone):
             features: Features = self.network(x, mask)
             return features
         if mask is not None:
-            raise UserError(f"backbone: {self.title} has no tokens to mask: use a backbone with tokens for masked views")
+            raise UserError(
+                f"backbone: {self.title} has no tokens to mask: use a backbone with tokens for masked views"
+            )
         return Features(pooled=_pooled(self.network(x), self.title))
 
     def export_state(self) -> tuple[dict[str, Tensor], str]:
@@ -108,7 +110,9 @@ def probe(module: nn.Module, channels: int, image_size: int, name: str) -> Backb
         return module.spec
     pooled = _pooled(output, name)
     if len(pooled) != 2:
-        raise UserError(f"backbone: {name} returned {tuple(output.shape)} for two images; the first size must be theirs")
+        raise UserError(
+            f"backbone: {name} returned {tuple(output.shape)} for two images; the first size must be theirs"
+        )
     return BackboneSpec(feature_dim=pooled.shape[1], channels=channels)
 
 

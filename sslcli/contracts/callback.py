@@ -29,6 +29,11 @@ class RunContext(ABC):
         last_step: the step after which this session ends (`training.max_steps`, or the run's last).
         is_main: True on the one process that writes.
         image_size: side of the images to show the backbone.
+        classes: how many classes the training images have; None without labels.
+        step_features: (n, D), what the last step's features were (`Step.features`), detached, on the device: this
+            process's share of the batch, in its order. None before the first step, and where the method gives none.
+        step_labels: (n,) int64 on the device, the labels of the same images; None without labels. Both are there in
+            `on_step`, to be copied by whoever wants to keep them.
     """
 
     directory: Path
@@ -38,6 +43,9 @@ class RunContext(ABC):
     last_step: int
     is_main: bool
     image_size: int
+    classes: int | None = None
+    step_features: Tensor | None = None
+    step_labels: Tensor | None = None
 
     @abstractmethod
     def encoder(self) -> Backbone:

@@ -115,8 +115,8 @@ class Given:
         sizes = {size for size, _ in images}
         if changing:
             self.tell(
-                f"data: {self.title} gives other pixels each time (a random transform?): views draw their own, so leave "
-                "it out; with it a resumed run is not the run that never stopped"
+                f"data: {self.title} gives other pixels each time (a random transform?): leave that to the views; with it "
+                "a resumed run is not the run that never stopped"
             )
         size = images[0][0] if len(sizes) == 1 else None
         return Look(size, max(channels for _, channels in images), labels, changing)
@@ -177,7 +177,10 @@ class Given:
 
     def worker_obstacle(self) -> str | None:
         """Says why worker processes could not get the data set from this one; None where they can."""
-        if torch.multiprocessing.get_start_method() == "fork":
+        method = (
+            torch.multiprocessing.get_start_method(allow_none=True) or torch.multiprocessing.get_all_start_methods()[0]
+        )
+        if method == "fork":
             return None
         main = sys.modules.get("__main__")
         if type(self.dataset).__module__ == "__main__" and not hasattr(main, "__file__"):

@@ -26,7 +26,7 @@ Label = int | str
 def split_item(item: Any) -> tuple[Any, Label | None]:
     """Returns image and label of an item: the image alone, (image, label, …), or a mapping with `image` and `label`.
 
-    A label is a whole number or a name; anything else (boxes, several labels) counts as none.
+    A label is a whole number from 0 or a name; anything else (boxes, several labels, −1) counts as none.
     """
     if isinstance(item, Mapping):
         key = next((key for key in _IMAGE_KEYS if key in item), None)
@@ -44,9 +44,10 @@ def _label(value: Any) -> Label | None:
     if isinstance(value, str):
         return value
     if isinstance(value, Tensor | np.ndarray | np.generic):
-        whole = value.ndim == 0 and not torch.is_floating_point(torch.as_tensor(value))
-        return int(value) if whole else None
-    return int(value) if isinstance(value, int) else None
+        if value.ndim or torch.is_floating_point(torch.as_tensor(value)):
+            return None
+        value = int(value)
+    return int(value) if isinstance(value, int) and value >= 0 else None
 
 
 def channels_of(image: Any) -> int:
@@ -118,8 +119,8 @@ def declared_labels(dataset: Any) -> list[Label] | None:
     """Returns the labels of all items where the data set tells them without reading one: `targets`, `labels`.
 
     Looks through torch's `Subset` and `ConcatDataset`. None where it does not tell them, where they are no whole
-    numbers or names, where one of them is negative (as STL-10's unlabelled images have), and where a
-    `target_transform` would make others of them.
+    numbers from 0 or names (STL-10's unlabelled images have −1), and where a `target_transform` would make others of
+    them.
     """
     if isinstance(dataset, torch.utils.data.Subset):
         inside = declared_labels(dataset.dataset)
@@ -140,8 +141,8 @@ def _as_labels(values: Any, length: int) -> list[Label] | None:
         values = values.tolist()
     if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != length:
         return None
-    labels = [_label(value) for value in values]
-    return None if any(each is None or (isinstance(each, int) and each < 0) for each in labels) else labels  # type: ignore[return-value]
+    labels = [label for label in map(_label, values) if label is not None]
+    return labels if len(labels) == length else None
 
 
 def declared_classes(dataset: Any) -> list[str] | None:

@@ -7,7 +7,6 @@ once and kept; all others are read by the same worker processes as image files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -72,19 +71,20 @@ class Parts:
     def _is_labelled(self, given: Given) -> bool:
         return any(self.given[name].dataset is given.dataset for name in ("labelled", "test") if name in self.given)
 
-    @cached_property
-    def classes(self) -> tuple[str, ...]:
-        """The class names of all labelled parts; numbers where nobody tells names."""
-        labels: set[Label] = set()
+    def numbered(self, own: list[Label], channels: int) -> tuple[Tensor, tuple[str, ...]]:
+        """Turns labels into numbers, along with the class names: those of all labelled parts, so that they agree."""
+        every = set(own)
         for split, given in self.given.items():
-            channels = given.look.channels
-            labels |= set(self.labels(split, "auto", channels, kept=given.fits(channels)) or ())
-        names = [label for label in labels if isinstance(label, str)]
-        if names:
-            return tuple(sorted({str(label) for label in labels}))
-        count = max((int(label) for label in labels), default=-1) + 1
+            every |= set(self.labels(split, "auto", channels, kept=given.fits(channels)) or ())
+        if any(isinstance(label, str) for label in every):
+            names = tuple(sorted(map(str, every)))
+            number = {name: place for place, name in enumerate(names)}
+            return torch.tensor([number[str(label)] for label in own]), names
+        numbers = torch.tensor([int(label) for label in own])
+        count = max(map(int, every)) + 1
         told = (declared_classes(given.dataset) for given in self.given.values())
-        return tuple(next((each for each in told if each is not None and len(each) >= count), map(str, range(count))))
+        names = tuple(next((each for each in told if each is not None and len(each) >= count), map(str, range(count))))
+        return numbers, names
 
 
 class WrappedDataset(Dataset):
@@ -115,8 +115,7 @@ class WrappedDataset(Dataset):
                 f"data.in_memory: {given.title} has images of another size, or some that cannot be read; leave the "
                 "option out"
             )
-        classes = self.parts.classes if labels is not None else None
-        every = _numbers(labels, classes) if labels is not None and classes is not None else None
+        every, classes = (None, None) if labels is None else self.parts.numbered(labels, channels)
         self._places = stratified_choice(
             torch.zeros(given.length, dtype=torch.int64) if every is None else every, options.limit
         )
@@ -151,7 +150,9 @@ class WrappedDataset(Dataset):
                 continue
             moments.append(torch.stack([mean, std.square() + mean.square()]))
         if not moments:
-            raise UserError(f"data.normalisation: none of the images of {self.info.name} that were looked at can be read")
+            raise UserError(
+                f"data.normalisation: none of the images of {self.info.name} that were looked at can be read"
+            )
         mean, square = torch.stack(moments).mean(0)
         std = (square - mean.square()).clamp_min(1e-12).sqrt()
         return tuple(round(each, 6) for each in mean.tolist()), tuple(round(each, 6) for each in std.tolist())
@@ -205,10 +206,3 @@ def wrap_datasets(given: Mapping[str, Given]) -> type[WrappedDataset]:
     """Returns a data set class that holds the given objects by split: `train`, `labelled`, `test`."""
     name = type(next(iter(given.values())).dataset).__name__
     return type(name, (WrappedDataset,), {"parts": Parts(given)})
-
-
-def _numbers(labels: list[Label], classes: tuple[str, ...]) -> Tensor:
-    if any(isinstance(label, str) for label in labels):
-        number = {name: place for place, name in enumerate(classes)}
-        return torch.tensor([number[str(label)] for label in labels])
-    return torch.tensor([int(label) for label in labels])

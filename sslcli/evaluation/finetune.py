@@ -163,11 +163,7 @@ class Finetune(Evaluator):
             subject, Subset(train, places), options, training.batch_size, seed_for(subject.seed, _VIEWS)
         )
         self.view: Mapping[str, Any] = views.view
-        weight = draw_weights(
-            (classes, subject.backbone.spec.feature_dim), options.init, seed_for(subject.seed, _WEIGHTS)
-        )
-        network = Classifier(copy.deepcopy(subject.backbone), weight).to(device)
-        network = network.to(memory_format=torch.channels_last)
+        network = self._classifier(subject, classes, training)
         steps, dtype = views.steps_per_epoch, DTYPES.get(self.precision)
         cls, chosen = training.optimizer_for(lr)
         roles = parameter_roles(network)
@@ -213,6 +209,13 @@ class Finetune(Evaluator):
         rates = [schedule(epoch * steps) for epoch in range(len(losses))]
         rows = curve_rows(torch.tensor(losses), rates, torch.tensor(right) if right else None)
         return network.eval(), rows, right[-1] if right else math.nan, loss_there
+
+    def _classifier(self, subject: Subject, classes: int, training: Training) -> Classifier:
+        shape = (classes, subject.backbone.spec.feature_dim)
+        weight = draw_weights(shape, training.init, seed_for(subject.seed, _WEIGHTS))
+        with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws, and is written over
+            network = Classifier(copy.deepcopy(subject.backbone), weight).to(subject.device)
+        return network.to(memory_format=torch.channels_last)
 
     def _scores(self, subject: Subject, network: Classifier, data: Dataset) -> tuple[Tensor, Tensor]:
         """Returns scores (N, C) and labels (N,) of all images, in `eval()` and float32."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..contracts.errors import UserError
 from ..contracts.evaluation import EvaluationResult
-from ..reporting.confusion import write_confusion
+from ..reporting.confusion import can_draw, write_confusion
 from ..runs import files
 from ..runs.directory import RunDirectory
 from ..runs.trained import Tell
@@ -28,7 +28,7 @@ def over_seeds(results: Sequence[EvaluationResult], seeds: Sequence[int]) -> Eva
         seeds: those.
 
     Returns:
-        the first result's protocol and details, with `seeds` in both and each seed's numbers in the details.
+        the first result's protocol and details (so its confusion matrix), with each seed's numbers under `seeds`.
     """
     first = results[0]
     protocol = {**first.protocol, "seeds": list(seeds)}
@@ -43,7 +43,7 @@ def over_seeds(results: Sequence[EvaluationResult], seeds: Sequence[int]) -> Eva
     return EvaluationResult(
         {name: statistics.fmean(numbers) for name, numbers in values.items()},
         protocol,
-        {**first.details, "seeds": rows, "of_seed": seeds[0]},
+        {**first.details, "seeds": rows},
         {name: statistics.stdev(numbers) for name, numbers in values.items()},
     )
 
@@ -88,20 +88,27 @@ def write_output(path: Path, rows: Sequence[Row]) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
+def has_picture(row: Row) -> bool:
+    """Tells whether a result has a confusion matrix of a size to be drawn."""
+    return 2 <= len(row.result.details.get("confusion") or ()) <= PICTURE_CLASSES
+
+
 def draw(row: Row, path: Path, classes: Sequence[str], tell: Tell) -> None:
-    """Draws the confusion matrix, where the result has one and matplotlib is there."""
-    matrix = row.result.details.get("confusion")
-    if not matrix or not 2 <= len(matrix) <= PICTURE_CLASSES or len(classes) != len(matrix):
+    """Draws the confusion matrix as PNG, where the result has one and matplotlib is there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if not (has_picture(row) and can_draw()):
         return
+    matrix, seeds = row.result.details["confusion"], row.result.details.get("seeds")
     title = f"{Path(row.target).name or row.target}: {row.method}"
-    if "top1" in row.result.metrics:
-        seeds = row.result.details.get("seeds")
-        top1 = seeds[0]["metrics"]["top1"] if seeds else row.result.metrics["top1"]
-        title += f", top-1 {top1:.1%}" + (f" (seed {row.result.details['of_seed']})" if seeds else "")
+    top1 = (seeds[0]["metrics"] if seeds else row.result.metrics).get("top1")
+    if top1 is not None:
+        title += f", top-1 {top1:.1%}" + (f" (seed {seeds[0]['seed']})" if seeds else "")
+    names = classes if len(classes) == len(matrix) else [str(place) for place in range(len(matrix))]
     try:
-        if write_confusion(path, matrix, classes, title):
-            tell(f"wrote {path}")
-        else:
-            tell("no picture of the confusion matrix: pip install 'sslcli[plots]' for one")
+        write_confusion(path, matrix, names, title)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    tell(f"wrote {path}")

@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+
 from ..config.options import overrides_as_data
 from ..contracts.data import Dataset
 from ..contracts.errors import UserError
 from ..contracts.evaluation import EvaluationResult, Evaluator
 from ..contracts.export import Trained
+from ..reporting.confusion import can_draw
 from ..runs.device import resolve_device
 from ..runs.trained import Tell, load_trained
 from .chosen import ALL, Chosen, choose_evaluators, only_fitting
 from .parts import Parts, open_parts, pretrained_on
-from .results import draw, over_seeds, write_output, write_result
+from .results import draw, has_picture, over_seeds, write_output, write_result
 from .seal import SealedSubject
-from .subject import FrozenSubject
+from .subject import Feature, FrozenSubject
 from .tables import Row
 from .targets import Target, find_target, load_network, read_shown, stored_data
 
@@ -94,16 +97,19 @@ def evaluate_all(
         trained or load_network(target, document, shown, parts, seed=seed, tell=tell)
         for target, trained in zip(found, loaded, strict=True)
     ]
+    subjects = [
+        _subject(target, trained, parts, place, shown.feature, seed, tell)
+        for target, trained in zip(found, everyone, strict=True)
+    ]
     rows: list[Row] = []
     for target, trained, data in zip(found, everyone, stored, strict=True):
+        subject = subjects.pop(0)  # its features are let go with it
         if len(found) > 1:
             tell(f"{target.word}:")
         seen = pretrained_on(data, parts.judged)
         if seen:
             tell(f"{target.word}: was trained on the very images that it is judged on (without their labels)")
-        subject = FrozenSubject(trained, parts.train, parts.judged, place, seed=seed, feature=shown.feature, tell=tell)
-        overlap = {**parts.overlap, "pretrained_on_judged": seen}
-        mine = replace(parts, overlap=overlap)
+        mine = replace(parts, overlap={**parts.overlap, "pretrained_on_judged": seen})
         rows += _judge(target, trained, subject, chosen, mine, range(seed, seed + seeds), tell, strict=method != ALL)
     if not rows:
         raise UserError("no evaluation could be made; the lines above say why")
@@ -146,6 +152,15 @@ def run_evaluator(name: str, evaluator: Evaluator, subject: FrozenSubject, seed:
     return result
 
 
+def _subject(
+    target: Target, trained: Trained, parts: Parts, device: torch.device, feature: Feature, seed: int, tell: Tell
+) -> FrozenSubject:
+    try:
+        return FrozenSubject(trained, parts.train, parts.judged, device, seed=seed, feature=feature, tell=tell)
+    except UserError as error:
+        raise UserError(f"{target.word}: {error}") from error
+
+
 def _judge(
     target: Target,
     trained: Trained,
@@ -163,7 +178,11 @@ def _judge(
         if len(own) < len(seeds):
             tell(f"{each.name}: nothing is drawn, so that one seed stands for all")
         try:
-            results = [run_evaluator(each.name, each.evaluator, subject, seed) for seed in own]
+            results = []
+            for seed in own:
+                if len(own) > 1:
+                    tell(f"{each.name}: seed {seed}")
+                results.append(run_evaluator(each.name, each.evaluator, subject, seed))
         except UserError as error:
             if strict:
                 raise
@@ -198,12 +217,14 @@ def _check_output(path: Path) -> None:
 
 
 def _keep(rows: list[Row], output: Path | None, judged: Dataset, tell: Tell) -> None:
+    if any(has_picture(row) for row in rows) and not can_draw():
+        tell("no picture of the confusion matrix without matplotlib: pip install 'sslcli[plots]'")
     if output is not None:
         write_output(output, rows)
         tell(f"wrote {output}")
         if len(rows) == 1:
             draw(rows[0], output.with_suffix(".png"), judged.info.classes or (), tell)
         return
-    kept_nowhere = list(dict.fromkeys(row.target for row in rows if row.written is None))
-    if kept_nowhere:
-        tell(f"not written, only shown: {', '.join(kept_nowhere)} is no run; --output FILE keeps the result")
+    nowhere = list(dict.fromkeys(row.target for row in rows if row.written is None))
+    if nowhere:
+        tell(f"only shown, since there is no run to write it into: {', '.join(nowhere)}; --output FILE keeps it")

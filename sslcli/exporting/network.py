@@ -75,9 +75,7 @@ def trace(network: nn.Module, card: BackboneCard) -> ExportedProgram:
     for strict in (False, True):  # what the one way of tracing cannot follow, the other often can
         try:
             with quiet():
-                return torch.export.export(
-                    network, (sample_images(card, 2),), dynamic_shapes=dynamic, strict=strict
-                )
+                return torch.export.export(network, (sample_images(card, 2),), dynamic_shapes=dynamic, strict=strict)
         except Exception as error:  # whatever the network's own code raises while it is traced
             reasons.append(one_line(error))
     name = card.backbone.get("name")
@@ -120,10 +118,13 @@ def quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            with contextlib.redirect_stderr(io.StringIO()):
-                warnings.simplefilter("ignore")
-                yield
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(before)
 

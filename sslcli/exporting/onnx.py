@@ -103,7 +103,7 @@ class ONNXExporter(Exporter):
         return content
 
     def _by_script(self, network: Network, trained: Trained) -> bytes:
-        buffer = io.BytesIO()
+        buffer: Any = io.BytesIO()  # which torch takes and its types deny
         torch.onnx.export(
             network, (sample_images(trained.card, 2),), buffer, input_names=[INPUT], output_names=[OUTPUT],
             dynamo=False, opset_version=self.options.opset, dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},

@@ -9,33 +9,52 @@ from ..config.options import parse_options
 from ..contracts.errors import UserError
 from ..contracts.export import Exported, Exporter
 from ..plugins import load
+from ..runs.device import resolve_device
+from ..runs.directory import RunDirectory
 from ..runs.trained import load_trained
 
 
-def default_output(name: str, target: Path) -> Path:
-    """Returns where `ssl export NAME TARGET` writes to: into a run directory, or beside a file."""
-    suffix = load("exporters", name).suffix
-    return target / f"{name}{suffix}" if target.is_dir() else target.with_name(f"{target.stem}-{name}{suffix}")
-
-
-def export(name: str, target: Path, path: Path, overrides: list[str], *, tell: Callable[[str], None]) -> Exported:
+def export(
+    name: str,
+    target: Path,
+    path: Path | None,
+    overrides: list[str],
+    *,
+    replace: bool = True,
+    device: str = "auto",
+    tell: Callable[[str], None],
+) -> Exported:
     """Exports.
 
     Args:
         name: of the exporter.
         target: a run directory, a checkpoint or a backbone file.
-        path: the file to write.
+        path: the file to write; None: into the run directory, or beside the file.
         overrides: options of the exporter, `key=value`.
+        replace: whether files that are there may be replaced. The `backbone.safetensors` that every run has is, if no
+            other file is named: it was made from the run, as the new one is.
+        device: where exporters that compute do so: `auto`, `cpu`, `cuda`, `cuda:N`.
         tell: shows a line to the user.
 
     Raises:
         UserError: unknown exporter, nothing trained there, wrong options, or a place that cannot be written.
     """
     cls: type[Exporter] = load("exporters", name)
-    options = parse_options(cls.Options, overrides, repr(name))
-    trained = load_trained(target, tell)
+    exporter = cls(parse_options(cls.Options, overrides, repr(name)))
+    exporter.device, exporter.tell = resolve_device(device), tell
+    target = target.expanduser()
+    own = RunDirectory(target).backbone if path is None and target.is_dir() else None
+    path = _default_output(name, target, exporter) if path is None else path.expanduser()
     if not path.parent.is_dir():
         raise UserError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise UserError(f"{path}: is a directory; --output wants a file")
-    return cls(options).export(trained, path)
+    for file in exporter.outputs(path):
+        if file.exists() and not replace and file != own:
+            raise UserError(f"{file}: exists already; choose another --output, or replace it with --force")
+    return exporter.export(load_trained(target, tell), path)
+
+
+def _default_output(name: str, target: Path, exporter: Exporter) -> Path:
+    suffix = exporter.default_suffix()
+    return target / f"{name}{suffix}" if target.is_dir() else target.with_name(f"{target.stem}-{name}{suffix}")

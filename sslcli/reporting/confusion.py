@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,12 @@ _LONGEST = 24
 _DPI = 150
 
 
-def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> bool:
+def can_draw() -> bool:
+    """Tells whether matplotlib (extra `plots`) is installed; imports nothing."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> None:
     """Draws a confusion matrix as PNG, whole or not at all.
 
     Args:
@@ -22,17 +28,13 @@ def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequen
         classes: the C names, in the order of the labels.
         title: above the picture.
 
-    Returns:
-        False where matplotlib (extra `plots`) is not installed; nothing is written then.
-
     Raises:
         OSError: the file cannot be written.
+        ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     count = len(matrix)
     percent = [[100 * value / max(1, sum(row)) for value in row] for row in matrix]
     # Room for a cell's two digits; beyond that the picture stays as large as a page.
@@ -64,7 +66,6 @@ def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequen
     bar.outline.set_visible(False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
-    return True
 
 
 def _short(name: str) -> str:

@@ -96,7 +96,7 @@ def write(
 
 
 def header(document: dict[str, Any]) -> dict[str, str]:
-    """Returns a safetensors header's metadata that `read_document` reads: the document, its hash, what is plain in it."""
+    """Returns the metadata of a header that `read_document` reads: the document, its hash, and what is plain in it."""
     text = _canonical(document)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return {**document.get(_PLAIN, {}), _DOCUMENT: text, _DIGEST: digest}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..contracts.errors import UserError
-from ..contracts.export import Trained
+from ..contracts.export import BackboneCard, Trained
 from ..plugins import PYTHON
 from . import files
 from .backbone_file import load_backbone_file
@@ -88,6 +88,18 @@ def _made_with(path: Path, plugin: dict[str, str] | None) -> str:
     if kept.is_file():
         return f"the run was made with a --plugin file, kept as {kept}: install it as a package"
     return f"the run was made with {plugin['package']} {plugin['version']}: install it"
+
+
+def stored_card(target: Path) -> BackboneCard:
+    """Returns the card of what `load_trained` would load, building nothing; UserError as there."""
+    target = target.expanduser()
+    paths = list_checkpoints(RunDirectory(target).checkpoints) if target.is_dir() else [target]
+    for path in paths:
+        try:
+            return read_card(path, files.read_document(path)["card"])
+        except (files.DamagedFile, FileNotFoundError, KeyError):
+            continue
+    raise UserError(f"{target}: there is no trained backbone that can be read")
 
 
 def stored_config(target: Path) -> dict[str, Any] | None:

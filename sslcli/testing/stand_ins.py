@@ -108,11 +108,15 @@ class WatchedRun(RunContext):
             "eval": MemoryDataset("test", labels=labels),
         }
         self._normalise = normaliser((MEAN,) * 3, (STD,) * 3, self.device)
+        self.classes = len(CLASSES) if labels else None
         self.logged: list[dict[str, float]] = []
         self.told: list[str] = []
 
     def at(self, step: int) -> WatchedRun:
         self.progress = Progress(step, 6, 3)
+        if step > 0:
+            self.step_features = torch.randn(8, 16, generator=torch.Generator().manual_seed(step))
+            self.step_labels = None if self.classes is None else torch.arange(8) % self.classes
         return self
 
     def encoder(self) -> Backbone:

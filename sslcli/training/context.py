@@ -28,6 +28,7 @@ class Context(RunContext):
         self.seed = session.config.seed
         self.is_main = distributed.rank() == 0
         self.image_size = session.image_size
+        self.classes = _class_count(session.dataset)
         self.last_step = session.last_step
         self.progress = Progress(0, session.info.total_steps, session.info.steps_per_epoch)
         self._tell = tell
@@ -81,3 +82,9 @@ class Context(RunContext):
         finally:
             for callback in self.callbacks:
                 callback.on_end(self, outcome[-1] if outcome else "failed")
+
+
+def _class_count(dataset: Dataset) -> int | None:
+    if dataset.labels is None:
+        return None
+    return len(dataset.info.classes or ()) or int(dataset.labels.max()) + 1

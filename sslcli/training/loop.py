@@ -145,6 +145,7 @@ class Loop:
         self.meter.waited += time.perf_counter() - began
         self.module.train()
         carries, losses = [], []
+        seen: list[tuple[Tensor | None, Tensor | None]] = []
         metrics: dict[str, Tensor] = {}
         for number, source_batch in enumerate(micro_batches):
             # Dropout and the like: a function of the step, so that a resumed run draws what it would have drawn.
@@ -159,10 +160,12 @@ class Loop:
                 part = value.detach() / len(micro_batches)
                 metrics[name] = metrics[name] + part if name in metrics else part
             self.features = result.features
+            seen.append((result.features, source_batch.labels))
             self.meter.images += len(source_batch.index)
             self._tell_replaced(source_batch)
         self._update()
         self._set_progress(step + 1)
+        self.context.step_features, self.context.step_labels = map(_joined, zip(*seen, strict=True))
         with torch.no_grad():
             self.method.after_step(carries, self.context.progress)
             distributed.average_(self.local_statistics)
@@ -242,6 +245,14 @@ class Loop:
             line["unreadable_images"] = len(self.replaced)
         meter.reset()
         return line
+
+
+def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
+    """One tensor of all micro-batches' rows; None where one of them has none."""
+    there = [part.detach() for part in parts if part is not None]
+    if not there or len(there) < len(parts):
+        return None
+    return there[0] if len(there) == 1 else torch.cat(there)
 
 
 def clip_each(parameters: list[torch.nn.Parameter], norm: float) -> None:

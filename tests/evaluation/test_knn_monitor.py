@@ -112,9 +112,9 @@ def test_only_the_main_process_measures():
 
 def test_limits_keep_the_share_of_each_class():
     monitor, context = started(limit_train=30, limit_eval=12)
-    bank, judged = monitor._parts
-    assert torch.bincount(bank.labels).tolist() == [10, 10, 10]
-    assert torch.bincount(judged.labels).tolist() == [4, 4, 4]
+    bank, judged = monitor.parts
+    assert torch.bincount(bank.data.labels).tolist() == [10, 10, 10]
+    assert torch.bincount(judged.data.labels).tolist() == [4, 4, 4]
     assert bank.images.dtype == torch.uint8
     assert "12 images among 30" in context.told[0]
 

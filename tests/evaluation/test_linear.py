@@ -105,7 +105,7 @@ def test_the_joint_sweep_equals_a_run_of_the_chosen_rate_alone():
 SETTINGS = {
     "adam": {},
     "adamw": {"weight_decay": 0.05},
-    "larc": {"clip": False, "trust_coefficient": 0.02, "weight_decay": 1e-4},
+    "larc": {"clip": False, "trust_coefficient": 0.2, "weight_decay": 1e-4},
     "lars": {"trust_coefficient": 0.1},
     "lars_simclr": {"trust_coefficient": 0.1},
 }
@@ -282,7 +282,7 @@ def test_simsiams_published_setting_scales_its_rate_once():
     [
         ({"optimizer": {"weight_decy": 1}}, "weight_decy: unknown option of 'sgd'; did you mean weight_decay"),
         ({"optimizer": {"name": "sdg"}}, "unknown optimizer 'sdg'; did you mean sgd"),
-        ({"optimizer": {"name": "adam", "lr": 1}}, r"give the learning rates to choose from beside it, as lr=\[…\]"),
+        ({"optimizer": {"name": "adam", "lr": 1}}, "takes no lr: give it beside the optimizer"),
         ({"schedule": {"warmup_epochs": -1}}, "warmup_epochs: should be greater than or equal to 0"),
         ({"views": {"crop_scale": [0.5, 1]}}, "views are for protocol=augmented"),
         ({"protocol": "augmented", "views": {"flipp": 1}}, "flipp: unknown option"),
@@ -305,7 +305,7 @@ def test_a_part_of_a_section_changes_the_default_one():
 
 
 def test_a_warm_up_longer_than_the_training_is_a_user_error():
-    with pytest.raises(UserError, match="warm-up of 9 epochs .* is longer than the run"):
+    with pytest.raises(UserError, match=r"warm-up of 9 epochs .* is longer than the run"):
         evaluate(schedule={"warmup_epochs": 9})
 
 

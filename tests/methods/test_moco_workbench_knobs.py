@@ -213,3 +213,20 @@ def test_heads_take_any_norm_weight_standardisation_and_last_norm(
 def test_groups_that_do_not_divide_a_heads_width_are_a_clear_error() -> None:
     with pytest.raises(UserError, match="cannot be cut into 3 groups"):
         build(predictor={"layers": 2, "norm": "group", "groups": 3})
+
+
+def test_every_step_and_view_is_shuffled_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers: list[int] = []
+
+    def record(network: nn.Module, images: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        numbers.append(int(number))
+        return network(images)
+
+    monkeypatch.setattr("sslcli.methods.moco.is_distributed", lambda: True)
+    monkeypatch.setattr("sslcli.methods.moco.shuffled", record)
+    method = build(both_views_as_queries=True)
+    train(method, 0, 3)
+    assert len(set(numbers)) == len(numbers) == 6
+    method.eval()(batch())
+    build(both_views_as_queries=True, shuffle_bn=False)(batch())
+    assert len(numbers) == 6  # neither in evaluation nor where it is not asked for

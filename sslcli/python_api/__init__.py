@@ -1,0 +1,237 @@
+"""The command line's verbs as functions, for scripts and notebooks; reached as `sslcli.train` and so on.
+
+What the command line reads from a YAML file is given here as keywords: a name, a mapping, or an object where a plugin
+is named. Options are those of the config; there is no second list of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from ..config.document import Document
+from ..config.merge import apply_overrides, as_arguments, merge, read_config
+from ..config.resolve import RunConfig, resolve
+from ..contracts.errors import UserError
+from ..plugins import PYTHON, registered
+from .objects import Objects, as_plain
+from .run import Run, evaluated_data
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..contracts.backbone import Backbone
+    from ..contracts.evaluation import EvaluationResult
+    from ..contracts.export import Exported
+    from ..training.train import TrainResult
+
+    Target = Run | TrainResult | str | Path
+
+__all__ = ["Run", "evaluate", "export", "from_config", "load_backbone", "train"]
+
+#: What messages call the place of an option that was written in Python.
+_SOURCE = "sslcli.train"
+
+
+def train(
+    config: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    method: Any = None,
+    backbone: Any = None,
+    data: Any = None,
+    views: Any = None,
+    optimizer: Any = None,
+    schedule: Any = None,
+    training: Mapping[str, Any] | None = None,
+    checkpoints: Mapping[str, Any] | None = None,
+    callbacks: Any = None,
+    seed: int | None = None,
+    labelled: tuple[Any, Any] | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> Run:
+    """Trains as `ssl train` does: `train(method="simclr", backbone="resnet18", data="cifar10", epochs=10)`.
+
+    Args:
+        config: path of a YAML config to start from; what follows changes it.
+        overrides: options by dotted key, applied last: `{"optimizer.lr": 0.1}`.
+        method: this and the next ones are the config's sections: a name, or a mapping with `name` and options; in the
+            place of a name also a class that a plugin would announce (a subclass of `Method`, say).
+        backbone: likewise, or any `nn.Module`: (N, C, H, W) → (N, D) or (N, D, 1, 1). A copy of it is trained.
+        data: likewise, or any object with `__len__` and `__getitem__` whose items are images or begin with one: PIL,
+            arrays (H, W, C), tensors (C, H, W); uint8, or floats in [0, 1].
+        views: as in the config.
+        optimizer: as in the config.
+        schedule: as in the config.
+        training: as in the config.
+        checkpoints: as in the config.
+        callbacks: options by name, as in the config; or a list of names and of objects with some of `Callback`'s hooks.
+        seed: as in the config.
+        labelled: with `data` as an object: data sets (train, test) with labels, for evaluations and the kNN monitor.
+        output: run directory; by default `runs/CONFIG-HASH`, or `runs/METHOD-DATA-HASH` without a config.
+        resume: go on with the run there; start it where there is none. Objects must be given again.
+        options: options of the section `training`: `epochs=10, batch_size=64`.
+
+    Raises:
+        UserError: something about the input, in one line or a line for each problem.
+        SslError: the run failed; its last checkpoint is good.
+    """
+    sections = {
+        "method": method, "backbone": backbone, "data": data, "views": views, "optimizer": optimizer,
+        "schedule": schedule, "training": {**(training or {}), **options} or None, "checkpoints": checkpoints,
+        "callbacks": callbacks, "seed": seed,
+    }  # fmt: skip
+    objects = Objects(labelled)
+    plain = objects.sections(sections)
+    path = None if config is None else Path(config).expanduser()
+    with registered(objects.classes):
+        resolved = resolve(_document(path, plain, overrides or {}))
+        resolved = _without_workers(resolved, objects)
+        return _train(resolved, path, output, objects, resume=resume)
+
+
+def from_config(
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    **sections: Any,
+) -> Run:
+    """Trains what a YAML config says: `ssl train PATH`; `sections` are those of `train`, and change it."""
+    return train(path, overrides, output=output, resume=resume, **sections)
+
+
+def _document(path: Path | None, plain: dict[str, Any], overrides: Mapping[str, Any]) -> Document:
+    document = Document({}, {(): _SOURCE}) if path is None else read_config(path, [])
+    merge(document, Document(plain, {(section,): _SOURCE for section in plain}))
+    apply_overrides(document, as_arguments(as_plain("overrides", dict(overrides))))
+    # What the command line's rules have put in was not written on a command line.
+    document.where = {key: _SOURCE if place == "command line" else place for key, place in document.where.items()}
+    return document
+
+
+def _without_workers(config: RunConfig, objects: Objects) -> RunConfig:
+    """Reads the user's data in this process where others could not get them."""
+    from dataclasses import replace
+
+    from ..reporting.console import tell
+
+    given = objects.given.get("train")
+    obstacle = given.worker_obstacle() if given is not None and config.training.workers != 0 else None
+    if given is None or obstacle is None:
+        return config
+    tell(f"data: {given.title} is read without worker processes: they could not be given it ({obstacle})")
+    return replace(config, training=config.training.model_copy(update={"workers": 0}))
+
+
+def _train(config: RunConfig, path: Path | None, output: str | Path | None, objects: Objects, *, resume: bool) -> Run:
+    from ..cli.train import default_output
+    from ..reporting.console import tell
+    from ..training.train import train as run_training
+
+    words = [config.method.name, config.data.name]
+    name = path or Path("-".join(word.rpartition(":")[2].replace("/", "-") for word in words) + ".yaml")
+    directory = Path(output).expanduser() if output is not None else default_output(name, config)
+    command = [_SOURCE, *([str(path)] if path is not None else [])]
+    result = run_training(config, directory, resume=resume, command=command, tell=tell)
+    if result.signal is not None:
+        tell(f"interrupted and saved at step {result.step} of {result.total_steps}; go on with resume=True")
+    return Run._trained(result.directory, objects.classes, result.total_steps, result.signal)
+
+
+@overload
+def load_backbone(path: Target, into: None = None) -> Backbone: ...
+@overload
+def load_backbone(path: Target, into: nn.Module) -> nn.Module: ...
+def load_backbone(path: Target, into: nn.Module | None = None) -> nn.Module:
+    """Restores a trained backbone, from a file alone.
+
+    Args:
+        path: a backbone file (`backbone.safetensors`), a checkpoint, a run directory, or a `Run`.
+        into: for a backbone that was given as a module: one like it, on the CPU, which is filled.
+
+    Returns:
+        the module, on the CPU, in `eval()`; called with normalised images (N, C, H, W) it returns `Features`, whose
+        `pooled` is (N, D). A backbone that was given as a module comes as it is: `into`, or of a `Run` a copy of what
+        was given.
+
+    Raises:
+        sslcli.contracts.errors.UserError: nothing there, damaged, its backbone plugin is not installed, or it was a
+            module and `into` is missing.
+    """
+    from ..backbones.wrapped import WrappedBackbone
+    from ..reporting.console import tell
+    from ..runs.trained import load_trained
+
+    place = _path(path)
+    with _known(path, {}, into):
+        backbone = load_trained(place, tell).backbone
+    return backbone.network if isinstance(backbone, WrappedBackbone) else backbone
+
+
+def _known(target: Target, evaluated: dict[str, Any], into: nn.Module | None = None) -> AbstractContextManager[None]:
+    """Registers what a target's config may name, and the module to fill under the name that the file gives it."""
+    from ..backbones.wrapped import wrap
+    from ..runs.trained import stored_card
+
+    classes = {**(target._classes if isinstance(target, Run) else {}), **evaluated_data(evaluated)}
+    if into is not None:
+        name = str(stored_card(_path(target)).backbone.get("name"))
+        if not name.startswith(f"{PYTHON}:"):
+            raise UserError(f"{_path(target)}: its backbone is {name!r}, which needs no module to be loaded into")
+        classes["backbones", name.removeprefix(f"{PYTHON}:")] = wrap(into, name, in_place=True)
+    return registered(classes)
+
+
+def evaluate(
+    target: Target,
+    method: str = "knn",
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    train: Any = None,
+    eval: Any = None,  # noqa: A002
+    device: str = "auto",
+    seed: int = 0,
+) -> EvaluationResult:
+    """Evaluates as `ssl eval` does: `evaluate(run, "knn", {"k": [20]}).metrics["top1"]`.
+
+    Args:
+        target: a `Run`, a run directory, a checkpoint or a backbone file.
+        method: name of the evaluator.
+        overrides: its options, and those of the data (`"data.limit"`), by dotted key.
+        train: labelled data set, as an object, to fit on; instead of the run's own data.
+        eval: likewise, to judge on.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`.
+        seed: for whatever the evaluation draws.
+
+    Raises:
+        UserError: nothing trained there, no such evaluator, wrong options, no labelled data.
+    """
+    from ..evaluation.run import evaluate as run_evaluation
+    from ..reporting.console import tell
+
+    chosen = as_plain("overrides", dict(overrides or {}))
+    given = {"labelled": train, "test": eval}
+    if any(each is not None for each in given.values()):
+        chosen["data.name"] = f"{PYTHON}:evaluated"
+    with _known(target, given):
+        return run_evaluation(_path(target), method, as_arguments(chosen), device=device, seed=seed, tell=tell)
+
+
+def export(target: Target, path: str | Path, exporter: str = "backbone", **options: Any) -> Exported:
+    """Exports as `ssl export` does; replaces `path` if it exists."""
+    from ..exporting.run import export as run_export
+    from ..reporting.console import tell
+
+    arguments = as_arguments(as_plain("options", options))
+    with _known(target, {}):
+        return run_export(exporter, _path(target), Path(path).expanduser(), arguments, tell=tell)
+
+
+def _path(target: Target) -> Path:
+    return Path(target).expanduser() if isinstance(target, str | Path) else target.directory
