@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .python_api import Run as Run
     from .python_api import evaluate as evaluate
+    from .python_api import evaluate_all as evaluate_all
     from .python_api import export as export
     from .python_api import from_config as from_config
     from .python_api import load_backbone as load_backbone
     from .python_api import train as train
     from .version import __version__ as __version__
 
-__all__ = ["Run", "__version__", "evaluate", "export", "from_config", "load_backbone", "train"]
+__all__ = ["Run", "__version__", "evaluate", "evaluate_all", "export", "from_config", "load_backbone", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """Finds and loads plugins: a name in a group → a class, through entry points and nothing else.
 
 A *found* plugin is a line in a package's metadata; nothing of the package has been imported. `load` imports it. The
-project's own parts are found in the same way as anyone's. Unpackaged classes come in by `register_file`, which only the
-command line calls, and by `registered`, which only the Python API does.
+project's own parts are found in the same way as anyone's. Unpackaged classes come in by `register_file` and
+`registered`, which only the command line and the Python API call.
 """
 
 from __future__ import annotations
@@ -159,16 +159,12 @@ def _choose_given(group: Group, name: str) -> FoundPlugin:
     if found:
         return found[-1]
     advice = _GIVE_AGAIN.get(group.name, "give it again in Python")
-    raise PluginError(f"{group.noun} '{PYTHON}:{name}' was an object of a Python program, in no file: {advice}")
+    raise PluginError(f"{group.noun} '{PYTHON}:{name}' was an object of the Python program that trained: {advice}")
 
 
 @contextmanager
 def registered(classes: Mapping[tuple[str, str], type]) -> Iterator[None]:
-    """Makes classes known for a while.
-
-    Args:
-        classes: by group and name: `("backbones", "MyNet")` is found as `python:MyNet`, and never as `MyNet`.
-    """
+    """Makes classes known for a while: `("backbones", "MyNet")` is found as `python:MyNet`, and never as `MyNet`."""
     now = [
         (FoundPlugin(name, PYTHON, "", f"{cls.__module__}:{cls.__qualname__}", get_group(group).entry_points), cls)
         for (group, name), cls in classes.items()

@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
     "schedule": {"name": "cosine", "warmup_epochs": 1},
     "training": {"epochs": 3, "batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 2},
     "checkpoints": {"every_epochs": 1},
-    "callbacks": {"knn": None, "tensorboard": None, "progress": None},
+    "callbacks": {"knn": None, "online_probe": None, "tensorboard": None, "progress": None},
 }
 
 ConfigMaker = Callable[..., RunConfig]

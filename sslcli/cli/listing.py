@@ -158,7 +158,7 @@ def _plain_default(value: Any) -> Any:
         return value.model_dump(mode="json")
     if isinstance(value, tuple | list):
         return list(value)
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    return value if isinstance(value, str | int | float | bool | dict | None) else str(value)
 
 
 def _type_name(annotation: Any) -> str:

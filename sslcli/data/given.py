@@ -26,6 +26,8 @@ from .items import Label, channels_of, declared_labels, split_item, to_pixels
 MEMORY = 256 * 2**20
 #: Items that are looked at before anything is decided.
 _LOOKED_AT = 8
+#: Fewer items are read before anyone has read a line about it.
+_WORTH_TELLING = 1000
 
 Tell = Callable[[str], None]
 
@@ -115,8 +117,8 @@ class Given:
         sizes = {size for size, _ in images}
         if changing:
             self.tell(
-                f"data: {self.title} gives other pixels each time (a random transform?): leave that to the views; with it "
-                "a resumed run is not the run that never stopped"
+                f"data: {self.title} gives other pixels each time (a random transform?): leave that to the views, "
+                "since with it a resumed run is not the run that never stopped"
             )
         size = images[0][0] if len(sizes) == 1 else None
         return Look(size, max(channels for _, channels in images), labels, changing)
@@ -154,7 +156,8 @@ class Given:
     def _read(self, channels: int, *, keep: bool) -> tuple[Tensor | None, list[Label] | None]:
         size = self.look.size
         what = f"images of {size[1]} × {size[0]} px into memory" if keep and size is not None else "items for labels"
-        self.tell(f"data: {self.title}: reading {self.length:,} {what}")
+        if self.length >= _WORTH_TELLING:
+            self.tell(f"data: {self.title}: reading {self.length:,} {what}")
         pixels = torch.empty(self.length, channels, *size, dtype=torch.uint8) if keep and size is not None else None
         labels: list[Label | None] = []
         stand_in = next(iter(self.look.labels.values()), None)

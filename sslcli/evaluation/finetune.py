@@ -137,7 +137,7 @@ class Finetune(Evaluator):
             **subject.describe(),
             "evaluator": "finetune",
             "trained": "all weights of a copy of the backbone, in training mode, and the classifier",
-            **Training.of(options, len(fit)).describe(),
+            **Training.of(options, len(fit), whole=True).describe(),
             "lr": list(options.lr),
             "head_lr": options.head_lr,
             "share": options.share,
@@ -158,7 +158,7 @@ class Finetune(Evaluator):
     ) -> tuple[Classifier, list[dict[str, Any]], float, float]:
         """Trains a fresh copy; returns it with its curve, and top-1 and loss on the held-out images at the end."""
         options, device = self.options, subject.device
-        training = Training.of(options, len(places))
+        training = Training.of(options, len(places), whole=True)
         views = ViewBatches(
             subject, Subset(train, places), options, training.batch_size, seed_for(subject.seed, _VIEWS)
         )
@@ -207,7 +207,11 @@ class Finetune(Evaluator):
                     loss_there = math.nan
                     break
         rates = [schedule(epoch * steps) for epoch in range(len(losses))]
-        rows = curve_rows(torch.tensor(losses), rates, torch.tensor(right) if right else None)
+        rows = curve_rows(
+            torch.tensor(losses, dtype=torch.float64),
+            rates,
+            torch.tensor(right, dtype=torch.float64) if right else None,
+        )
         return network.eval(), rows, right[-1] if right else math.nan, loss_there
 
     def _classifier(self, subject: Subject, classes: int, training: Training) -> Classifier:

@@ -101,7 +101,7 @@ class Linear(Evaluator):
             **subject.describe(),
             "evaluator": "linear",
             **material.describe(),
-            **Training.of(options, len(fit)).describe(),
+            **Training.of(options, len(fit), whole=augmented).describe(),
             "lr": list(options.lr),
             "standardise": list(options.standardise),
             "choice": "highest top-1 on the held-out training images, of equal ones the lowest loss there",
@@ -126,11 +126,12 @@ class Linear(Evaluator):
         standardise: tuple[bool, ...],
         held_out: tuple[Tensor, Tensor] | None,
     ) -> tuple[Heads, Curve]:
-        training = Training.of(self.options, len(rows))
+        augmented = self.options.protocol == "augmented"
+        training = Training.of(self.options, len(rows), whole=augmented)
         batches = material.batches(rows, training.batch_size, subject.seed)
         scalings = material.scalings(rows, standardise)
         # Epochs on cached features pass by the second; those through the backbone are worth a line now and then.
-        tell = _teller(subject, training.epochs) if self.options.protocol == "augmented" else _silent
+        tell = _teller(subject, training.epochs) if augmented else _silent
         return train_heads(
             batches, scalings, classes, rates, training, subject.seed, held_out=held_out, after_epoch=tell
         )

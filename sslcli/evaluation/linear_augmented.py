@@ -6,6 +6,7 @@ classifier other pixels each epoch and costs a pass through the backbone for eac
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -117,13 +118,15 @@ class _FrozenPass:
     """Batches of views → batches of features."""
 
     def __init__(self, subject: Subject, views: ViewBatches, dtype: torch.dtype | None) -> None:
-        self.subject, self.views, self.dtype = subject, views, dtype
+        self.views, self.dtype, self.device = views, dtype, subject.device.type
+        # A copy, since convolutions are fastest in a format that the subject's own weights do not have.
+        self.backbone = copy.deepcopy(subject.backbone).to(memory_format=torch.channels_last)
         self.steps_per_epoch = views.steps_per_epoch
 
     def __iter__(self) -> Generator[tuple[Tensor, Tensor], None, None]:
-        backbone, device = self.subject.backbone, self.subject.device.type
         with closing(iter(self.views)) as stream:
             for images, labels in stream:
-                with torch.no_grad(), torch.autocast(device, self.dtype, enabled=self.dtype is not None):
-                    pooled = backbone(images).pooled
+                images = images.contiguous(memory_format=torch.channels_last)
+                with torch.no_grad(), torch.autocast(self.device, self.dtype, enabled=self.dtype is not None):
+                    pooled = self.backbone(images).pooled
                 yield pooled.float(), labels

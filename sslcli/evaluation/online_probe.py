@@ -54,7 +54,7 @@ class Probe(nn.Module):
     def __init__(self, dim: int, classes: int, standardise: bool) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(dim, affine=False) if standardise else nn.Identity()
-        self.linear = nn.utils.skip_init(nn.Linear, dim, classes)  # draws nothing
+        self.linear = nn.utils.skip_init(nn.Linear, dim, classes)  # type: ignore[no-untyped-call]  # it draws nothing
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -78,6 +78,7 @@ class OnlineProbe(EpochMonitor):
     def __init__(self, options: OnlineProbeOptions) -> None:
         super().__init__(options)
         self.probe: Probe | None = None
+        self.steps = 0
         self.restored: dict[str, Tensor | int | float | str] = {}
 
     def on_start(self, context: RunContext) -> None:

@@ -66,7 +66,7 @@ class ProbeOptions(RecipeOptions):
     epochs: int = Field(default=100, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(default=256, ge=1)
-    """Images per step; the number of training images where there are fewer."""
+    """Images per step; fewer where there are not so many, or where whole batches would leave out a tenth of them."""
     init: Init = "zero"
     """The classifier's weights at the start: zero (all classes alike, nothing drawn), or normal with standard deviation
     0.01 (MoCo, SimSiam); the biases are zero."""
@@ -114,8 +114,19 @@ class Training:
     init: Init = "zero"
 
     @classmethod
-    def of(cls, options: ProbeOptions, images: int) -> Training:
-        return cls(options.optimizer, options.schedule, options.epochs, min(options.batch_size, images), options.init)
+    def of(cls, options: ProbeOptions, images: int, *, whole: bool = False) -> Training:
+        """Returns what the options mean for so many images.
+
+        Args:
+            options: the probe's.
+            images: to train on.
+            whole: only whole batches are made, so that smaller ones are taken where more than a tenth of the images
+                would be left out of each epoch.
+        """
+        size = min(options.batch_size, images)
+        if whole and images % size > 0.1 * images:
+            size = images // math.ceil(images / size)
+        return cls(options.optimizer, options.schedule, options.epochs, size, options.init)
 
     def optimizer_for(self, lr: float) -> tuple[type[OptimizerPlugin], OptimizerOptions]:
         """Returns the optimizer's class, and its options with this learning rate, not scaled yet."""

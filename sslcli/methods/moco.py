@@ -150,10 +150,10 @@ class MoCo(Method):
         options = self.options
         if options.loss == "vic":
             rows = [sphere_rows(x, options.unit_sphere) for x in (query, key)]
-            terms = vicreg_terms(rows, ((0, 1),), options.variance_epsilon)
-            weights = (options.invariance, options.variance, options.covariance)
-            loss = torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum()
-            named = {name: term.detach() for name, term in zip(terms._fields, terms, strict=True)}
+            invariance, variance, covariance = vicreg_terms(rows, ((0, 1),), options.variance_epsilon)
+            loss = options.invariance * invariance + options.variance * variance + options.covariance * covariance
+            terms = {"invariance": invariance, "variance": variance, "covariance": covariance}
+            named = {name: term.detach() for name, term in terms.items()}
             return loss, named | prediction_cosines((query, key))
         if options.loss == "ip":
             return inner_product(query, key, unit_sphere=options.unit_sphere), prediction_cosines((query, key))

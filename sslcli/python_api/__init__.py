@@ -6,8 +6,7 @@ is named. Options are those of the config; there is no second list of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -16,8 +15,8 @@ from ..config.merge import apply_overrides, as_arguments, merge, read_config
 from ..config.resolve import RunConfig, resolve
 from ..contracts.errors import UserError
 from ..plugins import PYTHON, registered
-from .objects import Objects, as_plain
-from .run import Run, evaluated_data
+from .objects import Classes, Objects, as_plain, data_classes
+from .run import Run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,14 +24,17 @@ if TYPE_CHECKING:
     from ..contracts.backbone import Backbone
     from ..contracts.evaluation import EvaluationResult
     from ..contracts.export import Exported
+    from ..evaluation.tables import Row
     from ..training.train import TrainResult
 
     Target = Run | TrainResult | str | Path
 
-__all__ = ["Run", "evaluate", "export", "from_config", "load_backbone", "train"]
+__all__ = ["Run", "evaluate", "evaluate_all", "export", "from_config", "load_backbone", "train"]
 
 #: What messages call the place of an option that was written in Python.
 _SOURCE = "sslcli.train"
+#: The name of data sets that are given to be evaluated on; no class can be called so.
+EVALUATED = "for-evaluation"
 
 
 def train(
@@ -164,28 +166,19 @@ def load_backbone(path: Target, into: nn.Module | None = None) -> nn.Module:
         sslcli.contracts.errors.UserError: nothing there, damaged, its backbone plugin is not installed, or it was a
             module and `into` is missing.
     """
-    from ..backbones.wrapped import WrappedBackbone
+    from ..backbones.wrapped import WrappedBackbone, wrap
     from ..reporting.console import tell
-    from ..runs.trained import load_trained
+    from ..runs.trained import load_trained, stored_card
 
-    place = _path(path)
-    with _known(path, {}, into):
+    place, classes = _path(path), _classes([path], {})
+    if into is not None:
+        name = str(stored_card(place).backbone.get("name"))
+        if not name.startswith(f"{PYTHON}:"):
+            raise UserError(f"{place}: its backbone is {name!r}, which needs no module to be loaded into")
+        classes["backbones", name.removeprefix(f"{PYTHON}:")] = wrap(into, name, in_place=True)
+    with registered(classes):
         backbone = load_trained(place, tell).backbone
     return backbone.network if isinstance(backbone, WrappedBackbone) else backbone
-
-
-def _known(target: Target, evaluated: dict[str, Any], into: nn.Module | None = None) -> AbstractContextManager[None]:
-    """Registers what a target's config may name, and the module to fill under the name that the file gives it."""
-    from ..backbones.wrapped import wrap
-    from ..runs.trained import stored_card
-
-    classes = {**(target._classes if isinstance(target, Run) else {}), **evaluated_data(evaluated)}
-    if into is not None:
-        name = str(stored_card(_path(target)).backbone.get("name"))
-        if not name.startswith(f"{PYTHON}:"):
-            raise UserError(f"{_path(target)}: its backbone is {name!r}, which needs no module to be loaded into")
-        classes["backbones", name.removeprefix(f"{PYTHON}:")] = wrap(into, name, in_place=True)
-    return registered(classes)
 
 
 def evaluate(
@@ -197,40 +190,93 @@ def evaluate(
     eval: Any = None,  # noqa: A002
     device: str = "auto",
     seed: int = 0,
+    seeds: int = 1,
 ) -> EvaluationResult:
     """Evaluates as `ssl eval` does: `evaluate(run, "knn", {"k": [20]}).metrics["top1"]`.
 
     Args:
-        target: a `Run`, a run directory, a checkpoint or a backbone file.
+        target: a `Run`, a run directory, a checkpoint, a backbone file, or a network by name.
         method: name of the evaluator.
         overrides: its options, and those of the data (`"data.limit"`), by dotted key.
-        train: labelled data set, as an object, to fit on; instead of the run's own data.
+        train: labelled data set, as an object, to fit on; together with `eval`, in the place of the run's own data.
         eval: likewise, to judge on.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
-        seed: for whatever the evaluation draws.
+        seed: the first seed for whatever the evaluation draws.
+        seeds: how many; metrics are means then, and `spread` has their standard deviations.
 
     Raises:
         UserError: nothing trained there, no such evaluator, wrong options, no labelled data.
     """
-    from ..evaluation.run import evaluate as run_evaluation
+    if method == "all":
+        raise UserError("evaluate makes one evaluation; sslcli.evaluate_all(run) makes all of them")
+    rows = evaluate_all(target, method, overrides, train=train, eval=eval, device=device, seed=seed, seeds=seeds)
+    return rows[0].result
+
+
+def evaluate_all(
+    targets: Target | Sequence[Target],
+    method: str = "all",
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    train: Any = None,
+    eval: Any = None,  # noqa: A002
+    device: str = "auto",
+    seed: int = 0,
+    seeds: int = 1,
+) -> list[Row]:
+    """Evaluates one target or several, on the same data, by one evaluator or all of them.
+
+    Returns:
+        a row for each target and evaluator, with `target`, `method` and `result`.
+
+    Raises:
+        UserError: as `evaluate`.
+    """
+    from ..evaluation.run import evaluate_all as run_evaluations
     from ..reporting.console import tell
 
     chosen = as_plain("overrides", dict(overrides or {}))
-    given = {"labelled": train, "test": eval}
-    if any(each is not None for each in given.values()):
-        chosen["data.name"] = f"{PYTHON}:evaluated"
-    with _known(target, given):
-        return run_evaluation(_path(target), method, as_arguments(chosen), device=device, seed=seed, tell=tell)
+    given = {split: each for split, each in (("labelled", train), ("test", eval)) if each is not None}
+    if given:
+        chosen["data.name"] = f"{PYTHON}:{EVALUATED}"
+    several = list(targets) if isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]
+    words = as_arguments(chosen)
+    with registered(_classes(several, given)):
+        paths = [_path(target) for target in several]
+        return run_evaluations(paths, method, words, device=device, seed=seed, seeds=seeds, tell=tell)
 
 
-def export(target: Target, path: str | Path, exporter: str = "backbone", **options: Any) -> Exported:
-    """Exports as `ssl export` does; replaces `path` if it exists."""
+def _classes(targets: Sequence[Any], datasets: Mapping[str, Any]) -> Classes:
+    """What the targets' configs call `python:…`, and data sets to evaluate on by split."""
+    classes: Classes = dict(data_classes(datasets, EVALUATED)[1]) if datasets else {}
+    for target in targets:
+        for key, cls in (target.classes if isinstance(target, Run) else {}).items():
+            if classes.setdefault(key, cls) is not cls:
+                raise UserError(f"two of the runs call different objects {PYTHON}:{key[1]}: evaluate them one by one")
+    return classes
+
+
+def export(target: Target, path: str | Path | None = None, exporter: str = "backbone", **options: Any) -> Exported:
+    """Exports as `ssl export` does; replaces `path` if it exists.
+
+    Args:
+        target: a `Run`, a run directory, a checkpoint or a backbone file.
+        path: the file; by default in the run directory, or beside the file.
+        exporter: its name.
+        options: the exporter's.
+
+    Returns:
+        the file's path, and Python lines that load it (`how_to_load`).
+
+    Raises:
+        UserError: unknown exporter, nothing trained there, wrong options, or a place that cannot be written.
+    """
     from ..exporting.run import export as run_export
     from ..reporting.console import tell
 
     arguments = as_arguments(as_plain("options", options))
-    with _known(target, {}):
-        return run_export(exporter, _path(target), Path(path).expanduser(), arguments, tell=tell)
+    with registered(_classes([target], {})):
+        return run_export(exporter, _path(target), None if path is None else Path(path), arguments, tell=tell)
 
 
 def _path(target: Target) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.document import read_file
 from ..contracts.errors import UserError
 from ..plugins import PYTHON
-from .objects import Classes, Objects, data_classes
+from .objects import Classes, Objects
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +23,7 @@ class Run:
 
     Attributes:
         path: the directory; `directory` is the same.
+        classes: plugin classes around the objects, by group and the name that the config has behind `python:`.
         signal: number of the signal that interrupted the training which returned this; None otherwise.
     """
 
@@ -50,7 +51,7 @@ class Run:
         self._total_steps: int | None = None
         if not (self.path / "config.yaml").is_file():
             raise UserError(f"{self.path}: is no run directory (it has no config.yaml)")
-        self._classes: Classes = {}
+        self.classes: Classes = {}
         given = {"backbone": backbone, "data": data}
         objects = Objects(labelled)
         for section, plain in objects.sections(given).items():
@@ -59,13 +60,13 @@ class Run:
             wanted = self.config[section]["name"]
             if cls is None or not wanted.startswith(f"{PYTHON}:"):
                 raise UserError(f"{self.path}: {section}: the run was made with {wanted!r}, not with an object")
-            self._classes[group, wanted.removeprefix(f"{PYTHON}:")] = cls
+            self.classes[group, wanted.removeprefix(f"{PYTHON}:")] = cls
 
     @classmethod
     def _trained(cls, path: Path, classes: Classes, total_steps: int, signal: int | None) -> Run:
         """What `train` returns: a run that knows its objects."""
         run = cls(path)
-        run._classes, run._total_steps, run.signal = classes, total_steps, signal
+        run.classes, run._total_steps, run.signal = classes, total_steps, signal
         return run
 
     def __repr__(self) -> str:
@@ -143,11 +144,11 @@ class Run:
             method: name of the evaluator.
             train: labelled data set, as an object, to fit on; the run's own data by default.
             eval: likewise, to judge on.
-            options: `device`, `seed`, and the evaluator's options by name; `data={…}` for other data by name.
+            options: `device`, `seed`, `seeds`, and the evaluator's options by name; `data={…}` for other data by name.
         """
         from . import evaluate
 
-        known = {name: options.pop(name) for name in ("device", "seed") if name in options}
+        known = {name: options.pop(name) for name in ("device", "seed", "seeds") if name in options}
         return evaluate(self, method, options, train=train, eval=eval, **known)
 
     def export(self, exporter: str = "backbone", path: str | Path | None = None, **options: Any) -> Exported:
@@ -158,13 +159,6 @@ class Run:
             path: the file; by default where `ssl export` writes to, in the run directory.
             options: the exporter's.
         """
-        from ..exporting.run import default_output
         from . import export
 
-        return export(self, default_output(exporter, self.path) if path is None else path, exporter, **options)
-
-
-def evaluated_data(datasets: dict[str, Any]) -> Classes:
-    """Returns the data set class `evaluated` around labelled data sets by split; an empty dict for none."""
-    there = {split: dataset for split, dataset in datasets.items() if dataset is not None}
-    return data_classes(there, "evaluated")[1] if there else {}
+        return export(self, path, exporter, **options)

@@ -13,7 +13,7 @@ from ..contracts.backbone import Backbone
 from ..contracts.errors import UserError
 from ..contracts.export import BackboneCard
 from ..modules.headed import HeadedBackbone, KeptLayersOptions
-from ..plugins import PluginError, load
+from ..plugins import PYTHON, PluginError, load
 
 
 def read_card(path: Path, values: dict[str, Any]) -> BackboneCard:
@@ -66,7 +66,7 @@ def _load(name: str, made_with: str) -> type[Backbone]:
     try:
         cls: type[Backbone] = load("backbones", name)
     except PluginError as error:
-        if not made_with:
+        if not made_with or name.startswith(f"{PYTHON}:"):  # what to do about an object, its error says
             raise
         raise UserError(f"{error}; {made_with}") from error
     return cls

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..contracts.errors import UserError
 from ..contracts.export import BackboneCard, Trained
-from ..plugins import PYTHON
 from . import files
 from .backbone_file import load_backbone_file
 from .card import build_backbone, read_card
@@ -82,7 +81,7 @@ def _from_checkpoint(path: Path, run: Path | None) -> Trained:
 
 def _made_with(path: Path, plugin: dict[str, str] | None) -> str:
     """Says which package the backbone of a checkpoint came from; an empty string where that is not known."""
-    if plugin is None or plugin["package"] == PYTHON:  # what to do about an object, its error says
+    if plugin is None:
         return ""
     kept = path.parent.parent / "plugins" / f"{plugin['package']}-{plugin['version']}.py"
     if kept.is_file():

@@ -14,6 +14,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.evaluation import finetune as module
 from sslcli.evaluation.finetune import Classifier, Finetune, FinetuneOptions
 from sslcli.evaluation.probe_data import Subset, ViewBatches
+from sslcli.evaluation.probe_training import Training
 from sslcli.evaluation.seal import SealedSubject, state_digest
 from sslcli.evaluation.subject import FrozenSubject
 from sslcli.modules.headed import HeadedBackbone, KeptLayersOptions
@@ -192,6 +193,12 @@ def test_a_rate_that_diverges_is_passed_over_or_told():
         evaluate(subject(), lr=1e30)
     with pytest.raises(UserError, match="every learning rate diverged"):
         evaluate(subject(), lr=[1e30, 2e30])
+
+
+def test_a_small_share_is_cut_into_batches_that_leave_hardly_an_image_out():
+    sizes = {n: Training.of(parse(batch_size=256), n, whole=True).batch_size for n in (450, 500, 1000, 50_000, 100)}
+    assert sizes == {450: 225, 500: 250, 1000: 250, 50_000: 256, 100: 100}
+    assert Training.of(parse(batch_size=256), 450).batch_size == 256
 
 
 @pytest.mark.gpu

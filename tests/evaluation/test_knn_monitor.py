@@ -6,6 +6,7 @@ import pytest
 import torch
 from evaluation_helpers import InMemory, TinyBackbone, Watched, trained
 
+import sslcli.evaluation.watched as watched
 from sslcli.evaluation.knn import KNN, KNNOptions
 from sslcli.evaluation.monitor import KNNMonitor, KNNMonitorOptions
 from sslcli.evaluation.subject import FrozenSubject
@@ -142,3 +143,25 @@ def test_large_pixels_are_shrunk_and_may_be_left_out():
 
 def test_every_option_may_change_on_resume():
     assert {KNNMonitorOptions.resume_rule(name) for name in KNNMonitorOptions.model_fields} == {"free"}
+
+
+def test_images_that_take_too_much_memory_are_read_again_and_give_the_same(monkeypatch):
+    def logged():
+        monitor, context = started(every_epochs=1, limit_train=60)
+        monitor.on_epoch(context.at(4))
+        return monitor, context
+
+    held, expected = logged()
+    monkeypatch.setattr(watched, "HELD", 60 * 3 * 8 * 8 - 1)  # the 60 images to search do not fit, the 30 to judge do
+    streamed, found = logged()
+    assert held.parts[0].images is not None
+    assert streamed.parts[0].images is None
+    assert streamed.parts[1].images is not None
+    assert found.logged == expected.logged
+    assert found.told == expected.told
+
+
+def test_the_default_holds_no_more_than_it_says():
+    large = InMemory(torch.arange(9) % 3, 9, size=8)
+    assert watched.WatchedImages(large, None, 8).images is not None
+    assert 10_000 * 3 * 112**2 < watched.HELD < 10_000 * 3 * 116**2

@@ -58,7 +58,7 @@ def judge(*steps: str, **attributes: Any) -> EvaluationResult:
 
 @pytest.mark.parametrize("peek", ["eval", "open eval"])
 def test_an_evaluator_that_peeks_before_it_has_chosen_is_refused(peek):
-    with pytest.raises(SslError, match="evaluator 'planted' asks for .* before it has said what it chose"):
+    with pytest.raises(SslError, match=r"evaluator 'planted' asks for .* before it has said what it chose"):
         judge("train", peek, "decide")
 
 

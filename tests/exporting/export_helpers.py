@@ -66,8 +66,8 @@ def features_of(model: Any, images: Tensor) -> Tensor:
     """Features of whatever the lines call `model`: a module of ours or of others, a program, a function of arrays."""
     if not isinstance(model, torch.nn.Module):
         return torch.from_numpy(np.asarray(model(images.numpy())))
-    if type(model).__name__ != "GraphModule" and hasattr(model, "state_dict"):
-        model = model.eval() if not isinstance(model, torch.fx.GraphModule) else model
+    if not isinstance(model, torch.fx.GraphModule):  # a program has one mode
+        model.eval()
     with torch.no_grad():
         found = model(images)
     return getattr(found, "pooled", found)

@@ -1,4 +1,4 @@
-"""The exporter `backbone`: the tool asked for loads it, the header says in plain words what it is, sslcli restores it."""
+"""The exporter `backbone`: the tool asked for loads it, its header says in plain words what it is."""
 
 from __future__ import annotations
 

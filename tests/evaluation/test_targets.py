@@ -1,0 +1,191 @@
+"""What can be judged beside a run: networks by name, untrained or with weights, and plain weight files."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision import models
+
+from sslcli.config.options import overrides_as_data
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.export import Trained
+from sslcli.data.normalisation import IMAGENET
+from sslcli.evaluation.parts import Parts, pretrained_on
+from sslcli.evaluation.run import judge
+from sslcli.evaluation.seal import state_digest
+from sslcli.evaluation.subject import FrozenSubject
+from sslcli.evaluation.targets import find_target, load_network, read_shown
+from sslcli.plugins import load
+from sslcli.runs.backbone_file import save_backbone
+from sslcli.testing.stand_ins import MEAN, STD, MemoryDataset, small_trained
+
+NARROW = ["backbone.stem=small", "backbone.width=4"]
+
+
+def parts(labelled: bool = True, size: int = 16) -> Parts:
+    return Parts(MemoryDataset("train", size=size), MemoryDataset("test", size=size), labelled, size, {})
+
+
+def network(word: str, *overrides: str, seed: int = 0, size: int = 16) -> tuple[Trained, list[str]]:
+    document, target, told = overrides_as_data(list(overrides)), find_target(word), []
+    shown = read_shown(document, [target])
+    return load_network(target, document, shown, parts(size=size), seed=seed, tell=told.append), told
+
+
+def test_a_name_is_an_untrained_network_with_the_datas_own_normalisation():
+    found, told = network("resnet18", *NARROW)
+    assert (found.card.method, found.card.mean, found.card.std) == ("untrained", (MEAN,) * 3, (STD,) * 3)
+    assert (found.card.image_size, found.card.feature_dim, found.run) == (16, 32, None)
+    assert not found.backbone.training
+    assert told == ["resnet18: untrained, images of 16 pixels, mean 0.5/0.5/0.5, std 0.25/0.25/0.25"]
+
+
+def test_untrained_weights_follow_the_seed_and_leave_torchs_generator_alone():
+    before = torch.get_rng_state()
+    same = [state_digest(network("resnet18", *NARROW)[0].backbone) for _ in range(2)]
+    assert same[0] == same[1] != state_digest(network("resnet18", *NARROW, seed=1)[0].backbone)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_normalisation_and_size_can_be_said():
+    found, _ = network("resnet18", *NARROW, "mean=[0.1, 0.2, 0.3]", "std=[0.4, 0.5, 0.6]", "image_size=24")
+    assert (found.card.mean, found.card.std, found.card.image_size) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 24)
+
+
+def test_a_backbone_of_many_is_a_target_too():
+    found, _ = network("torchvision/squeezenet1_1", size=32)
+    assert found.card.backbone["name"] == "torchvision/squeezenet1_1"
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return models.resnet18().state_dict()
+
+
+@pytest.mark.parametrize("form", ["plain.pth", "nested.tar", "wrapped.pt", "plain.safetensors", "wrapped.safetensors"])
+def test_a_plain_weight_file_of_torchvision_is_loaded_into_the_network_that_is_named(tmp_path, state, form):
+    path = tmp_path / form
+    named = {f"module.{key}": value for key, value in state.items()} if form.startswith("wrapped") else state
+    if form.endswith("safetensors"):
+        save_file({key: value.contiguous() for key, value in named.items()}, path)
+    else:
+        torch.save({"epoch": 3, "state_dict": named} if form.startswith("nested") else named, path)
+    found, told = network(str(path), "backbone=resnet18", size=32)
+    assert torch.equal(found.backbone.network.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+    assert (found.card.mean, found.card.std) == IMAGENET[3]
+    assert found.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert "without the classifier" in told[0]
+    assert "image_size=224" in told[1]
+    images = torch.randn(2, 3, 32, 32)
+    reference = models.resnet18()
+    reference.load_state_dict(state)
+    reference.fc = torch.nn.Identity()
+    with torch.no_grad():
+        torch.testing.assert_close(found.backbone(images).pooled, reference.eval()(images))
+
+
+def test_published_weights_are_asked_for_and_get_imagenets_normalisation(monkeypatch, state):
+    monkeypatch.setattr(load("backbones", "resnet18"), "published_state", lambda self: state)
+    found, _ = network("resnet18", "backbone.pretrained=true", size=32)
+    assert (found.card.method, found.card.mean) == ("published weights", IMAGENET[3][0])
+    assert torch.equal(found.backbone.network.conv1.weight, state["conv1.weight"])
+
+
+def test_weights_of_ours_bring_their_own_normalisation(tmp_path):
+    given = small_trained()
+    save_backbone(tmp_path / "b.safetensors", given.backbone, given.card)
+    assert find_target(tmp_path / "b.safetensors").kind == "trained"
+    found, _ = network("resnet18", *NARROW, f"backbone.weights={tmp_path / 'b.safetensors'}")
+    assert (found.card.mean, found.card.std) == (given.card.mean, given.card.std)
+    assert torch.equal(found.backbone.network.conv1.weight, given.backbone.network.conv1.weight)
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+@pytest.mark.parametrize(
+    ("word", "overrides", "said"),
+    [
+        ("w.pth", [], "w.pth: holds weights and does not say of which network; add backbone=NAME"),
+        ("w.pth", ["backbone=resnet34"], "w.pth: has no 'layer1.2"),
+        ("w.pth", ["backbone=resnet18", "backbone.pretrained=true"], "w.pth: the weights are those of this file"),
+        ("evil.pth", ["backbone=resnet18"], "evil.pth: cannot be read as weights alone"),
+        ("list.pth", ["backbone=resnet18"], "list.pth: holds no weights by name"),
+        ("resnet18", ["mean=[0.5]"], "command line: mean: should have 3 numbers"),
+        ("resnet18", ["backbone.widht=4"], "command line: backbone.widht: unknown option"),
+        ("resnet18", ["feature=token"], "command line: feature: should be 'pooled' or 'tokens'"),
+        ("resnet81", [], "resnet81: no such run or file; unknown backbone 'resnet81'; did you mean resnet"),
+        ("runs/none", [], "runs/none: no such run or file; `ssl list backbones`"),
+        ("b.safetensors", ["mean=[0.1, 0.2, 0.3]"], "command line: mean: b.safetensors carries its own"),
+        ("b.safetensors", ["backbone.width=4"], "command line: backbone: b.safetensors carries its own"),
+    ],
+)
+def test_a_wrong_target_is_one_line(tmp_path, monkeypatch, state, word, overrides, said):
+    monkeypatch.chdir(tmp_path)
+    torch.save(state, "w.pth")
+    torch.save([1, 2], "list.pth")
+    torch.save(Evil(), "evil.pth")
+    given = small_trained()
+    save_backbone(Path("b.safetensors"), given.backbone, given.card)
+    with pytest.raises(UserError) as caught:
+        network(word, *overrides, size=32)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+    assert not Path("executed").exists()
+
+
+def test_a_folder_with_the_name_of_a_network_is_a_run_only_if_it_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("resnet18").mkdir()
+    assert find_target("resnet18").kind == "name"
+    Path("resnet18/config.yaml").write_text("")
+    assert find_target("resnet18").kind == "trained"
+
+
+def tokens_of(word: str, feature: Any, *overrides: str) -> FrozenSubject:
+    found, _ = network(word, *overrides)
+    given = parts()
+    return FrozenSubject(found, given.train, given.judged, torch.device("cpu"), feature=feature)
+
+
+def test_tokens_are_the_mean_of_the_patches_and_the_protocol_says_so():
+    vit = ("vit_tiny", "backbone.depth=1", "backbone.patch_size=4")
+    it, pooled = tokens_of(vit[0], "tokens", *vit[1:]), tokens_of(vit[0], "pooled", *vit[1:])
+    images = it.normalise(it.dataset("eval").images())
+    with torch.no_grad():
+        expected = pooled.backbone(images).tokens.mean(dim=1)
+    torch.testing.assert_close(it.features("eval").features, expected)
+    assert not torch.allclose(pooled.features("eval").features, expected)
+    assert it.describe()["feature"] == "mean of the patch tokens"
+    assert pooled.describe()["feature"] == "pooled"
+
+
+def test_a_network_without_tokens_is_told():
+    with pytest.raises(UserError, match="feature=tokens: this network has none"):
+        tokens_of("resnet18", "tokens", *NARROW)
+
+
+def test_what_is_in_memory_is_judged_as_what_lies_in_files():
+    result = judge(small_trained(), parts(), "knn", ["k=[5]"], tell=lambda text: None)
+    assert 0 <= result.metrics["top1"] <= 1
+    assert result.protocol["k"] == 5
+    assert len(result.protocol["weights_sha256"]) == 64
+
+
+def test_a_run_on_the_judged_images_is_recognised_by_its_options():
+    cls = load("datasets", "shapes")
+    judged = cls.open(cls.labelled(cls.Options.parse({"count": 20, "size": 16}), "eval"))
+    stored = {"name": "shapes", **judged.options.plain()}
+    assert pretrained_on(stored, judged)
+    assert not pretrained_on({**stored, "split": "train"}, judged)
+    assert not pretrained_on({"name": "shapes"}, judged)
+    assert not pretrained_on({"name": "uninstalled", "size": 3}, judged)
+    assert not pretrained_on(None, judged)
