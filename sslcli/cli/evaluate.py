@@ -25,7 +25,7 @@ def evaluate(
             "torchvision/resnet50), untrained unless backbone.pretrained=true; or plain weight files with "
             "backbone=NAME. And options: of the evaluator (k=[20]), the data (data.limit=500), "
             "feature=tokens, and for networks without a card backbone.…, mean, std, image_size.",
-            metavar="TARGET... [KEY=VALUE]...",
+            metavar="TARGET|KEY=VALUE",
         ),
     ],
     method: Annotated[

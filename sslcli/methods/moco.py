@@ -154,7 +154,7 @@ class MoCo(Method):
             loss = options.invariance * invariance + options.variance * variance + options.covariance * covariance
             terms = {"invariance": invariance, "variance": variance, "covariance": covariance}
             named = {name: term.detach() for name, term in terms.items()}
-            return loss, named | prediction_cosines((query, key))
+            return loss, {**named, **prediction_cosines((query, key))}
         if options.loss == "ip":
             return inner_product(query, key, unit_sphere=options.unit_sphere), prediction_cosines((query, key))
         contrast = self._contrast(query, key, own)

@@ -63,7 +63,7 @@ def test_it_learns_and_says_how():
     assert int(torch.tensor(result.details["confusion"]).sum()) == 96
 
 
-def test_the_subjects_backbone_stays_as_it_was_to_the_bit(networks):
+def test_the_evaluation_neither_changes_nor_freezes_the_backbone(networks):
     on = subject()
     before = state_digest(on.backbone)
     evaluate(on, lr=0.1)

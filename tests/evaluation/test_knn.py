@@ -53,9 +53,11 @@ def test_it_agrees_with_scikit_learn():
     bank, test = clusters(80, 4), clusters(30, 4, seed=1)
     unit = [torch.nn.functional.normalize(x.features, dim=1).double().numpy() for x in (bank, test)]
     model = neighbors.KNeighborsClassifier(10, weights=lambda d: torch.from_numpy((1 - d**2 / 2) / 0.1).exp().numpy())
-    expected = model.fit(unit[0], bank.labels.numpy()).predict(unit[1])
-    found = knn.knn_predict(bank.features, bank.labels, test.features, 4, 10, 0.1).argmax(dim=1)
-    assert found.tolist() == expected.tolist()
+    model.fit(unit[0], bank.labels.numpy())
+    scores = knn.knn_predict(bank.features, bank.labels, test.features, 4, 10, 0.1)
+    assert scores.argmax(dim=1).tolist() == model.predict(unit[1]).tolist()
+    shares = torch.from_numpy(model.predict_proba(unit[1]))
+    torch.testing.assert_close(scores / scores.sum(dim=1, keepdim=True), shares, rtol=0, atol=1e-4)
 
 
 def test_accuracy_counts_images_and_not_blocks(monkeypatch):
@@ -77,6 +79,26 @@ def test_every_setting_is_in_the_details_and_a_cut_k_in_the_protocol():
     assert (result.protocol["k"], result.protocol["k_asked_for"]) == (60, 200)
     assert set(result.metrics) == {"top1", "top5"}
     assert result.metrics["top5"] >= result.metrics["top1"]
+
+
+def test_any_k_is_reported_and_the_first_setting_class_by_class():
+    bank, test = clusters(60, 7), clusters(35, 7, seed=1, spread=1.5)
+    result = knn.KNN(knn.KNNOptions(k=(5,), temperature=(0.1, 0.2), top=(1, 2, 3, 7))).evaluate(
+        PlainSubject(bank, test, 7)
+    )
+    assert list(result.metrics) == ["top1", "top2", "top3"]  # seven of seven classes would say nothing
+    scores = literal_knn(bank.features, bank.labels, test.features, 7, 5, 0.1)
+    order = scores.masked_fill(scores == 0, -math.inf).argsort(dim=1, descending=True, stable=True)
+    for k, value in zip((1, 2, 3), result.metrics.values(), strict=True):
+        right = [
+            int(label) in row[:k] and votes[int(label)] > 0
+            for row, label, votes in zip(order.tolist(), test.labels, scores, strict=True)
+        ]
+        assert value == pytest.approx(sum(right) / 35)
+    matrix = torch.tensor(result.details["confusion"])
+    assert matrix.sum(dim=1).tolist() == torch.bincount(test.labels, minlength=7).tolist()
+    assert float(matrix.diagonal().sum()) / 35 == pytest.approx(result.metrics["top1"])
+    assert list(result.details["per_class"]) == [f"class {i}" for i in range(7)]
 
 
 def test_a_class_without_a_vote_is_in_no_top_5():

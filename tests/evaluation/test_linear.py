@@ -13,7 +13,7 @@ from sslcli.config.document import Document
 from sslcli.config.options import validate
 from sslcli.contracts.errors import ConfigError, UserError
 from sslcli.contracts.evaluation import FeatureSet
-from sslcli.evaluation import linear_updates
+from sslcli.evaluation import linear_heads, linear_updates
 from sslcli.evaluation.linear import Linear, LinearOptions
 from sslcli.evaluation.linear_heads import (
     CachedBatches,
@@ -151,6 +151,14 @@ def test_heads_are_judged_as_cross_entropy_and_argmax_judge_them():
     logits = x @ heads.weight[1, 0].T + heads.bias[1, 0]
     assert float(top1[1, 0]) == pytest.approx(float((logits.argmax(dim=1) == data.labels[60:]).double().mean()))
     assert float(loss[1, 0]) == pytest.approx(float(nn.functional.cross_entropy(logits, data.labels[60:])), rel=1e-5)
+
+
+def test_accuracy_is_not_the_unweighted_mean_of_batch_accuracies(monkeypatch):
+    data = clusters(91, 4, spread=2.0)
+    heads, _ = fitted(data.features, data.labels, torch.arange(40), 4, [0.1], [True])
+    whole = judge_heads(heads, data.features, data.labels)
+    monkeypatch.setattr(linear_heads, "BLOCK", 4 * 90)  # blocks of 90 images and of 1
+    torch.testing.assert_close(judge_heads(heads, data.features, data.labels), whole, rtol=1e-6, atol=0)
 
 
 def test_a_diverged_head_is_never_chosen_and_ties_go_to_the_lower_loss():

@@ -29,10 +29,10 @@ def without(monkeypatch):
     def hide(*packages):
         real = importlib.import_module
 
-        def pretend(name, *rest):
+        def pretend(name, *rest, **more):
             if name in packages:
                 raise ImportError(name)
-            return real(name, *rest)
+            return real(name, *rest, **more)
 
         monkeypatch.setattr(importlib, "import_module", pretend)
 
