@@ -65,6 +65,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "moco_v1": {**QUEUE, "method.temperature": 0.2, "optimizer": ADAMW},
     "moco_v2": {**QUEUE, **NARROW, "optimizer": ADAMW},
     "eqco": {**QUEUE, **NARROW, "method.queue_size": 256, "method.alpha": 2048, "optimizer": ADAMW},
+    "moco": {
+        **NARROW,
+        "method.queue_size": 2048,
+        "method.momentum": 0.99,
+        "method.final_momentum": None,
+        "method.both_views_as_queries": True,
+        "optimizer": ADAMW,
+    },
     "moco_v3": {**NARROW, "method.predictor.hidden_dim": 512, "optimizer": ADAMW},
     "swav": {
         **NARROW,

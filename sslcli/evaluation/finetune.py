@@ -41,7 +41,7 @@ _JUDGED = 256
 
 
 class FinetuneOptions(ProbeOptions, ImageOptions):
-    """SwAV's setting for 1 % of ImageNet: `share=0.01 lr=0.02 head_lr=5 epochs=20 schedule={name: step, factor: 0.2}`."""
+    """Published settings stand in `docs/probes.md`."""
 
     share: float = Field(default=1.0, gt=0, le=1)
     """Share of the labelled training images to learn from: the same of each class, at least one image."""

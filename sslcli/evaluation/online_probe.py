@@ -30,7 +30,7 @@ MODULE, OPTIMIZER = "probe.", "optimizer."
 
 
 class OnlineProbeOptions(RecipeOptions):
-    lr: float = Field(default=0.1, gt=0, json_schema_extra=FREE)
+    lr: float = Field(default=0.03, gt=0, json_schema_extra=FREE)
     """Learning rate at the top of the schedule, before the optimizer's `scale_lr`."""
     optimizer: dict[str, Any] = Field(default={"name": "sgd"}, validate_default=True, json_schema_extra=FREE)
     """Any registered optimizer with its options but lr, as in a run's config: {name: larc, clip: false}."""

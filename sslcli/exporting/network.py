@@ -75,9 +75,17 @@ def trace(network: nn.Module, card: BackboneCard) -> ExportedProgram:
     for strict in (False, True):  # what the one way of tracing cannot follow, the other often can
         try:
             with quiet():
-                return torch.export.export(network, (sample_images(card, 2),), dynamic_shapes=dynamic, strict=strict)
+                program = torch.export.export(network, (sample_images(card, 2),), dynamic_shapes=dynamic, strict=strict)
         except Exception as error:  # whatever the network's own code raises while it is traced
             reasons.append(one_line(error))
+            continue
+        for part in program.graph_module.modules():
+            if isinstance(
+                part, torch.fx.GraphModule
+            ):  # questions about types are left in, which torch 2.6 cannot write
+                part.graph.eliminate_dead_code()
+                part.recompile()
+        return program
     name = card.backbone.get("name")
     raise UserError(f"the backbone {name!r} cannot be exported: torch.export cannot follow its code ({reasons[0]})")
 

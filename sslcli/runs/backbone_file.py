@@ -57,8 +57,9 @@ def describe(card: BackboneCard, plugin: dict[str, str] | None = None) -> dict[s
 
     Args:
         card: of the backbone.
-        plugin: `package` and `version` of its class, if known.
+        plugin: `package` and `version` of its class; by default those that are installed.
     """
+    plugin = plugin or backbone_plugin(card)
     options = {key: value for key, value in card.backbone.items() if key != "name"}
     plain = {"format": "pt", "backbone": str(card.backbone.get("name", "")), "backbone_options": json.dumps(options)}
     if plugin is not None:

@@ -190,3 +190,13 @@ def test_a_digest_sees_a_bit_a_mode_and_a_flag():
         digests.add(state_digest(network))
     assert len(digests) == 4
     assert state_digest(copy.deepcopy(network)) in digests
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_backbone_on_a_gpu_is_judged_unchanged_and_has_the_digest_that_it_has_on_the_cpu():
+    parts = [MemoryDataset("train", TRAIN), MemoryDataset("test", JUDGED)]
+    it = FrozenSubject(small_trained(), parts[0], parts[1], torch.device("cuda"))
+    assert it.weights_sha256 == subject().weights_sha256
+    for plugin in BUILT_IN:
+        run_evaluator(plugin.name, built(load_found(plugin)), it, 0)

@@ -49,7 +49,9 @@ def test_sections_in_python_resolve_to_what_the_yaml_resolves_to(config, tmp_pat
 
 
 def test_sections_change_a_config_and_other_words_are_options_of_training(config, tmp_path) -> None:
-    run = sslcli.from_config(config, optimizer={"name": "adamw", "lr": 0.1}, max_steps=1, seed=3, output=tmp_path / "run")
+    run = sslcli.from_config(
+        config, optimizer={"name": "adamw", "lr": 0.1}, max_steps=1, seed=3, output=tmp_path / "run"
+    )
     assert run.config["optimizer"]["name"] == "adamw"
     assert "momentum" not in run.config["optimizer"]
     assert (run.config["training"]["max_steps"], run.config["training"]["batch_size"], run.config["seed"]) == (1, 8, 3)
