@@ -1,12 +1,14 @@
 """Every method on one small real task: part of CIFAR-10, a narrow ResNet-18, the same number of images seen.
 
     python benchmarks/methods.py --root DIR/cifar10 [--methods simclr byol] [--seeds 0 1 2] [--jobs 2] [--output NAME]
+    python benchmarks/methods.py --root DIR/cifar10 --cost [--rounds 3] --output NAME
 
 For each method and seed, in a process of its own with one thread: kNN top-1 (k 20, temperature 0.07, 2,000 test images
-among the training images) of the untrained and of the trained backbone, source images per second, peak memory, and how
-far the features spread at the end. Settings are made for so short a run and stand in the result; what is not named
-there is `examples/configs/cifar10/METHOD.yaml`'s. With --output, runs that the file has already are kept, unless their
-settings were others.
+among the training images) of the untrained and of the trained backbone, and how far the features spread at the end.
+--cost measures time and peak memory instead, one process after the other on a machine that should do nothing else, all
+methods in turn in each round. Settings are made for so short a run and stand in the result; what is not named there is
+`examples/configs/cifar10/METHOD.yaml`'s. With --output, runs that the file has already are kept, unless their settings
+were others.
 """
 
 from __future__ import annotations
@@ -74,13 +76,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "optimizer": ADAMW,
     },
     "moco_v3": {**NARROW, "method.predictor.hidden_dim": 512, "optimizer": ADAMW},
+    # Prediction and assignment stay uniform on so few images unless the assignments are sharpened.
     "swav": {
         **NARROW,
-        "method.prototypes": 300,
+        "method.prototypes": 100,
+        "method.epsilon": 0.02,
         "method.frozen_epochs": 0.25,
-        "method.queue_size": 1024,
-        "method.queue_start_epoch": 1,
-        "optimizer": ADAMW,
+        "method.queue_size": 0,
+        "optimizer": {"name": "sgd", "lr": 0.1, "weight_decay": 1e-4},
     },
     "dino": {
         "method.head.hidden_dim": 512,
@@ -95,25 +98,29 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(method: str, seed: int, root: Path) -> dict[str, float]:
-    """Trains once, in this process; returns what the log says at its beginning and end, and the process's peak."""
+def train(method: str, root: Path, values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Trains once, in this process; returns the log."""
     import sslcli
     from sslcli.runs.directory import read_metrics
 
-    values = {**COMMON, **SETTINGS[method], "seed": seed, "data.root": str(root)}
     with tempfile.TemporaryDirectory() as folder:
-        trained = sslcli.train(CONFIGS / f"{method}.yaml", values, output=Path(folder) / "run")
+        config = CONFIGS / f"{method}.yaml"
+        values = {**COMMON, **SETTINGS[method], "data.root": str(root), **values}
+        trained = sslcli.train(config, values, output=Path(folder) / "run")
         if trained.signal is not None:  # an interrupted run is no result
             raise SystemExit(128 + trained.signal)
-        lines = read_metrics(trained.directory / "metrics.jsonl")
+        return read_metrics(trained.directory / "metrics.jsonl")
+
+
+def learn(method: str, root: Path, seed: int) -> dict[str, float]:
+    """What the log says at a run's beginning and end."""
+    lines = train(method, root, {"seed": seed})
     steps = [line for line in lines if "loss" in line]
     top1 = [line["knn_top1"] for line in lines if "knn_top1" in line]
     return {
         "knn_pixels": lines[0]["knn_top1_pixels"],
         "knn_before": top1[0],
         "knn_after": top1[-1],
-        "images_per_second": statistics.median(line["images_per_second"] for line in steps),
-        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "feature_std": steps[-1]["feature_std"],
         "feature_rank": steps[-1]["feature_rank"],
         "loss_first": steps[0]["loss"],
@@ -121,9 +128,19 @@ def run(method: str, seed: int, root: Path) -> dict[str, float]:
     }
 
 
-def in_a_process(method: str, seed: int, root: Path) -> dict[str, float]:
-    """As `run`, in a process of its own, so that its peak memory is its own."""
-    command = [sys.executable, __file__, "--root", str(root), "--methods", method, "--seeds", str(seed), "--one"]
+def cost(method: str, root: Path, seed: int) -> dict[str, float]:
+    """Source images per second (median of the log lines) and the process's peak memory, over 60 steps."""
+    few = {"training.max_steps": 60, "training.log_every": 10, "callbacks.knn": None, "seed": seed}
+    lines = train(method, root, few)
+    return {
+        "images_per_second": statistics.median(line["images_per_second"] for line in lines[1:]),
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def in_a_process(kind: str, method: str, root: Path, seed: int) -> dict[str, float]:
+    """`learn` or `cost` in a process of its own, so that its peak memory is its own."""
+    command = [sys.executable, __file__, "--root", str(root), "--methods", method, "--seeds", str(seed), "--one", kind]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     row: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -140,10 +157,9 @@ def load(path: Path | None) -> dict[str, dict[str, Any]]:
     return {name: entry for name, entry in found["methods"].items() if entry["settings"] == SETTINGS.get(name)}
 
 
-def summary(entry: dict[str, Any]) -> dict[str, str]:
-    """Mean ± standard deviation over the seeds."""
-    rows = list(entry["seeds"].values())
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
+def summary(rows: dict[str, dict[str, float]]) -> dict[str, str]:
+    """Mean ± standard deviation over the runs."""
+    columns = {name: [row[name] for row in rows.values()] for name in next(iter(rows.values()))}
     spread = {name: statistics.stdev(values) if len(values) > 1 else 0.0 for name, values in columns.items()}
     return {name: f"{statistics.mean(values):.4g} ± {spread[name]:.2g}" for name, values in columns.items()}
 
@@ -158,7 +174,7 @@ def report(methods: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "versions": versions,
         "machine": f"{os.cpu_count()} cores, no GPU used; one thread for each run",
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "methods": {name: {**entry, "mean": summary(entry)} for name, entry in sorted(methods.items())},
+        "methods": dict(sorted(methods.items())),
     }
 
 
@@ -168,32 +184,35 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(SETTINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--cost", action="store_true", help="measure time and memory, not learning")
+    parser.add_argument("--rounds", type=int, default=3, help="of --cost")
     parser.add_argument("--output", help="name of a JSON file in benchmarks/results/")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=["learn", "cost"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(run(arguments.methods[0], arguments.seeds[0], arguments.root)))
+        work_on = {"learn": learn, "cost": cost}[arguments.one]
+        print(json.dumps(work_on(arguments.methods[0], arguments.root, arguments.seeds[0])))
         return
     path = RESULTS / f"{arguments.output}.json" if arguments.output else None
     methods = load(path)
-    for entry in methods.values():
-        entry.pop("mean")
+    kind, runs = ("cost", range(arguments.rounds)) if arguments.cost else ("learn", arguments.seeds)
 
     def work(job: tuple[int, str]) -> None:
-        seed, method = job
-        row = in_a_process(method, seed, arguments.root)
-        print(method, seed, row, flush=True)
-        methods.setdefault(method, {"settings": SETTINGS[method], "seeds": {}})["seeds"][str(seed)] = row
+        number, method = job
+        row = in_a_process(kind, method, arguments.root, number)
+        print(method, number, row, flush=True)
+        entry = methods.setdefault(method, {"settings": SETTINGS[method]})
+        entry.setdefault(kind, {})[str(number)] = row
         if path is not None:
             path.write_text(json.dumps(report(methods), indent=2) + "\n")
 
-    # All methods of a seed before the next seed, so that a slow hour harms all alike.
-    jobs = [(seed, method) for seed in arguments.seeds for method in arguments.methods]
-    jobs = [(seed, method) for seed, method in jobs if str(seed) not in methods.get(method, {}).get("seeds", {})]
-    with ThreadPoolExecutor(arguments.jobs) as pool:
+    # All methods of a seed or round before the next, so that a slow hour harms all alike.
+    jobs = [(number, method) for number in runs for method in arguments.methods]
+    jobs = [(number, method) for number, method in jobs if str(number) not in methods.get(method, {}).get(kind, {})]
+    with ThreadPoolExecutor(1 if arguments.cost else arguments.jobs) as pool:
         list(pool.map(work, jobs))
     for name, entry in sorted(methods.items()):
-        print(name, {key: summary(entry)[key] for key in ("knn_before", "knn_after", "images_per_second")})
+        print(name, summary(entry[kind]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -53,26 +55,22 @@ def results() -> str:
     found = json.loads(RESULTS.read_text())["methods"]
     rows = []
     for name, entry in found.items():
-        shares = [_percent(entry, key) for key in ("knn_before", "knn_after")]
-        plain = [_mean(entry, key) for key in ("images_per_second", "peak_memory_mib", "feature_std", "feature_rank")]
-        rows.append([f"`{name}`", *shares, f"{plain[0]:.0f}", f"{plain[1]:.0f}", f"{plain[2]:.2f}", f"{plain[3]:.1f}"])
-    header = ["method", "kNN before", "kNN after", "images/s", "peak MiB", "feature std", "effective rank"]
+        learned, cost = entry["learn"].values(), entry["cost"].values()
+        shares = [_percent(learned, key) for key in ("knn_before", "knn_after")]
+        spread = [f"{_mean(learned, 'feature_std'):.2f}", f"{_mean(learned, 'feature_rank'):.1f}"]
+        paid = [f"{_mean(cost, key):.0f}" for key in ("images_per_second", "peak_memory_mib")]
+        rows.append([f"`{name}`", *shares, *spread, *paid])
+    header = ["method", "kNN before", "kNN after", "feature std", "effective rank", "images/s", "peak MiB"]
     return table(header, rows)
 
 
-def _values(entry: dict[str, Any], key: str) -> list[float]:
-    return [row[key] for row in entry["seeds"].values()]
+def _mean(rows: Collection[dict[str, float]], key: str) -> float:
+    return statistics.mean(row[key] for row in rows)
 
 
-def _mean(entry: dict[str, Any], key: str) -> float:
-    values = _values(entry, key)
-    return sum(values) / len(values)
-
-
-def _percent(entry: dict[str, Any], key: str) -> str:
-    values, mean = _values(entry, key), _mean(entry, key)
-    spread = (sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)) ** 0.5
-    return f"{100 * mean:.1f} ± {100 * spread:.1f} %"
+def _percent(rows: Collection[dict[str, float]], key: str) -> str:
+    spread = statistics.stdev(row[key] for row in rows) if len(rows) > 1 else 0.0
+    return f"{100 * _mean(rows, key):.1f} ± {100 * spread:.1f} %"
 
 
 def generated(text: str) -> str:

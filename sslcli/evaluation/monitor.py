@@ -73,7 +73,9 @@ class KNNMonitor(EpochMonitor):
         """Reads both parts; False, and a line that says why, where there is nothing to measure."""
         train, judged = context.labelled("train"), context.labelled("eval")
         if train is None or judged is None or train.labels is None or judged.labels is None:
-            context.tell("kNN monitor: off, the data have no labels")
+            labels = train is not None and train.labels is not None
+            why = "there are no labelled images to judge on" if labels else "the data have no labels"
+            context.tell(f"kNN monitor: off, {why}")
             return False
         if share_images(train, judged):
             context.tell("kNN monitor: off, it would search the images that it judges")

@@ -31,7 +31,7 @@ class Run:
         self,
         path: str | Path,
         *,
-        backbone: nn.Module | None = None,
+        backbone: Any = None,
         data: Any = None,
         labelled: tuple[Any, Any] | None = None,
     ) -> None:
@@ -39,7 +39,7 @@ class Run:
 
         Args:
             path: the run directory.
-            backbone: the module of a run that was made with one; it stays as it is.
+            backbone: the module (or class) of a run that was made with one; it stays as it is.
             data: the data set of a run that was made with an object.
             labelled: its (train, test) pair to evaluate with.
 

@@ -86,7 +86,7 @@ def test_the_exporter_keeps_its_contract():
 def test_what_torch_cannot_follow_is_one_line_and_no_file(tmp_path):
     it = trained()
     it.backbone = Unfollowable().eval()
-    with pytest.raises(UserError, match="cannot be exported: .* cannot follow its code") as caught:
+    with pytest.raises(UserError, match=r"torch\.export cannot follow its code") as caught:
         export(TorchExporter, it, tmp_path / "b.pt2")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

@@ -212,7 +212,7 @@ def test_metrics_become_a_frame_where_pandas_is_there(config, tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=lambda rows: ("frame", rows)))
     assert run.metrics_frame() == ("frame", run.metrics)
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(UserError, match="pip install pandas, or use run.metrics"):
+    with pytest.raises(UserError, match=r"pip install pandas, or use run.metrics"):
         run.metrics_frame()
 
 

@@ -1,0 +1,1 @@
+"""Every image model of timm as a backbone for sslcli."""

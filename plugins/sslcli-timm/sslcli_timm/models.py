@@ -1,0 +1,185 @@
+"""Every model of timm without its classifier, as `timm/NAME`.
+
+What a model takes, and how large its features are, is found by trying, so that a model that timm gains is there too.
+timm: https://github.com/huggingface/pytorch-image-models
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar, Self
+
+import timm
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneProvider, BackboneSpec, Features
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.options import Options
+
+#: The smallest view that a model is tried with; where it fails, the size that it is built for is its smallest.
+SMALLEST = 32
+#: Arguments that only some models take, and that are left out where they don't.
+_TRIED = ("img_size", "dynamic_img_size")
+_OURS = {"num_classes", "in_chans", "img_size", "pretrained", "drop_path_rate", "drop_rate"}
+
+
+class TimmOptions(BackboneOptions):
+    """Options of a model of timm."""
+
+    pretrained: bool = False
+    """Start from timm's published weights, which it downloads once. Read when a run starts, as `weights` are."""
+    drop_path_rate: float = Field(default=0.0, ge=0, lt=1)
+    """Probability of skipping a residual branch in training, in the last block; for models that have it."""
+    drop_rate: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout in training; for models that have it."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """What else the model is made with, as timm calls it: `{patch_size: 4, depth: 6}`."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.pretrained and self.weights is not None:
+            raise ValueError("a backbone starts from `weights` or from `pretrained` ones, not from both")
+        ours = sorted(_OURS & set(self.arguments))
+        if ours:
+            raise ValueError(f"arguments.{ours[0]} is set by sslcli: by the option of that name, or the views and data")
+        return self
+
+
+class TimmBackbone(Backbone):
+    """A model of timm without its classifier; `network` is the model."""
+
+    Options: ClassVar[type[Options]] = TimmOptions
+    name: ClassVar[str]
+
+    def __init__(self, options: TimmOptions, channels: int, image_size: int) -> None:
+        super().__init__()
+        self.options = options
+        self.network, self.arguments = self._build_network(channels, image_size)
+        dim = self._try(image_size, channels)
+        if dim is None:
+            raise UserError(f"backbone: timm/{self.name} cannot take views of {image_size} pixels: set views.size")
+        self._patch = self._patch_size()
+        fixed = "img_size" in self.arguments and "dynamic_img_size" not in self.arguments
+        least = self._patch or min(SMALLEST, image_size)
+        if fixed or (least < image_size and self._try(least, channels) is None):
+            least = image_size
+        self.spec = BackboneSpec(dim, channels, least, self._patch or 1, self._patch)
+
+    @classmethod
+    def build(cls, options: TimmOptions, channels: int, image_size: int) -> TimmBackbone:
+        try:
+            return cls(options, channels, image_size)
+        except UserError:
+            raise
+        except Exception as error:  # timm's models refuse sizes and arguments each in its own way
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"backbone: timm/{cls.name} cannot be built for {channels} channels and views of {image_size} pixels "
+                f"({type(error).__name__}: {reason})"
+            ) from error
+
+    def _build_network(self, channels: int, image_size: int) -> tuple[Any, dict[str, Any]]:
+        """Returns the model, and the arguments that it took."""
+        arguments: dict[str, Any] = {"num_classes": 0, "in_chans": channels, "img_size": image_size}
+        arguments |= {"dynamic_img_size": True, **self.options.arguments}
+        for key in ("drop_path_rate", "drop_rate"):
+            if getattr(self.options, key):
+                arguments[key] = getattr(self.options, key)
+        while True:
+            try:
+                return timm.create_model(self.name, pretrained=False, **arguments), arguments
+            except TypeError as error:
+                refused = [key for key in _TRIED if key in arguments and f"'{key}'" in str(error)]
+                if not refused:
+                    raise
+                del arguments[refused[0]]
+
+    def _try(self, side: int, channels: int) -> int | None:
+        """Returns the dimension of the features of an image of this size; None where the network cannot take it."""
+        network = self.network.eval()
+        weight = next(network.parameters())
+        try:
+            with torch.no_grad():
+                found = network(torch.zeros(1, channels, side, side, dtype=weight.dtype, device=weight.device))
+        except Exception:  # whatever a network says to an image that is too small
+            return None
+        finally:
+            network.train()
+        if not isinstance(found, Tensor) or found.ndim != 2:
+            raise UserError(
+                f"backbone: timm/{self.name} gives no vector for an image; choose a model for classification"
+            )
+        return int(found.shape[1])
+
+    def _patch_size(self) -> int | None:
+        """The side of a patch of a vision transformer, whose tokens lie on a grid; None for other networks."""
+        if not isinstance(self.network, timm.models.VisionTransformer):
+            return None
+        height, width = self.network.patch_embed.patch_size
+        return int(height) if height == width else None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """Returns pooled features (N, D) of images (N, C, H, W), and of vision transformers the patches' on their grid.
+
+        Raises:
+            UserError: if a mask is given.
+        """
+        if mask is not None:
+            raise UserError(f"backbone: timm/{self.name} has no mask token: masked views need a backbone that has one")
+        if self._patch is None:
+            return Features(pooled=self.network(x))
+        found = self.network.forward_features(x)
+        grid = (x.shape[-2] // self._patch, x.shape[-1] // self._patch)
+        tokens = found[:, self.network.num_prefix_tokens :]
+        whole = tokens.shape[1] == grid[0] * grid[1]  # some drop patches, or pad the image
+        return Features(self.network.forward_head(found), tokens if whole else None, grid if whole else None)
+
+    def published_state(self) -> dict[str, Tensor] | None:
+        """Returns timm's weights, which timm adapts to the channels and the image size."""
+        if not self.options.pretrained:
+            return None
+        try:
+            model: nn.Module = timm.create_model(self.name, pretrained=True, **self.arguments)
+        except Exception as error:  # whatever the network, the disk or the reader says
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"backbone.pretrained: timm's weights of {self.name} cannot be had ({reason}): start without"
+            ) from error
+        return dict(model.state_dict())
+
+    def export_state(self) -> tuple[dict[str, Tensor], str]:
+        """Returns the weights under timm's names, and lines that build timm's model around them."""
+        shown = ", ".join(f"{key}={value!r}" for key, value in self.arguments.items())
+        lines = [
+            "import timm",
+            f"model = timm.create_model({self.name!r}, {shown})",
+            "model.load_state_dict(state, strict=True)",
+        ]
+        return dict(self.network.state_dict()), "\n".join(lines) + "\n"
+
+    def import_state(self, state: dict[str, Tensor]) -> None:
+        self.network.load_state_dict(state, strict=True)
+
+
+class TimmModels(BackboneProvider):
+    """Every model of timm without its classifier."""
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Lists timm's names."""
+        return timm.list_models()
+
+    @classmethod
+    def get(cls, name: str) -> type[Backbone]:
+        """Returns the backbone class, always the same for a name; raises KeyError for an unknown name."""
+        return _backbone(name)
+
+
+@functools.cache
+def _backbone(name: str) -> type[TimmBackbone]:
+    if not timm.is_model(name):
+        raise KeyError(name)
+    about = f"timm's {name} without its classifier."
+    return type(name, (TimmBackbone,), {"__doc__": about, "__module__": __name__, "name": name})

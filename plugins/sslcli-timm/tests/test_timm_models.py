@@ -1,0 +1,135 @@
+"""timm's models keep sslcli's contract, are trained, exported and loaded back by timm alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+timm = pytest.importorskip("timm")
+models = pytest.importorskip("sslcli_timm.models")
+
+import sslcli  # noqa: E402
+from sslcli.contracts.errors import UserError  # noqa: E402
+from sslcli.runs.weights import start_from  # noqa: E402
+from sslcli.testing import check_backbone, check_provider  # noqa: E402
+
+#: A network of each kind: plain, with a patch grid, with windows, with a head behind the pooling.
+SMALL: list[tuple[str, int, dict[str, Any]]] = [
+    ("resnet10t", 32, {}),
+    ("vit_tiny_patch16_224", 32, {"arguments": {"patch_size": 8, "depth": 2}}),
+    ("swin_tiny_patch4_window7_224", 32, {"arguments": {"depths": [1, 1], "embed_dim": 24, "num_heads": [2, 2]}}),
+    ("mobilenetv3_small_050", 32, {}),
+]
+
+
+def build(name: str, size: int, channels: int = 3, **options: Any) -> Any:
+    torch.manual_seed(0)
+    cls = models.TimmModels.get(name)
+    return cls.build(cls.Options.parse(options), channels, size)
+
+
+def test_the_provider_lists_what_timm_lists() -> None:
+    check_provider(models.TimmModels)
+    assert "vit_small_patch16_224" in models.TimmModels.names()
+    assert models.TimmModels.get("resnet18") is models.TimmModels.get("resnet18")
+
+
+@pytest.mark.parametrize(("name", "size", "options"), SMALL)
+def test_every_kind_of_model_keeps_the_contract(name: str, size: int, options: dict[str, Any]) -> None:
+    check_backbone(models.TimmModels.get(name), options, image_size=size)
+
+
+@pytest.mark.parametrize(("name", "size", "options"), SMALL)
+def test_the_exported_lines_give_the_same_features_with_timm_alone(
+    name: str, size: int, options: dict[str, Any]
+) -> None:
+    backbone = build(name, size, **options).eval()
+    state, lines = backbone.export_state()
+    assert "sslcli" not in lines
+    scope: dict[str, Any] = {"state": {key: value.clone() for key, value in state.items()}}
+    exec(lines, scope)
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(scope["model"].eval()(images), backbone(images).pooled, rtol=1e-5, atol=1e-5)
+
+
+def test_a_vision_transformer_has_tokens_and_takes_smaller_crops() -> None:
+    backbone = build("vit_tiny_patch16_224", 64, arguments={"depth": 1}).eval()
+    assert (backbone.spec.patch_size, backbone.spec.minimum_size, backbone.spec.size_multiple) == (16, 16, 16)
+    with torch.no_grad():
+        large, small = backbone(torch.randn(2, 3, 64, 64)), backbone(torch.randn(2, 3, 32, 32))
+    assert (large.grid, tuple(large.tokens.shape)) == ((4, 4), (2, 16, 192))
+    assert (small.grid, tuple(small.tokens.shape)) == ((2, 2), (2, 4, 192))
+
+
+def test_a_network_of_one_size_says_so() -> None:
+    assert build("mixer_s32_224", 64, arguments={"num_blocks": 1}).spec.minimum_size == 64
+
+
+def test_published_weights_are_timm_s_and_asked_for_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = timm.create_model, []
+
+    def fetch(name: str, pretrained: bool = False, **arguments: Any) -> Any:
+        asked.append(pretrained)
+        torch.manual_seed(5)
+        return real(name, pretrained=False, **arguments)
+
+    monkeypatch.setattr(timm, "create_model", fetch)
+    for pretrained in (False, True):
+        backbone = build("resnet10t", 32, pretrained=pretrained)
+        start_from(backbone, "timm/resnet10t", backbone.options, lambda text: None)
+    assert asked == [False, False, True]
+
+
+def test_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = build("resnet10t", 32, pretrained=True)
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError("no network\nhere")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(UserError, match=r"weights of resnet10t cannot be had \(no network here\): start without$"):
+        backbone.published_state()
+
+
+@pytest.mark.parametrize(
+    "values", [{"pretrained": True, "weights": "a.safetensors"}, {"arguments": {"in_chans": 1}}], ids=str
+)
+def test_options_that_contradict_are_refused_with_the_config(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="not from both|arguments.in_chans is set by sslcli"):
+        models.TimmOptions.parse(values)
+
+
+def test_what_a_model_does_not_take_is_one_line() -> None:
+    with pytest.raises(UserError, match="timm/resnet10t cannot be built .*'no_such'") as caught:
+        build("resnet10t", 32, arguments={"no_such": 1})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="timm/vit_tiny_patch16_224 cannot"):
+        build("vit_tiny_patch16_224", 8)
+
+
+def test_a_run_is_trained_judged_exported_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "method: {name: simclr, projector: {output_dim: 8}}\n"
+        "backbone: {name: timm/vit_tiny_patch16_224, arguments: {patch_size: 8, depth: 1}}\n"
+        "data: {name: shapes, count: 32, size: 16}\n"
+        "optimizer: {name: sgd, lr: 0.05}\n"
+        "training: {epochs: 1, batch_size: 16, precision: fp32, device: cpu}\n"
+        "callbacks: {knn: null, tensorboard: null, progress: null}\n"
+    )
+    run = sslcli.train(config, output=tmp_path / "run")
+    assert run.step == 2
+    assert 0 <= sslcli.evaluate(run, "knn", {"k": [3]}).metrics["top1"] <= 1
+    exported = sslcli.export(run, tmp_path / "b.safetensors")
+    assert "sslcli" not in exported.how_to_load.replace(str(tmp_path), "")
+    scope: dict[str, Any] = {}
+    exec(exported.how_to_load, scope)
+    images = torch.randn(2, 3, 16, 16)
+    ours = sslcli.load_backbone(exported.path)
+    with torch.no_grad():
+        torch.testing.assert_close(scope["model"].eval()(images), ours(images).pooled, rtol=1e-5, atol=1e-5)
