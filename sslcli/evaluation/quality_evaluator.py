@@ -58,7 +58,7 @@ class Quality(Evaluator):
     """Ranks and spread of the features, no labels needed. `rank_me` and `effective_rank` count the dimensions in use (1
     to min(N, D); higher is better among runs of one backbone on the same images), `alignment` is 0 where two views of
     an image have the same features (lower is better), `uniformity` is 0 where all images have and about −2t where they
-    fill the sphere (lower is better), `feature_std` is 1 for normalised features spread evenly over the sphere and 0 for
+    fill the sphere (lower is better), `feature_std` is 1 for normalised features spread evenly over it and 0 for
     a collapsed network."""
 
     Options = QualityOptions

@@ -116,6 +116,7 @@ class FeaturesExporter(Exporter):
                 rows.finish()
             with sidecar.open("w", encoding="utf-8") as text:
                 _write_sidecar(text, dataset, index, about)
+        self.tell(f"names and labels are in {beside}")
         lines = [
             "import json",
             "import numpy",

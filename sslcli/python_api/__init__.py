@@ -143,7 +143,7 @@ def _train(config: RunConfig, path: Path | None, output: str | Path | None, obje
     result = run_training(config, directory, resume=resume, command=command, tell=tell)
     if result.signal is not None:
         tell(f"interrupted and saved at step {result.step} of {result.total_steps}; go on with resume=True")
-    return Run._trained(result.directory, objects.classes, result.total_steps, result.signal)
+    return Run._trained(result, objects.classes)
 
 
 @overload

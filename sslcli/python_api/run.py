@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..contracts.evaluation import EvaluationResult
     from ..contracts.export import BackboneCard, Exported
+    from ..training.train import TrainResult
 
 
 class Run:
@@ -48,7 +49,7 @@ class Run:
         """
         self.path = Path(path).expanduser()
         self.signal: int | None = None
-        self._total_steps: int | None = None
+        self._ended: tuple[int, int] | None = None
         if not (self.path / "config.yaml").is_file():
             raise UserError(f"{self.path}: is no run directory (it has no config.yaml)")
         self.classes: Classes = {}
@@ -63,16 +64,17 @@ class Run:
             self.classes[group, wanted.removeprefix(f"{PYTHON}:")] = cls
 
     @classmethod
-    def _trained(cls, path: Path, classes: Classes, total_steps: int, signal: int | None) -> Run:
-        """What `train` returns: a run that knows its objects."""
-        run = cls(path)
-        run.classes, run._total_steps, run.signal = classes, total_steps, signal
+    def _trained(cls, result: TrainResult, classes: Classes) -> Run:
+        """What `train` returns: a run that knows its objects, and where its training ended."""
+        run = cls(result.directory)
+        run.classes, run.signal = classes, result.signal
+        run._ended = result.step, result.total_steps
         return run
 
     def __repr__(self) -> str:
         config = self.config
         what = f"{config['method']['name']}, {config['backbone']['name']} on {config['data']['name']}"
-        of = f" of {self.total_steps:,}" if self._total_steps is not None else ""
+        of = f" of {self.total_steps:,}" if self.total_steps is not None else ""
         return f"<Run {str(self.path)!r}: {what}, step {self.step:,}{of}>"
 
     @property
@@ -86,7 +88,10 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Optimizer steps of the newest checkpoint; 0 where there is none yet."""
+        """Optimizer steps when the training ended that returned this; of a run that was opened, of its newest
+        checkpoint (0 where there is none yet)."""
+        if self._ended is not None:
+            return self._ended[0]
         from ..runs.checkpoint import list_checkpoints
 
         newest = next(iter(list_checkpoints(self.path / "checkpoints")), None)
@@ -95,7 +100,7 @@ class Run:
     @property
     def total_steps(self) -> int | None:
         """Optimizer steps in all epochs; None for a run that was opened."""
-        return self._total_steps
+        return None if self._ended is None else self._ended[1]
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

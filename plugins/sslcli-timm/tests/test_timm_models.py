@@ -67,7 +67,7 @@ def test_a_vision_transformer_has_tokens_and_takes_smaller_crops() -> None:
 
 
 def test_a_network_of_one_size_says_so() -> None:
-    assert build("mixer_s32_224", 64, arguments={"num_blocks": 1}).spec.minimum_size == 64
+    assert build("mixer_s32_224", 64).spec.minimum_size == 64
 
 
 def test_published_weights_are_timm_s_and_asked_for_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_published_weights_are_timm_s_and_asked_for_only_on_request(monkeypatch:
     for pretrained in (False, True):
         backbone = build("resnet10t", 32, pretrained=pretrained)
         start_from(backbone, "timm/resnet10t", backbone.options, lambda text: None)
-    assert asked == [False, False, True]
+        assert asked.count(True) == (1 if pretrained else 0)
 
 
 def test_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,12 +100,12 @@ def test_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.MonkeyPatch
     "values", [{"pretrained": True, "weights": "a.safetensors"}, {"arguments": {"in_chans": 1}}], ids=str
 )
 def test_options_that_contradict_are_refused_with_the_config(values: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="not from both|arguments.in_chans is set by sslcli"):
+    with pytest.raises(ValidationError, match=r"not from both|arguments\.in_chans is set by sslcli"):
         models.TimmOptions.parse(values)
 
 
 def test_what_a_model_does_not_take_is_one_line() -> None:
-    with pytest.raises(UserError, match="timm/resnet10t cannot be built .*'no_such'") as caught:
+    with pytest.raises(UserError, match=r"timm/resnet10t cannot be built .*'no_such'") as caught:
         build("resnet10t", 32, arguments={"no_such": 1})
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="timm/vit_tiny_patch16_224 cannot"):
@@ -119,6 +119,7 @@ def test_a_run_is_trained_judged_exported_and_loaded(tmp_path: Path, monkeypatch
         "backbone: {name: timm/vit_tiny_patch16_224, arguments: {patch_size: 8, depth: 1}}\n"
         "data: {name: shapes, count: 32, size: 16}\n"
         "optimizer: {name: sgd, lr: 0.05}\n"
+        "schedule: {name: constant}\n"
         "training: {epochs: 1, batch_size: 16, precision: fp32, device: cpu}\n"
         "callbacks: {knn: null, tensorboard: null, progress: null}\n"
     )
