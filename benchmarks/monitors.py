@@ -33,7 +33,7 @@ from sslcli.training.train import train
 
 VARIANTS = (("knn",), ("online_probe",), ("logistic",), ("knn", "online_probe"))
 EVERY_EPOCHS = 10
-HOOKS = ("on_start", "on_step", "on_log", "on_epoch", "on_end")
+HOOKS = ("on_start", "on_step", "on_record", "on_epoch", "on_end")
 
 
 class Clock:
@@ -92,7 +92,7 @@ def measure(path: Path, overrides: list[str], names: tuple[str, ...], epochs: in
     step = statistics.median(took["step"])
     hook = monitors * statistics.median(took["on_step"])
     looks = [sum(took["on_epoch"][i * monitors : (i + 1) * monitors]) for i in range(epochs)]
-    line = sum(took["on_log"]) / max(1, result.total_steps // config.training.log_every)
+    line = sum(took["on_record"]) / max(1, result.total_steps // config.training.log_every)
     look = statistics.median(looks)
     lines = period / config.training.log_every
     return {

@@ -18,9 +18,19 @@ from sslcli.contracts.errors import UserError
 from sslcli.plugins import GROUPS, find, load_found
 from sslcli.testing.stand_ins import SmallBackbone
 
-BUILT_IN = [(group, plugin.name) for group in GROUPS for plugin in find(group) if plugin.package == "sslcli"]
+#: What needs a run or an extra is held to its contract where its own tests are.
+ELSEWHERE = {("exporters", "projector"), ("exporters", "onnx")}
+BUILT_IN = [
+    (group, plugin.name)
+    for group in GROUPS
+    for plugin in find(group)
+    if plugin.package == "sslcli" and (group, plugin.name) not in ELSEWHERE
+]
 #: Options that a plugin needs beside those.
-OPTIONS: dict[tuple[str, str], dict[str, Any]] = {("datasets", "shapes"): {"count": 40, "size": 16}}
+OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("datasets", "shapes"): {"count": 40, "size": 16},
+    ("exporters", "features"): {"data": {"name": "shapes", "count": 40, "size": 16}},
+}
 #: Further arguments of the check.
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {}
 

@@ -67,7 +67,13 @@ class CheckpointOptions(Options):
 
 
 #: Callbacks that are on unless a config switches them off with null.
-DEFAULT_CALLBACKS: dict[str, dict[str, Any]] = {"progress": {}, "tensorboard": {}, "knn": {}, "collapse": {}}
+DEFAULT_CALLBACKS: dict[str, dict[str, Any]] = {
+    "progress": {},
+    "tensorboard": {},
+    "knn": {},
+    "online_probe": {},
+    "collapse": {},
+}
 
 #: Sections used where neither the config nor the method says anything.
 DEFAULT_BACKBONE: dict[str, Any] = {"name": "resnet18"}

@@ -82,6 +82,11 @@ class Callback:
     def on_step(self, context: RunContext) -> None:
         """After every step; must not wait for the device."""
 
+    def on_record(self, context: RunContext) -> Mapping[str, float]:
+        """Before the run writes a line of its own (`training.log_every`), on the main process: what to add to it. May
+        wait for the device."""
+        return {}
+
     def on_log(self, context: RunContext, record: Mapping[str, float | int]) -> None:
         """After every line of `metrics.jsonl`."""
 

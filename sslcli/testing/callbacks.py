@@ -66,6 +66,7 @@ def _go(callback: Callback, run: WatchedRun, first: int, last: int, outcome: Out
             record = {
                 "step": step, "epoch": run.progress.epoch, "loss": 1.0, "lr": 0.1, "images_per_second": 100.0,
                 "data_wait": 0.0, "feature_std": 0.5, "feature_rank": 4.0,
+                **(callback.on_record(run) if run.is_main else {}),
             }  # fmt: skip
             callback.on_log(run, record)
             if step % run.progress.steps_per_epoch == 0:

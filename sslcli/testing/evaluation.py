@@ -98,7 +98,8 @@ def check_exporter(
         cls: the class.
         options: plain data.
         trained: what to export; a narrow ResNet-18 by default.
-        load: run the lines that `how_to_load` gives; where they define a module `model`, compare its features.
+        load: run the lines that `how_to_load` gives; where they define a module `model`, compare its features (the
+            first thing that it returns).
 
     Raises:
         AssertionError: with what is wrong.
@@ -140,7 +141,7 @@ def _check_loading(label: str, trained: Trained, exported: Exported) -> None:
         model.eval()
     with torch.no_grad():
         found = model(images)
-        found = getattr(found, "pooled", found)
+        found = found[0] if isinstance(found, tuple) else getattr(found, "pooled", found)
         wanted = trained.backbone(images).pooled
     close = found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-3, atol=1e-4)
     require(close, f"{label}: what how_to_load loads gives other features")

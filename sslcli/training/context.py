@@ -57,6 +57,12 @@ class Context(RunContext):
         for callback in self.callbacks:
             callback.on_log(self, record)
 
+    def log_line(self, metrics: Mapping[str, float]) -> None:
+        """Writes the line of the run itself, with what the callbacks add to it."""
+        if self.is_main:
+            added = {name: value for callback in self.callbacks for name, value in callback.on_record(self).items()}
+            self.log({**metrics, **added})
+
     def tell(self, text: str) -> None:
         if self.is_main:
             self._tell(text)

@@ -190,7 +190,7 @@ class _Run:
         step = self.context.progress.step
         self.context.step()
         if step % training.log_every == 0 or step == self.session.last_step:
-            self.context.log(loop.record())
+            self.context.log_line(loop.record())
         with loop.meter.pause():
             if step % per_epoch == 0:
                 self.context.epoch()

@@ -54,29 +54,24 @@ def test_it_is_softmax_regression_by_gradient_descent():
     torch.testing.assert_close(probe.probe.linear.bias.detach(), bias)
 
 
-def test_log_lines_get_the_mean_since_the_last_one_and_no_line_of_another_callback_does():
+def test_log_lines_get_the_mean_since_the_last_one():
     probe, context = run(optimizer=PLAIN, schedule={"name": "constant"}, lr=0.5)
+    assert probe.on_record(context) == {}
     go(probe, context, 1, 2)
-    probe.on_log(context, {"step": 2, "epoch": 0.5, "knn_top1": 0.3})
-    assert context.logged == []
-    probe.on_log(context, {"step": 2, "epoch": 0.5, "loss": 1.0})
-    [(step, first)] = context.logged
-    assert step == 2
+    first = probe.on_record(context)
     assert set(first) == {"probe_loss", "probe_top1", "probe_lr"}  # three classes have no top 5
     assert first["probe_lr"] == 0.5
-    probe.on_log(context, {"step": 2, "epoch": 0.5, "loss": 1.0})
-    assert len(context.logged) == 1
+    assert probe.on_record(context) == {}
     go(probe, context, 3, 20)
-    probe.on_log(context, {"step": 20, "epoch": 5, "loss": 1.0})
-    assert context.logged[1][1]["probe_loss"] < first["probe_loss"]
-    assert context.logged[1][1]["probe_top1"] > 0.8
+    later = probe.on_record(context)
+    assert later["probe_loss"] < first["probe_loss"]
+    assert later["probe_top1"] > 0.8
 
 
 def test_the_first_line_is_of_a_classifier_that_knows_nothing():
     probe, context = run()
     go(probe, context, 1, 1)
-    probe.on_log(context, {"step": 1, "loss": 1.0})
-    assert context.logged[0][1]["probe_loss"] == pytest.approx(torch.log(torch.tensor(3.0)).item())
+    assert probe.on_record(context)["probe_loss"] == pytest.approx(torch.log(torch.tensor(3.0)).item())
 
 
 def test_its_learning_rate_falls_by_a_cosine_over_the_whole_run():
@@ -171,7 +166,7 @@ def test_without_labels_it_is_silent():
     probe = OnlineProbe(OnlineProbeOptions(every_epochs=1))
     probe.on_start(context)
     go(probe, context, 1, 4)
-    probe.on_log(context, {"step": 4, "loss": 1.0})
+    assert probe.on_record(context) == {}
     probe.on_epoch(context)
     probe.on_end(context, "done")
     assert (context.logged, context.told, probe.state_dict()) == ([], [], {"measured_step": -1})
@@ -223,7 +218,7 @@ def test_a_run_is_the_same_to_the_bit_with_the_monitors_and_without(tiny, tmp_pa
     losses = [[line["loss"] for line in records(tmp_path / n) if "loss" in line] for n in ("without", "watched")]
     assert losses[0] == losses[1]
     line = [line for line in records(tmp_path / "watched") if "probe_loss" in line][-1]
-    assert {"step", "epoch", "probe_loss", "probe_top1", "probe_lr"} <= set(line)
+    assert {"step", "epoch", "loss", "lr", "probe_loss", "probe_top1", "probe_lr"} <= set(line)
 
 
 def test_a_resumed_run_has_the_probe_of_the_run_that_never_stopped(tiny, tmp_path):

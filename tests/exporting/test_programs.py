@@ -158,6 +158,11 @@ def test_backbone_and_projector_come_together(tiny, tmp_path, monkeypatch, overr
     assert f"(N, {embeddings.shape[1]})" in exported.how_to_load
 
 
+def test_the_projector_s_exporter_keeps_its_contract(tiny, tmp_path):
+    directory, _ = run(tiny, tmp_path)
+    check_exporter(ProjectorExporter, trained=load_trained(directory, print))
+
+
 def test_a_backbone_file_has_no_projector(tiny, tmp_path):
     directory, _ = run(tiny, tmp_path)
     with pytest.raises(UserError, match="holds a backbone alone; name the run or one of its checkpoints"):
