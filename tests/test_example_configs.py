@@ -21,7 +21,7 @@ CONFIGS = sorted(ROOT.rglob("*.yaml"))
 METHODS = [plugin.name for plugin in find("methods") if plugin.package == "sslcli"]
 REDUCED = [
     "data={name: shapes, count: 64, size: 32}", "views.size=32", "training.batch_size=16", "training.max_steps=2",
-    "training.log_every=1", "training.device=cpu", "callbacks={knn: null, tensorboard: null}",
+    "training.log_every=1", "training.device=cpu", "callbacks={knn: null, online_probe: null, tensorboard: null}",
 ]  # fmt: skip
 
 

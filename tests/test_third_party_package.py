@@ -159,7 +159,7 @@ def test_in_an_environment_of_its_own_it_comes_and_goes(wheel: Path, root: Path,
         backbone: {{dim: 8, depth: 1}}
         training: {{epochs: 1, batch_size: 8, max_steps: 2, device: cpu}}
         schedule: {{warmup_epochs: 0}}
-        callbacks: {{tensorboard: null, knn: null}}
+        callbacks: {{tensorboard: null, knn: null, online_probe: null}}
         """)
     )
     train = (python, "-m", "sslcli", "train", config, "--output", tmp_path / "run")

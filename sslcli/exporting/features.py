@@ -101,7 +101,7 @@ class FeaturesExporter(Exporter):
             "from safetensors.torch import load_file",
             f"file = load_file({str(path.absolute())!r})",
             f"features = file['features']  # float32 {(len(index), trained.card.feature_dim)}",
-            "names = bytes(file['names'].tolist()).decode().rstrip('\\0').split('\\0')",
+            "names = file['names'].numpy().tobytes().decode().rstrip('\\0').split('\\0')",
         ]
         if has_labels:
             lines.append("labels = file['labels']")

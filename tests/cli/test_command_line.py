@@ -25,7 +25,7 @@ data: {name: shapes, count: 48, size: 16}
 optimizer: {name: sgd, lr: 0.05}
 schedule: constant
 training: {epochs: 1, batch_size: 16, device: cpu, precision: fp32}
-callbacks: {knn: null, tensorboard: null}
+callbacks: {knn: null, online_probe: null, tensorboard: null}
 """
 
 

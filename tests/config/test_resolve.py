@@ -64,7 +64,7 @@ def test_two_lines_are_a_config(tmp_path: Path) -> None:
     assert config.backbone.name == "resnet18"
     assert config.optimizer.name == "lars_simclr"  # SimCLR's own
     assert config.schedule.name == "cosine"
-    assert set(config.callbacks) == {"progress", "tensorboard", "knn", "collapse"}
+    assert set(config.callbacks) == {"progress", "tensorboard", "knn", "online_probe", "collapse"}
     assert config.output is None
 
 
@@ -103,7 +103,7 @@ def test_null_is_a_value_where_the_option_has_it(tmp_path: Path) -> None:
 
 def test_callbacks_are_switched_off_with_null_and_others_stay(tmp_path: Path) -> None:
     config = from_text(tmp_path, FULL, "callbacks.collapse=null")
-    assert set(config.callbacks) == {"progress", "knn"}
+    assert set(config.callbacks) == {"progress", "knn", "online_probe"}
     assert config.callbacks["knn"].options.every_epochs == 2
     assert config.plain()["callbacks"]["tensorboard"] is None
 

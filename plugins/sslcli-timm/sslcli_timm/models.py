@@ -1,7 +1,6 @@
 """Every model of timm without its classifier, as `timm/NAME`.
 
 What a model takes, and how large its features are, is found by trying, so that a model that timm gains is there too.
-timm: https://github.com/huggingface/pytorch-image-models
 """
 
 from __future__ import annotations
