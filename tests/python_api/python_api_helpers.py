@@ -15,7 +15,7 @@ TINY: dict[str, Any] = {
     "method": {"name": "simclr", "projector": {"output_dim": 8}},
     "optimizer": {"name": "sgd", "lr": 0.05},
     "schedule": {"warmup_epochs": 0},
-    "callbacks": {"knn": None, "tensorboard": None, "progress": None, "collapse": None},
+    "callbacks": {"knn": None, "online_probe": None, "tensorboard": None, "progress": None, "collapse": None},
     "checkpoints": {"every_epochs": 1},
     "training": {"batch_size": 8, "epochs": 2, "device": "cpu", "precision": "fp32", "log_every": 1},
 }

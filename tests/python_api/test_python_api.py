@@ -124,7 +124,7 @@ class Epochs:
 
 def test_callbacks_are_objects_classes_names_or_options_by_name(tmp_path) -> None:
     watch, first, second = Watch(), Epochs(), Epochs()
-    off = {"knn": None, "tensorboard": None, "collapse": {"std": 0.01}}
+    off = {"knn": None, "online_probe": None, "tensorboard": None, "collapse": {"std": 0.01}}
     run = tiny_run(tmp_path / "run", callbacks=[watch, first, second, "progress", off])
     assert first.seen == second.seen == [1.0, 2.0]
     assert watch.losses == [record["loss"] for record in run.metrics]
