@@ -8,7 +8,7 @@ from ..config.document import Document
 from ..config.options import validate
 from ..contracts.errors import ConfigError, UserError
 from ..contracts.evaluation import Evaluator
-from ..plugins import PluginError, find, load, load_found
+from ..plugins import PluginError, find, load, load_found, suggest
 from ..runs.trained import Tell
 from .targets import ShownOptions
 
@@ -51,7 +51,9 @@ def choose_evaluators(method: str, document: Document, tell: Tell) -> list[Chose
             tell(f"left out, it takes long: {name} (--method {name})")
     for key in values:
         if not any(key in cls.Options.model_fields for cls in classes.values()):
-            raise ConfigError([f"command line: {key}: no evaluator of --method all has this option"])
+            known = sorted({name for cls in classes.values() for name in cls.Options.model_fields})
+            hint = suggest(key, known)
+            raise ConfigError([f"command line: {key}: no evaluator of --method all has this option{hint}"])
     chosen = []
     for name, cls in classes.items():
         own = {key: value for key, value in values.items() if key in cls.Options.model_fields}

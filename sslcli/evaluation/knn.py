@@ -6,16 +6,15 @@ section 3.4: cosine similarity s, each neighbour votes for its class with weight
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from ..contracts.evaluation import EvaluationResult, Evaluator, Subject
 from ..contracts.options import Options
-from .probe_training import Places, judged
+from .probe_training import Places, Rates, judged
 from .scores import exact_float32
 from .subject import labelled_features, require_parts
 
@@ -90,9 +89,9 @@ def votes_only(scores: Tensor) -> Tensor:
 
 
 class KNNOptions(Options):
-    k: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(20, 200), min_length=1)
+    k: Places = (20, 200)
     """How many neighbours vote; `top1` is that of the first, all are in the details."""
-    temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.07, 0.1), min_length=1)
+    temperature: Rates = (0.07, 0.1)
     """τ of the weights exp(cosine / τ); `top1` is that of the first."""
     top: Places = (1, 5)
     """Which top-k accuracies to report, of k classes each; those that would hold all classes are left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -76,6 +77,11 @@ def evaluate_all(
             that are also among those to fit on.
         SslError: an evaluator that breaks its seal or changes the backbone.
     """
+    if not targets:
+        raise UserError("what to judge? Name a run, a backbone file or a network")
+    for name, value, least in (("seed", seed, 0), ("seeds", seeds, 1)):
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"{name}: should be a whole number from {least}, not {value!r}")
     document = overrides_as_data(overrides)
     chosen = choose_evaluators(method, document, tell)
     found = [find_target(word) for word in targets]
@@ -214,6 +220,10 @@ def _check_output(path: Path) -> None:
         raise UserError(f"{path}: exists already; choose another --output")
     if not path.parent.is_dir():
         raise UserError(f"{path}: the folder {path.parent} does not exist")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:  # told now, not after hours of work
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
 
 
 def _keep(rows: list[Row], output: Path | None, judged: Dataset, tell: Tell) -> None:

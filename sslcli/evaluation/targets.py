@@ -69,7 +69,7 @@ def find_target(word: str | Path) -> Target:
     """Tells what a word means: what lies there comes before a name.
 
     Raises:
-        UserError: neither.
+        UserError: neither, or a damaged file.
     """
     word = str(word)
     path = Path(word).expanduser()
@@ -92,8 +92,8 @@ def _is_plain(path: Path) -> bool:
         return False
     try:
         return path.suffix != ".safetensors" or not files.is_ours(path)
-    except files.DamagedFile:
-        return False
+    except files.DamagedFile as error:
+        raise UserError(str(error)) from error
 
 
 def stored_data(target: Target) -> dict[str, Any] | None:
@@ -224,7 +224,7 @@ def read_plain(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     except files.DamagedFile as error:
         raise UserError(str(error)) from error
     except Exception as error:  # the reader raises what it likes on a file that it does not know
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160].rstrip(": ")
         raise UserError(
             f"{path}: cannot be read as weights alone ({reason}); save its state_dict() with safetensors"
         ) from error

@@ -80,9 +80,8 @@ def trace(network: nn.Module, card: BackboneCard) -> ExportedProgram:
             reasons.append(one_line(error))
             continue
         for part in program.graph_module.modules():
-            if isinstance(
-                part, torch.fx.GraphModule
-            ):  # questions about types are left in, which torch 2.6 cannot write
+            if isinstance(part, torch.fx.GraphModule):
+                # Questions about types are left in, which torch 2.6 cannot write.
                 part.graph.eliminate_dead_code()
                 part.recompile()
         return program

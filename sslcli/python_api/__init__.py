@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, overload
 from ..config.document import Document
 from ..config.merge import apply_overrides, as_arguments, merge, read_config
 from ..config.resolve import RunConfig, resolve
+from ..config.schema import TrainingOptions
 from ..contracts.errors import UserError
-from ..plugins import PYTHON, registered
+from ..plugins import PYTHON, registered, suggest
 from .objects import Classes, Objects, as_plain, data_classes
 from .run import Run
 
@@ -87,11 +88,15 @@ def train(
         "schedule": schedule, "training": {**(training or {}), **options} or None, "checkpoints": checkpoints,
         "callbacks": callbacks, "seed": seed,
     }  # fmt: skip
+    for name in options.keys() - TrainingOptions.model_fields.keys():
+        meant = suggest(name, [*sections, "labelled", "output", "resume"])
+        if meant:
+            raise UserError(f"{_SOURCE}: {name}: unknown keyword{meant}")
     objects = Objects(labelled)
     plain = objects.sections(sections)
     path = None if config is None else Path(config).expanduser()
     with registered(objects.classes):
-        resolved = resolve(_document(path, plain, overrides or {}))
+        resolved = resolve(_document(path, plain, _by_key(overrides)))
         resolved = _without_workers(resolved, objects)
         return _train(resolved, path, output, objects, resume=resume)
 
@@ -108,10 +113,10 @@ def from_config(
     return train(path, overrides, output=output, resume=resume, **sections)
 
 
-def _document(path: Path | None, plain: dict[str, Any], overrides: Mapping[str, Any]) -> Document:
+def _document(path: Path | None, plain: dict[str, Any], overrides: dict[str, Any]) -> Document:
     document = Document({}, {(): _SOURCE}) if path is None else read_config(path, [])
     merge(document, Document(plain, {(section,): _SOURCE for section in plain}))
-    apply_overrides(document, as_arguments(as_plain("overrides", dict(overrides))))
+    apply_overrides(document, as_arguments(overrides))
     # What the command line's rules have put in was not written on a command line.
     document.where = {key: _SOURCE if place == "command line" else place for key, place in document.where.items()}
     return document
@@ -235,8 +240,10 @@ def evaluate_all(
     from ..evaluation.run import evaluate_all as run_evaluations
     from ..reporting.console import tell
 
-    chosen = as_plain("overrides", dict(overrides or {}))
-    given = {split: each for split, each in (("labelled", train), ("test", eval)) if each is not None}
+    chosen = _by_key(overrides)
+    if (train is None) != (eval is None):
+        raise UserError("train and eval: data sets as objects go together; give both")
+    given = {} if train is None else {"labelled": train, "test": eval}
     if given:
         chosen["data.name"] = f"{PYTHON}:{EVALUATED}"
     several = list(targets) if isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]
@@ -244,6 +251,13 @@ def evaluate_all(
     with registered(_classes(several, given)):
         paths = [_path(target) for target in several]
         return run_evaluations(paths, method, words, device=device, seed=seed, seeds=seeds, tell=tell)
+
+
+def _by_key(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not isinstance(overrides or {}, Mapping):
+        raise UserError(f"overrides: should be a mapping, of options by dotted key, not a {type(overrides).__name__}")
+    plain: dict[str, Any] = as_plain("overrides", dict(overrides or {}))
+    return plain
 
 
 def _classes(targets: Sequence[Any], datasets: Mapping[str, Any]) -> Classes:
@@ -280,4 +294,9 @@ def export(target: Target, path: str | Path | None = None, exporter: str = "back
 
 
 def _path(target: Target) -> Path:
-    return Path(target).expanduser() if isinstance(target, str | Path) else target.directory
+    if isinstance(target, str | Path):
+        return Path(target).expanduser()
+    directory = getattr(target, "directory", None)
+    if not isinstance(directory, Path):
+        raise UserError(f"should be a Run, a path or a name, not {type(target).__name__}")
+    return directory

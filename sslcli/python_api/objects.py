@@ -39,6 +39,8 @@ class Objects:
     def __init__(self, labelled: tuple[Any, Any] | None = None) -> None:
         self.classes: Classes = {}
         self.given: dict[str, Given] = {}
+        if labelled is not None and not (isinstance(labelled, tuple | list) and len(labelled) == 2):
+            raise UserError("labelled: should be a pair of data sets (train, test)")
         self._labelled = labelled
 
     def sections(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +91,7 @@ class Objects:
         return wrap(module, f"{PYTHON}:{type(module).__name__}")
 
     def _keep_data(self, dataset: Any) -> str:
-        pair = dict(zip(("labelled", "test"), self._labelled or (), strict=False))
+        pair = dict(zip(("labelled", "test"), self._labelled, strict=True)) if self._labelled is not None else {}
         name, classes, self.given = data_classes({"train": dataset, **pair})
         self.classes |= classes
         return name

@@ -7,21 +7,21 @@ import torch
 from ..contracts.errors import UserError
 
 
-def resolve_device(name: str) -> torch.device:
-    """Returns the device that `name` means here; UserError where there is none."""
+def resolve_device(name: str, option: str = "device") -> torch.device:
+    """Returns the device that `name`, the value of `option`, means here; UserError where there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device: {name!r} is none; write auto, cpu, cuda, cuda:N or mps") from None
+        raise UserError(f"{option}: {name!r} is none; write auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             there = f"there are {count} CUDA devices" if count else "there is no CUDA device that torch can use"
-            raise UserError(f"training.device: {name}: {there}; set it to cpu or auto")
+            raise UserError(f"{option}: {name}: {there}; set it to cpu or auto")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("training.device: mps: not available here; set it to cpu or auto")
+        raise UserError(f"{option}: mps: not available here; set it to cpu or auto")
     return device
 
 

@@ -90,7 +90,7 @@ class Session:
 
 def resolve_autos(config: RunConfig) -> RunConfig:
     """Returns the config with `auto` replaced by what it means here; UserError for a device that isn't there."""
-    device = resolve_device(config.training.device)
+    device = resolve_device(config.training.device, "training.device")
     precision = resolve_precision(config.training.precision, device)
     # The index of a device says nothing about the run; its type does.
     name = config.training.device if config.training.device != "auto" else device.type
@@ -111,7 +111,7 @@ def build(config: RunConfig, *, fresh: bool = True, tell: Callable[[str], None] 
     """
     config = resolve_autos(config)
     training = config.training
-    device = resolve_device(training.device)
+    device = resolve_device(training.device, "training.device")
     if device.type == "cuda" and distributed.is_distributed():
         device = torch.device("cuda", local_rank())
     torch.use_deterministic_algorithms(training.deterministic)

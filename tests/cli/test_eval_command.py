@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,7 +112,7 @@ def test_all_runs_every_evaluator_that_is_made_for_it_and_tells_the_others(run, 
 def test_an_option_that_no_evaluator_has_is_told_with_all(run):
     code, out, err = ssl("eval", "run", "--method", "all", "epohcs=1")
     assert (code, out) == (2, "")
-    assert "ssl: command line: epohcs: no evaluator of --method all has this option" in err
+    assert "ssl: command line: epohcs: no evaluator of --method all has this option; did you mean epochs?" in err
     assert not Path("run/eval").exists()
 
 
@@ -134,7 +136,11 @@ def test_an_evaluator_that_draws_nothing_runs_once_for_all_seeds(run):
     assert "std" not in json.loads(out)
 
 
-def test_a_network_without_a_run_is_kept_where_output_says_and_nothing_is_replaced(run):
+def no_room(**_: object) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_a_network_without_a_run_is_kept_where_output_says_and_nothing_is_replaced(run, monkeypatch):
     data = ["data={name: shapes, count: 48, size: 16}", "backbone.stem=small", "backbone.width=8"]
     done("eval", "resnet18", *data, "k=[5]", "--output", "r.json")
     stored = json.loads(Path("r.json").read_text())
@@ -142,6 +148,9 @@ def test_a_network_without_a_run_is_kept_where_output_says_and_nothing_is_replac
     assert stored["protocol"]["pretrained_on"] == "none"
     code, out, err = ssl("eval", "resnet18", *data, "--output", "r.json")
     assert (code, out, err) == (2, "", "ssl: r.json: exists already; choose another --output\n")
+    monkeypatch.setattr(tempfile, "TemporaryFile", no_room)
+    code, out, err = ssl("eval", "resnet18", *data, "--output", "s.json")
+    assert (code, out, err) == (2, "", "ssl: s.json: cannot be written (Read-only file system); choose another --output\n")
     code, _, err = ssl("eval", "resnet18", "k=[5]")
     assert code == 2
     assert "which data to judge on?" in err

@@ -160,3 +160,8 @@ def test_features_that_are_all_zero_do_not_give_nan():
     bank = FeatureSet(torch.zeros(10, 3), torch.arange(10) % 2)
     scores = knn.knn_predict(bank.features, bank.labels, torch.zeros(2, 3), 2, 4, 0.07)
     assert bool(torch.isfinite(scores).all())
+
+
+def test_a_single_number_of_neighbours_or_temperature_needs_no_list():
+    options = knn.KNN.Options.parse({"k": 50, "temperature": 0.2})
+    assert (options.k, options.temperature) == ((50,), (0.2,))

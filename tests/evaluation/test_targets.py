@@ -119,6 +119,8 @@ class Evil:
         ("w.pth", ["backbone=resnet18", "backbone.pretrained=true"], "w.pth: the weights are those of this file"),
         ("evil.pth", ["backbone=resnet18"], "evil.pth: cannot be read as weights alone"),
         ("list.pth", ["backbone=resnet18"], "list.pth: holds no weights by name"),
+        ("empty.pth", ["backbone=resnet18"], "empty.pth: cannot be read as weights alone (EOFError"),
+        ("cut.safetensors", ["backbone=resnet18"], "cut.safetensors: is damaged or no safetensors file"),
         ("resnet18", ["mean=[0.5]"], "command line: mean: should have 3 numbers"),
         ("resnet18", ["backbone.widht=4"], "command line: backbone.widht: unknown option"),
         ("resnet18", ["feature=token"], "command line: feature: should be 'pooled' or 'tokens'"),
@@ -133,6 +135,8 @@ def test_a_wrong_target_is_one_line(tmp_path, monkeypatch, state, word, override
     torch.save(state, "w.pth")
     torch.save([1, 2], "list.pth")
     torch.save(Evil(), "evil.pth")
+    Path("empty.pth").touch()
+    Path("cut.safetensors").write_bytes(b"cut")
     given = small_trained()
     save_backbone(Path("b.safetensors"), given.backbone, given.card)
     with pytest.raises(UserError) as caught:

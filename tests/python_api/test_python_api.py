@@ -84,6 +84,10 @@ def test_without_output_a_run_is_called_by_method_data_and_hash(tmp_path, monkey
         ({"optimizer": {"name": "sgd", "lr": object()}}, "optimizer: a object cannot stand in a config"),
         ({"overrides": {"data": Arrays(8)}}, "overrides: a Arrays cannot stand in a config"),
         ({"callbacks": "knn"}, "callbacks: should be a list of objects and names, or a mapping"),
+        ({"data": Arrays(8), "labelled": Arrays(8)}, "labelled: should be a pair of data sets"),
+        ({"data": Arrays(8), "labelled": (Arrays(8),)}, "labelled: should be a pair of data sets"),
+        ({"overrides": ["optimizer.lr=1"]}, "overrides: should be a mapping, of options by dotted key, not a list"),
+        ({"optimiser": "sgd"}, r"sslcli\.train: optimiser: unknown keyword; did you mean optimizer\?"),
         ({"data": "shapes", "labelled": (Arrays(8), Arrays(8))}, "labelled: goes with a data set that is given as an"),
     ],
 )
@@ -226,6 +230,16 @@ def test_a_run_evaluates_and_exports_as_the_functions_do(config, tmp_path) -> No
     assert [row.target for row in rows] == [str(run.path), "cifar_resnet20"]
     with pytest.raises(UserError, match="evaluate_all"):
         run.evaluate("all")
+    for wrong, message in (
+        ({"target": torch.nn.Identity()}, "should be a Run, a path or a name, not Identity"),
+        ({"target": []}, "what to judge"),
+        ({"seeds": 0}, "seeds: should be a whole number from 1, not 0"),
+        ({"seed": 0.5}, "seed: should be a whole number from 0, not 0.5"),
+        ({"eval": Arrays(8)}, "train and eval: data sets as objects go together; give both"),
+        ({"overrides": ["k=3"]}, "overrides: should be a mapping"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sslcli.evaluate(**{"target": run, **wrong})
     exported = run.export("backbone", tmp_path / "file.safetensors")
     names: dict[str, Any] = {}
     exec(exported.how_to_load, names)
