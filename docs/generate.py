@@ -55,6 +55,8 @@ def results() -> str:
     found = json.loads(RESULTS.read_text())["methods"]
     rows = []
     for name, entry in found.items():
+        if "learn" not in entry or "cost" not in entry:  # a benchmark that has not come to its end
+            continue
         learned, cost = entry["learn"].values(), entry["cost"].values()
         shares = [_percent(learned, key) for key in ("knn_before", "knn_after")]
         spread = [f"{_mean(learned, 'feature_std'):.2f}", f"{_mean(learned, 'feature_rank'):.1f}"]

@@ -96,6 +96,8 @@ def suggest(name: str, known: list[str], *, otherwise: bool = False) -> str:
     """Returns `; did you mean …?`, or with `otherwise` the whole list where nothing is near, or an empty string."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
+        alike = [difflib.SequenceMatcher(None, other, name).ratio() for other in near]
+        near = [other for other, ratio in zip(near, alike, strict=True) if ratio > alike[0] - 0.1]
         return f"; did you mean {' or '.join(near)}?"
     return f"; there are: {', '.join(sorted(known)) or 'none'}" if otherwise else ""
 

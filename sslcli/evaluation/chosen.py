@@ -64,13 +64,13 @@ def choose_evaluators(method: str, document: Document, tell: Tell) -> list[Chose
 
 
 def only_fitting(chosen: list[Chosen], labelled: bool, tell: Tell) -> list[Chosen]:
-    """Leaves out, and tells, the evaluators that need labels where there are none."""
+    """Leaves out, and tells, the evaluators that need labels where there are no two labelled parts."""
     if labelled:
         return chosen
     for each in chosen:
         if each.evaluator.needs_labels:
-            tell(f"left out, the data have no labels: {each.name}")
+            tell(f"left out, there are no labelled images to fit and to judge on: {each.name}")
     fitting = [each for each in chosen if not each.evaluator.needs_labels]
     if not fitting:
-        raise UserError("the data have no labels, and every evaluator needs some; name data that have them")
+        raise UserError("there are no labelled images to fit and to judge on; name data that have some")
     return fitting

@@ -65,9 +65,14 @@ def open_parts(
     options = validate(cls.Options, merged, repr(name), document, ("data",))
     to_fit, to_judge = (_part(cls, options, part, limited="limit" in asked) for part in ("train", "eval"))
     if to_fit is None or to_judge is None:
-        if needs_labels and required:
-            raise UserError(f"{name}: there are no labelled images to fit and to judge on; name data that have some")
         everything = cls.open(options)
+        if needs_labels and required:
+            if everything.labels is not None:
+                raise UserError(
+                    f"{name}: all labelled images are one part, and a probe is fitted on one and judged on another; "
+                    "name data that have two (a folder has, with train/ and val/ in it)"
+                )
+            raise UserError(f"{name}: there are no labelled images to fit and to judge on; name data that have some")
         return Parts(everything, everything, False, cls.view_size(options), {})
     train, judged = cls.open(to_fit), cls.open(to_judge)
     overlap, line = check_overlap(train, judged) if needs_labels else ({}, None)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sslcli.distributed import all_gather, rank
 
-from .info_nce import contrast_loss, unit_rows
+from .info_nce import contrast_loss, found_among, unit_rows
 
 
 class Contrast(NamedTuple):
@@ -181,14 +181,10 @@ def inner_product(query: Tensor, key: Tensor, *, unit_sphere: bool = True) -> Te
 def contrast_monitors(contrast: Contrast) -> dict[str, Tensor]:
     """Returns how well the positives are found among 1 + K, all 0-dim and without gradient.
 
-    `contrast_top1` and `contrast_top5`: the share of queries whose positive is the best, or one of the best five; who
-    ties with the positive, as all do in a collapse, stands before it. `pos_cos`, `neg_cos`: the mean cosines.
+    `contrast_top1` and `contrast_top5`: see `found_among`. `pos_cos`, `neg_cos`: the mean cosines.
     """
-    better = (contrast.negative >= contrast.positive.unsqueeze(1)).sum(dim=1)
-    dtype = contrast.positive.dtype
     return {
-        "contrast_top1": (better < 1).to(dtype).mean(),
-        "contrast_top5": (better < 5).to(dtype).mean(),
+        **found_among(contrast.positive, contrast.negative, among=False),
         "pos_cos": contrast.pos_cos,
         "neg_cos": contrast.neg_cos,
     }

@@ -113,9 +113,8 @@ def batch_contrast_loss(logits: Tensor) -> Tensor:
 def contrast_metrics(positive: Tensor, candidates: Tensor, temperature: float, *, among: bool) -> dict[str, Tensor]:
     """Returns how well the positives are found, all 0-dim and without gradient.
 
-    `contrast_top1` and `contrast_top5`: the share of queries whose positive is the best, or one of the best five, of
-    all candidates; who ties with the positive, as all do in a collapse, stands before it. `pos_cos`
-    and `neg_cos`: the mean cosine of the positive and of the negative pairs (0 where there is none).
+    `contrast_top1` and `contrast_top5`: see `found_among`. `pos_cos` and `neg_cos`: the mean cosine of the positive and
+    of the negative pairs (0 where there is none).
 
     Args:
         positive: (N,) the positives' cosine / τ.
@@ -124,14 +123,26 @@ def contrast_metrics(positive: Tensor, candidates: Tensor, temperature: float, *
         among: whether the positive is one of the candidates' columns.
     """
     own = int(among)
-    better = (candidates >= positive.unsqueeze(1)).sum(dim=1) - own
     count = max(candidates.numel() - own * len(positive), 1)
     return {
-        "contrast_top1": (better < 1).to(positive.dtype).mean(),
-        "contrast_top5": (better < 5).to(positive.dtype).mean(),
+        **found_among(positive, candidates, among=among),
         "pos_cos": positive.mean() * temperature,
         "neg_cos": (candidates.sum() - own * positive.sum()) / count * temperature,
     }
+
+
+@torch.no_grad()
+def found_among(positive: Tensor, candidates: Tensor, *, among: bool) -> dict[str, Tensor]:
+    """Returns `contrast_top1` and `contrast_top5`: the share of queries whose positive is the best, or one of the best
+    five, of all candidates; 0-dim. Who ties with the positive, as all do in a collapse, stands before it.
+
+    Args:
+        positive: (N,) the positives' cosine / τ.
+        candidates: (N, C) the candidates'; −∞ in a column that is none for the row.
+        among: whether the positive is one of the candidates' columns.
+    """
+    better = (candidates >= positive.unsqueeze(1)).sum(dim=1) - int(among)
+    return {f"contrast_top{k}": (better < k).to(positive.dtype).mean() for k in (1, 5)}
 
 
 def unit_rows(x: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from sslcli.distributed import all_gather, rank
 
+from .info_nce import found_among
+
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
     """Returns the normalised temperature-scaled cross-entropy of two views, averaged over the 2N anchors.
@@ -32,6 +34,15 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes are not two equal (N, D), or a temperature given as a number is not positive.
     """
+    return twin_loss(*twin_logits(z1, z2, temperature))
+
+
+def twin_logits(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what `nt_xent` compares: cosine / τ of this process's 2N anchors with all embeddings, (2N, 2N·world), −∞
+    where an anchor meets itself; and the column of each anchor's twin, (2N,).
+
+    Arguments, types and errors as for `nt_xent`.
+    """
     _check(z1, z2)
     if not isinstance(temperature, Tensor) and not temperature > 0:
         raise ValueError(f"the temperature must be positive, not {temperature}")
@@ -42,8 +53,22 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
         logits = (own / temperature) @ everyone.T
         anchors, offset = own.shape[0], own.shape[0] * rank()
         logits.diagonal(offset).fill_(float("-inf"))
-        twins = torch.arange(anchors, device=own.device).roll(anchors // 2) + offset
+        return logits, torch.arange(anchors, device=own.device).roll(anchors // 2) + offset
+
+
+def twin_loss(logits: Tensor, twins: Tensor) -> Tensor:
+    """Returns the cross-entropy of `twin_logits`, the mean over the 2N anchors: 0-dim."""
+    with torch.autocast(logits.device.type, enabled=False):
         return F.cross_entropy(logits, twins)
+
+
+@torch.no_grad()
+def twins_found(logits: Tensor, twins: Tensor) -> dict[str, Tensor]:
+    """Returns `contrast_top1` and `contrast_top5` of `twin_logits`: how many twins are found among 1 + (2N·world − 2).
+
+    0-dim, without gradient; see `found_among`.
+    """
+    return found_among(logits.gather(1, twins.unsqueeze(1)).squeeze(1), logits, among=True)
 
 
 @torch.no_grad()

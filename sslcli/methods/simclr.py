@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.method import Batch, Method, MethodOptions, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
-from sslcli.losses import nt_xent, pair_cosines, sup_con, view_cosines
+from sslcli.losses import pair_cosines, sup_con, view_cosines
+from sslcli.losses.nt_xent import twin_logits, twin_loss, twins_found
 from sslcli.modules import ProjectorOptions
 from sslcli.modules.heads import contrastive_projector
 from sslcli.modules.multicrop import by_resolution, global_count
@@ -54,7 +55,7 @@ class SimCLR(Method):
         return {"preset": "simclr"}
 
     def forward(self, batch: Batch) -> Step:
-        """Returns the loss, the mean cosines of positive and negative pairs, and the first views' features.
+        """Returns the loss, the monitors of positive and negative pairs, and the first views' features.
 
         Raises:
             UserError: if there are not two views or more of the largest size, the largest first.
@@ -92,7 +93,8 @@ def project_views(batch: Batch, backbone: Backbone, projector: nn.Module, method
 
 
 def simclr_step(features: Tensor, z: list[Tensor], temperature: float) -> Step:
-    """Returns NT-Xent of the views' embeddings, with its monitors.
+    """Returns NT-Xent of the views' embeddings, with its monitors: the mean cosines of positive and negative pairs, and
+    with two views how often an embedding's twin is found among all others.
 
     Args:
         features: (N, D), for `Step.features`.
@@ -100,10 +102,11 @@ def simclr_step(features: Tensor, z: list[Tensor], temperature: float) -> Step:
         temperature: τ.
     """
     if len(z) == 2:
-        loss = nt_xent(z[0], z[1], temperature)
+        logits = twin_logits(z[0], z[1], temperature)
+        loss, found = twin_loss(*logits), twins_found(*logits)
         pos_cos, neg_cos = pair_cosines(z[0], z[1])
-    else:
+    else:  # with several positives there is no one to be found
         views = torch.stack(z, dim=1)
-        loss = sup_con(views, None, temperature, base_temperature=temperature)
+        loss, found = sup_con(views, None, temperature, base_temperature=temperature), {}
         pos_cos, neg_cos = view_cosines(views)
-    return Step(loss, {"pos_cos": pos_cos, "neg_cos": neg_cos}, features=features)
+    return Step(loss, {**found, "pos_cos": pos_cos, "neg_cos": neg_cos}, features=features)

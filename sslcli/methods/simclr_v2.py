@@ -83,7 +83,7 @@ class SimCLRv2(Method):
         return {"preset": "simclr"}
 
     def forward(self, batch: Batch) -> Step:
-        """Returns the loss, the mean cosines of positive and negative pairs, and the first views' features.
+        """Returns the loss, the monitors of positive and negative pairs, and the first views' features.
 
         Raises:
             UserError: if there are not two views or more of the largest size, the largest first.

@@ -24,7 +24,8 @@ class BatchRenorm1d(nn.Module):
     x̂ = (x − μ_B)/σ_B · r + d with r = σ_B/σ clipped to [1/r_max, r_max] and d = (μ_B − μ)/σ clipped to ±d_max, both
     without gradient. The limits start at 1 and 0, where it is plain batch norm, and are relaxed as in the paper. What
     they depend on is counted in a buffer, so that a resumed run goes on where it was. Not a subclass of torch's batch
-    norm, which SyncBN's converter would replace.
+    norm, which SyncBN's converter would replace: each process normalises with its own samples, and the training loop
+    makes the running statistics equal after each step.
 
     Attributes:
         running_mean: (D,), μ.

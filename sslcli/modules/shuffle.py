@@ -10,18 +10,16 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslcli.distributed import all_gather, rank, world_size
 from sslcli.randomness import hash_bits
 
-from .sync_norm import SyncedBatchNorm
+from .sync_norm import local_batch_norms
 
 
 def has_local_batch_norm(module: nn.Module) -> bool:
-    """Returns whether a batch norm in it sees this process's samples alone."""
-    synced = (nn.SyncBatchNorm, SyncedBatchNorm)
-    return any(isinstance(part, _BatchNorm) and not isinstance(part, synced) for part in module.modules())
+    """Returns whether a batch norm, or batch renormalisation, in it sees this process's samples alone."""
+    return bool(local_batch_norms(module))
 
 
 def shuffled(network: Callable[[Tensor], Tensor], images: Tensor, number: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..distributed import is_distributed, world_size
+from .norms import BatchRenorm1d
 
 
 class _Mean(torch.autograd.Function):
@@ -88,7 +89,14 @@ def _converted(norm: _BatchNorm) -> SyncedBatchNorm:
     return synced
 
 
-def batch_statistics(module: nn.Module) -> list[Tensor]:
-    """Lists the running means and variances of every batch norm in `module`."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+def local_batch_norms(module: nn.Module) -> list[_BatchNorm | BatchRenorm1d]:
+    """Lists the norms in `module` that see this process's samples alone: batch renormalisation always does."""
+    synced = (nn.SyncBatchNorm, SyncedBatchNorm)
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm | BatchRenorm1d)]
+    return [norm for norm in norms if not isinstance(norm, synced)]
+
+
+def local_statistics(module: nn.Module) -> list[Tensor]:
+    """Lists the running means and variances of `local_batch_norms`, which drift apart between processes."""
+    norms = local_batch_norms(module)
     return [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]

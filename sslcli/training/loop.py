@@ -17,7 +17,7 @@ from ..contracts.data import SourceBatch
 from ..contracts.errors import SslError
 from ..contracts.method import Batch, Progress, Step, StepFunction, View
 from ..evaluation.quality import effective_rank, feature_std
-from ..modules.sync_norm import batch_statistics
+from ..modules.sync_norm import local_statistics
 from ..optimizers.groups import set_lr, set_weight_decay, weight_decay_schedule
 from ..randomness import seed_for
 from .context import Context
@@ -89,9 +89,8 @@ class Loop:
         self.schedules: dict[str, StepFunction] = self.method.schedules()
         self.weight_decay = weight_decay_schedule(session.config.optimizer.options, session.info.total_steps)
         self.module = self._distribute(start)
-        synced = session.config.training.sync_batch_norm
         # Statistics that would differ between processes: made equal after each step, so that no state is local.
-        self.local_statistics = [] if synced else batch_statistics(self.method)
+        self.local_statistics = local_statistics(self.method)
         self.parameters = [p for p in self.method.parameters() if p.requires_grad]
         self.meter = Meter(session.device)
         self.features: Tensor | None = None

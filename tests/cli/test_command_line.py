@@ -268,7 +268,7 @@ def test_eval_prints_its_numbers_and_keeps_them_in_the_run(run: Path) -> None:
         (["c.yaml"], "c.yaml: "),
         (["run", "--method", "knnn"], "unknown evaluator 'knnn'; did you mean knn?"),
         (["run", "kk=3"], "command line: kk: unknown option of 'knn'; did you mean k?"),
-        (["run", "k=x"], "command line: k: should be a list, not 'x'"),
+        (["run", "k=x"], "command line: k: should be a valid integer, not 'x'"),
         (["run", "data.countt=x"], "command line: data.countt: unknown option of 'shapes'; did you mean count?"),
         (["run", "data=shapess"], "unknown data set 'shapess'; did you mean shapes?"),
         (["run", "k"], "k: no such run or file; "),

@@ -150,7 +150,8 @@ def test_a_network_without_a_run_is_kept_where_output_says_and_nothing_is_replac
     assert (code, out, err) == (2, "", "ssl: r.json: exists already; choose another --output\n")
     monkeypatch.setattr(tempfile, "TemporaryFile", no_room)
     code, out, err = ssl("eval", "resnet18", *data, "--output", "s.json")
-    assert (code, out, err) == (2, "", "ssl: s.json: cannot be written (Read-only file system); choose another --output\n")
+    assert (code, out) == (2, "")
+    assert err == "ssl: s.json: cannot be written (Read-only file system); choose another --output\n"
     code, _, err = ssl("eval", "resnet18", "k=[5]")
     assert code == 2
     assert "which data to judge on?" in err
@@ -182,9 +183,15 @@ def test_data_without_labels_leave_what_needs_some_out_and_refuse_it_alone(run):
         "ssl: images: there are no labelled images to fit and to judge on; name data that have some\n",
     )
     out, err = done("eval", "run", "--method", "all", *data)
-    assert "left out, the data have no labels: knn" in err
+    assert "left out, there are no labelled images to fit and to judge on: knn" in err
     assert "rank_me" in out.splitlines()[0]
     assert [path.stem for path in Path("run/eval").glob("*.json")] == ["quality"]
+    for number in range(8):
+        Path("classes", "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Path(f"photos/{number}.png").rename(f"classes/{'ab'[number % 2]}/{number}.png")
+    code, _, err = ssl("eval", "run", "data.name=folder", "data.root=classes")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "ssl: folder: all labelled images are one part" in err
 
 
 def test_an_evaluator_that_peeks_ends_with_one_line_and_writes_nothing(run):

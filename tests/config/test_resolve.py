@@ -237,7 +237,7 @@ def test_options_on_the_command_line_alone_are_checked_likewise() -> None:
         parse_options(knn, ["kk=3", "temperature=warm", "k=[0]"], "'knn'")
     assert caught.value.problems == [
         "command line: k.0: should be greater than or equal to 1, not 0",
-        "command line: temperature: should be a list, not 'warm'",
+        "command line: temperature: should be a valid number, not 'warm'",
         "command line: kk: unknown option of 'knn'; did you mean k?",
     ]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslcli.losses.nt_xent import nt_xent, pair_cosines
+from sslcli.losses.nt_xent import nt_xent, pair_cosines, twin_logits, twins_found
 
 
 def pair(images: int = 5, dim: int = 4, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -123,6 +123,26 @@ def test_pair_cosines_of_one_image_have_a_negative_mean_of_zero() -> None:
     assert pair_cosines(*pair(1))[1].item() == 0
 
 
+def test_twins_are_found_among_all_other_embeddings() -> None:
+    z1, z2 = pair(9)
+    rows = torch.cat((z1, 0.8 * z1 + z2)).tolist()  # some twins are near, some are not
+    top1 = top5 = 0
+    for i, anchor in enumerate(rows):
+        twin = cosine(anchor, rows[(i + 9) % 18])
+        before = sum(cosine(anchor, rows[k]) > twin for k in range(18) if k not in (i, (i + 9) % 18))
+        top1, top5 = top1 + (before < 1), top5 + (before < 5)
+    found = twins_found(*twin_logits(z1, 0.8 * z1 + z2, 0.5))
+    assert 0 < top1 < top5 < 18  # else it would show nothing
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        {"contrast_top1": top1 / 18, "contrast_top5": top5 / 18}
+    )
+
+
+def test_no_twin_is_found_where_all_embeddings_are_equal() -> None:
+    found = twins_found(*twin_logits(torch.ones(8, 3), torch.ones(8, 3), 0.5))
+    assert found["contrast_top1"].item() == found["contrast_top5"].item() == 0
+
+
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_process_compares_its_own_rows_with_everyone_s(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     """The loss of one of three processes, the others' rows given: the offset of labels and of the masked diagonal."""
@@ -155,6 +175,7 @@ def test_the_loss_on_cuda_never_waits_for_the_device() -> None:
         loss = nt_xent(z1, z2, temperature)
         loss.backward()
         pair_cosines(z1, z2)
+        twins_found(*twin_logits(z1, z2, temperature))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(loss.cpu(), nt_xent(z1.cpu(), z2.cpu(), 0.5), rtol=1e-4, atol=1e-5)

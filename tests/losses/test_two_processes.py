@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sslcli.distributed import _GatherWithGradient
 from sslcli.losses import (
     barlow_twins,
     barlow_twins_terms,
@@ -106,3 +107,14 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_have_the_value_and_gradient_of_one(name: str, two_processes: Path) -> None:
     found = torch.load(two_processes / f"{name}.pt")
     torch.testing.assert_close(found, value_and_gradient(CASES[name], slice(None)), rtol=1e-9, atol=1e-12)
+
+
+def test_the_gathers_backward_leaves_the_gradient_that_comes_in_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be another operand's gradient as well."""
+    monkeypatch.setattr(dist, "all_reduce", lambda x: x.mul_(2))
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    gradient = torch.arange(8.0).view(4, 2)
+    own = _GatherWithGradient.backward(None, gradient)
+    assert torch.equal(gradient, torch.arange(8.0).view(4, 2))
+    assert torch.equal(own, 2 * gradient[2:])

@@ -69,12 +69,13 @@ def test_features_are_the_first_view_s_and_carry_no_gradient() -> None:
     assert not step.features.requires_grad
 
 
-def test_pos_cos_and_neg_cos_are_reported_detached() -> None:
+def test_cosines_and_found_twins_are_reported_detached() -> None:
     given = batch()
     given.views[1] = given.views[0]
     metrics = simclr()(given).metrics
-    assert set(metrics) == {"pos_cos", "neg_cos"}
+    assert set(metrics) == {"pos_cos", "neg_cos", "contrast_top1", "contrast_top5"}
     assert metrics["pos_cos"].item() == pytest.approx(1)
+    assert metrics["contrast_top1"].item() == metrics["contrast_top5"].item() == 1
     assert metrics["neg_cos"].item() < 0.9
     assert not any(value.requires_grad for value in metrics.values())
 

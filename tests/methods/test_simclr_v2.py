@@ -51,7 +51,9 @@ def test_the_projector_has_three_layers_of_the_features_width() -> None:
 def test_it_is_simclr_with_another_head() -> None:
     options = {"temperature": 0.3, "projector": {"layers": 3, "output_dim": 8}}
     first, second = method(SimCLR, **options), method(**options)
-    assert torch.equal(first(batch()).loss, second(batch()).loss)
+    one, other = first(batch()), second(batch())
+    assert torch.equal(one.loss, other.loss)
+    assert set(one.metrics) == set(other.metrics) == {"pos_cos", "neg_cos", "contrast_top1", "contrast_top5"}
     assert torch.equal(first(batch(16, 16, 8)).loss, second(batch(16, 16, 8)).loss)
 
 

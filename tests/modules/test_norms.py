@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sslcli.contracts.errors import UserError
 from sslcli.modules.norms import BatchRenorm1d, StandardisedLinear, build_norm
 from sslcli.modules.roles import parameter_roles
+from sslcli.modules.sync_norm import local_statistics, synchronise_batch_norm
 
 
 def literal(x: Tensor, mean: Tensor, var: Tensor, r_limit: float, d_limit: float, eps: float) -> list[list[float]]:
@@ -125,3 +126,13 @@ def test_norm_none_is_no_layer() -> None:
 def test_groups_that_do_not_divide_are_a_user_error() -> None:
     with pytest.raises(UserError, match="8 dimensions cannot be cut into 3 groups"):
         build_norm("group", 8, groups=3)
+
+
+def test_batch_renormalisation_is_local_to_a_process_even_where_batch_norms_are_synchronised() -> None:
+    """Its running statistics are what the training loop must make equal: they are part of its training output."""
+    renorm, batch_norm = BatchRenorm1d(2), nn.BatchNorm1d(2)
+    net = nn.Sequential(batch_norm, renorm)
+    expected = [batch_norm.running_mean, batch_norm.running_var, renorm.running_mean, renorm.running_var]
+    assert [id(found) for found in local_statistics(net)] == [id(tensor) for tensor in expected]
+    synchronise_batch_norm(net, torch.device("cpu"))
+    assert [id(found) for found in local_statistics(net)] == [id(tensor) for tensor in expected[2:]]

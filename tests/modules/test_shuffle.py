@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sslcli.modules.norms import BatchRenorm1d
 from sslcli.modules.shuffle import has_local_batch_norm, shuffled
 from sslcli.modules.sync_norm import SyncedBatchNorm
 
@@ -27,6 +28,7 @@ def test_on_one_process_only_the_order_of_the_batch_changes() -> None:
 
 def test_only_batch_norms_of_one_process_call_for_a_shuffle() -> None:
     assert has_local_batch_norm(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(2)))
+    assert has_local_batch_norm(nn.Sequential(nn.Linear(2, 2), BatchRenorm1d(2)))
     assert not has_local_batch_norm(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.GroupNorm(1, 2)))
     assert not has_local_batch_norm(nn.Sequential(SyncedBatchNorm(2), nn.SyncBatchNorm(2)))
 
