@@ -145,6 +145,11 @@ class TorchvisionBackbone(Backbone):
             f"setattr(model.get_submodule({parent!r}), {name!r}, first)",
         ]
 
+    @property
+    def patch_projection(self) -> nn.Module | None:
+        """The layer of a ViT that embeds patches, by which MoCo v3 knows one; None for other networks."""
+        return self.network.conv_proj if self._family() == "vit" else None
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         """Returns pooled features (N, D) of images (N, C, H, W).
 

@@ -197,7 +197,10 @@ def _judge(
         result = _with_protocol(each, over_seeds(results, own), trained, subject, parts)
         row = Row(target.word, each.name, result)
         if trained.run is not None:
-            row.written = write_result(trained.run, row, parts.judged.info.classes or (), tell)
+            try:
+                row.written = write_result(trained.run, row, parts.judged.info.classes or (), tell)
+            except UserError as error:  # a run of someone else's, say: what was computed is shown all the same
+                tell(str(error))
         rows.append(row)
     return rows
 
@@ -216,8 +219,11 @@ def _with_protocol(
 
 
 def _check_output(path: Path) -> None:
-    if path.exists():
-        raise UserError(f"{path}: exists already; choose another --output")
+    if path.suffix == ".png":
+        raise UserError(f"{path}: results are JSON, and .png is for their picture; choose another --output")
+    for file in (path, path.with_suffix(".png")):
+        if file.exists():
+            raise UserError(f"{file}: exists already; choose another --output")
     if not path.parent.is_dir():
         raise UserError(f"{path}: the folder {path.parent} does not exist")
     try:
@@ -237,4 +243,4 @@ def _keep(rows: list[Row], output: Path | None, judged: Dataset, tell: Tell) -> 
         return
     nowhere = list(dict.fromkeys(row.target for row in rows if row.written is None))
     if nowhere:
-        tell(f"only shown, since there is no run to write it into: {', '.join(nowhere)}; --output FILE keeps it")
+        tell(f"only shown, not written: {', '.join(nowhere)}; --output FILE keeps it")

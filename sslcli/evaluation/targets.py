@@ -176,6 +176,8 @@ def load_network(
     for key, numbers in (("mean", card.mean), ("std", card.std)):
         if len(numbers) != info.channels:
             raise UserError(f"command line: {key}: should have {info.channels} numbers, one for each channel")
+    if min(card.std) <= 0:
+        raise UserError("command line: std: should be numbers above 0")
     hint = "; such weights mostly want more: image_size=224" if origin != "untrained" and size < 128 else ""
     tell(
         f"{target.word}: {origin}, images of {size} pixels, mean {_numbers(card.mean)}, std {_numbers(card.std)}{hint}"

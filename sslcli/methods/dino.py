@@ -65,8 +65,8 @@ class DINOOptions(MethodOptions):
     freeze_last_layer_epochs: float = Field(default=1.0, ge=0)
     """Epochs at the beginning in which the prototypes stay as they are."""
     drop_path: float = Field(default=0.1, ge=0, lt=1)
-    """Drop-path rate of the student's last block, growing from 0 in the first; of backbones that have drop-path and
-    whose own rate is 0. The teacher has none."""
+    """Drop-path rate of the student's last block, growing from 0 in the first; of the built-in ViTs, if their own rate
+    is 0. The teacher has none, whatever the backbone."""
 
     @model_validator(mode="after")
     def _teacher_is_the_sharper_one(self) -> Self:

@@ -37,16 +37,22 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3g}"
 
 
+#: The same layer in torchvision and timm, by the names of its class and of its rate.
+_OTHERS = {"StochasticDepth": "p", "DropPath": "drop_prob"}
+
+
 def set_drop_path(module: nn.Module, rate: float) -> None:
-    """Sets the rate of every `DropPath` within `module`; 0 switches them off, in training mode too.
+    """Sets the rate of every `DropPath` within `module`, torchvision's and timm's included; 0 switches them off, in
+    training mode too.
 
     Raises:
         ValueError: if `rate` is not in [0, 1).
     """
     rate = _checked(rate)
     for part in module.modules():
-        if isinstance(part, DropPath):
-            part.rate = rate
+        name = "rate" if isinstance(part, DropPath) else _OTHERS.get(type(part).__name__)
+        if name is not None and hasattr(part, name):
+            setattr(part, name, rate)
 
 
 def grow_drop_path(module: nn.Module, rate: float) -> None:

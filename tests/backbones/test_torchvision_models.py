@@ -66,6 +66,15 @@ def test_a_model_of_one_size_says_so_when_it_is_shown_another() -> None:
             cls.build(cls.Options(), 3, 50)
 
 
+def test_the_patch_projection_of_a_vit_is_known_and_others_have_none() -> None:
+    """MoCo v3 freezes it, and takes its settings for ViTs where there is one."""
+    vit, plain = (load("backbones", f"torchvision/{name}") for name in ("vit_b_32", "squeezenet1_1"))
+    with torch.device("meta"):
+        backbone = vit.build(vit.Options(), 3, 64)
+        assert backbone.patch_projection is backbone.network.conv_proj
+        assert plain.build(plain.Options(), 3, 32).patch_projection is None
+
+
 def test_a_mask_is_refused() -> None:
     cls = load("backbones", "torchvision/squeezenet1_1")
     with pytest.raises(UserError, match="no tokens to mask"):

@@ -78,7 +78,7 @@ def test_several_targets_make_one_table_on_the_same_data(run):
     assert rows[0].split()[1:] == rows[1].split()[1:]
     assert len({len(row) for row in (header, *rows)}) == 1
     assert "all are judged on shapes, as run was trained on, each in its own size and normalisation" in err
-    assert "only shown, since there is no run to write it into: resnet18" in err
+    assert "only shown, not written: resnet18; --output FILE keeps it" in err
     assert all((Path(name) / "eval" / "knn.json").is_file() for name in ("run", "other"))
 
 
@@ -136,6 +136,17 @@ def test_an_evaluator_that_draws_nothing_runs_once_for_all_seeds(run):
     assert "std" not in json.loads(out)
 
 
+def test_a_run_that_cannot_be_written_into_is_judged_and_shown(run):
+    Path("run/eval").touch()
+    out, err = done("eval", "run", "k=[5]")
+    assert out.startswith("top1")
+    assert "run/eval/knn.json: cannot be written (File exists)\n" in err
+    assert "only shown, not written: run; --output FILE keeps it" in err
+    _, err = done("eval", "run", "k=[5]", "--output", "kept.json")
+    assert json.loads(Path("kept.json").read_text())["target"] == "run"
+    assert "only shown" not in err
+
+
 def no_room(**_: object) -> None:
     raise OSError(errno.EROFS, "Read-only file system")
 
@@ -148,6 +159,11 @@ def test_a_network_without_a_run_is_kept_where_output_says_and_nothing_is_replac
     assert stored["protocol"]["pretrained_on"] == "none"
     code, out, err = ssl("eval", "resnet18", *data, "--output", "r.json")
     assert (code, out, err) == (2, "", "ssl: r.json: exists already; choose another --output\n")
+    Path("mine.png").write_text("a picture of mine")
+    for name, message in (("mine.json", "mine.png: exists already"), ("new.png", "new.png: results are JSON")):
+        code, out, err = ssl("eval", "resnet18", *data, "--output", name)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err
     monkeypatch.setattr(tempfile, "TemporaryFile", no_room)
     code, out, err = ssl("eval", "resnet18", *data, "--output", "s.json")
     assert (code, out) == (2, "")

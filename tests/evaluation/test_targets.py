@@ -122,6 +122,7 @@ class Evil:
         ("empty.pth", ["backbone=resnet18"], "empty.pth: cannot be read as weights alone (EOFError"),
         ("cut.safetensors", ["backbone=resnet18"], "cut.safetensors: is damaged or no safetensors file"),
         ("resnet18", ["mean=[0.5]"], "command line: mean: should have 3 numbers"),
+        ("resnet18", ["std=[0.2, 0, 0.2]"], "command line: std: should be numbers above 0"),
         ("resnet18", ["backbone.widht=4"], "command line: backbone.widht: unknown option"),
         ("resnet18", ["feature=token"], "command line: feature: should be 'pooled' or 'tokens'"),
         ("resnet81", [], "resnet81: no such run or file; unknown backbone 'resnet81'; did you mean resnet"),

@@ -70,3 +70,15 @@ def test_drop_path_rates_outside_of_zero_to_one_are_refused(rate: float) -> None
         set_drop_path(Block(), rate)
     with pytest.raises(ValueError, match=r"in \[0, 1\)"):
         grow_drop_path(Block(), rate)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "arguments"),
+    [("torchvision.ops", "StochasticDepth", (0.9, "row")), ("timm.layers", "DropPath", (0.9,))],
+)
+def test_set_drop_path_switches_other_libraries_layers_off_too(module: str, name: str, arguments: tuple) -> None:
+    net = nn.Sequential(nn.Identity(), getattr(pytest.importorskip(module), name)(*arguments))
+    x = torch.ones(64, 3)
+    assert not torch.equal(net(x), x)
+    set_drop_path(net, 0.0)
+    assert torch.equal(net(x), x)

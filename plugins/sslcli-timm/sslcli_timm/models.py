@@ -119,6 +119,11 @@ class TimmBackbone(Backbone):
         height, width = self.network.patch_embed.patch_size
         return int(height) if height == width else None
 
+    @property
+    def patch_projection(self) -> nn.Module | None:
+        """The layer of a vision transformer that embeds patches, by which MoCo v3 knows one; None for others."""
+        return None if self._patch is None else self.network.patch_embed.proj
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         """Returns pooled features (N, D) of images (N, C, H, W), and of vision transformers the patches' on their grid.
 

@@ -60,6 +60,7 @@ def test_the_exported_lines_give_the_same_features_with_timm_alone(
 def test_a_vision_transformer_has_tokens_and_takes_smaller_crops() -> None:
     backbone = build("vit_tiny_patch16_224", 64, arguments={"depth": 1}).eval()
     assert (backbone.spec.patch_size, backbone.spec.minimum_size, backbone.spec.size_multiple) == (16, 16, 16)
+    assert backbone.patch_projection is backbone.network.patch_embed.proj
     with torch.no_grad():
         large, small = backbone(torch.randn(2, 3, 64, 64)), backbone(torch.randn(2, 3, 32, 32))
     assert (large.grid, tuple(large.tokens.shape)) == ((4, 4), (2, 16, 192))
