@@ -41,7 +41,7 @@ resumed = sslcli.train(config, tiny, output=f"{folder}/run", resume=True)
 whole = sslcli.train(config, tiny, output=f"{folder}/whole")
 states = [sslcli.load_backbone(f"{folder}/{name}/backbone.safetensors").state_dict() for name in ("run", "whole")]
 knn = sslcli.evaluate(resumed, "knn", {"k": [3]})
-exported = sslcli.export(resumed, f"{folder}/convmixer.safetensors")
+exported = sslcli.export(resumed, "backbone", f"{folder}/convmixer.safetensors")
 names = {}
 exec(exported.how_to_load, names)
 print(json.dumps({

@@ -270,13 +270,13 @@ def _classes(targets: Sequence[Any], datasets: Mapping[str, Any]) -> Classes:
     return classes
 
 
-def export(target: Target, path: str | Path | None = None, exporter: str = "backbone", **options: Any) -> Exported:
+def export(target: Target, exporter: str = "backbone", path: str | Path | None = None, **options: Any) -> Exported:
     """Exports as `ssl export` does; replaces `path` if it exists.
 
     Args:
         target: a `Run`, a run directory, a checkpoint or a backbone file.
-        path: the file; by default in the run directory, or beside the file.
         exporter: its name.
+        path: the file; by default in the run directory, or beside the file.
         options: the exporter's.
 
     Returns:

@@ -166,4 +166,4 @@ class Run:
         """
         from . import export
 
-        return export(self, path, exporter, **options)
+        return export(self, exporter, path, **options)

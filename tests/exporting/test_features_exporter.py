@@ -195,7 +195,7 @@ def test_the_data_are_the_run_s_own_unless_others_are_named(tiny, tmp_path):
 
     def about(**data):
         path = tmp_path / "f.npy"
-        sslcli.export(directory, path, "features", data=data)
+        sslcli.export(directory, "features", path, data=data)
         return json.loads(path.with_suffix(".json").read_text())
 
     own = about()

@@ -119,10 +119,10 @@ def test_files_of_a_run_give_the_kept_layers_back(run: Path, tiny, tmp_path: Pat
     trained.eval().to(memory_format=torch.contiguous_format)  # as what is loaded from a file
     with torch.no_grad():
         expected = trained.encoder()(images).pooled
-    exported = sslcli.export(run, tmp_path / "exported.safetensors")
+    exported = sslcli.export(run, "backbone", tmp_path / "exported.safetensors")
     names: dict[str, Any] = {}
     exec(exported.how_to_load, names)
-    again = sslcli.export(exported.path, tmp_path / "again.safetensors").path
+    again = sslcli.export(exported.path, "backbone", tmp_path / "again.safetensors").path
     files = [run, newest.path, run / "backbone.safetensors", exported.path, again]
     for loaded in [names["model"], *(sslcli.load_backbone(file) for file in files)]:
         assert not loaded.training

@@ -127,7 +127,7 @@ def test_a_run_is_trained_judged_exported_and_loaded(tmp_path: Path, monkeypatch
     run = sslcli.train(config, output=tmp_path / "run")
     assert run.step == 2
     assert 0 <= sslcli.evaluate(run, "knn", {"k": [3]}).metrics["top1"] <= 1
-    exported = sslcli.export(run, tmp_path / "b.safetensors")
+    exported = sslcli.export(run, "backbone", tmp_path / "b.safetensors")
     assert "sslcli" not in exported.how_to_load.replace(str(tmp_path), "")
     scope: dict[str, Any] = {}
     exec(exported.how_to_load, scope)
