@@ -85,11 +85,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "method.queue_size": 0,
         "optimizer": {"name": "sgd", "lr": 0.1, "weight_decay": 1e-4},
     },
+    # Without batch norm in the head, student and teacher end in the uniform distribution within this run.
     "dino": {
         "method.head.hidden_dim": 512,
         "method.head.bottleneck_dim": 128,
-        "method.head.prototypes": 1024,
-        "method.momentum": 0.98,
+        "method.head.prototypes": 256,
+        "method.head.norm": "batch",
+        "method.teacher_temperature": 0.04,
+        "method.teacher_temperature_start": 0.04,
+        "method.momentum": 0.99,
         "method.freeze_last_layer_epochs": 0.25,
         "optimizer": ADAMW,
     },
