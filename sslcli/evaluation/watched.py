@@ -133,4 +133,4 @@ class EpochMonitor(Callback):
 
 
 def _epochs(count: float) -> str:
-    return f"{count:g} epoch{'' if count == 1 else 's'}"
+    return f"{round(count, 2):g} epoch{'' if count == 1 else 's'}"
