@@ -17,7 +17,7 @@ from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunInfo, Step
 from sslcli.distributed import all_gather, is_distributed
 from sslcli.losses.info_nce import contrast_logits, contrast_loss, contrast_metrics, unit_rows
-from sslcli.modules.momentum import MomentumEncoder, cosine_momentum
+from sslcli.modules.momentum import MomentumEncoder
 from sslcli.modules.multicrop import by_resolution, global_count
 from sslcli.modules.queue import Queue
 from sslcli.modules.shuffle import has_local_batch_norm, shuffled
@@ -128,7 +128,6 @@ class QueueContrast(Method):
         for direction, queue in enumerate(self._queues()):
             for each in carry:
                 queue.push(all_gather(each[f"keys{direction}"]))
-        start, final = self.options.momentum, self.options.final_momentum
+        start, final, total = self.options.momentum, self.options.final_momentum, self.run.total_steps
         # The papers update before the next keys are computed, with the same weights: the same numbers.
-        momentum = cosine_momentum(start, progress.step, self.run.total_steps, final=start if final is None else final)
-        self.momentum_encoder.update(self.backbone, self.projector, momentum)
+        self.momentum_encoder.follow(self.backbone, self.projector, start, final, progress.step, total)

@@ -20,7 +20,7 @@ from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import byol_regression
 from sslcli.modules.heads import mlp
-from sslcli.modules.momentum import MomentumEncoder, cosine_momentum
+from sslcli.modules.momentum import MomentumEncoder
 from sslcli.modules.multicrop import global_count
 from sslcli.modules.norms import NormName
 from sslcli.modules.pairs import prediction_cosines, target_pairs
@@ -102,11 +102,8 @@ class BYOL(Method):
         return Step(loss=loss, metrics=prediction_cosines(*pairs), features=h[0].detach())
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
-        # The run's own length, as the learning rate has it: the session may be asked to stop earlier.
-        momentum = cosine_momentum(
-            self.options.momentum, progress.step, self.run.total_steps, self.options.final_momentum
-        )
-        self.momentum_encoder.update(self.backbone, self.projector, momentum)
+        start, final, total = self.options.momentum, self.options.final_momentum, self.run.total_steps
+        self.momentum_encoder.follow(self.backbone, self.projector, start, final, progress.step, total)
 
 
 def _head(input_dim: int, options: BYOLPredictorOptions, output_dim: int) -> nn.Sequential:

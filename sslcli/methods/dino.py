@@ -21,7 +21,7 @@ from sslcli.losses import dino, teacher_entropy
 from sslcli.modules.dino_head import DINOHead
 from sslcli.modules.drop_path import drop_path_rates, grow_drop_path, set_drop_path
 from sslcli.modules.heads import Norm
-from sslcli.modules.momentum import MomentumEncoder, cosine_momentum
+from sslcli.modules.momentum import MomentumEncoder
 from sslcli.modules.multicrop import by_resolution, global_count
 from sslcli.modules.pairs import prediction_cosines
 
@@ -177,10 +177,8 @@ class DINO(Method):
                 parameter.grad = None
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
-        # The run's own length, as the learning rate has it: the session may be asked to stop earlier.
         options, total = self.options, self.run.total_steps
-        momentum = cosine_momentum(options.momentum, progress.step, total, options.final_momentum)
-        self.teacher.update(self.backbone, self.head, momentum)
+        self.teacher.follow(self.backbone, self.head, options.momentum, options.final_momentum, progress.step, total)
         mean = all_reduce_mean(torch.stack([each["teacher_mean"] for each in carry]).mean(dim=0))
         self.center.lerp_(mean, 1 - options.center_momentum)
 

@@ -27,7 +27,7 @@ from sslcli.losses.contrast import (
     sphere_rows,
 )
 from sslcli.modules.heads import mlp
-from sslcli.modules.momentum import MomentumEncoder, cosine_momentum
+from sslcli.modules.momentum import MomentumEncoder
 from sslcli.modules.multicrop import by_resolution
 from sslcli.modules.pairs import prediction_cosines, two_views
 from sslcli.modules.queue import Queue
@@ -179,12 +179,8 @@ class MoCo(Method):
                 for keys in each.values():
                     self.queue.push(all_gather(keys))
         if self.momentum_encoder is not None:
-            start, final = self.options.momentum, self.options.final_momentum
-            # The run's own length, as the learning rate has it: the session may be asked to stop earlier.
-            momentum = cosine_momentum(
-                start, progress.step, self.run.total_steps, final=start if final is None else final
-            )
-            self.momentum_encoder.update(self.backbone, self.projector, momentum)
+            start, final, total = self.options.momentum, self.options.final_momentum, self.run.total_steps
+            self.momentum_encoder.follow(self.backbone, self.projector, start, final, progress.step, total)
         self.steps.add_(1)
 
 

@@ -20,7 +20,7 @@ from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import rank
 from sslcli.losses.info_nce import batch_contrast_loss, batch_logits, contrast_metrics
 from sslcli.modules.heads import mlp
-from sslcli.modules.momentum import MomentumEncoder, cosine_momentum
+from sslcli.modules.momentum import MomentumEncoder
 from sslcli.modules.multicrop import by_resolution, global_count
 
 
@@ -150,7 +150,5 @@ class MoCoV3(Method):
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
         # The paper updates before the next keys are computed, with the same weights: the same numbers.
-        momentum = cosine_momentum(
-            self.options.momentum, progress.step, self.run.total_steps, final=self.options.final_momentum
-        )
-        self.momentum_encoder.update(self.backbone, self.projector, momentum)
+        start, final, total = self.options.momentum, self.options.final_momentum, self.run.total_steps
+        self.momentum_encoder.follow(self.backbone, self.projector, start, final, progress.step, total)

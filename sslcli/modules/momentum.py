@@ -6,11 +6,12 @@ He et al. (MoCo), https://arxiv.org/abs/1911.05722; the cosine schedule is BYOL'
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .cosine import half_cosine
 
 
 def cosine_momentum(start: float, step: int, total_steps: int, final: float = 1.0) -> float:
@@ -25,7 +26,7 @@ def cosine_momentum(start: float, step: int, total_steps: int, final: float = 1.
         total_steps: T.
         final: m_T.
     """
-    return final - (final - start) * (1 + math.cos(math.pi * min(step / total_steps, 1.0))) / 2
+    return half_cosine(start, final, step, total_steps)
 
 
 class MomentumEncoder(nn.Module):
@@ -63,3 +64,19 @@ class MomentumEncoder(nn.Module):
         copies: list[Tensor] = [*self.backbone.parameters(), *self.projector.parameters()]
         online: list[Tensor] = [*backbone.parameters(), *projector.parameters()]
         torch._foreach_lerp_(copies, online, weight=1 - momentum)
+
+    def follow(
+        self, backbone: nn.Module, projector: nn.Module, start: float, final: float | None, step: int, total_steps: int
+    ) -> None:
+        """Updates after an optimizer step, by `cosine_momentum` over the run.
+
+        Args:
+            backbone: the online backbone.
+            projector: the online projector.
+            start: m₀.
+            final: m_T; None: the momentum stays m₀.
+            step: optimizer steps done, the one just made included.
+            total_steps: of the whole run, as the learning rate has it: a session may be asked to stop earlier.
+        """
+        momentum = cosine_momentum(start, step, total_steps, start if final is None else final)
+        self.update(backbone, projector, momentum)

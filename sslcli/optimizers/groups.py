@@ -13,8 +13,8 @@ from torch import Tensor
 from sslcli.contracts.errors import SslError
 from sslcli.contracts.method import Method, ParameterGroup, StepFunction
 from sslcli.contracts.optimizer import OptimizerOptions, Role
+from sslcli.modules.cosine import half_cosine
 from sslcli.modules.roles import parameter_roles
-from sslcli.optimizers.schedules import half_cosine
 
 
 def build_groups(method: Method, options: OptimizerOptions) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ The cosine is SGDR's without restarts (Loshchilov, Hutter, ICLR 2017, arXiv:1608
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -13,12 +12,7 @@ from pydantic import Field, model_validator
 
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.optimizer import Schedule, ScheduleOptions
-
-
-def half_cosine(start: float, final: float, step: int, steps: int) -> float:
-    """Returns final + (start − final)·(1 + cos(π·step/steps))/2, and `final` from step `steps` on."""
-    progress = min(1.0, step / steps) if steps else 1.0
-    return final + (start - final) * (1 + math.cos(math.pi * progress)) / 2
+from sslcli.modules.cosine import half_cosine
 
 
 class WarmupOptions(ScheduleOptions):

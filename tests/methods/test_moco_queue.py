@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pooled_backbone import Pooled
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, Progress, RunInfo, View
@@ -25,28 +25,11 @@ METHODS = (MoCoV1, MoCoV2, EqCo)
 every = pytest.mark.parametrize("cls", METHODS)
 
 
-class Pooling(Backbone):
-    """Images of any size → 6 features, with a batch norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.spec = BackboneSpec(feature_dim=6)
-        self.linear = nn.Linear(12, 6)
-        self.norm = nn.BatchNorm1d(6)
-
-    @classmethod
-    def build(cls, options: Any, channels: int, image_size: int) -> Pooling:
-        return cls()
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        return Features(self.norm(self.linear(F.adaptive_avg_pool2d(x, 2).flatten(1))))
-
-
 def build(cls: type[QueueContrast] = MoCoV2, seed: int = 0, total: int = 10, **options: Any) -> QueueContrast:
     torch.manual_seed(seed)
     small = {"queue_size": 11, "projector": {"output_dim": 5}, **options}
     data = DataInfo("random", 3, (4, 4), (0.5,) * 3, (0.2,) * 3)
-    return cls(Pooling(), cls.Options.parse(small), RunInfo(total, 5, 2, 8, 1, data))
+    return cls(Pooled(), cls.Options.parse(small), RunInfo(total, 5, 2, 8, 1, data))
 
 
 def batch(seed: int = 1, sizes: tuple[int, ...] = (4, 4)) -> Batch:

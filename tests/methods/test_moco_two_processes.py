@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from pooled_backbone import Pooled
+from torch import Tensor
 
-from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.method import Batch, Method, Progress, RunInfo, View
 from sslcli.methods.moco_v2 import MoCoV2
@@ -23,29 +23,12 @@ COUNT = 32  #: images in the joined batch
 HALF = COUNT // 2
 
 
-class Linear(Backbone):
-    """Pixels → 6 features, with a batch norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.spec = BackboneSpec(feature_dim=6)
-        self.linear = nn.Linear(12, 6)
-        self.norm = nn.BatchNorm1d(6)
-
-    @classmethod
-    def build(cls, options: Any, channels: int, image_size: int) -> Linear:
-        return cls()
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        return Features(self.norm(self.linear(x.flatten(1))))
-
-
 def build(cls: type[Method], **options: Any) -> Method:
     torch.manual_seed(0)
     head = {"output_dim": 5} if cls is MoCoV2 else {"hidden_dim": 8, "output_dim": 5}
     data = DataInfo("random", 3, (2, 2), (0.5,) * 3, (0.2,) * 3)
     values = {"projector": head, **options}
-    return cls(Linear(), cls.Options.parse(values), RunInfo(10, 5, 2, COUNT, 1, data)).double()
+    return cls(Pooled(), cls.Options.parse(values), RunInfo(10, 5, 2, COUNT, 1, data)).double()
 
 
 def pictures(step: int) -> Tensor:

@@ -8,35 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from pooled_backbone import Pooled
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
+from sslcli.contracts.backbone import Features
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, Progress, RunInfo, View
 from sslcli.methods.moco_v3 import MoCoV3
 
 
-class Pooling(Backbone):
-    """Images of any size → 6 features, with a batch norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.spec = BackboneSpec(feature_dim=6)
-        self.linear = nn.Linear(12, 6)
-        self.norm = nn.BatchNorm1d(6)
-
-    @classmethod
-    def build(cls, options: Any, channels: int, image_size: int) -> Pooling:
-        return cls()
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        return Features(self.norm(self.linear(F.adaptive_avg_pool2d(x, 2).flatten(1))))
-
-
-class Patches(Pooling):
+class Patches(Pooled):
     """The like with a patch projection, as ViTs have one."""
 
     def __init__(self) -> None:
@@ -47,7 +30,7 @@ class Patches(Pooling):
         return super().forward(self.patch_projection(x))
 
 
-def build(seed: int = 0, backbone: type[Pooling] = Pooling, **options: Any) -> MoCoV3:
+def build(seed: int = 0, backbone: type[Pooled] = Pooled, **options: Any) -> MoCoV3:
     torch.manual_seed(seed)
     small = {"projector": {"hidden_dim": 8, "output_dim": 5}, "predictor": {"hidden_dim": 8}, **options}
     data = DataInfo("random", 3, (4, 4), (0.5,) * 3, (0.2,) * 3)

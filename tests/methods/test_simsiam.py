@@ -7,37 +7,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from pooled_backbone import Pooled
+from torch import nn
 
-from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, RunInfo, View
 from sslcli.methods.simsiam import SimSiam
 
 
-class Linear(Backbone):
-    """Pixels → 6 features, with a batch norm that counts how often it is passed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.spec = BackboneSpec(feature_dim=6)
-        self.linear = nn.Linear(12, 6)
-        self.norm = nn.BatchNorm1d(6)
-
-    @classmethod
-    def build(cls, options: Any, channels: int, image_size: int) -> Linear:
-        return cls()
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        return Features(self.norm(self.linear(F.adaptive_avg_pool2d(x, 2).flatten(1))))
-
-
 def build(**options: Any) -> SimSiam:
     torch.manual_seed(0)
     small = {"projector": {"hidden_dim": 8, "output_dim": 5}, "predictor": {"hidden_dim": 4}, **options}
     data = DataInfo("random", 3, (2, 2), (0.5,) * 3, (0.2,) * 3)
-    return SimSiam(Linear(), SimSiam.Options.parse(small), RunInfo(10, 5, 2, 8, 1, data))
+    return SimSiam(Pooled(), SimSiam.Options.parse(small), RunInfo(10, 5, 2, 8, 1, data))
 
 
 def batch(*sizes: int, seed: int = 1) -> Batch:

@@ -6,32 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from pooled_backbone import Pooled
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, RunInfo, View
 from sslcli.losses import vicreg
 from sslcli.methods.vicreg import VICReg
-
-
-class Pooled(Backbone):
-    """Images of any size → 6 features, with a batch norm that counts how often it is passed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.spec = BackboneSpec(feature_dim=6)
-        self.linear = nn.Linear(12, 6)
-        self.norm = nn.BatchNorm1d(6)
-
-    @classmethod
-    def build(cls, options: Any, channels: int, image_size: int) -> Pooled:
-        return cls()
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        return Features(self.norm(self.linear(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))))
 
 
 def build(**options: Any) -> VICReg:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from pooled_backbone import Pooled
+from torch import Tensor
 
-from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.method import Batch, Method, Progress, RunInfo, View
 from sslcli.methods.byol import BYOL
@@ -44,23 +44,6 @@ KNOBS: dict[str, dict[str, Any]] = {**{name: {"preset": name} for name in PRESET
 EACH = pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
 
 
-class Linear(Backbone):
-    """Pixels → 6 features, with a batch norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.spec = BackboneSpec(feature_dim=6)
-        self.linear = nn.Linear(12, 6)
-        self.norm = nn.BatchNorm1d(6)
-
-    @classmethod
-    def build(cls, options: Any, channels: int, image_size: int) -> Linear:
-        return cls()
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        return Features(self.norm(self.linear(x.flatten(1))))
-
-
 def small(**knobs: Any) -> dict[str, Any]:
     """The knobs, with small heads and a queue whose length is no multiple of the batch."""
     heads = {"projector": {"hidden_dim": 8, "output_dim": DIM}, "predictor": {"hidden_dim": 8}}
@@ -71,7 +54,7 @@ def small(**knobs: Any) -> dict[str, Any]:
 def make(cls: type[Method], values: dict[str, Any], seed: int = 0) -> Any:
     torch.manual_seed(seed)
     data = DataInfo("random", 3, (2, 2), (0.5,) * 3, (0.2,) * 3)
-    return cls(Linear(), cls.Options.parse(values), RunInfo(TOTAL, 3, 2, COUNT, 1, data))
+    return cls(Pooled(), cls.Options.parse(values), RunInfo(TOTAL, 3, 2, COUNT, 1, data))
 
 
 def build(seed: int = 0, **knobs: Any) -> MoCo:
