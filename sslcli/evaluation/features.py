@@ -92,13 +92,10 @@ def extract_features(
     result = torch.empty(total, backbone.spec.feature_dim, device=device)
     kept: list[Tensor] = []
     done = 0
-    dtype = _DTYPES.get(precision)
-    with torch.no_grad(), _evaluating(backbone), torch.autocast(device.type, dtype, enabled=dtype is not None):
-        for block, places in blocks:
-            pooled = backbone(normalise(block.to(device))).pooled
-            result[done : done + len(block)] = pooled
-            done += len(block)
-            kept.append(places)
+    for pooled, places in _pooled(backbone, blocks, normalise, device, precision):
+        result[done : done + len(pooled)] = pooled
+        done += len(pooled)
+        kept.append(places)
     if labels is not None:
         labels = labels[torch.cat(kept)].to(device)
     return FeatureSet(result[:done], labels)
@@ -114,21 +111,33 @@ def feature_blocks(
     batch_size: int,
     precision: Precision = "fp32",
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields what `extract_features` returns as a whole, so that a data set of any size needs the memory of a batch.
+    """Returns block by block what `extract_features` returns as a whole: the memory of a batch serves any data set.
 
-    Yields:
-        features (n, D) float32 on the device, and the places (n,) int64 in the data set of these images, in order;
-        unreadable images are left out.
+    Returns:
+        an iterator over features (n, D) float32 on the device, and the places (n,) int64 in the data set of these
+        images, in order; unreadable images are left out.
 
     Raises:
         UserError: more than 1 % of the images cannot be read.
     """
+    blocks = _Reader(dataset, image_size, torch.arange(len(dataset))).blocks(batch_size)
+    return _pooled(backbone, blocks, normalise, device, precision)
+
+
+def _pooled(
+    backbone: Backbone,
+    blocks: Iterator[tuple[Tensor, Tensor]],
+    normalise: Normalise,
+    device: torch.device,
+    precision: Precision,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of uint8 images and whatever goes with each → features (n, D) float32 on the device, and the same."""
     dtype = _DTYPES.get(precision)
-    for block, places in _Reader(dataset, image_size, torch.arange(len(dataset))).blocks(batch_size):
+    for block, beside in blocks:
         # Entered anew for each block, because whoever gets a block does not run within it.
         with torch.no_grad(), _evaluating(backbone), torch.autocast(device.type, dtype, enabled=dtype is not None):
             pooled = backbone(normalise(block.to(device))).pooled
-        yield pooled.float(), places
+        yield pooled.float(), beside
 
 
 @contextmanager
