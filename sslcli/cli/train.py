@@ -111,7 +111,7 @@ def _show_plan(config: RunConfig, directory: Path) -> None:
     from ..training.setup import build
     from ..training.train import plan
 
-    session = build(config)
+    session = build(config, compiled=False)
     print(dump_yaml({**session.config.plain(), "output": str(directory)}), end="")
     print("# plan")
     for name, value in plan(session).items():

@@ -36,6 +36,11 @@ class TrainingOptions(Options):
     """auto, cpu, cuda, cuda:N or mps; auto: CUDA where there is one, else the CPU."""
     channels_last: bool = Field(default=True, json_schema_extra=WARN)
     """Memory format in which convolutions are fastest on CPUs and tensor cores."""
+    compile: Literal["auto", "none", "views", "all"] = Field(default="auto", json_schema_extra=WARN)
+    """What torch.compile makes faster: the views, or all: views and backbone; auto: on a CPU all, on CUDA the views,
+    where there is a compiler and the run is long enough to pay. Rounding differs a little from eager code's."""
+    cuda_graphs: bool = Field(default=False, json_schema_extra=WARN)
+    """Replay compiled code as CUDA graphs: less work for the processor, some more memory. Needs compile on CUDA."""
     sync_batch_norm: bool = True
     """On several processes, batch norm over all of them, so that the run is that of one process."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(default="auto", json_schema_extra=FREE)

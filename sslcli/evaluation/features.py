@@ -142,11 +142,16 @@ def _pooled(
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """`eval()` for a while; afterwards each module has the mode it had, which need not be the same for all."""
+    """`eval()` for a while; afterwards each module has the mode it had, which need not be the same for all.
+
+    A backbone that the run compiled for its training is eager here: compiling it again, for this mode and for batches
+    of this size, would take longer than it saves.
+    """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         for part, training in modes:
             part.training = training

@@ -151,9 +151,17 @@ class ViewMaker:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_on_device": {}, "_compiled": None}
 
-    def compile(self) -> None:
-        """Has `apply` compile each kind of view at its first use; views of one kind share their code."""
-        self._compiled = [torch.compile(kind.make, fullgraph=True, dynamic=False) for kind in self.kinds]
+    def compile(self, mode: str | None = None) -> None:
+        """Has `apply` compile each kind of view at its first use; views of one kind share their code.
+
+        Args:
+            mode: torch.compile's; `reduce-overhead` replays CUDA graphs.
+        """
+        self._compiled = [torch.compile(kind.make, fullgraph=True, dynamic=False, mode=mode) for kind in self.kinds]
+
+    def go_eager(self) -> None:
+        """Undoes `compile`."""
+        self._compiled = None
 
     def draw(self, epoch: int, positions: Tensor, sizes: Tensor | None, crops_only: bool = False) -> Draws:
         """Draws the parameters of every operation of every view, whatever batch a sample is in.

@@ -24,7 +24,7 @@ backbone: {name: resnet18, stem: small, width: 8}
 data: {name: shapes, count: 48, size: 16}
 optimizer: {name: sgd, lr: 0.05}
 schedule: constant
-training: {epochs: 1, batch_size: 16, device: cpu, precision: fp32}
+training: {epochs: 1, batch_size: 16, device: cpu, precision: fp32, compile: none}
 callbacks: {knn: null, online_probe: null, tensorboard: null}
 """
 
@@ -80,7 +80,7 @@ import io, json, sys
 from contextlib import redirect_stdout
 from sslcli.cli.main import main
 found = {}
-for arguments in (["--help"], ["--version"], ["train", "--help"], ["list"], ["list", "--json"]):
+for arguments in (["--help"], ["--version"], ["train", "--help"], ["bench", "--help"], ["list"], ["list", "--json"]):
     sys.argv = ["ssl", *arguments]
     with redirect_stdout(io.StringIO()) as out:
         try:
@@ -96,10 +96,10 @@ print(json.dumps(found))
     assert all(heavy == [] for heavy in json.loads(done.stdout).values()), done.stdout
 
 
-def test_the_four_commands_are_in_the_help() -> None:
+def test_the_five_commands_are_in_the_help() -> None:
     code, out, err = ssl("--help")
     assert (code, err) == (0, "")
-    assert all(f" {command} " in out for command in ("train", "eval", "export", "list"))
+    assert all(f" {command} " in out for command in ("train", "eval", "export", "bench", "list"))
     assert ssl("--version") == (0, f"ssl {sslcli.__version__}\n", "")
 
 

@@ -1,0 +1,155 @@
+"""`training.compile`: what `auto` means, what happens where nothing can be compiled, and that a run stays its own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sslcli.contracts.errors import UserError
+from sslcli.evaluation.features import extract_features
+from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
+from sslcli.training import compilation
+from sslcli.training.compilation import missing_compiler, resolve_compile
+from sslcli.training.resume import keep_resolved
+from sslcli.training.setup import build
+from sslcli.training.train import train
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+@pytest.fixture
+def compilers(monkeypatch):
+    """A machine with every compiler, and one thread."""
+    monkeypatch.setattr(compilation, "missing_compiler", lambda device: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+
+@pytest.mark.parametrize(
+    ("device", "batches", "choice"),
+    [(CPU, 1144, "none"), (CPU, 1145, "all"), (CUDA, 14_999, "none"), (CUDA, 15_000, "views")],
+)
+def test_auto_compiles_long_runs(compilers, device, batches, choice):
+    assert resolve_compile("auto", device, [32, 32], 256, batches) == choice
+
+
+def test_auto_leaves_other_devices_alone(compilers):
+    assert resolve_compile("auto", torch.device("mps"), [32, 32], 256, 10**9) == "none"
+
+
+def test_what_was_asked_for_holds_for_short_runs_too(compilers):
+    assert [resolve_compile(name, CPU, [32], 8, 1) for name in ("none", "views", "all")] == ["none", "views", "all"]
+
+
+def test_without_a_compiler_auto_is_eager_and_a_wish_is_refused(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    assert resolve_compile("auto", CPU, [32, 32], 256, 10**9) == "none"
+    with pytest.raises(UserError, match=r"training.compile: views: there is no C\+\+ compiler \(g\+\+ or .*=none"):
+        resolve_compile("views", CPU, [32], 8, 1)
+
+
+def test_the_compiler_that_the_environment_names_is_the_one_looked_for(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert missing_compiler(CPU) == "there is no C++ compiler (no-such-compiler)"
+
+
+def test_cuda_graphs_are_refused_on_a_cpu(tiny):
+    with pytest.raises(UserError, match=r"training\.cuda_graphs: there are such graphs on CUDA only"):
+        build(tiny("training.cuda_graphs=true"))
+
+
+class TestACompilerThatFails:
+    @pytest.fixture(autouse=True)
+    def _broken(self, compilers, monkeypatch):
+        def broken(*args, **options):
+            raise RuntimeError("ld: cannot find\n-lgomp")
+
+        monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
+        monkeypatch.setattr(compilation, "_PIXELS_PER_THREAD", 1)
+
+    def test_auto_goes_on_without(self, tiny):
+        said: list[str] = []
+        session = build(tiny(), tell=said.append)
+        assert session.config.training.compile == "none"
+        assert said[-1] == "nothing is compiled: the compiler failed (RuntimeError: ld: cannot find -lgomp)"
+        assert session.method.backbone._compiled_call_impl is None
+        images = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
+        draws = session.views.draw(0, torch.arange(8), torch.tensor([[16, 16]]).expand(8, 2))
+        assert len(session.views.apply([images], draws)) == 2
+
+    def test_a_wish_is_refused_in_one_line(self, tiny):
+        with pytest.raises(UserError, match=r"^training.compile: all: the compiler failed \(.*; set .*=none$"):
+            build(tiny("training.compile=all"))
+
+    def test_a_plan_compiles_nothing_and_says_what_would_be(self, tiny):
+        assert build(tiny(), compiled=False).config.training.compile == "all"
+
+
+def test_a_resumed_run_keeps_what_auto_was(tiny):
+    config = tiny()
+    assert config.training.compile == "auto"
+    assert keep_resolved(config, {"training": {"compile": "all"}}).training.compile == "all"
+    assert keep_resolved(config, {"training": {}}).training.compile == "none"  # from before there was the option
+    assert keep_resolved(tiny("training.compile=views"), {"training": {"compile": "all"}}).training.compile == "views"
+
+
+def test_features_are_computed_by_the_eager_backbone(tiny):
+    """A monitor must not have the backbone compiled again for its own mode and batches."""
+    session = build(tiny())
+    backbone, compiled = session.method.backbone, []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    backbone.compile(dynamic=False, backend=backend)
+    images = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
+
+    def normalise(images: Tensor) -> Tensor:
+        return session.normalise(images)
+
+    extract_features(backbone, images, image_size=16, normalise=normalise, device=CPU, batch_size=8)
+    assert compiled == []
+    backbone(normalise(images))
+    assert compiled != []
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("method", ["simclr", "byol"])
+def test_a_compiled_run_is_close_to_the_eager_one_and_resumes_to_the_bit(tiny, tmp_path: Path, method):
+    overrides = ["training.compile=all", f"method={method}"]
+    said: list[str] = []
+
+    def run(name: str, *more: str, resume: bool = False) -> dict[str, Tensor]:
+        train(tiny(*overrides, *more), tmp_path / name, resume=resume, tell=said.append)
+        return read_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[0]).tensors
+
+    whole = run("whole")
+    assert any("compiling the views and the backbone" in line for line in said)
+    run("parts", "training.max_steps=3")
+    parts = run("parts", resume=True)
+    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
+    # One step: in a network so small rounding errors grow quickly.
+    first, eager = run("first", "training.max_steps=1"), run("eager", "training.max_steps=1", "training.compile=none")
+    assert set(first) == set(eager)  # names have no trace of the compiler
+    for name, tensor in eager.items():
+        torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_graphs_replay_the_same_step(tiny, tmp_path: Path):
+    ends = {}
+    for graphs in ("true", "false"):
+        config = tiny("training.device=cuda", "training.compile=all", f"training.cuda_graphs={graphs}")
+        train(config, tmp_path / graphs, tell=lambda text: None)
+        ends[graphs] = read_checkpoint(list_checkpoints(tmp_path / graphs / "checkpoints")[0]).tensors
+    for name, tensor in ends["false"].items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(ends["true"][name], tensor, rtol=0.02, atol=5e-3)
