@@ -7,7 +7,7 @@ A dataset knows nothing of training: the order of the images, batches, workers a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -96,6 +96,9 @@ class Dataset(ABC):
         """
         return self.image(index)
 
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Told in a worker which images it is going to ask for next, for data that can fetch them at once."""
+
     def images(self) -> Tensor | None:
         """Returns all images as one uint8 tensor (N, C, H, W) where they are alike in size and small, else None."""
         return None
@@ -159,6 +162,14 @@ class Source(ABC):
 
     #: Global batches in an epoch.
     steps_per_epoch: int
+    #: Steps whose batches may be made before they are asked for.
+    ahead: int = 0
+
+    def prepare(self, tell: Callable[[str], None]) -> None:
+        """Does what takes long before the first batch, once, on every process; `tell` shows a line to the user.
+
+        What is not done by then, `batches` does without a word.
+        """
 
     @abstractmethod
     def batches(self, step: int) -> Iterator[list[SourceBatch]]:

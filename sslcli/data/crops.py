@@ -63,14 +63,19 @@ def split_views(buffer: Tensor, count: int, shapes: list[tuple[int, int, int]]) 
     return [part.view(count, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
+def wanted_side(views: ViewMaker) -> int | None:
+    """Returns the shorter side, in pixels, below which a source would make some view lose; None: its full size."""
+    sides = [kind.operations[0].source_side() for kind in views.kinds]
+    return None if None in sides else max(side for side in sides if side is not None)
+
+
 class Cropper(torch.utils.data.Dataset[Crops]):
     """Makes crops of slices; picklable. In torch's words it is a data set whose keys are slices."""
 
     def __init__(self, dataset: Dataset, views: ViewMaker, seed: int) -> None:
         self.dataset, self.views, self.seed = dataset, views, seed
         self.shapes = [(dataset.info.channels, size, size) for size in views.sizes]
-        sides = [kind.operations[0].source_side() for kind in views.kinds]
-        self.wanted = None if None in sides else max(side for side in sides if side is not None)
+        self.wanted = wanted_side(views)
 
     def __getitem__(self, asked: Slice) -> Crops:
         count = len(asked.index)
@@ -78,6 +83,7 @@ class Cropper(torch.utils.data.Dataset[Crops]):
         views = split_views(buffer, count, self.shapes)
         result = Crops(asked, list(asked.index), buffer, [], exhausted=False)
         group: list[Tensor] = []
+        self.dataset.read_ahead(asked.index)
         for row, place in enumerate(asked.index):
             found = self._readable(asked.epoch, asked.first + row, place, result.unreadable)
             if found is None:

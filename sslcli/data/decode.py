@@ -29,6 +29,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED = (5, 6, 7, 8)  # those that swap height and width
 
 # Pillow warns of odd metadata and of large images, once in every worker; what cannot be read raises anyway.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -69,15 +70,35 @@ def decode(path: str | os.PathLike[str], channels: int = 3, wanted: int | None =
     return torch.from_numpy(array.reshape(*array.shape[:2], channels)).permute(2, 0, 1)
 
 
+def decoded_size(path: str | os.PathLike[str], wanted: int | None = None) -> tuple[int, int] | None:
+    """Returns height and width of what `decode` makes of a file, by its header alone; None if that cannot be read.
+
+    An orientation that a file tells only after its pixels is missed: height and width are the other way round then.
+    """
+    try:
+        with Path(path).open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+            if wanted is not None:
+                image.draft(None, (wanted, wanted))
+            width, height = image.size
+            turned = _orientation(image) in _TURNED
+    except Exception:  # whatever it is, `decode` says it
+        return None
+    return (width, height) if turned else (height, width)
+
+
 def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        method = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged metadata are no reason to refuse good pixels
-        return image
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    method = _UPRIGHT.get(_orientation(image))
     return image if method is None else image.transpose(method)
 
 

@@ -17,6 +17,7 @@ from sslcli.contracts.data import channel_statistics
 from sslcli.contracts.errors import UnreadableImage, UserError
 
 from .decode import decode
+from .paths import user_cache
 from .subset import stratified_choice
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -49,7 +50,7 @@ def measure(folder: Path, files: Sequence[str], channels: int, cache: Path | Non
     chosen = stratified_choice(torch.zeros(len(files), dtype=torch.int64), SAMPLE).tolist()
     paths = [folder / files[place] for place in chosen]
     if cache is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslcli"
+        cache = user_cache()
     file = cache / f"normalisation-{_key(paths, channels)}.json"
     try:
         stored = json.loads(file.read_text())

@@ -40,6 +40,11 @@ def subfolders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
+def user_cache() -> Path:
+    """Returns the folder of what is kept only to save time: sslcli/ in `$XDG_CACHE_HOME` or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslcli"
+
+
 class PathList(Sequence[str]):
     """Strings in one tensor.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sslcli.contracts.data import Dataset, Source, SourceBatch
 from sslcli.contracts.errors import UnreadableImage, UserError
+from sslcli.phases import phase
 
 from .plan import Plan, Stretch
 from .workers import WorkerSource
@@ -108,7 +109,8 @@ class ResidentSource(Source):
     def _batch(self, stretch: Stretch) -> SourceBatch:
         there = stretch.index
         if self.device.type == "cuda":
-            there = there.pin_memory().to(self.device, non_blocking=True)
+            with phase("transfer"):
+                there = there.pin_memory().to(self.device, non_blocking=True)
         return SourceBatch(
             images=[self.images.index_select(0, there)],
             cropped=False,

@@ -4,21 +4,20 @@ it for all its views, with the draws that a resident image would get; the device
 from __future__ import annotations
 
 import math
-import os
-import signal
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.utils.data
 from torch import Tensor
 
 from sslcli.contracts.data import Dataset, Source, SourceBatch
-from sslcli.contracts.errors import SslError
+from sslcli.phases import phase
 
+from .cached import CachedDataset
 from .crops import Cropper, Crops, Slice, split_views
 from .plan import Plan, Stretch
+from .processes import end_workers, loader, worker_count, worker_errors
 from .unreadable import Unreadable
 
 if TYPE_CHECKING:
@@ -28,16 +27,6 @@ if TYPE_CHECKING:
 SLICE = 32
 #: Slices on the way at most (each is some 10 MB for two views of 224 px) beyond the two that every worker needs.
 _IN_FLIGHT = 64
-_MOST_WORKERS = 16
-
-
-def worker_count(workers: int | Literal["auto"], world_size: int = 1) -> int:
-    """Returns how many workers `auto` means: this process's part of the usable cores but one, from 1 to 16."""
-    if workers != "auto":
-        return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # torchrun's word for those on this machine
-    return min(max(cores // processes - 1, 1), _MOST_WORKERS)
 
 
 class WorkerSource(Source):
@@ -69,11 +58,25 @@ class WorkerSource(Source):
         self._labels = dataset.labels
         self._cropper = Cropper(dataset, views, plan.seed)
         self._slices = math.ceil(plan.share / SLICE)  # of a micro-batch
+        self.ahead = math.ceil(self.workers * (self._ahead() or 0) / (self._slices * plan.accumulate))
+        self._prepared = False
         cuda = self.device.type == "cuda"
         self._stream = torch.cuda.Stream(self.device) if cuda else None  # type: ignore[no-untyped-call]
         self._running: Generator[list[SourceBatch], None, None] | None = None
 
+    def prepare(self, tell: Callable[[str], None]) -> None:
+        dataset = self._cropper.dataset
+        work = "decode and crop the images"
+        if isinstance(dataset, CachedDataset):
+            dataset.prepare(tell)
+            work = "crop the cached images"
+        who = f"{self.workers} worker processes" if self.workers > 1 else "a worker process of its own"
+        tell(f"training.workers: {who if self.workers else 'the training process itself'} will {work}")
+        self._prepared = True
+
     def batches(self, step: int) -> Iterator[list[SourceBatch]]:
+        if not self._prepared:
+            self.prepare(lambda text: None)
         self.close()
         self._running = self._batches(step)
         return self._running
@@ -84,34 +87,25 @@ class WorkerSource(Source):
             self._running = None
 
     def _batches(self, step: int) -> Generator[list[SourceBatch], None, None]:
-        crops = iter(self._loader(_slices(self.plan.steps(step))))
+        asked = _slices(self.plan.steps(step))
+        crops = iter(loader(self._cropper, asked, self.workers, self._ahead(), pinned=self._stream is not None))
         try:
             while True:
                 with worker_errors() if self.workers else nullcontext():
-                    received = [[next(crops) for _ in range(self._slices)] for _ in range(self.plan.accumulate)]
+                    with phase("waiting" if self.workers else "data"):
+                        received = [[next(crops) for _ in range(self._slices)] for _ in range(self.plan.accumulate)]
                     batches = [self._batch(parts) for parts in received]
                 yield batches
         finally:
-            # Whoever holds a traceback holds the iterator too, so that its processes would outlive an exception.
             if self.workers:
-                crops._shutdown_workers()  # type: ignore[attr-defined]
+                end_workers(crops)
 
-    def _loader(self, slices: Iterable[Slice]) -> torch.utils.data.DataLoader[Any]:
-        ahead = None
-        if self.workers:
-            wanted = math.ceil(2 * self._slices * self.plan.accumulate / self.workers)
-            ahead = min(max(2, wanted), max(2, _IN_FLIGHT // self.workers))
-        return torch.utils.data.DataLoader(
-            self._cropper,
-            batch_size=None,
-            sampler=slices,
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            prefetch_factor=ahead,
-            pin_memory=self._stream is not None,
-            worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # else starting would draw from the global one
-        )
+    def _ahead(self) -> int | None:
+        """Slices that each worker is given beforehand: two steps' worth, so that a disk may stall as long as those."""
+        if not self.workers:
+            return None
+        wanted = math.ceil(2 * self._slices * self.plan.accumulate / self.workers)
+        return min(max(2, wanted), max(2, _IN_FLIGHT // self.workers))
 
     def _batch(self, parts: list[Crops]) -> SourceBatch:
         self.unreadable.take(parts)
@@ -123,12 +117,13 @@ class WorkerSource(Source):
             labels = None if labels is None else labels.to(self.device)
         else:
             # On a stream of its own, so that the copy does not wait for the step that the device is still busy with.
-            with torch.cuda.stream(self._stream):
+            with phase("transfer"), torch.cuda.stream(self._stream):
                 images = self._join([part.buffer.to(self.device, non_blocking=True) for part in parts], parts)
                 if labels is not None:
                     labels = labels.pin_memory().to(self.device, non_blocking=True)
             current = torch.cuda.current_stream(self.device)
-            current.wait_stream(self._stream)
+            with phase("transfer"):
+                current.wait_stream(self._stream)
             for tensor in (*images, labels):
                 if tensor is not None:
                     tensor.record_stream(current)
@@ -157,38 +152,3 @@ def _slices(steps: Iterable[list[Stretch]]) -> Iterator[Slice]:
         for stretch in stretches:
             for start in range(0, len(stretch.index), SLICE):
                 yield Slice(stretch.epoch, stretch.first + start, stretch.index[start : start + SLICE].tolist())
-
-
-def _as_it_is(crops: Any) -> Any:
-    return crops
-
-
-def _start_worker(number: int) -> None:
-    torch.set_num_threads(1)
-    # A signal to the whole process group is for the main process, which still wants the batch for its last step; it
-    # ends the workers itself, and they end themselves when it is gone.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-@contextmanager
-def worker_errors() -> Iterator[None]:
-    """Says what to do about workers that the system has ended; errors raised in a worker pass with its traceback.
-
-    Torch raises from a signal handler when a worker dies, so at any line of the main process; or else the connection
-    breaks over which a worker was handing its crops on.
-
-    Raises:
-        SslError: instead of those.
-    """
-    try:
-        yield
-    except (RuntimeError, EOFError, ConnectionError) as error:
-        text = str(error)
-        if text.startswith("Caught") or (isinstance(error, RuntimeError) and "DataLoader worker" not in text):
-            raise
-        reason = text.splitlines()[0].strip() if text else type(error).__name__
-        raise SslError(
-            f"a worker process died, most likely for want of memory ({reason}): try fewer training.workers or a "
-            "smaller batch, or give /dev/shm more room"
-        ) from error

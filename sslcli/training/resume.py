@@ -11,6 +11,7 @@ from ..config import schema
 from ..config.resolve import RunConfig
 from ..contracts.errors import UserError
 from ..contracts.options import Options, ResumeRule
+from ..data.folder import FileOptions
 
 
 def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeRule, str]]:
@@ -77,10 +78,16 @@ def check(config: RunConfig, stored: dict[str, Any], run: str) -> list[str]:
 
 def keep_resolved(config: RunConfig, stored: dict[str, Any]) -> RunConfig:
     """Reuses what `auto` was resolved to when the run began."""
-    training = stored.get("training", {})
+    # A run from before there was anything compiled goes on without.
+    training = {"compile": "none", **stored.get("training", {})}
     reuse = {
         name: training[name]
-        for name in ("device", "precision")
+        for name in ("device", "precision", "compile")
         if getattr(config.training, name) == "auto" and isinstance(training.get(name), str)
     }
-    return dataclasses.replace(config, training=config.training.model_copy(update=reuse))
+    data = config.data
+    if isinstance(data.options, FileOptions) and data.options.cache == "auto":
+        # Likewise: a run from before there was a cache goes on without.
+        cache = stored.get("data", {}).get("cache", "none")
+        data = dataclasses.replace(data, options=data.options.model_copy(update={"cache": cache}))
+    return dataclasses.replace(config, data=data, training=config.training.model_copy(update=reuse))

@@ -18,6 +18,9 @@ from ..contracts.data import Dataset, Part, Source
 from ..contracts.errors import UserError
 from ..contracts.export import BackboneCard
 from ..contracts.method import Method, Progress, RunInfo
+from ..data.cached import CachedDataset, open_cached
+from ..data.crops import wanted_side
+from ..data.folder import FileOptions
 from ..data.source import open_source
 from ..modules.headed import HeadedBackbone
 from ..modules.sync_norm import synchronise_batch_norm
@@ -28,6 +31,7 @@ from ..runs.weights import start_from
 from ..version import __version__
 from ..views.pipeline import ViewMaker
 from ..views.pixels import normalise
+from .compilation import compile_parts
 from .group import local_rank
 from .precision import Precision
 
@@ -98,12 +102,19 @@ def resolve_autos(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, training=training)
 
 
-def build(config: RunConfig, *, fresh: bool = True, tell: Callable[[str], None] = lambda text: None) -> Session:
+def build(
+    config: RunConfig,
+    *,
+    fresh: bool = True,
+    compiled: bool = True,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Session:
     """Opens the data and builds views, backbone, method, optimizer and callbacks.
 
     Args:
         config: the whole configuration.
         fresh: the run starts here: the backbone gets the weights that its options name. Not to resume one.
+        compiled: compile what `training.compile` says; not to look at a plan only.
         tell: shows a line to the user.
 
     Raises:
@@ -123,8 +134,10 @@ def build(config: RunConfig, *, fresh: bool = True, tell: Callable[[str], None] 
     if config.method.cls.needs_labels and dataset.labels is None:
         raise UserError(f"method: {config.method.name!r} needs labels, and {dataset.info.name!r} has none")
     views = ViewMaker(config.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
+    data = _with_cache(config, dataset, views, tell)
+    config = _cache_resolved(config, data)
     source = open_source(
-        dataset, device, training.batch_size, training.accumulate, config.seed,
+        data, device, training.batch_size, training.accumulate, config.seed,
         distributed.rank(), distributed.world_size(), views=views, workers=training.workers,
     )  # fmt: skip
     info = RunInfo(
@@ -136,6 +149,7 @@ def build(config: RunConfig, *, fresh: bool = True, tell: Callable[[str], None] 
         synchronise_batch_norm(method, device)
     if training.channels_last:
         method = method.to(memory_format=torch.channels_last)
+    config = compile_parts(config, source, views, method, tell if compiled else None)
     options = config.optimizer.options
     base_lr = effective_lr(options, training.batch_size)
     optimizer = config.optimizer.cls.build(build_groups(method, options), options)
@@ -145,6 +159,23 @@ def build(config: RunConfig, *, fresh: bool = True, tell: Callable[[str], None] 
         config, device, Precision(training.precision, device), dataset, source, views, method, optimizer, schedule,
         base_lr, info, callbacks,
     )  # fmt: skip
+
+
+def _with_cache(config: RunConfig, dataset: Dataset, views: ViewMaker, tell: Callable[[str], None]) -> Dataset:
+    """The images to train on: those of the data set, or the cache of them that it is asked to keep."""
+    # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
+    return open_cached(dataset, wanted_side(views), config.training.epochs, config.training.workers, tell)
+
+
+def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
+    """The config with `data.cache: auto` replaced by what it is here."""
+    options = config.data.options
+    if not isinstance(options, FileOptions) or options.cache != "auto":
+        return config  # only data sets of files can be cached, and another's `cache` is its own affair
+    kind = data.kind if isinstance(data, CachedDataset) else "none"
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, options=options.model_copy(update={"cache": kind}))
+    )
 
 
 def _build_method(config: RunConfig, dataset: Dataset, info: RunInfo, tell: Callable[[str], None] | None) -> Method:

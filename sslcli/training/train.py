@@ -72,6 +72,7 @@ def train(
         checkpoint = together(lambda: _find_checkpoint(directory, said, resume=resume))
         session = together(lambda: _prepare(config, checkpoint, output, said))
         try:
+            together(lambda: session.source.prepare(said))
 
             def begin() -> None:
                 if main:

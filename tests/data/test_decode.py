@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from sslcli.contracts.errors import UnreadableImage
-from sslcli.data.decode import decode
+from sslcli.data.decode import decode, decoded_size
 
 # Outside of tests the module silences these itself.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -211,3 +211,24 @@ def test_large_jpeg_is_decoded_at_a_size_not_below_what_is_wanted(
 def test_images_can_be_written_to(tmp_path: Path) -> None:
     Image.fromarray(ramp()).save(tmp_path / "a.png")
     decode(tmp_path / "a.png").add_(1)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tif", "a.ppm"])
+@pytest.mark.parametrize("wanted", [None, 30, 64])
+def test_a_header_tells_the_size_of_what_is_decoded(tmp_path: Path, name: str, wanted: int | None) -> None:
+    Image.fromarray(ramp()).resize((123, 97)).save(tmp_path / name)
+    assert decoded_size(tmp_path / name, wanted) == decode(tmp_path / name, wanted=wanted).shape[1:]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_header_tells_the_size_of_the_upright_image(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(ramp()).save(tmp_path / "a.jpg", exif=exif)
+    assert decoded_size(tmp_path / "a.jpg") == decode(tmp_path / "a.jpg").shape[1:]
+
+
+def test_a_file_without_a_header_has_no_size(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("no image")
+    assert decoded_size(tmp_path / "a.jpg") is None
+    assert decoded_size(tmp_path / "missing.jpg") is None

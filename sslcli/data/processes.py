@@ -1,0 +1,102 @@
+"""Worker processes: how many, how they start and end, and what is said when one dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.utils.data
+
+from sslcli.contracts.errors import SslError
+
+_MOST_WORKERS = 16
+
+
+def usable_cores() -> int:
+    """Returns how many of the processor's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_count(workers: int | Literal["auto"], world_size: int = 1) -> int:
+    """Returns how many workers `auto` means: this process's part of the usable cores but one, from 1 to 16."""
+    if workers != "auto":
+        return workers
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # torchrun's word for those on this machine
+    return min(max(usable_cores() // processes - 1, 1), _MOST_WORKERS)
+
+
+def loader(
+    work: torch.utils.data.Dataset[Any],
+    tasks: Iterable[Any],
+    workers: int,
+    ahead: int | None = None,
+    *,
+    pinned: bool = False,
+) -> torch.utils.data.DataLoader[Any]:
+    """Returns a loader that yields `work[task]` for each task, in order; without workers in this process.
+
+    Args:
+        work: what is done; forked workers share its memory.
+        tasks: what it is asked for, read as far ahead as the workers get.
+        workers: how many processes.
+        ahead: tasks that each of them is given before the first is taken; torch's 2 without.
+        pinned: hand over what comes in pinned memory.
+    """
+    return torch.utils.data.DataLoader(
+        work,
+        batch_size=None,
+        sampler=tasks,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        prefetch_factor=ahead,
+        pin_memory=pinned,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else starting would draw from the global one
+    )
+
+
+def end_workers(results: Iterator[Any]) -> None:
+    """Ends the workers behind an iterator of a loader that has some.
+
+    Whoever holds a traceback holds the iterator too, so that its processes would outlive an exception.
+    """
+    results._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
+def _start_worker(number: int) -> None:
+    torch.set_num_threads(1)
+    # A signal to the whole process group is for the main process, which still wants the batch for its last step; it
+    # ends the workers itself, and they end themselves when it is gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Says what to do about workers that the system has ended; errors raised in a worker pass with its traceback.
+
+    Torch raises from a signal handler when a worker dies, so at any line of the main process; or else the connection
+    breaks over which a worker was handing its crops on.
+
+    Raises:
+        SslError: instead of those.
+    """
+    try:
+        yield
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        text = str(error)
+        if text.startswith("Caught") or (isinstance(error, RuntimeError) and "DataLoader worker" not in text):
+            raise
+        reason = text.splitlines()[0].strip() if text else type(error).__name__
+        raise SslError(
+            f"a worker process died, most likely for want of memory ({reason}): try fewer training.workers or a "
+            "smaller batch, or give /dev/shm more room"
+        ) from error
