@@ -1,4 +1,4 @@
-"""The front door: `ssl train | eval | export | list`. Commands import what they need when they run, not before."""
+"""The front door: `ssl train | eval | export | bench | list`. Commands import what they need when they run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from ..contracts.errors import SslError
 from ..version import __version__
-from . import evaluate, export, listing, train
+from . import bench, evaluate, export, listing, train
 
 P = ParamSpec("P")
 
@@ -77,6 +77,7 @@ def root(
 app.command("train")(guarded(train.train))
 app.command("eval")(guarded(evaluate.evaluate))
 app.command("export")(guarded(export.export))
+app.command("bench")(guarded(bench.bench))
 app.command("list")(guarded(listing.list_plugins))
 
 

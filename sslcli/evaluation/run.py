@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..contracts.evaluation import EvaluationResult, Evaluator
 from ..contracts.export import Trained
 from ..reporting.confusion import can_draw
 from ..runs.device import resolve_device
+from ..runs.files import check_output
 from ..runs.trained import Tell, load_trained
 from .chosen import ALL, Chosen, choose_evaluators, only_fitting
 from .parts import Parts, open_parts, pretrained_on
@@ -222,14 +222,7 @@ def _check_output(path: Path) -> None:
     if path.suffix == ".png":
         raise UserError(f"{path}: results are JSON, and .png is for their picture; choose another --output")
     for file in (path, path.with_suffix(".png")):
-        if file.exists():
-            raise UserError(f"{file}: exists already; choose another --output")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: the folder {path.parent} does not exist")
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:  # told now, not after hours of work
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
+        check_output(file)
 
 
 def _keep(rows: list[Row], output: Path | None, judged: Dataset, tell: Tell) -> None:

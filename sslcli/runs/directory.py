@@ -5,20 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import platform
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-
 from ..config.document import dump_yaml
 from ..contracts.errors import UserError
-from ..version import __version__
 from . import files
 from .checkpoint import list_checkpoints
+from .environment import describe_environment
 
 
 class RunDirectory:
@@ -96,7 +92,8 @@ class RunDirectory:
                 starts = json.loads(self.environment.read_text(encoding="utf-8"))["starts"]
             except (ValueError, KeyError, TypeError):
                 starts = []
-        starts = [*starts, describe_environment(command)]
+        place = {"directory": str(Path.cwd()), "executable": sys.executable}
+        starts = [*starts, describe_environment(command) | place]
         files.write_text(self.environment, json.dumps({"starts": starts}, indent=2) + "\n")
 
     def open_log(self, *, from_step: int) -> None:
@@ -123,25 +120,6 @@ class RunDirectory:
             if file is not None:
                 file.close()
         self._log = self._lock = None
-
-
-def describe_environment(command: list[str]) -> dict[str, Any]:
-    """Returns versions, device and command of this process."""
-    import torchvision
-
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "directory": str(Path.cwd()),
-        "sslcli": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "platform": platform.platform(),
-        "cpu_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "executable": sys.executable,
-    }
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..contracts.errors import UserError
+
 _DOCUMENT, _DIGEST, _TENSORS, _PLAIN = "sslcli", "sha256", "tensors", "plain"
 
 
@@ -58,6 +60,22 @@ def write_text(path: Path, text: str) -> None:
     """Writes a small text file whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_output(path: Path) -> None:
+    """Refuses a place for a new file, before hours of work are done for it.
+
+    Raises:
+        UserError: it exists, its folder does not, or it cannot be written.
+    """
+    if path.exists():
+        raise UserError(f"{path}: exists already; choose another --output")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: the folder {path.parent} does not exist")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
 
 
 def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

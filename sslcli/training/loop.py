@@ -19,6 +19,7 @@ from ..contracts.method import Batch, Progress, Step, StepFunction, View
 from ..evaluation.quality import effective_rank, feature_std
 from ..modules.sync_norm import local_statistics
 from ..optimizers.groups import set_lr, set_weight_decay, weight_decay_schedule
+from ..phases import phase
 from ..randomness import seed_for
 from .context import Context
 from .setup import SEED_STEP, Session
@@ -134,13 +135,17 @@ class Loop:
     def step(self) -> None:
         """Makes one optimizer step, over all its micro-batches."""
         session, step = self.session, self.context.progress.step
+        if session.config.training.cuda_graphs:
+            # What the last step's graphs returned may be overwritten.
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         # The schedule is a function of the step about to be made: the first one gets its first value.
         set_lr(self.optimizer, session.schedule, step, session.base_lr)
         if self.weight_decay is not None:
             set_weight_decay(self.optimizer, self.weight_decay, step)
         schedule = self._schedule_values(step)
         began = time.perf_counter()
-        micro_batches = next(self.batches)
+        with phase("data"):
+            micro_batches = next(self.batches)
         self.meter.waited += time.perf_counter() - began
         self.module.train()
         carries, losses = [], []
@@ -152,7 +157,8 @@ class Loop:
             with self._without_reduction(number < len(micro_batches) - 1):
                 result = self._forward(self.module, source_batch, schedule)
                 loss = result.loss / len(micro_batches)
-                torch.autograd.backward(session.precision.scaler.scale(loss))
+                with phase("backward"):
+                    torch.autograd.backward(session.precision.scaler.scale(loss))
             losses.append(loss.detach())
             carries.append(result.carry)
             for name, value in result.metrics.items():
@@ -162,10 +168,11 @@ class Loop:
             seen.append((result.features, source_batch.labels))
             self.meter.images += len(source_batch.index)
             self._tell_replaced(source_batch)
-        self._update()
+        with phase("update"):
+            self._update()
         self._set_progress(step + 1)
         self.context.step_features, self.context.step_labels = map(_joined, zip(*seen, strict=True))
-        with torch.no_grad():
+        with phase("update"), torch.no_grad():
             self.method.after_step(carries, self.context.progress)
             distributed.average_(self.local_statistics)
         self.meter.add(step + 1, torch.stack(losses).sum(), metrics)
@@ -177,18 +184,26 @@ class Loop:
             return context
         return contextlib.nullcontext()
 
-    def _forward(self, module: torch.nn.Module, source_batch: SourceBatch, schedule: dict[str, Tensor]) -> Step:
+    def make_views(self, source_batch: SourceBatch) -> list[Tensor]:
+        """Returns the views of a micro-batch as the method gets them."""
         session = self.session
         images = source_batch.images
         sizes = None
         if not source_batch.cropped:
             sizes = torch.tensor([images[0].shape[-2:]]).expand(len(source_batch.index), 2)
-        draws = session.views.draw(source_batch.epoch, source_batch.positions, sizes).to(session.device)
-        views = session.views.apply(images, draws, cropped=source_batch.cropped)
-        if session.config.training.channels_last:
-            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+        with phase("views"):
+            draws = session.views.draw(source_batch.epoch, source_batch.positions, sizes)
+            with phase("transfer"):
+                draws = draws.to(session.device)
+            views = session.views.apply(images, draws, cropped=source_batch.cropped)
+            if session.config.training.channels_last:
+                views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+        return views
+
+    def _forward(self, module: torch.nn.Module, source_batch: SourceBatch, schedule: dict[str, Tensor]) -> Step:
+        views = self.make_views(source_batch)
         batch = Batch([View(view) for view in views], source_batch.labels, source_batch.index, schedule)
-        with session.precision.autocast():
+        with phase("forward"), self.session.precision.autocast():
             result: Step = module(batch)
         return result
 

@@ -179,6 +179,8 @@ def test_every_command_of_the_readme_works(tmp_path):
         if command.startswith(("ssl train", "torchrun")):
             words = command.split(" --output ", 1)
             shortened = f"{words[0]} {short}" + (f" --output {words[1]}" if len(words) == 2 else "")
+        elif command.startswith("ssl bench"):
+            shortened = f"{command} data.limit=600 training.batch_size=64 backbone.width=8 --steps 1 --rounds 1"
         elif command.startswith("ssl eval"):
             shortened = f"{command} data.limit={40 if 'resnet50' in command else 300}"
         done = subprocess.run(

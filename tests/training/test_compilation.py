@@ -74,7 +74,7 @@ class TestACompilerThatFails:
 
     def test_auto_goes_on_without(self, tiny):
         said: list[str] = []
-        session = build(tiny(), tell=said.append)
+        session = build(tiny("training.compile=auto"), tell=said.append)
         assert session.config.training.compile == "none"
         assert said[-1] == "nothing is compiled: the compiler failed (RuntimeError: ld: cannot find -lgomp)"
         assert session.method.backbone._compiled_call_impl is None
@@ -87,12 +87,11 @@ class TestACompilerThatFails:
             build(tiny("training.compile=all"))
 
     def test_a_plan_compiles_nothing_and_says_what_would_be(self, tiny):
-        assert build(tiny(), compiled=False).config.training.compile == "all"
+        assert build(tiny("training.compile=auto"), compiled=False).config.training.compile == "all"
 
 
 def test_a_resumed_run_keeps_what_auto_was(tiny):
-    config = tiny()
-    assert config.training.compile == "auto"
+    config = tiny("training.compile=auto")
     assert keep_resolved(config, {"training": {"compile": "all"}}).training.compile == "all"
     assert keep_resolved(config, {"training": {}}).training.compile == "none"  # from before there was the option
     assert keep_resolved(tiny("training.compile=views"), {"training": {"compile": "all"}}).training.compile == "views"

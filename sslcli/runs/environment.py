@@ -1,0 +1,42 @@
+"""What a result depends on besides its config: machine, versions, command. For runs and for all that is measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..version import __version__
+
+
+def describe_environment(command: list[str]) -> dict[str, Any]:
+    """Returns time, command, versions and hardware; nothing that tells where on a disk something lies."""
+    import torchvision
+
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "sslcli": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def processor() -> str:
+    """Returns the processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,99 @@
+"""The phases of a step add up to it, and without a clock they are not there."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+
+from sslcli.phases import PHASES, REST, Clock, CUDAClock, HostClock, clock_for, phase
+
+
+class Ticks(Clock):
+    """Each look at the clock is one second after the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ticks = count()
+
+    def _now(self) -> float:
+        return float(next(self.ticks))
+
+    def _between(self, begin: Any, end: Any) -> float:
+        return end - begin
+
+    def _wait(self, mark: Any) -> None:
+        pass
+
+
+def test_every_moment_belongs_to_the_innermost_phase_or_to_the_rest() -> None:
+    clock = Ticks()
+    with clock.running():  # 0
+        with phase("views"), phase("transfer"):  # 1, 2; left at 3, 4
+            pass
+        with phase("data"):  # 5 to 6
+            pass
+        with phase("views"):  # 7 to 8
+            pass
+    # 9
+    spent = {name: seconds for name, seconds in clock.seconds().items() if seconds}
+    assert spent == {"views": 1 + 1 + 1, "transfer": 1, "data": 1, REST: 1 + 1 + 1 + 1}
+    assert sum(spent.values()) == 9
+
+
+def test_phases_are_told_in_the_order_of_a_step_even_where_nothing_happened() -> None:
+    clock = HostClock()
+    with clock.running():
+        pass
+    spent = clock.seconds()
+    assert tuple(spent) == PHASES
+    assert all(seconds >= 0 for seconds in spent.values())
+
+
+def test_no_clock_notes_anything_outside_its_block() -> None:
+    clock = Ticks()
+    with pytest.raises(ZeroDivisionError), clock.running(), phase("data"):
+        raise ZeroDivisionError
+    before = clock.seconds()
+    with phase("data"):
+        pass
+    assert clock.seconds() == before
+    assert phase("data") is phase("views")  # one and the same nothing
+
+
+def test_an_unknown_phase_is_an_error_and_no_silent_rest() -> None:
+    clock = Ticks()
+    with clock.running(), phase("vews"):
+        pass
+    with pytest.raises(KeyError, match="vews"):
+        clock.seconds()
+
+
+def test_the_cpu_is_timed_by_the_host() -> None:
+    assert isinstance(clock_for(torch.device("cpu")), HostClock)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_events_do_not_wait_for_the_device_and_count_what_it_did() -> None:
+    clock = clock_for(torch.device("cuda"))
+    assert isinstance(clock, CUDAClock)
+    matrix = torch.randn(4096, 4096, device="cuda")
+    other = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with clock.running():
+            with phase("forward"):
+                for _ in range(20):
+                    matrix = matrix @ matrix
+            with phase("transfer"), torch.cuda.stream(other):
+                pass
+            assert not clock._marks[-1][1].query()  # the device is still busy
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    spent = clock.seconds()
+    assert all(seconds >= 0 for seconds in spent.values())
+    assert spent["forward"] > 0.5 * sum(spent.values())
