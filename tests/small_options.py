@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from sslcli.contracts.options import Options
+from sslcli.plugins import find, load
+
+#: Switches that make another method of it: each is tested beside the plain one.
+SWITCHES = ("views_together",)
 
 #: What options of these names are set to, wherever a plugin has them: enough to run, quick.
 SMALL: dict[str, Any] = {
@@ -22,3 +26,16 @@ def small(options: type[Options]) -> dict[str, Any]:
         elif isinstance(info.annotation, type) and issubclass(info.annotation, Options):
             values[field] = small(info.annotation)
     return values
+
+
+def method_cases() -> list[str]:
+    """Every built-in method, and once more with each of its `SWITCHES`: `byol`, `byol views_together`."""
+    names = [plugin.name for plugin in find("methods") if plugin.package == "sslcli"]
+    fields = {name: load("methods", name).Options.model_fields for name in names}
+    return [*names, *(f"{name} {switch}" for name in names for switch in SWITCHES if switch in fields[name])]
+
+
+def method_case(case: str) -> tuple[str, dict[str, Any]]:
+    """The method's name, and its small options with the switch on."""
+    name, _, switch = case.partition(" ")
+    return name, {**small(load("methods", name).Options), **({switch: True} if switch else {})}

@@ -19,6 +19,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from sslcli.contracts.backbone import Backbone, BackboneProvider, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options
+from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCheckpointingOptions
 
 from .published import PublishedOptions, published_state
 from .resnet import RESNETS
@@ -33,6 +34,10 @@ AUXILIARY: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
+
+
+class TorchvisionViTOptions(PublishedOptions, GradientCheckpointingOptions):
+    """Options of torchvision's vision transformers."""
 
 
 class _MNASNet(MNASNet):  # type: ignore[misc]  # torchvision has no types
@@ -58,6 +63,8 @@ class TorchvisionBackbone(Backbone):
         dim = self._cut_classifier()
         if channels != 3:
             self._replace_first_convolution(channels)
+        if isinstance(options, TorchvisionViTOptions) and options.gradient_checkpointing:
+            self.network.encoder.layers = CheckpointedBlocks.of(self.network.encoder.layers.named_children())
         self._side = image_size if self._family() in ONE_SIZE else None
         least = self._side or LARGER_MINIMUM.get(self.name, MINIMUM_SIZE)
         self.spec = BackboneSpec(dim, channels, minimum_size=least, size_multiple=self._multiple())
@@ -201,4 +208,6 @@ def _backbone(name: str) -> type[TorchvisionBackbone]:
     if name not in TorchvisionModels.names():
         raise KeyError(name)
     about = f"torchvision's {name} without its classifier."
-    return type(name, (TorchvisionBackbone,), {"__doc__": about, "__module__": __name__, "name": name})
+    options = TorchvisionViTOptions if name.startswith("vit_") else PublishedOptions
+    members = {"__doc__": about, "__module__": __name__, "name": name, "Options": options}
+    return type(name, (TorchvisionBackbone,), members)

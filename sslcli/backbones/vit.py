@@ -14,15 +14,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
+from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options
 from sslcli.modules.drop_path import DropPath, grow_drop_path
+from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCheckpointingOptions
 
 EPS = 1e-6
 
 
-class ViTOptions(BackboneOptions):
+class ViTOptions(GradientCheckpointingOptions):
     """Options of a vision transformer."""
 
     patch_size: int = Field(default=16, ge=1)
@@ -122,7 +123,8 @@ class ViT(Backbone):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         else:
             self.register_buffer("pos_embed", sincos_positions(side, self.dim))
-        self.blocks = nn.Sequential(*(_Block(self.dim, options.heads or self.heads) for _ in range(options.depth)))
+        blocks = (_Block(self.dim, options.heads or self.heads) for _ in range(options.depth))
+        self.blocks = (CheckpointedBlocks if options.gradient_checkpointing else nn.Sequential)(*blocks)
         self.norm = nn.LayerNorm(self.dim, eps=EPS)
         grow_drop_path(self, options.drop_path)
         nn.init.trunc_normal_(self.cls_token, std=0.02)

@@ -17,7 +17,7 @@ from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import barlow_twins_terms
 from sslcli.modules.heads import Norm, mlp
-from sslcli.modules.multicrop import global_count
+from sslcli.modules.multicrop import ViewsTogetherOptions, each_view, global_count
 from sslcli.modules.pairs import prediction_cosines, view_pairs
 
 
@@ -34,7 +34,7 @@ class BarlowTwinsProjectorOptions(Options):
     """Batch norm behind each hidden layer, or none."""
 
 
-class BarlowTwinsOptions(MethodOptions):
+class BarlowTwinsOptions(ViewsTogetherOptions):
     """Options of Barlow Twins."""
 
     projector: BarlowTwinsProjectorOptions = BarlowTwinsProjectorOptions()
@@ -87,8 +87,9 @@ class BarlowTwins(Method):
             UserError: if there are not two views of one size, or the largest don't come first.
         """
         pairs = view_pairs(len(batch.views), global_count(batch, "barlow_twins"))
-        h = [self.backbone(view.image).pooled for view in batch.views]  # N×D each; batch norm sees one view at a time
-        z = [self.projector(features) for features in h]  # N×E each
+        together, images = self.options.views_together, [view.image for view in batch.views]
+        h = each_view(lambda x: self.backbone(x).pooled, images, together=together)  # N×D each
+        z = each_view(self.projector, h, together=together)  # N×E each
         on_diagonal, off_diagonal = barlow_twins_terms(z, pairs)
         loss = self.options.scale * (on_diagonal + self.options.lambda_ * off_diagonal)
         metrics = {"on_diagonal": on_diagonal.detach(), "off_diagonal": off_diagonal.detach()}

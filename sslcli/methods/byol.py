@@ -21,7 +21,7 @@ from sslcli.contracts.views import RecipeSection
 from sslcli.losses import byol_regression
 from sslcli.modules.heads import mlp
 from sslcli.modules.momentum import MomentumEncoder
-from sslcli.modules.multicrop import global_count
+from sslcli.modules.multicrop import ViewsTogetherOptions, each_view, global_count
 from sslcli.modules.norms import NormName
 from sslcli.modules.pairs import prediction_cosines, target_pairs
 
@@ -48,7 +48,7 @@ class BYOLProjectorOptions(BYOLPredictorOptions):
     """Dimensions of the projection, and of the prediction."""
 
 
-class BYOLOptions(MethodOptions):
+class BYOLOptions(ViewsTogetherOptions):
     """Options of BYOL."""
 
     projector: BYOLProjectorOptions = BYOLProjectorOptions()
@@ -94,9 +94,10 @@ class BYOL(Method):
     def forward(self, batch: Batch) -> Step:
         global_views = global_count(batch, "byol")
         images = [view.image for view in batch.views]
-        h = [self.backbone(x).pooled for x in images]  # N×D each; batch norm sees one view at a time
-        p = [self.predictor(self.projector(features)) for features in h]  # N×E each
-        z = [self.momentum_encoder(x) for x in images[:global_views]]  # N×E each, without gradient
+        together = self.options.views_together
+        h = each_view(lambda x: self.backbone(x).pooled, images, together=together)  # N×D each
+        p = each_view(lambda x: self.predictor(self.projector(x)), h, together=together)  # N×E each
+        z = each_view(self.momentum_encoder, images[:global_views], together=together)  # N×E each, without gradient
         pairs = [(p[view], z[target]) for view, target in target_pairs(len(images), global_views)]
         loss = 2 * torch.stack([byol_regression(*pair) for pair in pairs]).mean()
         return Step(loss=loss, metrics=prediction_cosines(*pairs), features=h[0].detach())

@@ -21,7 +21,7 @@ from sslcli.distributed import rank
 from sslcli.losses.info_nce import batch_contrast_loss, batch_logits, contrast_metrics
 from sslcli.modules.heads import mlp
 from sslcli.modules.momentum import MomentumEncoder
-from sslcli.modules.multicrop import by_resolution, global_count
+from sslcli.modules.multicrop import ViewsTogetherOptions, by_resolution, each_view, global_count
 
 
 class MoCoV3ProjectorOptions(Options):
@@ -44,7 +44,7 @@ class MoCoV3PredictorOptions(Options):
     """End it with a batch norm without scale and shift; null: behind a ViT only."""
 
 
-class MoCoV3Options(MethodOptions):
+class MoCoV3Options(ViewsTogetherOptions):
     """Options of MoCo v3."""
 
     temperature: float | None = Field(default=None, gt=0)
@@ -127,11 +127,9 @@ class MoCoV3(Method):
         """
         whole = global_count(batch, "moco_v3")
         images = [view.image for view in batch.views]
-        features = self.backbone(images[0]).pooled  # N×D; one view at a time, so that batch norm sees one at a time
-        queries = [self.predictor(self.projector(features)), *(self._query(x) for x in images[1:whole])]  # N×E each
-        if len(images) > whole:
-            queries += by_resolution(self._query, images[whole:])
-        keys = [self.momentum_encoder(x) for x in images[:whole]]  # N×E each, without gradient
+        features, queries = self._queries(images, whole)
+        together = self.options.views_together
+        keys = each_view(self.momentum_encoder, images[:whole], together=together)  # N×E each, without gradient
         losses, found = [], []
         for i, query in enumerate(queries):
             for j, key in enumerate(keys):
@@ -144,8 +142,21 @@ class MoCoV3(Method):
         metrics = {name: torch.stack([each[name] for each in found]).mean() for name in found[0]}
         return Step(loss, metrics, features=features.detach())
 
-    def _query(self, images: Tensor) -> Tensor:
-        prediction: Tensor = self.predictor(self.projector(self.backbone(images).pooled))
+    def _queries(self, images: list[Tensor], whole: int) -> tuple[Tensor, list[Tensor]]:
+        """The first view's features (N, D), and each view's prediction (N, E)."""
+        if self.options.views_together:
+            h = by_resolution(self._pooled, images)
+            return h[0], by_resolution(self._predict, h)
+        h = [self._pooled(x) for x in images[:whole]]  # one view at a time, so that batch norm sees one at a time
+        queries = [self._predict(features) for features in h]
+        return h[0], queries + by_resolution(lambda x: self._predict(self._pooled(x)), images[whole:])
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        pooled: Tensor = self.backbone(images).pooled
+        return pooled
+
+    def _predict(self, features: Tensor) -> Tensor:
+        prediction: Tensor = self.predictor(self.projector(features))
         return prediction
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:

@@ -18,7 +18,7 @@ from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import negative_cosine
 from sslcli.modules.heads import LastNorm, Norm, mlp
-from sslcli.modules.multicrop import global_count
+from sslcli.modules.multicrop import ViewsTogetherOptions, each_view, global_count
 from sslcli.modules.pairs import prediction_cosines, target_pairs
 
 
@@ -50,7 +50,7 @@ class SimSiamPredictorOptions(Options):
     """Keep the predictor's learning rate at its base value while the rest follows the schedule."""
 
 
-class SimSiamOptions(MethodOptions):
+class SimSiamOptions(ViewsTogetherOptions):
     """Options of SimSiam."""
 
     projector: SimSiamProjectorOptions = SimSiamProjectorOptions()
@@ -111,9 +111,10 @@ class SimSiam(Method):
 
     def forward(self, batch: Batch) -> Step:
         global_views = global_count(batch, "simsiam")
-        h = [self.backbone(view.image).pooled for view in batch.views]  # N×D each; batch norm sees one view at a time
-        z = [self.projector(features) for features in h]  # N×E each
-        p = [self.predictor(projection) for projection in z]  # N×E each
+        together, images = self.options.views_together, [view.image for view in batch.views]
+        h = each_view(lambda x: self.backbone(x).pooled, images, together=together)  # N×D each
+        z = each_view(self.projector, h, together=together)  # N×E each
+        p = each_view(self.predictor, z, together=together)  # N×E each
         pairs = [(p[view], z[target]) for view, target in target_pairs(len(z), global_views)]
         loss = torch.stack([negative_cosine(*pair) for pair in pairs]).mean()
         return Step(loss=loss, metrics=prediction_cosines(*pairs), features=h[0].detach())

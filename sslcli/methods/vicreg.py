@@ -17,7 +17,7 @@ from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import vicreg_terms
 from sslcli.modules.heads import Norm, mlp
-from sslcli.modules.multicrop import global_count
+from sslcli.modules.multicrop import ViewsTogetherOptions, each_view, global_count
 from sslcli.modules.pairs import prediction_cosines, view_pairs
 
 
@@ -34,7 +34,7 @@ class VICRegProjectorOptions(Options):
     """Batch norm behind each hidden layer, or none."""
 
 
-class VICRegOptions(MethodOptions):
+class VICRegOptions(ViewsTogetherOptions):
     """Options of VICReg."""
 
     projector: VICRegProjectorOptions = VICRegProjectorOptions()
@@ -86,8 +86,9 @@ class VICReg(Method):
         """
         options = self.options
         pairs = view_pairs(len(batch.views), global_count(batch, "vicreg"))
-        h = [self.backbone(view.image).pooled for view in batch.views]  # N×D each; batch norm sees one view at a time
-        z = [self.projector(features) for features in h]  # N×E each
+        together, images = self.options.views_together, [view.image for view in batch.views]
+        h = each_view(lambda x: self.backbone(x).pooled, images, together=together)  # N×D each
+        z = each_view(self.projector, h, together=together)  # N×E each
         invariance, variance, covariance = vicreg_terms(z, pairs, options.epsilon)
         loss = options.invariance * invariance + options.variance * variance + options.covariance * covariance
         terms = {"invariance": invariance, "variance": variance, "covariance": covariance}

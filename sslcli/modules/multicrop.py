@@ -1,4 +1,4 @@
-"""What methods with views of several sizes share: which views are the global ones, and one pass for each resolution.
+"""What methods with several views share: which views are the global ones, and how many go through a network at once.
 
 Caron et al. (SwAV), https://arxiv.org/abs/2006.09882, section 3.3: a few global views, and many small local ones that
 cost little.
@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.method import Batch
+from sslcli.contracts.method import Batch, MethodOptions
+
+
+class ViewsTogetherOptions(MethodOptions):
+    """Options of methods whose papers pass one view at a time."""
+
+    views_together: bool = False
+    """Pass the views of one size through the backbone (and its momentum encoder) as one batch, and all views through
+    the heads: fewer and larger kernels. It changes the method where there are batch norms, which then see the views
+    together, as SimCLR's do and this paper's do not; without batch norm, dropout and drop-path only rounding differs.
+    Off: one view at a time."""
 
 
 def global_count(batch: Batch, method: str, least: int = 2, most: int | None = None) -> int:
@@ -42,11 +52,11 @@ def by_resolution(network: Callable[[Tensor], Tensor], images: Sequence[Tensor])
     """Runs a network once over each stretch of views of one size; batch norms see such a stretch together.
 
     Args:
-        network: (M, C, H, W) → (M, D).
-        images: the views, each (N, C, H, W) with a size of its own.
+        network: (M, C, H, W) → (M, D), or a head, (M, D) → (M, E), which sees all views.
+        images: the views, each (N, C, H, W) with a size of its own, or their features, each (N, D).
 
     Returns:
-        one (N, D) for each view, in order.
+        one (N, D) or (N, E) for each view, in order.
     """
     results: list[Tensor] = []
     while len(results) < len(images):
@@ -57,3 +67,17 @@ def by_resolution(network: Callable[[Tensor], Tensor], images: Sequence[Tensor])
         joined = rest[0] if count == 1 else torch.cat(list(rest[:count]))
         results += network(joined).chunk(count)
     return results
+
+
+def each_view(network: Callable[[Tensor], Tensor], images: Sequence[Tensor], *, together: bool) -> list[Tensor]:
+    """Runs a network over views `by_resolution` (`ViewsTogetherOptions`), or over one at a time.
+
+    Args:
+        network: as for `by_resolution`.
+        images: as for `by_resolution`.
+        together: batch norms see the views of one size together; else one view at a time.
+
+    Returns:
+        as `by_resolution`.
+    """
+    return by_resolution(network, images) if together else [network(image) for image in images]

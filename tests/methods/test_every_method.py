@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from small_options import small
+from small_options import method_case, method_cases
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
@@ -15,9 +15,9 @@ from sslcli.config.problems import Problems
 from sslcli.config.views import resolve_views
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.method import Batch, Method, Progress, RunInfo, View
-from sslcli.plugins import find, load
+from sslcli.plugins import load
 
-NAMES = [plugin.name for plugin in find("methods") if plugin.package == "sslcli"]
+NAMES = method_cases()
 SIZE, COUNT, STEPS = 16, 8, 6
 DATA = DataInfo("random", 3, (SIZE, SIZE), (0.5,) * 3, (0.2,) * 3, classes=("a", "b", "c", "d"))
 #: Buffers that a forward in training mode may change: those of batch norms.
@@ -28,12 +28,13 @@ pytestmark = pytest.mark.parametrize("name", NAMES)
 
 def build(name: str, seed: int = 0) -> Method:
     torch.manual_seed(seed)
-    cls = load("methods", name)
+    method, options = method_case(name)
+    cls = load("methods", method)
     resnet18 = load("backbones", "resnet18")
     # A residual branch that starts at zero gets no gradient in the first step, which is no fault of the method.
     plain = resnet18.Options.parse({"stem": "small", "width": 8, "zero_init_residual": False})
     run = RunInfo(total_steps=STEPS, steps_per_epoch=3, epochs=2, batch_size=COUNT, world_size=1, data=DATA)
-    return cls(resnet18.build(plain, 3, SIZE), cls.Options.parse(small(cls.Options)), run).train()
+    return cls(resnet18.build(plain, 3, SIZE), cls.Options.parse(options), run).train()
 
 
 def batch(method: Method, step: int = 0) -> Batch:
@@ -164,7 +165,7 @@ def test_resumed_run_is_the_run_that_never_stopped(name: str) -> None:
 
 
 def test_paper_and_default_sections_stand_and_are_valid(name: str) -> None:
-    cls = load("methods", name)
+    cls = load("methods", method_case(name)[0])
     assert cls.paper.startswith("https://")
     for section, group in (("optimizer", "optimizers"), ("schedule", "schedules")):
         values = dict(cls.defaults[section])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, View
-from sslcli.modules.multicrop import by_resolution, global_count
+from sslcli.modules.multicrop import by_resolution, each_view, global_count
 
 
 def images(*sides: int, count: int = 3) -> list[Tensor]:
@@ -79,3 +79,17 @@ def test_views_of_one_size_share_their_batch_statistics() -> None:
     torch.testing.assert_close(torch.cat((first, second)), together)
     assert not torch.allclose(first, network(views[0]), atol=1e-4)
     torch.testing.assert_close(local, network(views[2]))
+
+
+def test_views_go_one_at_a_time_or_together_as_asked() -> None:
+    for together, shapes in ((False, [(3, 2, 8, 8)] * 2 + [(3, 2, 4, 4)]), (True, [(6, 2, 8, 8), (3, 2, 4, 4)])):
+        network = Counting()
+        assert len(each_view(network, images(8, 8, 4), together=together)) == 3
+        assert network.shapes == shapes
+
+
+def test_a_head_sees_the_features_of_all_views_together() -> None:
+    head = nn.BatchNorm1d(5)
+    found = each_view(head, [torch.randn(3, 5) for _ in range(4)], together=True)
+    assert [tuple(z.shape) for z in found] == [(3, 5)] * 4
+    assert head.num_batches_tracked.item() == 1

@@ -14,17 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
-from small_options import small
+from small_options import method_case, method_cases
 
 from sslcli.config.document import Document
 from sslcli.config.merge import apply_overrides
 from sslcli.config.resolve import RunConfig, resolve
-from sslcli.plugins import find, load
 from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
 from sslcli.runs.directory import read_metrics
 from sslcli.training.train import train
 
-NAMES = [plugin.name for plugin in find("methods") if plugin.package == "sslcli"]
+NAMES = method_cases()
 STEPS, HALF = 6, 3
 
 
@@ -33,7 +32,8 @@ def config(name: str, steps: int) -> RunConfig:
     document = Document(copy.deepcopy(TINY), {(): "test"})
     # Each method with the optimizer of its paper (LARC, AdamW with a schedule of the weight decay …).
     del document.data["optimizer"], document.data["schedule"]
-    document.data["method"] = {"name": name, **small(load("methods", name).Options)}
+    method, options = method_case(name)
+    document.data["method"] = {"name": method, **options}
     apply_overrides(document, [f"training.max_steps={steps}", "training.log_every=1", "schedule.warmup_epochs=1"])
     return resolve(document)
 

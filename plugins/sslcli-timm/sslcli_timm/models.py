@@ -12,10 +12,12 @@ import timm
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneProvider, BackboneSpec, Features
+from sslcli.contracts.backbone import Backbone, BackboneProvider, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options
+from sslcli.modules.gradient_checkpointing import GradientCheckpointingOptions
 
 #: The smallest view that a model is tried with; where it fails, the size that it is built for is its smallest.
 SMALLEST = 32
@@ -24,7 +26,7 @@ _TRIED = ("img_size", "dynamic_img_size")
 _OURS = {"num_classes", "in_chans", "img_size", "pretrained", "drop_path_rate", "drop_rate"}
 
 
-class TimmOptions(BackboneOptions):
+class TimmOptions(GradientCheckpointingOptions):
     """Options of a model of timm."""
 
     pretrained: bool = False
@@ -65,6 +67,9 @@ class TimmBackbone(Backbone):
         if fixed or (least < image_size and self._try(least, channels) is None):
             least = image_size
         self.spec = BackboneSpec(dim, channels, least, self._patch or 1, self._patch)
+        if options.gradient_checkpointing:
+            self._check_checkpointing()
+            self.train()
 
     @classmethod
     def build(cls, options: TimmOptions, channels: int, image_size: int) -> TimmBackbone:
@@ -111,6 +116,23 @@ class TimmBackbone(Backbone):
                 f"backbone: timm/{self.name} gives no vector for an image; choose a model for classification"
             )
         return int(found.shape[1])
+
+    def _check_checkpointing(self) -> None:
+        """Raises UserError where timm cannot, or where a second pass over a block would change the run."""
+        key = "backbone.gradient_checkpointing"
+        if any(isinstance(part, _BatchNorm) for part in self.network.modules()):
+            raise UserError(f"{key}: timm/{self.name} has batch norms, which would see each batch twice: leave it off")
+        try:
+            self.network.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:
+            raise UserError(f"{key}: timm/{self.name} does not offer it: leave it off") from error
+
+    def train(self, mode: bool = True) -> Self:
+        """As for every module; what is exported or judged is a network without gradient checkpointing."""
+        super().train(mode)
+        if self.options.gradient_checkpointing:
+            self.network.set_grad_checkpointing(mode)
+        return self
 
     def _patch_size(self) -> int | None:
         """The side of a patch of a vision transformer, whose tokens lie on a grid; None for other networks."""

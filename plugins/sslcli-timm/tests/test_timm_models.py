@@ -135,3 +135,41 @@ def test_a_run_is_trained_judged_exported_and_loaded(tmp_path: Path, monkeypatch
     ours = sslcli.load_backbone(exported.path)
     with torch.no_grad():
         torch.testing.assert_close(scope["model"].eval()(images), ours(images).pooled, rtol=1e-5, atol=1e-5)
+
+
+VIT: dict[str, Any] = {"arguments": {"patch_size": 4, "depth": 3}, "drop_path_rate": 0.5, "drop_rate": 0.1}
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_from_less_memory() -> None:
+    kept, gradients = [], []
+    for wanted in (False, True):
+        backbone = build("vit_tiny_patch16_224", 32, gradient_checkpointing=wanted, **VIT).train()
+        sizes: list[int] = []
+
+        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = backbone(torch.randn(4, 3, 32, 32)).pooled.square().sum()
+        loss.backward()
+        kept.append(sum(sizes))
+        gradients.append({name: parameter.grad for name, parameter in backbone.named_parameters()})
+    assert kept[1] < kept[0] / 2
+    assert [name for name, gradient in gradients[0].items() if not torch.equal(gradient, gradients[1][name])] == []
+
+
+def test_gradient_checkpointing_is_for_training_alone() -> None:
+    backbone = build("vit_tiny_patch16_224", 32, gradient_checkpointing=True, **VIT)
+    assert backbone.network.grad_checkpointing
+    assert not backbone.eval().network.grad_checkpointing
+    assert backbone.train().network.grad_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("resnet10t", "batch norms, which would see"), ("crossvit_tiny_240", "does not offer it")]
+)
+def test_gradient_checkpointing_is_refused_where_it_cannot_be_the_same_run(name: str, reason: str) -> None:
+    with pytest.raises(UserError, match=rf"backbone\.gradient_checkpointing: timm/{name} .*{reason}.*: leave it off"):
+        build(name, 240, gradient_checkpointing=True)
