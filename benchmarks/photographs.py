@@ -1,35 +1,42 @@
-"""Measures how many photographs a second one core decodes and crops for two views, beside torchvision per sample.
+"""Measures how many photographs a second one core decodes and crops for two views, beside lightly and torchvision.
 
     python benchmarks/photographs.py FOLDER [--size 224] [--count 200] [--repeats 5] [--output NAME]
 
-`ours` is what a worker does: each photograph is decoded once and cropped for both views. The device does the rest;
-`colour` is what that costs where this core is the device. `torchvision` is the usual way: decoded once, then the whole
-recipe twice, on the Pillow image; `torchvision_crop` is the part of it that `ours` does. All run in turn in one process
-with one thread; figures are medians with the extremes.
+`ours` is what a worker does: each photograph is decoded once and cropped for both views. `ours_cached` does it with
+`data.cache=disk`, after the cache was written (`cache` says what that took). The device does the rest; `colour` is what
+that costs where this core is the device. `lightly` is what its worker does: an item of its `LightlyDataset` with its
+`SimCLRTransform`, where it is installed (`pip install 'sslcli[benchmark]'`). `torchvision` is the usual way: decoded
+once, then the whole recipe twice, on the Pillow image; `torchvision_crop` is the part of it that `ours` does.
+
+All run in turn in one process with one thread, on the same photographs, whose files the system holds in memory after
+the first round. Figures are medians with the extremes, ratios are those of the processor time.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import PIL
 import torch
-import torchvision
+from others import DIFFERENCES, lightly_views
 from PIL import Image
+from report import NOT_INSTALLED, circumstances, is_installed, measure, publish, ratios, say
 from torch import Tensor
 from torchvision.transforms import v2
-from views import MEAN, RESULTS, STD, measure, our_views, processor
+from views import MEAN, STD, our_views
 
-from sslcli.data.crops import Cropper, Crops, Slice, split_views
-from sslcli.data.folder import Images, ImagesOptions
+from sslcli.data.cached import CachedDataset, open_cached
+from sslcli.data.crops import Cropper, Crops, Slice, split_views, wanted_side
+from sslcli.data.folder import FileDataset, Images, ImagesOptions
 from sslcli.data.workers import SLICE
+from sslcli.views.pipeline import ViewMaker
+
+#: Photographs that the ways of tens a second work on: each costs the same, however many there are.
+SLOW = 48
 
 
 def torchvision_way(size: int, view: dict[str, Any], crop_only: bool) -> Callable[[Image.Image], Tensor]:
@@ -48,6 +55,22 @@ def torchvision_way(size: int, view: dict[str, Any], crop_only: bool) -> Callabl
         v2.RandomApply([v2.GaussianBlur(kernel, (0.1, 2.0))], 0.5),
     ]
     return v2.Compose([*crop, *colour, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+
+
+def lightly_items(data: FileDataset, size: int, view: dict[str, Any]) -> Callable[[int], Any]:
+    """Returns how lightly's data set gives one of our photographs with both its views.
+
+    Raises:
+        SystemExit: if it doesn't find all of them.
+    """
+    from lightly.data import LightlyDataset
+
+    dataset = LightlyDataset(str(data.folder), transform=lightly_views(size, view, MEAN, STD))
+    place = {name: number for number, name in enumerate(dataset.get_filenames())}
+    lacking = [name for name in data.files if name not in place]
+    if lacking:
+        raise SystemExit(f"FOLDER: lightly does not find {lacking[0]}; put all photographs into sub-folders, or none")
+    return lambda number: dataset[place[data.files[number]]]
 
 
 def parts(cropper: Cropper, count: int) -> dict[str, float]:
@@ -73,6 +96,21 @@ def parts(cropper: Cropper, count: int) -> dict[str, float]:
     return {name: round(seconds / count * 1000, 3) for name, seconds in spent.items()}
 
 
+def crop_all(cropper: Cropper, epoch: int, count: int) -> list[Crops]:
+    """A worker's work on the first photographs, slice by slice."""
+    starts = range(0, count, SLICE)
+    return [cropper[Slice(epoch, start, list(range(start, min(start + SLICE, count))))] for start in starts]
+
+
+def cached_photographs(options: ImagesOptions, views: ViewMaker, folder: Path) -> CachedDataset:
+    """Writes `data.cache=disk` into a folder, as `ssl train` does before its first step."""
+    asked = options.model_copy(update={"cache": "disk", "cache_dir": folder})
+    cached = open_cached(Images(asked), wanted_side(views), passes=200, workers="auto", tell=say)
+    assert isinstance(cached, CachedDataset)
+    cached.prepare(say)
+    return cached
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a tree of photographs")
@@ -82,19 +120,16 @@ def main() -> None:
     parser.add_argument("--output", help="name of a JSON file to write under benchmarks/results/")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = Images(ImagesOptions(root=arguments.folder, limit=arguments.count))
-    count = len(data)
+    options = ImagesOptions(root=arguments.folder, limit=arguments.count)
+    data = Images(options)
+    count, slow = len(data), min(len(data), SLOW)
     views, recipe = our_views(arguments.size)
     cropper = Cropper(data, views, 0)
     transforms = {crop_only: torchvision_way(arguments.size, recipe, crop_only) for crop_only in (False, True)}
-    some = range(min(count, 48))  # the slow ways cost the same for each sample
     kept: list[Crops] = []
 
     def ours(epoch: int) -> None:
-        kept[:] = [
-            cropper[Slice(epoch, start, list(range(start, min(start + SLICE, count))))]
-            for start in range(0, count, SLICE)
-        ]
+        kept[:] = crop_all(cropper, epoch, count)
 
     def colour(epoch: int) -> None:
         crops = kept[0]
@@ -102,41 +137,53 @@ def main() -> None:
         views.apply(images, views.draw(epoch, torch.arange(len(crops.index)), None), cropped=True)
 
     def per_sample(crop_only: bool) -> None:
-        for place in some:
+        for place in range(slow):
             with Image.open(data.folder / data.files[place]) as file:
                 image = file.convert("RGB")
             _ = transforms[crop_only](image), transforms[crop_only](image)
 
-    ways: dict[str, Callable[[int], None]] = {
+    ways: dict[str, Callable[[int], Any]] = {
         "ours": ours,
         "torchvision_crop": lambda epoch: per_sample(True),
         "colour": colour,
         "torchvision": lambda epoch: per_sample(False),
     }
-    images = {"ours": count, "torchvision_crop": len(some), "colour": min(SLICE, count), "torchvision": len(some)}
+    images = {"ours": count, "torchvision_crop": slow, "colour": min(SLICE, count), "torchvision": slow}
+    if is_installed("lightly"):
+        item = lightly_items(data, arguments.size, recipe)
+        ways["lightly"], images["lightly"] = lambda epoch: [item(place) for place in range(slow)], slow
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        cached = Cropper(cached_photographs(options, views, Path(folder)), views, 0)
+        written = {
+            "shorter_side": options.cache_size,
+            "seconds": round(time.perf_counter() - began, 2),
+            "bytes": sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()),
+        }
+        ways["ours_cached"], images["ours_cached"] = lambda epoch: crop_all(cached, epoch, count), count
+        speeds = measure(ways, images, arguments.repeats)
+        spent = {"ours": parts(cropper, count), "ours_cached": parts(cached, count)}
+    absent = {} if "lightly" in ways else {"lightly": NOT_INSTALLED}
     report = {
-        "what": "photographs per second that become SimCLR's two views: ours decodes and crops, torchvision_crop too; "
-        "colour is the rest of the recipe on this core, torchvision all of it",
-        **measure(ways, images, arguments.repeats),
-        "milliseconds_per_photograph": parts(cropper, count),
+        "what": "photographs per second that become SimCLR's two views: ours decodes and crops, ours_cached crops, "
+        "torchvision_crop decodes and crops; colour is the rest of the recipe on this core, lightly and torchvision "
+        "do all of it",
+        **{kind: values | absent for kind, values in speeds.items()},
+        "ratios": ratios(
+            speeds["images_per_core_second"], ("ours", "ours_cached"), ("lightly", "torchvision", "torchvision_crop")
+        ),
+        "differences": {"lightly": DIFFERENCES["lightly"]} if "lightly" in ways else {},
+        "milliseconds_per_photograph": spent,
+        "cache": written,
         "size": arguments.size,
         "photographs": count,
         "megapixels": round(
-            sum(image.shape[1] * image.shape[2] for image in map(data.image, some)) / len(some) / 1e6, 3
+            sum(image.shape[1] * image.shape[2] for image in map(data.image, range(slow))) / slow / 1e6, 3
         ),
         "repeats": arguments.repeats,
-        "load_average": round(os.getloadavg()[0], 1),
-        "processor": processor(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "pillow": PIL.__version__,
+        **circumstances("lightly"),
     }
-    print(json.dumps(report, indent=2))
-    if arguments.output:
-        RESULTS.mkdir(exist_ok=True)
-        path = (RESULTS / arguments.output).with_suffix(".json")
-        path.write_text(json.dumps(report, indent=2) + "\n")
+    publish(report, arguments.output)
 
 
 if __name__ == "__main__":

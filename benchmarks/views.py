@@ -1,26 +1,25 @@
-"""Measures how many images a second become SimCLR's two views: ours, eager and compiled, beside torchvision per sample.
+"""Measures how many images a second become SimCLR's two views: ours, eager and compiled, beside other ways per sample.
 
     python benchmarks/views.py [--size 32] [--source 32] [--batch 256] [--threads 1] [--output NAME]
 
-All ways run in turn in one process, on images that are in memory already, so that neither decoding nor a neighbour's
-load favours one of them. `images_per_second` goes by the clock, over all threads; `images_per_core_second` goes by the
-processor time that was used, which neighbours on a busy machine disturb less. Both are medians with the extremes.
+Others are torchvision and, where they are installed (`pip install 'sslcli[benchmark]'`), lightly and lightly-train,
+all with the same recipe, on the kind of image that their data sets give. All ways run in turn in one process, on images
+that are in memory already, so that neither decoding nor a neighbour's load favours one of them. `images_per_second` is
+by the clock, over all threads; `images_per_core_second` by the processor time that was used, which neighbours on a busy
+machine disturb less. Both are medians with the extremes; ratios are those of the second.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torchvision
+from others import DIFFERENCES, lightly_train_views, lightly_views
+from PIL import Image
+from report import NOT_INSTALLED, circumstances, is_installed, measure, publish, ratios
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -28,8 +27,10 @@ from sslcli.contracts.views import ViewSpec
 from sslcli.views.pipeline import ViewMaker
 from sslcli.views.presets import SimCLRPreset
 
-RESULTS = Path(__file__).parent / "results"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+OURS, OTHERS = ("eager", "compiled"), ("torchvision", "lightly", "lightly_train")
+#: One sample after the other costs the same whatever their number: as many as take a tenth of a second or more.
+SLOW, FAST = 64, 256
 
 
 def our_views(size: int) -> tuple[ViewMaker, dict[str, Any]]:
@@ -48,7 +49,7 @@ def our_views(size: int) -> tuple[ViewMaker, dict[str, Any]]:
     return ViewMaker([spec], 3, MEAN, STD, seed=0), view
 
 
-def torchvision_views(size: int, view: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+def torchvision_views(size: int, view: dict[str, Any]) -> Callable[[Tensor], list[Tensor]]:
     """Returns the same recipe as a torchvision transform of one uint8 image."""
     jitter = {name: view["jitter"][name] for name in ("brightness", "contrast", "saturation", "hue")}
     steps: list[Any] = [
@@ -60,39 +61,25 @@ def torchvision_views(size: int, view: dict[str, Any]) -> Callable[[Tensor], Ten
     if view["blur"]:
         kernel = 2 * (int(size * view["blur"]["kernel"]) // 2) + 1
         steps.append(v2.RandomApply([v2.GaussianBlur(kernel, (0.1, 2.0))], view["blur"]["p"]))
-    return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    return lambda image: [transform(image), transform(image)]
 
 
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def per_sample(make: Callable[[Any], list[Tensor]], samples: Sequence[Any]) -> Callable[[int], list[Tensor]]:
+    """Returns the way of a data loader: the two views of one sample after the other, then a batch of each."""
+    return lambda epoch: [torch.stack(views) for views in zip(*map(make, samples), strict=True)]
 
 
-def measure(ways: dict[str, Callable[[int], Any]], images: dict[str, int], repeats: int) -> dict[str, Any]:
-    """Runs the ways in turn; returns images per second, by the clock and by the processor time used."""
-    clock: dict[str, list[float]] = {name: [] for name in ways}
-    core: dict[str, list[float]] = {name: [] for name in ways}
-    for epoch in range(repeats + 1):
-        for name, way in ways.items():
-            start, start_core = time.perf_counter(), time.process_time()
-            way(epoch)
-            if epoch:  # the first round warms up
-                clock[name].append(images[name] / (time.perf_counter() - start))
-                core[name].append(images[name] / (time.process_time() - start_core))
-    return {"images_per_second": _summary(clock), "images_per_core_second": _summary(core)}
-
-
-def _summary(speeds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    return {
-        name: {
-            "median": round(statistics.median(values), 1),
-            "min": round(min(values), 1),
-            "max": round(max(values), 1),
-        }
-        for name, values in speeds.items()
-    }
+def other_ways(size: int, view: dict[str, Any], batch: Tensor, threads: int) -> tuple[dict[str, Any], dict[str, int]]:
+    """Returns the other packages' ways, those that are installed, and how many images each works on."""
+    arrays = [image.permute(1, 2, 0).contiguous().numpy() for image in batch[:FAST]]
+    ways = {"torchvision": per_sample(torchvision_views(size, view), list(batch[:SLOW]))}
+    if is_installed("lightly"):
+        pictures = [Image.fromarray(array) for array in arrays[:SLOW]]
+        ways["lightly"] = per_sample(lightly_views(size, view, MEAN, STD), pictures)
+    if is_installed("lightly-train"):
+        ways["lightly_train"] = per_sample(lightly_train_views(size, view, MEAN, STD, threads), arrays)
+    return ways, {name: min(FAST if name == "lightly_train" else SLOW, len(batch)) for name in ways}
 
 
 def main() -> None:
@@ -111,17 +98,10 @@ def main() -> None:
     batch = torch.randint(0, 256, (arguments.batch, 3, source, source), dtype=torch.uint8, generator=generator)
     sizes, positions = torch.tensor([[source, source]]).repeat(len(batch), 1), torch.arange(len(batch))
     eager, view = our_views(arguments.size)
-    transform = torchvision_views(arguments.size, view)
-    some = batch[:64]  # one sample after the other costs the same whatever the batch
-
-    def per_sample(epoch: int) -> list[Tensor]:
-        return [torch.stack([transform(image) for image in some]) for _ in range(2)]
-
     ways: dict[str, Callable[[int], Any]] = {
-        "eager": lambda epoch: eager.apply([batch], eager.draw(epoch, positions, sizes)),
-        "torchvision": per_sample,
+        "eager": lambda epoch: eager.apply([batch], eager.draw(epoch, positions, sizes))
     }
-    images = {"eager": len(batch), "torchvision": len(some)}
+    images = {"eager": len(batch)}
     compile_seconds = None
     if not arguments.no_compile:
         compiled, _ = our_views(arguments.size)
@@ -132,27 +112,24 @@ def main() -> None:
         )
         start = time.perf_counter()
         ways["compiled"](0)
-        compile_seconds = time.perf_counter() - start
+        compile_seconds = round(time.perf_counter() - start, 1)
+    others, counts = other_ways(arguments.size, view, batch, arguments.threads)
+    speeds = measure(ways | others, images | counts, arguments.repeats)
+    absent = dict.fromkeys((name for name in OTHERS if name not in others), NOT_INSTALLED)
     report = {
         "what": "source images per second that become SimCLR's two views, drawing included, decoding not",
-        **measure(ways, images, arguments.repeats),
+        **{kind: values | absent for kind, values in speeds.items()},
+        "ratios": ratios(speeds["images_per_core_second"], OURS, OTHERS),
+        "differences": {name: text for name, text in DIFFERENCES.items() if name in others},
         "compile_seconds": compile_seconds,
         "size": arguments.size,
         "source": source,
         "batch": arguments.batch,
         "threads": arguments.threads,
         "repeats": arguments.repeats,
-        "load_average": round(os.getloadavg()[0], 1),
-        "processor": processor(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        **circumstances("lightly", "lightly-train", "albumentations"),
     }
-    print(json.dumps(report, indent=2))
-    if arguments.output:
-        RESULTS.mkdir(exist_ok=True)
-        path = (RESULTS / arguments.output).with_suffix(".json")
-        path.write_text(json.dumps(report, indent=2) + "\n")
+    publish(report, arguments.output)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,157 @@
+"""SimCLR's views as lightly and lightly-train make them, with the parameters of our preset, to be measured beside ours.
+
+Both packages are optional: `pip install 'sslcli[benchmark]'`. The classes are their own, as a user of theirs gets them;
+`RecipeDiffers` is raised if what they built has other parameters than ours. What remains different is in `DIFFERENCES`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+#: What their classes have no parameter for.
+DIFFERENCES = {
+    "lightly": "bilinear instead of bicubic crops; blur with Pillow's box approximation",
+    "lightly_train": "area instead of bicubic crops; the blur's kernel follows its sigma",
+}
+SIGMAS = (0.1, 2.0)  # of the blur, in the paper and in all three
+_AMOUNTS = ("brightness", "contrast", "saturation", "hue")
+
+
+class RecipeDiffers(Exception):
+    """Another package's views have other parameters than ours."""
+
+
+def lightly_views(
+    size: int, view: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[Image.Image], list[Tensor]]:
+    """Returns lightly's `SimCLRTransform`: a Pillow image → two views (3, size, size).
+
+    Args:
+        size: side of the views in pixels.
+        view: our preset's description of its views.
+        mean: per channel.
+        std: per channel.
+
+    Raises:
+        RecipeDiffers: if a parameter of theirs is not ours.
+    """
+    from lightly.transforms import SimCLRTransform
+
+    jitter, (brightness, contrast, saturation, hue) = view["jitter"], _amounts(view)
+    transform = SimCLRTransform(
+        input_size=size, min_scale=view["crop_scale"][0], hf_prob=view["flip"],
+        cj_prob=jitter["p"], cj_strength=1.0, cj_bright=brightness, cj_contrast=contrast, cj_sat=saturation, cj_hue=hue,
+        random_gray_scale=view["grayscale"], gaussian_blur=_blur_chance(view), sigmas=SIGMAS,
+        normalize={"mean": list(mean), "std": list(std)},
+    )  # fmt: skip
+    first, second = transform.transforms
+    steps = {type(step).__name__: step for step in first.transform.transforms}
+    (colour,) = steps["RandomApply"].transforms
+    _compare(size, view, {
+        "same for both views": first is second,
+        "size": steps["RandomResizedCrop"].size,
+        "crop_scale": steps["RandomResizedCrop"].scale,
+        "flip": steps["RandomHorizontalFlip"].p,
+        "jitter.p": steps["RandomApply"].p,
+        **{name: getattr(colour, name) for name in _AMOUNTS},
+        "grayscale": steps["RandomGrayscale"].p,
+        "blur": steps["GaussianBlur"].prob,
+    })  # fmt: skip
+    return transform
+
+
+def lightly_train_views(
+    size: int, view: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...], threads: int = 1
+) -> Callable[[np.ndarray], list[Tensor]]:
+    """Returns lightly-train's `SimCLRTransform`: an array (H, W, 3) uint8 → two views (3, size, size).
+
+    Args:
+        size: side of the views in pixels.
+        view: our preset's description of its views.
+        mean: per channel.
+        std: per channel.
+        threads: that OpenCV may use.
+
+    Raises:
+        RecipeDiffers: if a parameter of theirs is not ours.
+    """
+    # A benchmark asks nobody on the network for newer versions, and tells nobody of itself.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    os.environ.setdefault("LIGHTLY_TRAIN_EVENTS_DISABLED", "1")
+    import cv2
+    from lightly_train._methods.simclr import simclr_transform as theirs
+    from lightly_train._transforms.transform import NormalizeArgs, RandomFlipArgs, RandomResizedCropArgs
+
+    cv2.setNumThreads(threads)
+    brightness, contrast, saturation, hue = _amounts(view)
+    blur = _blur_chance(view)
+    arguments = theirs.SimCLRTransformArgs(
+        image_size=(size, size),
+        random_resize=RandomResizedCropArgs(min_scale=view["crop_scale"][0], max_scale=view["crop_scale"][1]),
+        random_flip=RandomFlipArgs(horizontal_prob=view["flip"]),
+        color_jitter=theirs.SimCLRColorJitterArgs(
+            prob=view["jitter"]["p"], strength=1.0, brightness=brightness, contrast=contrast, saturation=saturation,
+            hue=hue,
+        ),
+        random_gray_scale=view["grayscale"],
+        gaussian_blur=theirs.SimCLRGaussianBlurArgs(prob=blur, sigmas=SIGMAS) if blur else None,
+        normalize=NormalizeArgs(mean=mean, std=std),
+    )  # fmt: skip
+    arguments.resolve_auto()
+    arguments.resolve_incompatible()
+    transform = theirs.SimCLRTransform(arguments)
+    first, second = transform.transforms
+    steps = {type(step).__name__: step for step in first.transform.transforms}
+    _compare(size, view, {
+        "same for both views": first is second,
+        "size": steps["RandomResizedCrop"].size,
+        "crop_scale": steps["RandomResizedCrop"].scale,
+        "flip": steps["HorizontalFlip"].p,
+        "jitter.p": steps["ColorJitter"].p,
+        **{name: getattr(steps["ColorJitter"], name) for name in _AMOUNTS},
+        "grayscale": steps["ToGray"].p,
+        "blur": steps["GaussianBlur"].p if "GaussianBlur" in steps else 0.0,
+    })  # fmt: skip
+    return lambda image: [made["image"] for made in transform({"image": image})]
+
+
+def _amounts(view: Mapping[str, Any]) -> tuple[float, ...]:
+    return tuple(view["jitter"][name] for name in _AMOUNTS)
+
+
+def _blur_chance(view: Mapping[str, Any]) -> float:
+    blur = view["blur"]
+    return float(blur["p"] if isinstance(blur, Mapping) else blur)
+
+
+def _compare(size: int, view: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Raises RecipeDiffers unless the other package built what our preset describes."""
+    ours: dict[str, Any] = {
+        "same for both views": view["count"] == 2,
+        "size": (size, size),
+        "crop_scale": tuple(view["crop_scale"]),
+        "flip": view["flip"],
+        "jitter.p": view["jitter"]["p"],
+        "grayscale": view["grayscale"],
+        "blur": _blur_chance(view),
+    }
+    for name, amount in zip(_AMOUNTS, _amounts(view), strict=True):
+        # torchvision's words: a factor around 1, and an angle around 0 for the hue.
+        ours[name] = (-amount, amount) if name == "hue" else (max(0.0, 1 - amount), 1 + amount)
+    for name, value in ours.items():
+        if not _alike(value, theirs[name]):
+            raise RecipeDiffers(f"{name}: ours is {value}, theirs {theirs[name]}")
+
+
+def _alike(one: Any, other: Any) -> bool:
+    pairs = zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]
+    return all(math.isclose(first, second) for first, second in pairs)
