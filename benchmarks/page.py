@@ -1,0 +1,27 @@
+"""The generated parts of docs/performance.md, each between `<!-- NAME -->` and `<!-- /NAME -->`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
+    return "".join("| " + " | ".join(line) + " |\n" for line in [header, ["---"] * len(header), *rows])
+
+
+def with_part(page: str, name: str, text: str) -> str:
+    """Returns the page with the text in the place of this part; ValueError if its marks are not there."""
+    part = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
+    if part.search(page) is None:
+        raise ValueError(f"the page has no <!-- {name} --> … <!-- /{name} -->")
+    return part.sub(lambda _: f"\n{text.strip()}\n\n", page)
+
+
+def write_part(name: str, text: str) -> None:
+    """Puts a text into docs/performance.md."""
+    PAGE.write_text(with_part(PAGE.read_text(encoding="utf-8"), name, text), encoding="utf-8")
