@@ -10,11 +10,18 @@ computed or stored twice.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sslcli.distributed import all_gather, rank, world_size
+
+from .stretches import stretch_length
+
+#: Rows of a D×D product that are made at a time at least: fewer would leave a matrix product idle.
+_PRODUCT_ROWS = 512
 
 
 def check_views(views: Sequence[Tensor]) -> None:
@@ -62,8 +69,41 @@ def dimension_products(a: Tensor, b: Tensor, divisor: int) -> tuple[Tensor, Tens
     size, longer = divmod(a.shape[1], world_size())
     start = rank() * size + min(rank(), longer)
     rows = slice(start, start + size + (rank() < longer))
-    product = a[:, rows].T @ b / divisor  # D/W×D
-    diagonal = product.diagonal(start).clone()
-    # Left out, not subtracted afterwards: near the optimum the diagonal is nearly all of the sum of squares.
-    product.diagonal(start).zero_()
-    return diagonal, product.square().sum()
+    diagonal = (a[:, rows] * b[:, rows]).sum(dim=0) / divisor
+    if 2 * len(a) <= a.shape[1]:
+        # ‖aᵀb‖² = Σ (aaᵀ)∘(bbᵀ), which is B×B. M's rank is at most B, so that its squares sum to (ΣMᵢᵢ)²/B at least:
+        # where dimensions vary alike twice what the diagonal has, and little is lost when that is subtracted.
+        squares = ((a[:, rows] @ a[:, rows].T) * (b @ b.T)).sum() / divisor**2
+        return diagonal, squares - diagonal.square().sum()
+    others: Tensor = _OffDiagonal.apply(a, b, divisor, rows)
+    return diagonal, others
+
+
+class _OffDiagonal(torch.autograd.Function):
+    """Σ_{i≠j} Mᵢⱼ² over some rows of M = aᵀb/divisor, with its gradients, some of these rows at a time.
+
+    All of M at once, its squares and their gradient are 256 MiB each at D = 8192: more than a small network's step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, divisor: int, rows: slice) -> Tensor:
+        total = a.new_zeros(())
+        gradient_a, gradient_b = torch.zeros_like(a), torch.zeros_like(b)
+        length = max(stretch_length(b.shape[1], b.device), _PRODUCT_ROWS)
+        for start in range(rows.start, rows.stop, length):
+            part = a[:, start : min(start + length, rows.stop)]
+            product = (part.T @ b).div_(divisor)
+            # Left out, not subtracted afterwards: near the optimum the diagonal is nearly all of the sum of squares.
+            product.diagonal(start).zero_()
+            total += product.square().sum()
+            product *= 2 / divisor
+            gradient_a[:, start : start + part.shape[1]] = b @ product.T
+            gradient_b.addmm_(part, product)
+        ctx.save_for_backward(gradient_a, gradient_b)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        gradient_a, gradient_b = ctx.saved_tensors
+        return factor * gradient_a, factor * gradient_b, None, None

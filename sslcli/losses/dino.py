@@ -7,10 +7,14 @@ equations 1 and 3 and algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .stretches import stretch_length
 
 
 def dino(
@@ -40,20 +44,85 @@ def dino(
     Raises:
         ValueError: if there are no pairs, the shapes do not agree, or a temperature given as a number is not positive.
     """
+    return dino_terms(student, teacher, center, student_temperature, teacher_temperature)[0]
+
+
+def dino_terms(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    center: Tensor,
+    student_temperature: float | Tensor,
+    teacher_temperature: float | Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Returns `dino` and, without gradient, `teacher_entropy`: both at the price of one.
+
+    Arguments and errors as for `dino`.
+    """
     _check(student, teacher, center)
     _check_temperature("student", student_temperature)
+    _check_temperature("teacher", teacher_temperature)
     with torch.autocast(student[0].device.type, enabled=False):
-        targets = [log_target.exp() for log_target in _log_targets(teacher, center, teacher_temperature)]
-        dtype = torch.promote_types(student[0].dtype, targets[0].dtype)
-        total = torch.zeros((), dtype=dtype, device=student[0].device)
-        for v, logits in enumerate(student):
-            others = [target for g, target in enumerate(targets) if g != v]
-            if others:
-                log_p = F.log_softmax(logits.to(dtype) / student_temperature, dim=1)
+        temperatures, fixed = (student_temperature, teacher_temperature), [t.detach() for t in teacher]
+        loss, entropy = _CrossEntropy.apply(*temperatures, center.detach(), len(teacher), *fixed, *student)
+        return loss, entropy
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The loss and the teacher's entropy, some images at a time, and the students' gradients together with them.
+
+    Nothing else is kept: with 65,536 prototypes every (N, K) matrix weighs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, tau_s: float | Tensor, tau_t: float | Tensor, center: Tensor, views: int, *logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        teacher, student = logits[:views], logits[views:]
+        images, prototypes = student[0].shape
+        dtype = torch.promote_types(torch.promote_types(student[0].dtype, teacher[0].dtype), torch.float32)
+        loss, entropy, slope = (torch.zeros((), dtype=dtype, device=student[0].device) for _ in range(3))
+        met = [[g for g in range(views) if g != v] for v in range(len(student))]  # the teacher's views that each meets
+        terms = images * sum(map(len, met))
+        wanted = ctx.needs_input_grad[-len(student) :]
+        gradients = [torch.empty_like(s) if g and w else None for s, g, w in zip(student, met, wanted, strict=True)]
+        length = stretch_length(prototypes, student[0].device)
+        for part in (slice(start, start + length) for start in range(0, images, length)):
+            targets = []
+            for t in teacher:
+                q, x, log_sum = _softmax((t[part].to(dtype) - center.to(dtype)) / tau_t)
+                entropy += log_sum.sum() - (q * x).sum()
+                targets.append(q)
+            for s, others, gradient in zip(student, met, gradients, strict=True):
+                if not others:
+                    continue
                 # One product for all teacher views: the cross-entropy is linear in the target.
-                total = total - (torch.stack(others).sum(dim=0) * log_p).sum()
-        pairs = len(teacher) * (len(student) - 1)
-        return total / (pairs * len(student[0]))
+                target = sum((targets[g] for g in others[1:]), targets[others[0]])
+                p, x, log_sum = _softmax(s[part].to(dtype) / tau_s)
+                loss += len(others) * log_sum.sum() - (target * x).sum()
+                p.mul_(len(others)).sub_(target)
+                slope -= (p * x).sum()
+                if gradient is not None:
+                    gradient[part] = p.div_(tau_s * terms)
+        ctx.save_for_backward(slope / (tau_s * terms), *gradients)
+        entropy /= images * views
+        ctx.mark_non_differentiable(entropy)
+        return loss / terms, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        slope, *gradients = ctx.saved_tensors
+        of_students = (None if gradient is None else factor * gradient for gradient in gradients)
+        others = len(ctx.needs_input_grad) - 1 - len(gradients)
+        return factor * slope if ctx.needs_input_grad[0] else None, *[None] * others, *of_students
+
+
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax of rows; the logits less their largest, in their place; and the logarithm of the sum of these' powers."""
+    logits -= logits.amax(dim=1, keepdim=True)
+    softmax = logits.exp()
+    total = softmax.sum(dim=1, keepdim=True)
+    return softmax.div_(total), logits, total.log_()
 
 
 @torch.no_grad()

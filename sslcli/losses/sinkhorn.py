@@ -14,7 +14,14 @@ from sslcli.distributed import all_reduce_amax, all_reduce_sum
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, *, used: Tensor | None = None) -> Tensor:
+def sinkhorn(
+    scores: Tensor,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    *,
+    used: Tensor | None = None,
+    rows: int | None = None,
+) -> Tensor:
     """Returns the assignments Q: rows sum to 1, and with enough iterations columns to B/K each.
 
     Q starts as exp(scores/ε). Each iteration divides the columns by their sums, then the rows by theirs; so after any
@@ -28,9 +35,10 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, *, used
         iterations: at least 1.
         used: (B,) bool: rows that are False (a queue that is not full yet) count in no column and come back as zeros.
             None: all are used. On some process some row must be.
+        rows: how many of the first rows are wanted; None: all B.
 
     Returns:
-        (B, K); float32 whatever the autocast, float64 for float64 scores.
+        (B, K), or (rows, K); float32 whatever the autocast, float64 for float64 scores.
 
     Raises:
         ValueError: if a shape or a number is not as said.
@@ -44,20 +52,20 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, *, used
     if iterations < 1:
         raise ValueError(f"at least one iteration is needed, not {iterations}")
     with torch.autocast(scores.device.type, enabled=False):
-        log_q = scores.to(torch.promote_types(scores.dtype, torch.float32)) / epsilon
-        # The first column sums are taken in logarithms. Then every column has an entry of 1/B or more and no row sums
-        # to more than K, so that all later sums are far from 0 and the rest can go on without logarithms. In place
-        # throughout: with a queue in it the matrix is large, and fresh memory costs more than the arithmetic.
-        counted = log_q.clone() if used is None else log_q.masked_fill(~used.unsqueeze(1), float("-inf"))
-        largest = all_reduce_amax(counted.amax(dim=0))
-        sums = all_reduce_sum(counted.sub_(largest).exp_().sum(dim=0))
-        q = log_q.sub_(largest + sums.log())
-        q.sub_(q.amax(dim=1, keepdim=True)).exp_()
-        q.div_(q.sum(dim=1, keepdim=True))
+        # Q is diag(u)·M·diag(v) all along, so that an iteration is two products of M with a vector. M has a 1 in every
+        # column and in every row, and no entry above it: no sum is near to 0. In place, since with a queue in it the
+        # matrix is large, and fresh memory costs more than the arithmetic. `mv`, since TF32 is for `@` alone.
+        matrix = scores.to(torch.promote_types(scores.dtype, torch.float32)) / epsilon
         if used is not None:
-            q.mul_(used.unsqueeze(1))
-        smallest = torch.finfo(q.dtype).tiny  # for rows of zeros, which are not used
+            matrix.add_(torch.where(used, 0.0, float("-inf")).unsqueeze(1))
+        matrix.sub_(all_reduce_amax(matrix.amax(dim=0)))
+        lowest, smallest = torch.finfo(matrix.dtype).min, torch.finfo(matrix.dtype).tiny  # for rows that are not used
+        largest = matrix.amax(dim=1).clamp_(min=lowest)
+        matrix.sub_(largest.unsqueeze(1)).exp_()
+        u = largest.exp_()
+        v = all_reduce_sum(matrix.T.mv(u)).reciprocal_()
         for _ in range(iterations - 1):
-            q.div_(all_reduce_sum(q.sum(dim=0)))
-            q.div_(q.sum(dim=1, keepdim=True).clamp(min=smallest))
-        return q
+            u = matrix.mv(v).clamp_(min=smallest).reciprocal_()
+            v = all_reduce_sum(matrix.T.mv(u)).reciprocal_()
+        q = matrix[:rows] * v
+        return q.div_(q.sum(dim=1, keepdim=True).clamp_(min=smallest))

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunInfo, Step
 from sslcli.distributed import all_gather, is_distributed
-from sslcli.losses.info_nce import contrast_logits, contrast_loss, contrast_metrics, unit_rows
+from sslcli.losses.info_nce import unit_rows
+from sslcli.losses.queue_info_nce import queue_info_nce
 from sslcli.modules.momentum import MomentumEncoder
 from sslcli.modules.multicrop import by_resolution, global_count
 from sslcli.modules.queue import Queue
@@ -102,9 +103,10 @@ class QueueContrast(Method):
             view = 1 - direction
             key = unit_rows(self._key(images[view]))  # N×E, without gradient
             asked = [query for i, query in queries.items() if i != view]
-            logits = contrast_logits(torch.cat(asked), key.repeat(len(asked), 1), queue.keys, temperature)
-            losses.append(contrast_loss(*logits, self.negative_weight()))
-            found.append(contrast_metrics(*logits, temperature, among=False))
+            against = (key.repeat(len(asked), 1), queue.keys, temperature, self.negative_weight())
+            loss, each = queue_info_nce(torch.cat(asked), *against)
+            losses.append(loss)
+            found.append(each)
             carry[f"keys{direction}"] = key
         metrics = {name: torch.stack([each[name] for each in found]).mean() for name in found[0]}
         return Step(torch.stack(losses).mean(), metrics, features=features.detach(), carry=carry)

@@ -17,7 +17,7 @@ from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunI
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import all_reduce_mean
-from sslcli.losses import dino, teacher_entropy
+from sslcli.losses.dino import dino_terms
 from sslcli.modules.dino_head import DINOHead
 from sslcli.modules.drop_path import drop_path_rates, grow_drop_path, set_drop_path
 from sslcli.modules.heads import Norm
@@ -163,8 +163,7 @@ class DINO(Method):
             teacher_z = self.teacher.projector.embed(h)
             logits = self.teacher.projector.last_layer(teacher_z)  # G·N×K
         teacher, temperature = logits.chunk(count), batch.schedule["teacher_temperature"]
-        loss = dino(student, teacher, self.center, self.options.student_temperature, temperature)
-        entropy = teacher_entropy(teacher, self.center, temperature)
+        loss, entropy = dino_terms(student, teacher, self.center, self.options.student_temperature, temperature)
         ours, theirs = z.chunk(len(images))[:count], teacher_z.chunk(count)
         pairs = [(ours[v], theirs[g]) for v in range(count) for g in range(count) if g != v]
         metrics = {"teacher_entropy": entropy, "kl": loss.detach() - entropy, **prediction_cosines(*pairs)}

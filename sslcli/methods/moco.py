@@ -26,6 +26,7 @@ from sslcli.losses.contrast import (
     queue_contrast,
     sphere_rows,
 )
+from sslcli.losses.queue_info_nce import queue_info_nce
 from sslcli.modules.heads import mlp
 from sslcli.modules.momentum import MomentumEncoder
 from sslcli.modules.multicrop import by_resolution
@@ -157,6 +158,10 @@ class MoCo(Method):
             return loss, {**named, **prediction_cosines((query, key))}
         if options.loss == "ip":
             return inner_product(query, key, unit_sphere=options.unit_sphere), prediction_cosines((query, key))
+        if self.queue is not None and options.loss == "ce" and options.unit_sphere:
+            # Of all the combinations the one that is MoCo: it has a way that keeps no logits.
+            weight = 1.0 if options.eqco_alpha is None else options.eqco_alpha / options.queue_size
+            return queue_info_nce(query, key, self.queue.keys, options.temperature, weight)
         contrast = self._contrast(query, key, own)
         loss = contrast_ce(contrast, options.eqco_alpha) if options.loss == "ce" else contrast_bce(contrast)
         # Where there are no negatives to be found among, the batch's other images serve the monitors.

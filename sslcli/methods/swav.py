@@ -125,7 +125,7 @@ class SwAV(Method):
         z = self._embed(torch.cat(features))  # VN×E
         scores = self.prototypes(z).chunk(len(features))  # N×K each
         embeddings = z.detach().chunk(len(features))  # N×E each
-        q = [self._assign(scores[view], view) for view in range(assigned)]
+        q = [self._assign(scores[view].detach(), embeddings[view], view) for view in range(assigned)]
         mean = torch.softmax(scores[0].detach() / self.options.temperature, dim=1).mean(dim=0)
         metrics = prediction_cosines((embeddings[0], embeddings[1]))
         metrics["prototype_use"] = torch.special.entr(mean).sum().exp()
@@ -141,17 +141,18 @@ class SwAV(Method):
         return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
 
     @torch.no_grad()
-    def _assign(self, scores: Tensor, view: int) -> Tensor:
+    def _assign(self, scores: Tensor, embeddings: Tensor, view: int) -> Tensor:
         """Assignments (N, K) of a view, its part of the queue helping once that is full."""
         epsilon, iterations = self.options.epsilon, self.options.sinkhorn_iterations
         if self.queue is None:
             return sinkhorn(scores, epsilon, iterations)
         # Every process has the whole queue, and Sinkhorn sums over processes: each takes its own stretch of it.
         keys = self.queue.keys.chunk(world_size())[rank()].chunk(self.options.assigned_views, dim=1)[view]
-        joined = torch.cat((scores, self.prototypes(keys)))
+        # The view's own scores once more: cheaper than a second copy of all the queue's.
+        joined = self.prototypes(torch.cat((embeddings, keys.to(embeddings.dtype))))
         # Counted or not, the queue's rows are there: one shape, so that nothing waits or is compiled a second time.
         used = self.queue.full() | (torch.arange(len(joined), device=joined.device) < len(scores))
-        return sinkhorn(joined, epsilon, iterations, used=used)[: len(scores)]
+        return sinkhorn(joined, epsilon, iterations, used=used, rows=len(scores))
 
     def after_backward(self, progress: Progress) -> None:
         """While frozen the prototypes have no gradient at all: optimizers pass them by, with decay and momentum."""

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslcli.losses.dino import dino, teacher_entropy
+from sslcli.losses import stretches
+from sslcli.losses.dino import dino, dino_terms, teacher_entropy
 
 
 def views(
@@ -185,3 +186,35 @@ def test_dino_refuses_views_shapes_and_temperatures_that_make_no_sense() -> None
         dino(student, teacher, CENTER, 0.1, -1.0)
     with pytest.raises(ValueError, match="the teacher's temperature"):
         teacher_entropy(teacher, CENTER, 0.0)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_dino_some_images_at_a_time_is_all_at_once(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    found = []
+    for elements in (5 * rows, 2**17):
+        monkeypatch.setitem(stretches._ELEMENTS, "cpu", elements)
+        student = [s.requires_grad_() for s in views(3)]
+        loss, entropy = dino_terms(student, views(2, seed=1), CENTER, 0.1, 0.04)
+        (2 * loss).backward()
+        found.append((loss, entropy, *(s.grad for s in student)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
+
+
+def test_dino_entropy_that_comes_with_the_loss_is_the_teachers_and_has_no_gradient() -> None:
+    student, teacher = [s.requires_grad_() for s in views(3)], views(2, seed=1)
+    entropy = dino_terms(student, teacher, CENTER, 0.1, 0.04)[1]
+    torch.testing.assert_close(entropy, teacher_entropy(teacher, CENTER, 0.04), rtol=1e-12, atol=0)
+    assert not entropy.requires_grad
+    assert dino_terms([1e4 * s for s in student], [1e4 * t for t in teacher], CENTER, 0.1, 0.04)[1].item() == 0
+
+
+def test_dino_keeps_one_matrix_of_gradients_for_each_student_view_and_nothing_else_of_that_size() -> None:
+    sizes: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        dino([s.requires_grad_() for s in views(4)], views(2, seed=1), CENTER, 0.1, 0.04)
+    assert sorted(sizes) == [1, 15, 15, 15, 15]

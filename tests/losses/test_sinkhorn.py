@@ -139,6 +139,16 @@ def test_rows_that_are_not_used_change_nothing_and_are_assigned_to_nothing() -> 
     assert torch.equal(sinkhorn(others, used=torch.ones(10, dtype=torch.bool)), sinkhorn(others))
 
 
+def test_the_first_rows_alone_are_the_first_rows_of_all() -> None:
+    scores, used = random_scores(), torch.arange(7) != 5
+    assert torch.equal(sinkhorn(scores, used=used, rows=3), sinkhorn(scores, used=used)[:3])
+
+
+def test_a_sample_far_from_all_prototypes_is_assigned_too() -> None:
+    scores = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1e4, -1e4]])
+    torch.testing.assert_close(sinkhorn(scores)[2], torch.tensor([0.5, 0.5]))
+
+
 def test_wrong_shapes_and_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(B, K\), not \(3,\)"):
         sinkhorn(torch.ones(3))
