@@ -28,6 +28,7 @@ def describe_environment(command: list[str]) -> dict[str, Any]:
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cpu_threads": torch.get_num_threads(),
+        "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

@@ -26,6 +26,9 @@ Choice = Literal["none", "views", "all"]
 #: SimCLR's views costs .15 µs of a thread eager and .05 compiled, so that half a minute is won back after 3e8; the
 #: backbone, which takes longer to compile, gains more. Twice that, to be sure.
 _PIXELS_PER_THREAD = 600_000_000
+#: On a CPU views of this size and above stay eager: there eager code, which works on the chosen samples alone and in
+#: parts that fit the cache, is as fast (`benchmarks/views.py --size`: half as fast at 64 px, equal at 128, faster above).
+_EAGER_ON_CPU = 128
 #: Batches of views on CUDA from which compiling them pays. Not measured: an eager view is some hundred small kernels,
 #: whatever its size, which are taken for a millisecond.
 _VIEWS_ON_CUDA = 30_000
@@ -116,7 +119,7 @@ def compile_parts(
         parts = "the views" if choice == "views" else "the views and the backbone"
         tell(f"compiling {parts}: half a minute or more, the first time (training.compile=none goes without)")
         mode = "reduce-overhead" if training.cuda_graphs else None
-        views.compile(mode)
+        views.compile(mode, below=_EAGER_ON_CPU if device.type == "cpu" else None)
         try:
             _black_views(views, source, share, device, len(method.run.data.mean))
         except Exception as error:  # compilers fail in as many ways as there are machines

@@ -151,13 +151,19 @@ class ViewMaker:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_on_device": {}, "_compiled": None}
 
-    def compile(self, mode: str | None = None) -> None:
+    def compile(self, mode: str | None = None, below: int | None = None) -> None:
         """Has `apply` compile each kind of view at its first use; views of one kind share their code.
 
         Args:
             mode: torch.compile's; `reduce-overhead` replays CUDA graphs.
+            below: leave views of this size in pixels and larger ones eager.
         """
-        self._compiled = [torch.compile(kind.make, fullgraph=True, dynamic=False, mode=mode) for kind in self.kinds]
+        self._compiled = [
+            torch.compile(kind.make, fullgraph=True, dynamic=False, mode=mode)
+            if below is None or kind.spec.size < below
+            else kind.make_in_chunks
+            for kind in self.kinds
+        ]
 
     def go_eager(self) -> None:
         """Undoes `compile`."""

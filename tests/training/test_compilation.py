@@ -90,6 +90,14 @@ class TestACompilerThatFails:
         assert build(tiny("training.compile=auto"), compiled=False).config.training.compile == "all"
 
 
+def test_large_views_stay_eager_on_a_cpu(tiny, monkeypatch, odd_plugins):
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: made.append(function) or function)
+    sizes = "{count: 1, size: 128, crop_scale: [0.5, 1]}, {count: 1, size: 64, crop_scale: [0.5, 1]}"
+    build(tiny("training.compile=views", f"views=[{sizes}]", "method=mean_method"))
+    assert [function.__self__.spec.size for function in made] == [64]
+
+
 def test_a_resumed_run_keeps_what_auto_was(tiny):
     config = tiny("training.compile=auto")
     assert keep_resolved(config, {"training": {"compile": "all"}}).training.compile == "all"
