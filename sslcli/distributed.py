@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .contracts.errors import SslError
+
 T = TypeVar("T")
+
+#: Longer than any work that processes wait for.
+_PATIENCE = timedelta(days=30)
 
 
 def is_distributed() -> bool:
@@ -110,6 +118,44 @@ def gather_objects(value: T) -> list[T]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def first_of_machine(work: Callable[[], T]) -> T:
+    """Does work on the first process of each machine, and returns its result on all processes of that machine.
+
+    However long it takes, the others wait. A machine's ranks follow each other, as torchrun gives them.
+
+    Raises:
+        SslError: work failed with it on the first process of this machine; on all of them.
+    """
+    if not is_distributed():
+        return work()
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    first = rank() - local
+    # It ends with the run's own group: torch 2.6 hangs now and then where one of gloo's ends before.
+    patient: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    made: list[Any] = [None]
+    problem: SslError | None = SslError("the first process of this machine did not finish what the others waited for")
+    try:
+        if local == 0:
+            made = [work()]
+            problem = None
+    except SslError as error:
+        problem = error
+    finally:  # an interruption too: the others would wait for ever
+        states: list[Any] = [None] * world_size()
+        dist.all_gather_object(states, (first, problem), group=patient)
+    problem = states[first][1]
+    if problem is not None:
+        raise problem
+    if local:
+        dist.recv_object_list(made, first, group=patient)
+    else:  # to those who want it; a gather would take its size for every process
+        for other, (its_first, _) in enumerate(states):
+            if its_first == first and other != first:
+                dist.send_object_list(made, other, group=patient)
+    result: T = made[0]
+    return result
 
 
 def average_(tensors: list[Tensor]) -> None:

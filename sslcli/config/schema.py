@@ -37,8 +37,9 @@ class TrainingOptions(Options):
     channels_last: bool = Field(default=True, json_schema_extra=WARN)
     """Memory format in which convolutions are fastest on CPUs and tensor cores."""
     compile: Literal["auto", "none", "views", "all"] = Field(default="auto", json_schema_extra=WARN)
-    """What torch.compile makes faster: the views, or all: views and backbone; auto: on a CPU all, on CUDA the views,
-    where there is a compiler and the run is long enough to pay. Rounding differs a little from eager code's."""
+    """What torch.compile makes faster: the views (on a CPU those below 128 px), or all: views and backbone; auto: on a
+    CPU all, on CUDA the views, where there is a compiler and the run is long enough to pay. Rounding differs a little
+    from eager code's."""
     cuda_graphs: bool = Field(default=False, json_schema_extra=WARN)
     """Replay compiled code as CUDA graphs: less work for the processor, some more memory. Needs compile on CUDA."""
     sync_batch_norm: bool = True

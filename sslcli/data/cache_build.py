@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from sslcli.contracts.errors import SslError, UnreadableImage
 from .decode import decoded_size
 from .processes import end_workers, loader, worker_errors
 
+#: In the place of the height of an image that the system failed to read: another time it may not.
+FAILED = -1
 #: Images that a worker is given at a time.
 _CHUNK = 32
 #: Seconds between lines that tell how far it is.
@@ -88,7 +91,7 @@ def decode_into(
     bound: Bound,
     workers: int,
     tell: Tell,
-) -> Iterator[Numbers]:
+) -> Generator[Numbers, None, None]:
     """Decodes images into a file, and yields the shapes of one stretch of them after another, in order.
 
     Args:
@@ -103,7 +106,7 @@ def decode_into(
 
     Yields:
         (n, 2): height and width of the next n images, 0 for one that was not written, since it cannot be read or is
-        not of the size that its header told.
+        not of the size that its header told; `FAILED` where that may be another time.
 
     Raises:
         SslError: the file cannot be written.
@@ -133,6 +136,25 @@ class _Progress:
             self._told = now
             rate = self._count / (now - self._begun)
             self._tell(f"data.cache: {self._done} {self._count:,} of {self._total:,} images ({rate:,.0f}/s)")
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Turns what the system refuses (to write, to start or to keep a worker) into what all processes can be told.
+
+    Raises:
+        SslError: instead of an OSError, and of what torch raises when a worker dies.
+    """
+    try:
+        yield
+    except RuntimeError:  # of a worker's death, which torch tells at any line
+        with worker_errors():
+            raise
+    except BrokenPipeError:  # of whoever reads the lines that are told
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise SslError(f"data.cache: {where}{error.strerror or error}") from error
 
 
 def _in_workers(work: torch.utils.data.Dataset[Any], tasks: list[Any], workers: int) -> Iterator[Any]:
@@ -172,12 +194,20 @@ class _Writer(torch.utils.data.Dataset["Numbers | str"]):
                 for row, (place, offset, size) in enumerate(zip(*(part.tolist() for part in task), strict=True)):
                     try:
                         image = self.bound.image(self.dataset, place)
-                    except UnreadableImage:
+                    except UnreadableImage as error:
+                        shapes[row] = FAILED if _of_system(error) else 0
                         continue
                     if image.numel() == size:
                         file.seek(offset)
                         file.write(image.permute(1, 2, 0).contiguous().numpy().data)
                         shapes[row] = image.shape[-2:]
+                    elif not size:  # its header could not be read a while ago
+                        shapes[row] = FAILED
         except OSError as error:
             return error.strerror or str(error)
         return shapes
+
+
+def _of_system(error: UnreadableImage) -> bool:
+    """Whether the file could not be read, by contrast with what is in it (a broken disk or network, no permission)."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno is not None

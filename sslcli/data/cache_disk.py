@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 import torch
 
 from sslcli.contracts.data import Dataset
 
-from .cache_build import Bound, Numbers, Tell, decode_into
+from .cache_build import FAILED, Bound, Numbers, Tell, decode_into
 from .cache_file import CacheFolder, DamagedCache, Index, Rows, find
 from .pixels import Pixels
 from .room import size_text
@@ -59,7 +60,8 @@ def fill(
         check: raises UserError if there is no room for so many bytes.
 
     Raises:
-        SslError: writing failed; what was written stays.
+        SslError: the pixels cannot be written; what was written stays.
+        OSError: the index cannot; it is the one before then.
     """
     index = _open(files, states, dataset.info.channels, tell)
     todo = _missing(index, states)
@@ -75,8 +77,9 @@ def fill(
         _append(files, index, dataset, states, todo, sizes, bound, workers, tell)
     index = index or _begun(files)
     files.remove_others(index)
-    tell(f"data.cache: {len(states):,} images from {files.folder / index.pixels} ({size_text(index.length)})")
-    return _mapped(files, index, states, dataset.info.channels)
+    pixels = _mapped(files, index, states, dataset.info.channels)
+    tell(f"data.cache: {pixels.amount()} from {pixels.path} ({size_text(index.length)}){pixels.others()}")
+    return pixels
 
 
 def _open(files: CacheFolder, states: Rows, channels: int, tell: Tell) -> Index | None:
@@ -129,19 +132,26 @@ def _append(
         parts[:] = [index.rows]
 
     try:
-        for shapes in decode_into(path, dataset, todo, offsets, sizes, bound, workers, tell):
-            stretch = slice(done, done + len(shapes))
-            rows = states[todo[stretch]].copy()
-            rows["offset"], rows["height"], rows["width"] = offsets[stretch], *shapes.T
-            parts.append(rows)
-            done += len(shapes)
-            kept = shapes[:, 0] > 0
-            index.length = max([index.length, *(offsets[stretch] + sizes[stretch])[kept].tolist()])
-            if time.monotonic() - committed >= COMMIT_EVERY:
-                commit()
-                committed = time.monotonic()
-    finally:  # an interruption too: the next process goes on from there
+        # Closed here, since workers that go on must not outlive the lock.
+        with closing(decode_into(path, dataset, todo, offsets, sizes, bound, workers, tell)) as decoded:
+            for shapes in decoded:
+                stretch = slice(done, done + len(shapes))
+                rows = states[todo[stretch]].copy()
+                rows["offset"], rows["height"], rows["width"] = offsets[stretch], *shapes.T
+                kept = shapes[:, 0] > 0
+                # Before the rows: no interruption may leave rows behind the length, whose pixels are written over.
+                index.length = max([index.length, *(offsets[stretch] + sizes[stretch])[kept].tolist()])
+                parts.append(rows[shapes[:, 0] != FAILED])
+                done += len(shapes)
+                if time.monotonic() - committed >= COMMIT_EVERY:
+                    commit()
+                    committed = time.monotonic()
         commit()
+    except OSError:  # perhaps of a commit: fsync tells of lost pixels only once, so that another would seem to succeed
+        raise
+    except BaseException:  # an interruption too: the next process goes on from there
+        commit()
+        raise
 
 
 def _mapped(files: CacheFolder, index: Index, states: Rows, channels: int) -> Pixels:

@@ -10,11 +10,12 @@ last row is overwritten by whoever writes next, and readers never see a pixel ch
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,7 +135,7 @@ class CacheFolder:
 
     def remove_others(self, index: Index) -> None:
         """Removes pixels that no index speaks of any more; who reads them still may go on."""
-        for file in self.folder.glob(f"{self.name}.*.pixels"):
+        for file in self.folder.glob(f"{glob.escape(self.name)}.*.pixels"):
             if file.name != index.pixels:
                 file.unlink(missing_ok=True)
 
@@ -150,19 +151,21 @@ class CacheFolder:
         """
         import fcntl  # not on Windows
 
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / f"{self.name}.lock").open("w") as file:
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((self.folder / f"{self.name}.lock").open("w"))
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     waiting()
                     fcntl.flock(file, fcntl.LOCK_EX)
-                yield
-        except OSError as error:
-            raise UserError(
-                f"data.cache_dir: cannot write to {self.folder} ({error.strerror or error}); set it to another folder"
-            ) from error
+            except OSError as error:
+                raise UserError(
+                    f"data.cache_dir: cannot write to {self.folder} ({error.strerror or error}); set it to another "
+                    "folder"
+                ) from error
+            yield
 
 
 def _sync(path: Path) -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -22,7 +20,7 @@ from sslcli import distributed
 from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import SslError, UserError
 
-from .cache_build import Bound, Numbers, Tell, decode_into, survey
+from .cache_build import Bound, Numbers, Tell, decode_into, survey, system_errors
 from .cache_disk import fill, missing
 from .cache_file import FORMAT, CacheFolder, Rows, file_states
 from .folder import FileDataset
@@ -113,71 +111,55 @@ class CachedDataset(Dataset):
             self._check_memory(int(self._survey(every, tell).sum()))
             return
         absent = missing(self.files, self._states())
-        if not len(absent):
-            self.kind = "disk"
-        elif self.kind == "disk":
+        if self.kind == "disk":
             self._check_disk(int(self._survey(absent, tell).sum()))
+        elif not len(absent):
+            tell("data.cache: auto is disk: all images are there already")
+            self.kind = "disk"
         elif passes < _PASSES:
             tell(f"data.cache: auto is none, since each image is read less than {_PASSES} times")
             self.kind = "none"
         else:
             memory, disk = available_memory(), free_disk(self.files.folder)
             whole, rest = int(self._survey(every, tell).sum()), int(self._survey(absent, tell).sum())
-            self.kind = "memory" if whole <= _SHARE * memory else "disk" if rest <= _SHARE * disk else "none"
+            fits = memory is not None and whole <= _SHARE * memory
+            self.kind = "memory" if fits else "disk" if rest <= _SHARE * disk else "none"
             tell(
                 f"data.cache: auto is {self.kind}: the images take {size_text(whole)}, "
-                f"{size_text(memory)} of memory and {size_text(disk)} of the disk are free"
+                f"{'an unknown part' if memory is None else size_text(memory)} of memory and {size_text(disk)} of the "
+                "disk are free"
             )
 
     def prepare(self, tell: Tell) -> None:
         """Decodes what is not in the cache yet; what a process that was interrupted has done on disk is kept.
 
-        To be called on every process of a group: one of each machine decodes, and the others wait for it.
+        To be called on every process of a group: one of each machine decodes, and the others wait for it. None may end
+        before all are through, since what is in memory is opened by way of the one that decoded.
 
         Raises:
             UserError: there is not enough room, or the folder cannot be written to.
-            SslError: writing failed.
+            SslError: writing failed, or a worker process died.
         """
         if self._pixels is None:
-            self._pixels = self._on_disk(tell) if self.kind == "disk" else self._in_memory(tell)
+            with system_errors():  # of the others, which open what the first one has made
+                self._pixels = distributed.first_of_machine(lambda: self._made(tell))
         self._sizes = None
+
+    def _made(self, tell: Tell) -> Pixels:
+        with system_errors():
+            return self._on_disk(tell) if self.kind == "disk" else self._in_memory(tell)
 
     def _on_disk(self, tell: Tell) -> Pixels:
         def waiting() -> None:
             tell(f"data.cache: waiting for another process that writes {self.files.index_path}")
 
-        main = distributed.rank() == 0
-        with ExitStack() as stack:
-            try:
-                if main:
-                    stack.enter_context(self.files.locked(waiting))
-            finally:
-                # The others go on once the first has the lock, for which they can wait longer than for a message.
-                distributed.from_main(None)
-            if not main:
-                stack.enter_context(self.files.locked(waiting))
+        with self.files.locked(waiting):
             return fill(
                 self.files, self.dataset, self._states(), self.bound, self._workers, tell,
                 measure=lambda places: self._survey(places, tell), check=self._check_disk,
             )  # fmt: skip
 
     def _in_memory(self, tell: Tell) -> Pixels:
-        first = os.environ.get("LOCAL_RANK", "0") == "0"  # torchrun's number of a process on its machine
-        made: Pixels | None = None
-        try:
-            if first:
-                made = self._fill_memory(tell)
-        finally:
-            parts = None if made is None else (made.path, made.length, made.places)
-            everywhere = distributed.gather_objects((socket.gethostname(), parts))
-        if made is not None:
-            return made
-        theirs = next((parts for host, parts in everywhere if parts and host == socket.gethostname()), None)
-        if theirs is None:
-            raise SslError("data.cache: the first process of this machine could not make the cache")
-        return Pixels(*theirs, self.info.channels)
-
-    def _fill_memory(self, tell: Tell) -> Pixels:
         places = np.arange(len(self))
         sizes = self._survey(places, tell)
         total = int(sizes.sum())
@@ -192,7 +174,11 @@ class CachedDataset(Dataset):
         shapes = np.concatenate(
             list(decode_into(path, self.dataset, places, offsets, sizes, self.bound, self._workers, tell))
         )
-        return Pixels(path, total, torch.from_numpy(np.column_stack([offsets, shapes])), self.info.channels)
+        shapes = shapes.clip(min=0)  # without `FAILED`
+        pixels = Pixels(path, total, torch.from_numpy(np.column_stack([offsets, shapes])), self.info.channels)
+        if pixels.others():
+            tell(f"data.cache: {pixels.amount()} are in memory{pixels.others()}")
+        return pixels
 
     def _states(self) -> Rows:
         # Joined as text: a Path for each of a million images takes many times as long.
@@ -209,7 +195,7 @@ class CachedDataset(Dataset):
 
     def _check_memory(self, wanted: int) -> None:
         free = available_memory()
-        if wanted > free > 0:
+        if free is not None and wanted > free:
             raise UserError(
                 f"data.cache: memory: the images take {size_text(wanted)}, and {size_text(free)} is available; set "
                 f"data.cache=disk, or data.cache_size to less than {self.bound.side}"
@@ -243,13 +229,18 @@ def open_cached(
     if not isinstance(dataset, FileDataset) or dataset.options.cache == "none":
         return dataset
     cached = CachedDataset(dataset, wanted, dataset.options.cache, workers)
-    problem: SslError | None = None
-    if distributed.rank() == 0:
+
+    def resolved() -> tuple[Kind, SslError | None]:
         try:
-            cached.resolve(passes, tell)
+            if distributed.rank() == 0:
+                with system_errors():
+                    cached.resolve(passes, tell)
         except SslError as error:
-            problem = error
-    cached.kind, problem = distributed.from_main((cached.kind, problem))
+            return cached.kind, error
+        return cached.kind, None
+
+    # To look at all files may take longer than a message may.
+    cached.kind, problem = distributed.from_main(distributed.first_of_machine(resolved))
     if problem is not None:
         raise problem
     return dataset if cached.kind == "none" else cached

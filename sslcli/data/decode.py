@@ -92,7 +92,8 @@ def _one_line(text: object) -> str:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        # Not the PNG reader's own, which decodes all pixels to look behind them.
+        return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
     except Exception:  # damaged metadata are no reason to refuse good pixels
         return 1
 

@@ -31,9 +31,10 @@ class FileOptions(RootedOptions):
     """Mean and standard deviation: ImageNet's, or those of (up to 2,000 of) the images, measured once and cached."""
     cache: Literal["none", "memory", "disk", "auto"] = Field(default="none", json_schema_extra=WARN)
     """Decode each image once and keep its pixels for all epochs, at the bounded size of `cache_size`: in memory, which
-    all worker processes share, or in a file on disk, which later runs use again. `auto`: memory if half of what is
-    available is enough, else disk if half of what is free is, else none; none for less than two epochs. Only training
-    reads it, evaluations and monitors don't."""
+    all worker processes share, or in a file on disk, which later runs use again for each image whose path, size and
+    time of change are the same. `auto`: disk if all images are there already, else none for less than two epochs, else
+    memory if half of what is available is enough, else disk if half of what is free is, else none. Only training reads
+    it, evaluations and monitors don't."""
     cache_size: int = Field(default=256, ge=8, json_schema_extra=WARN)
     """The longest that the shorter side of a cached image may be, in pixels: larger images are reduced to it, and crops
     come from the smaller version, so that small crops of large photographs are less sharp. Smaller images stay as they

@@ -47,6 +47,15 @@ class Pixels:
                 size = offset + height * width * self.channels - start
                 self._mapped.madvise(mmap.MADV_WILLNEED, start, size)
 
+    def amount(self) -> str:
+        """Returns how many images are there, in words: all, or a part of all."""
+        kept, total = int((self.places[:, 1] > 0).sum()), len(self.places)
+        return f"{total:,} images" if kept == total else f"{kept:,} of {total:,} images"
+
+    def others(self) -> str:
+        """Returns what a line says of the images that are not there; nothing if there are none."""
+        return "" if self.places[:, 1].all() else "; the others are decoded when they are asked for"
+
     def _map(self) -> None:
         if not self.length:
             return

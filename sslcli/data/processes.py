@@ -97,6 +97,6 @@ def worker_errors() -> Iterator[None]:
             raise
         reason = text.splitlines()[0].strip() if text else type(error).__name__
         raise SslError(
-            f"a worker process died, most likely for want of memory ({reason}): try fewer training.workers or a "
-            "smaller batch, or give /dev/shm more room"
+            f"a worker process died, most likely for want of memory ({reason}): try fewer training.workers, a "
+            "smaller batch, or data.cache=disk in the place of memory, or give /dev/shm more room"
         ) from error

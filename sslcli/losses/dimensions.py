@@ -70,9 +70,10 @@ def dimension_products(a: Tensor, b: Tensor, divisor: int) -> tuple[Tensor, Tens
     start = rank() * size + min(rank(), longer)
     rows = slice(start, start + size + (rank() < longer))
     diagonal = (a[:, rows] * b[:, rows]).sum(dim=0) / divisor
-    if 2 * len(a) <= a.shape[1]:
-        # ‖aᵀb‖² = Σ (aaᵀ)∘(bbᵀ), which is B×B. M's rank is at most B, so that its squares sum to (ΣMᵢᵢ)²/B at least:
-        # where dimensions vary alike twice what the diagonal has, and little is lost when that is subtracted.
+    if (world_size() + 1) * len(a) <= a.shape[1]:
+        # ‖aᵀb‖² = Σ (aaᵀ)∘(bbᵀ), which is B×B; every process makes all of bbᵀ, so that it is cheaper up to here. M's
+        # rank is at most B, so that its squares sum to (ΣMᵢᵢ)²/B at least: where dimensions vary alike twice what the
+        # diagonal has, and little is lost when that is subtracted.
         squares = ((a[:, rows] @ a[:, rows].T) * (b @ b.T)).sum() / divisor**2
         return diagonal, squares - diagonal.square().sum()
     others: Tensor = _OffDiagonal.apply(a, b, divisor, rows)

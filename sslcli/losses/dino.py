@@ -84,7 +84,10 @@ class _CrossEntropy(torch.autograd.Function):
         met = [[g for g in range(views) if g != v] for v in range(len(student))]  # the teacher's views that each meets
         terms = images * sum(map(len, met))
         wanted = ctx.needs_input_grad[-len(student) :]
-        gradients = [torch.empty_like(s) if g and w else None for s, g, w in zip(student, met, wanted, strict=True)]
+        # Not in fp16 before the scaler's factor has come in: most of them are too small for it.
+        gradients = [
+            torch.empty_like(s, dtype=dtype) if g and w else None for s, g, w in zip(student, met, wanted, strict=True)
+        ]
         length = stretch_length(prototypes, student[0].device)
         for part in (slice(start, start + length) for start in range(0, images, length)):
             targets = []
@@ -130,7 +133,8 @@ def teacher_entropy(teacher: Sequence[Tensor], center: Tensor, teacher_temperatu
     """Returns the entropy of softmax((t − c)/τₜ) in nats, the mean over views and images, without gradient.
 
     0 if the teacher names one prototype for certain, log K if it is indifferent: both at once for all images are the
-    two ways to collapse. The loss minus it is the mean Kullback-Leibler divergence of student and teacher.
+    two ways to collapse. The loss minus it is the mean Kullback-Leibler divergence of student and teacher. `dino_terms`
+    has it together with the loss, at no further cost.
 
     Args:
         teacher: G logits (N, K).

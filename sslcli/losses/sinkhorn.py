@@ -67,5 +67,8 @@ def sinkhorn(
         for _ in range(iterations - 1):
             u = matrix.mv(v).clamp_(min=smallest).reciprocal_()
             v = all_reduce_sum(matrix.T.mv(u)).reciprocal_()
+            # A factor of all of v means nothing, and grows. Where prototypes cannot be shared out equally, some of v
+            # would go to 0: above this bound rows stay exact.
+            v.div_(v.amax()).clamp_(min=1e-30)
         q = matrix[:rows] * v
         return q.div_(q.sum(dim=1, keepdim=True).clamp_(min=smallest))

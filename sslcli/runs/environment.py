@@ -14,7 +14,7 @@ from ..version import __version__
 
 
 def describe_environment(command: list[str]) -> dict[str, Any]:
-    """Returns time, command, versions and hardware; nothing that tells where on a disk something lies."""
+    """Returns time, command, versions and hardware. `command` is kept as it is given, with any paths in it."""
     import torchvision
 
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ Choice = Literal["none", "views", "all"]
 #: backbone, which takes longer to compile, gains more. Twice that, to be sure.
 _PIXELS_PER_THREAD = 600_000_000
 #: On a CPU views of this size and above stay eager: there eager code, which works on the chosen samples alone and in
-#: parts that fit the cache, is as fast (`benchmarks/views.py --size`: half as fast at 64 px, equal at 128, faster above).
+#: parts that fit the cache, is as fast (`benchmarks/views.py --size`: half as fast at 64 px, equal at 128).
 _EAGER_ON_CPU = 128
 #: Batches of views on CUDA from which compiling them pays. Not measured: an eager view is some hundred small kernels,
 #: whatever its size, which are taken for a millisecond.
@@ -88,6 +89,8 @@ def compile_parts(
     views: ViewMaker,
     method: Method,
     tell: Callable[[str], None] | None,
+    *,
+    fresh: bool = True,
 ) -> RunConfig:
     """Compiles the views, and with `all` every backbone of a method (the momentum encoder's too).
 
@@ -100,6 +103,7 @@ def compile_parts(
         views: compiled in place.
         method: with all its copies of the backbone made, on its device; compiled in place.
         tell: shows a line to the user; None: say what would be compiled, and compile nothing.
+        fresh: the run starts here. One that goes on may have been `auto`, and eager where the compiler failed.
 
     Returns:
         the config with `training.compile` resolved.
@@ -115,13 +119,17 @@ def compile_parts(
     if training.cuda_graphs and (choice == "none" or device.type != "cuda"):
         where = "on CUDA" if device.type != "cuda" else "with training.compile=views or all"
         raise UserError(f"training.cuda_graphs: there are such graphs {where} only; set it to false")
+    small = device.type != "cpu" or min(views.sizes) < _EAGER_ON_CPU
+    if choice == "views" and not small:
+        choice = "none"
     if choice != "none" and tell is not None:
-        parts = "the views" if choice == "views" else "the views and the backbone"
+        parts = " and ".join(["the views"] * small + ["the backbone"] * (choice == "all"))
         tell(f"compiling {parts}: half a minute or more, the first time (training.compile=none goes without)")
+        # It warns of toolkits without a GPU, which is nobody's concern on a CPU.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         mode = "reduce-overhead" if training.cuda_graphs else None
-        views.compile(mode, below=_EAGER_ON_CPU if device.type == "cpu" else None)
         try:
-            _black_views(views, source, share, device, len(method.run.data.mean))
+            _compile_views(views, mode, source, share, device)
         except Exception as error:  # compilers fail in as many ways as there are machines
             problem = f"the compiler failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
             if training.compile != "auto":
@@ -131,15 +139,17 @@ def compile_parts(
             choice = "none"
         if choice == "all":
             # A backbone that was not asked to be compiled must not end the run where the compiler can't do it.
-            torch._dynamo.config.suppress_errors = training.compile == "auto"
+            torch._dynamo.config.suppress_errors |= training.compile == "auto" or not fresh
             for module in method.modules():
                 if isinstance(module, Backbone):
                     module.compile(dynamic=False, mode=mode)
     return dataclasses.replace(config, training=training.model_copy(update={"compile": choice}))
 
 
-def _black_views(views: ViewMaker, source: Source, count: int, device: torch.device, channels: int) -> None:
-    """Makes views of a batch shaped like those of the run, twice: CUDA graphs are recorded the second time."""
+def _compile_views(views: ViewMaker, mode: str | None, source: Source, count: int, device: torch.device) -> None:
+    """Compiles by making views of a black batch like the run's, twice: CUDA graphs are recorded the second time."""
+    views.compile(mode, below=_EAGER_ON_CPU if device.type == "cpu" else None)
+    channels = views.kinds[0].channels
     resident = source.images if isinstance(source, ResidentSource) else None
     shapes = [(size, size) for size in views.sizes] if resident is None else [tuple(resident.shape[-2:])]
     images = [torch.zeros((count, channels, *shape), dtype=torch.uint8, device=device) for shape in shapes]

@@ -117,10 +117,16 @@ class Loop:
         schedule = self._schedule_values(start)
         source_batch = next(self.session.source.batches(start))[0]
         for _ in range(2):
+            self._begin_graphs()
             torch.autograd.backward(self._forward(module, source_batch, schedule).loss)
         self.optimizer.zero_grad(set_to_none=True)
         self.method.load_state_dict(kept)
         return module
+
+    def _begin_graphs(self) -> None:
+        """Lets CUDA graphs overwrite what they returned in the last step."""
+        if self.session.config.training.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
     def _schedule_values(self, step: int) -> dict[str, Tensor]:
         """The method's schedules at a step, filled on the device: a copy from the host would wait."""
@@ -135,9 +141,7 @@ class Loop:
     def step(self) -> None:
         """Makes one optimizer step, over all its micro-batches."""
         session, step = self.session, self.context.progress.step
-        if session.config.training.cuda_graphs:
-            # What the last step's graphs returned may be overwritten.
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        self._begin_graphs()
         # The schedule is a function of the step about to be made: the first one gets its first value.
         set_lr(self.optimizer, session.schedule, step, session.base_lr)
         if self.weight_decay is not None:

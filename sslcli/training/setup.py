@@ -149,7 +149,7 @@ def build(
         synchronise_batch_norm(method, device)
     if training.channels_last:
         method = method.to(memory_format=torch.channels_last)
-    config = compile_parts(config, source, views, method, tell if compiled else None)
+    config = compile_parts(config, source, views, method, tell if compiled else None, fresh=fresh)
     options = config.optimizer.options
     base_lr = effective_lr(options, training.batch_size)
     optimizer = config.optimizer.cls.build(build_groups(method, options), options)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import mmap
 import os
 import pickle
 import shutil
@@ -10,8 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import islice
+from contextlib import nullcontext
+from itertools import count, islice
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +27,11 @@ from pydantic import ValidationError
 from sslcli.contracts.data import SourceBatch
 from sslcli.contracts.errors import SslError, UnreadableImage, UserError
 from sslcli.contracts.views import ViewSpec
-from sslcli.data import cache_build, cache_disk, cached
+from sslcli.data import cache_build, cache_disk, cache_file, cached
 from sslcli.data.cache_build import Bound
 from sslcli.data.cached import CachedDataset, Kind, open_cached
 from sslcli.data.crops import Cropper, Slice, wanted_side
+from sslcli.data.decode import decoded_size
 from sslcli.data.folder import Folder, FolderOptions, Images, ImagesOptions
 from sslcli.data.shapes import Shapes
 from sslcli.data.source import open_source
@@ -229,6 +235,37 @@ def test_unreadable_images_are_tried_once_for_all_runs(root: Path) -> None:
     assert len(told) == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("where", ["file", "header"])
+def test_what_the_system_failed_to_read_is_tried_again(
+    root: Path, kind: Kind, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Folder.image_for
+
+    def broken(self: Folder, index: int, wanted: int | None) -> torch.Tensor:
+        if index == 3:
+            raise UnreadableImage("3.jpg", "Input/output error") from OSError(errno.EIO, "Input/output error")
+        return real(self, index, wanted)
+
+    def blind(path: Path, wanted: int | None) -> tuple[int, int] | None:
+        return None if path.name == "6.jpg" else decoded_size(path, wanted)
+
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        if where == "file":
+            patch.setattr(Folder, "image_for", broken)
+        else:
+            patch.setattr(cache_build, "decoded_size", blind)
+        data = opened(root, kind, told)
+    assert "data.cache: 9 of 10 images " in told[-1]
+    assert told[-1].endswith("; the others are decoded when they are asked for")
+    assert torch.equal(data.image_for(3, None), data.dataset.image(3))
+    told.clear()
+    opened(root, kind, told)
+    assert f"decoding {1 if kind == 'disk' else 10} images" in told[0]
+    assert not any(" of 10 " in line for line in told)
+
+
 def test_an_image_of_another_size_than_its_header_tells_is_not_kept(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +313,111 @@ def test_an_interrupted_build_goes_on_where_it_was(root: Path, monkeypatch: pyte
     data = opened(root, "disk")
     assert decoded == [6, 7, 8, 9]
     assert all(torch.equal(data.image_for(index, None), data.dataset.image(index)) for index in range(10))
+
+
+class Stopper:
+    """Interrupts a build before one of the lines of `_append`, as Ctrl-C may."""
+
+    def __init__(self, line: int) -> None:
+        self.left = line
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> Stopper | None:
+        if frame.f_code is not cache_disk._append.__code__:
+            return None
+        if event == "line":
+            if self.left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            self.left -= 1
+        return self
+
+
+def test_an_interruption_at_any_line_leaves_an_index_that_is_true(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_build, "_CHUNK", 4)
+    expected = [Folder(options(root)).image(index) for index in range(10)]
+    before = sys.gettrace()
+    for line in count():
+        shutil.rmtree(root.parent / "cache", ignore_errors=True)
+        sys.settrace(Stopper(line))
+        try:
+            opened(root, "disk")
+        except KeyboardInterrupt:
+            finished = False
+        else:
+            finished = True
+        finally:
+            sys.settrace(before)
+        os.utime(root / "class0" / "0.jpg", ns=(line + 1, line + 1))  # so that other pixels follow what is there
+        data = opened(root, "disk")
+        assert all(torch.equal(data.image_for(index, None), image) for index, image in enumerate(expected))
+        if finished:
+            break
+    assert line > 30
+
+
+def test_pixels_that_may_be_lost_are_spoken_of_by_no_index(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, failures = cache_file._sync, []
+
+    def once(path: Path) -> None:
+        if path.suffix == ".pixels" and path.stat().st_size and not failures:
+            failures.append(path)
+            raise OSError(errno.EIO, "Input/output error")
+        real(path)
+
+    monkeypatch.setattr(cache_file, "_sync", once)
+    with pytest.raises(SslError, match=r"^data\.cache: Input/output error$"):
+        opened(root, "disk")
+    told: list[str] = []
+    opened(root, "disk", told)
+    assert "decoding 10 images" in told[0]
+
+
+def test_a_worker_that_dies_during_a_commit_is_told_with_a_remedy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, deaths = cache_file.CacheFolder.write, []
+
+    def interrupted(self: cache_file.CacheFolder, index: cache_file.Index) -> None:
+        if len(index.rows) and not deaths:
+            deaths.append(index)
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")  # torch's signal handler
+        real(self, index)
+
+    monkeypatch.setattr(cache_file.CacheFolder, "write", interrupted)
+    with pytest.raises(SslError, match=r"^a worker process died[^\n]*data\.cache=disk[^\n]*$"):
+        opened(root, "disk")
+    told: list[str] = []
+    opened(root, "disk", told)
+    assert len(told) == 1
+
+
+def test_a_reader_of_the_lines_who_has_gone_is_no_worker_that_died(root: Path) -> None:
+    def gone(line: str) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        CachedDataset(Folder(options(root)), 66, "disk", workers=0).prepare(gone)
+
+
+def test_errors_under_the_lock_are_not_laid_to_the_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(cache_build, "loader", refused)
+    with pytest.raises(SslError, match=r"^data\.cache: Cannot allocate memory$"):
+        opened(root, "disk")
+
+
+def test_a_variable_of_a_group_that_is_none_does_no_harm(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert opened(root, "memory").image_for(3, None).shape[0] == 3
+
+
+def test_pixels_of_a_folder_with_odd_letters_are_removed_too(root: Path) -> None:
+    odd = root.rename(root.parent / "photographs [1] *?")
+    opened(odd, "disk")
+    for file in odd.rglob("*.*"):
+        os.utime(file, ns=(5, 5))
+    opened(odd, "disk")
+    assert len(pixel_files(odd)) == 1
 
 
 def test_what_lies_behind_the_last_row_is_written_over(root: Path) -> None:
@@ -329,11 +471,13 @@ def test_a_file_in_the_place_of_the_folder_is_refused(root: Path) -> None:
         (10**6, 10**6, 100, "memory"),
         (40_000, 10**6, 100, "disk"),
         (40_000, 40_000, 100, "none"),
+        (None, 10**6, 100, "disk"),
+        (0, 10**6, 100, "disk"),
         (10**6, 10**6, 1.9, "none"),
     ],
 )
 def test_auto_takes_memory_then_disk_then_none(
-    root: Path, monkeypatch: pytest.MonkeyPatch, memory: int, disk: int, passes: float, kind: Kind
+    root: Path, monkeypatch: pytest.MonkeyPatch, memory: int | None, disk: int, passes: float, kind: Kind
 ) -> None:
     monkeypatch.setattr(cached, "available_memory", lambda: memory)
     monkeypatch.setattr(cached, "free_disk", lambda folder: disk)
@@ -346,9 +490,20 @@ def test_auto_takes_memory_then_disk_then_none(
 
 def test_auto_takes_what_is_on_the_disk_already(root: Path) -> None:
     opened(root, "disk")
-    data = open_cached(Folder(options(root, cache="auto")), 66, 1, 0, print)
+    told: list[str] = []
+    data = open_cached(Folder(options(root, cache="auto")), 66, 1, 0, told.append)
     assert isinstance(data, CachedDataset)
     assert data.kind == "disk"
+    assert told == ["data.cache: auto is disk: all images are there already"]
+
+
+@pytest.mark.parametrize(("free", "refused"), [(0, True), (None, False)])
+def test_no_memory_is_refused_and_an_unknown_amount_is_not(
+    root: Path, monkeypatch: pytest.MonkeyPatch, free: int | None, refused: bool
+) -> None:
+    monkeypatch.setattr(cached, "available_memory", lambda: free)
+    with pytest.raises(UserError, match=r"^data\.cache: memory: ") if refused else nullcontext():
+        open_cached(Folder(options(root, cache="memory")), 66, 100, 0, print)
 
 
 def test_without_the_option_and_for_other_data_there_is_no_cache(root: Path) -> None:
@@ -398,6 +553,43 @@ def test_a_spawned_worker_gets_the_path_of_the_pixels_and_not_a_copy(root: Path,
     sent = pickle.dumps(data)
     assert len(sent) < 8000 < BYTES
     assert torch.equal(pickle.loads(sent).image_for(4, None), data.image_for(4, None))
+
+
+class Advised:
+    """In the place of mapped pixels: what the system was asked to fetch."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int, int]] = []
+
+    def madvise(self, advice: int, start: int, size: int) -> None:
+        self.asked.append((advice, start, size))
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_WILLNEED"), reason="the system takes no advice")
+def test_the_images_of_a_slice_are_fetched_before_the_first_of_them_is_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "class1" / "3.jpg").write_text("no image")
+    data = opened(root, "disk")
+    assert data._pixels is not None
+    advised: Any = Advised()
+    data._pixels._mapped = advised
+    real, at_first = CachedDataset.image_for, []
+
+    def read(self: CachedDataset, index: int, wanted: int | None) -> torch.Tensor:
+        at_first.append(len(advised.asked))
+        return real(self, index, wanted)
+
+    monkeypatch.setattr(CachedDataset, "image_for", read)
+    asked = [9, 6, 2, 4]  # the second cannot be read
+    Cropper(data, maker(), 0)[Slice(0, 0, asked)]
+    assert at_first[0] == len(advised.asked) == 3
+    for place, (advice, start, size) in zip([9, 2, 4], advised.asked, strict=True):
+        offset, height, width = data._pixels.places[place].tolist()
+        assert advice == mmap.MADV_WILLNEED
+        assert start % mmap.PAGESIZE == 0
+        assert offset - mmap.PAGESIZE < start <= offset
+        assert start + size == offset + height * width * 3
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

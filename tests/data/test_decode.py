@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from sslcli.contracts.errors import UnreadableImage
@@ -232,3 +233,13 @@ def test_a_file_without_a_header_has_no_size(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("no image")
     assert decoded_size(tmp_path / "a.jpg") is None
     assert decoded_size(tmp_path / "missing.jpg") is None
+
+
+def test_the_size_of_a_png_is_told_without_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(ramp()).save(tmp_path / "plain.png")
+    Image.fromarray(ramp()).save(tmp_path / "turned.png", exif=turned)
+    monkeypatch.setattr(PngImageFile, "load", None)
+    assert decoded_size(tmp_path / "plain.png") == (8, 12)
+    assert decoded_size(tmp_path / "turned.png") == (12, 8)

@@ -12,7 +12,9 @@ from sslcli.data.room import available_memory, free_disk, size_text
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The files in which a Linux machine with 8,000 kB to spare tells of its memory; no container."""
     monkeypatch.setattr(room, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(room, "_GROUP", tmp_path)
+    monkeypatch.setattr(room, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(room, "_MOUNT", tmp_path)
+    (tmp_path / "groups").write_text("0::/\n")
     (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  8000 kB\nHugePages_Free:  0\n")
     return tmp_path
 
@@ -38,9 +40,36 @@ def test_memory_is_what_the_container_may_take_where_that_is_less(machine: Path)
     assert available_memory() == 8000 * 1024
 
 
-def test_a_machine_that_does_not_tell_has_none(machine: Path) -> None:
+def test_the_tightest_of_the_groups_around_a_process_counts(machine: Path) -> None:
+    (machine / "groups").write_text("0::/batch/job_7\n")
+    inner = machine / "batch" / "job_7"
+    inner.mkdir(parents=True)
+    limit(inner.parent, "1000000")
+    limit(inner, "max")
+    assert available_memory() == 600_000
+    limit(inner, "800000")
+    assert available_memory() == 400_000
+
+
+@pytest.mark.parametrize("path", ["/", "/docker/3f7a"])  # of the second one a container sees only the outermost folder
+def test_the_limits_of_version_1_count(machine: Path, path: str) -> None:
+    (machine / "groups").write_text(f"9:name=systemd:/\n4:cpu,memory:{path}\n0::/\n")
+    folder = machine / "memory"
+    folder.mkdir()
+    (folder / "memory.limit_in_bytes").write_text("1000000\n")
+    (folder / "memory.usage_in_bytes").write_text("700000\n")
+    (folder / "memory.stat").write_text("inactive_file 5\ntotal_inactive_file 300000\n")
+    assert available_memory() == 600_000
+
+
+def test_a_system_without_control_groups_has_no_limit(machine: Path) -> None:
+    (machine / "groups").unlink()
+    assert available_memory() == 8000 * 1024
+
+
+def test_that_a_machine_does_not_tell_is_not_that_nothing_is_left(machine: Path) -> None:
     (machine / "meminfo").unlink()
-    assert available_memory() == 0
+    assert available_memory() is None
 
 
 def test_the_disk_of_a_folder_that_is_still_to_be_made_is_known(tmp_path: Path) -> None:

@@ -157,6 +157,19 @@ def test_dino_half_precision_inputs_are_computed_in_float32(dtype: torch.dtype) 
     assert teacher_entropy(teacher, CENTER.float(), 0.04).dtype == torch.float32
 
 
+def test_dino_gradients_too_small_for_half_precision_reach_it_with_the_scalers_factor() -> None:
+    half = [torch.randn(4, 3000, generator=torch.Generator().manual_seed(n)).half() for n in range(4)]
+    single = [tensor.float() for tensor in half]
+    for student in half[:2] + single[:2]:
+        student.requires_grad_()
+    for logits, center in ((half, torch.zeros(3000)), (single, torch.zeros(3000))):
+        (4096 * dino(logits[:2], logits[2:], center, 1.0, 1.0)).backward()
+    for student, exact in zip(half[:2], single[:2], strict=True):
+        assert student.grad is not None
+        assert exact.grad is not None
+        torch.testing.assert_close(student.grad, exact.grad.half(), rtol=0, atol=0)
+
+
 def test_dino_autocast_does_not_reach_the_loss() -> None:
     student, teacher = views(3, dtype=torch.float32), views(2, seed=1, dtype=torch.float32)
     center = CENTER.float()

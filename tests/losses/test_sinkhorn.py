@@ -171,3 +171,9 @@ def test_sinkhorn_on_cuda_never_waits_for_the_device() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(q.cpu(), sinkhorn(scores.cpu()), rtol=1e-4, atol=1e-5)
+
+
+def test_many_iterations_where_prototypes_cannot_be_shared_out_equally_end_in_numbers() -> None:
+    """Two prototypes have one sample only: its column's factor would double with every iteration."""
+    q = sinkhorn(torch.tensor([[1.0, 1, 0], [0, 0, 1]]), 0.005, 300)
+    torch.testing.assert_close(q, torch.tensor([[0.5, 0.5, 0], [0, 0, 1]]))

@@ -215,8 +215,8 @@ def test_the_file_has_every_figure(tiny):
     written = as_json(session, found, 1, ["ssl", "bench"])
     assert set(written) == {
         "time", "command", "sslcli", "python", "torch", "torchvision", "platform", "processor", "cores", "cpu_threads",
-        "gpu", "config", "plan", "steps", "rounds", "images_per_second", "ratio", "phases", "phases_clock", "memory",
-        "first_step_with_bad_loss", "seconds_per_step",
+        "huge_pages", "gpu", "config", "plan", "steps", "rounds", "images_per_second", "ratio", "phases",
+        "phases_clock", "memory", "first_step_with_bad_loss", "seconds_per_step",
     }  # fmt: skip
     assert written["config"]["training"]["precision"] == "fp32"
     assert written["config"]["training"]["compile"] == "none"

@@ -98,6 +98,15 @@ def test_large_views_stay_eager_on_a_cpu(tiny, monkeypatch, odd_plugins):
     assert [function.__self__.spec.size for function in made] == [64]
 
 
+def test_a_backbone_that_cannot_be_compiled_ends_a_run_only_where_that_was_asked_for(tiny, compilers, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(compilation, "_PIXELS_PER_THREAD", 1)
+    for name, fresh, forgiving in (("auto", True, True), ("all", True, False), ("all", False, True)):
+        with torch._dynamo.config.patch(suppress_errors=False):
+            build(tiny(f"training.compile={name}"), fresh=fresh)
+            assert torch._dynamo.config.suppress_errors == forgiving
+
+
 def test_a_resumed_run_keeps_what_auto_was(tiny):
     config = tiny("training.compile=auto")
     assert keep_resolved(config, {"training": {"compile": "all"}}).training.compile == "all"
