@@ -172,7 +172,11 @@ def main() -> None:
             "extremes": {m.name: extremes for m, extremes in measured},
         }
     machines = [Machine(**values) for values in described["machines"].values()]
-    results = read_results([*sorted(RESULTS.glob("*.json")), *arguments.results])
+    results = [
+        result
+        for result in read_results([*sorted(RESULTS.glob("*.json")), *arguments.results])
+        if result["config"]["training"]["batch_size"] == arguments.batch
+    ]
     report = {**described, "batch": arguments.batch, "rows": count(arguments.batch, machines, results)}
     publish(report, arguments.output)
     print(tables(report))
