@@ -29,10 +29,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 from views import MEAN, STD, our_views
 
-from sslcli.data.cached import CachedDataset, open_cached
+from sslcli.data.cache.dataset import CachedDataset, open_cached
 from sslcli.data.crops import Cropper, Crops, Slice, split_views, wanted_side
-from sslcli.data.folder import FileDataset, Images, ImagesOptions
+from sslcli.data.files import FileDataset
 from sslcli.data.workers import SLICE
+from sslcli.datasets.images import Images, ImagesOptions
 from sslcli.views.pipeline import ViewMaker
 
 #: Photographs that the ways of tens a second work on: each costs the same, however many there are.

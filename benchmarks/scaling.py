@@ -35,7 +35,7 @@ from sslcli.config.document import Document
 from sslcli.config.merge import apply_overrides
 from sslcli.config.resolve import RunConfig, resolve
 from sslcli.contracts.data import SourceBatch
-from sslcli.data.shapes import Shapes, ShapesOptions
+from sslcli.datasets.shapes import Shapes, ShapesOptions
 from sslcli.runs.directory import RunDirectory
 from sslcli.training.context import Context
 from sslcli.training.loop import Loop

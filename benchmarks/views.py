@@ -23,9 +23,9 @@ from report import NOT_INSTALLED, circumstances, is_installed, measure, publish,
 from torch import Tensor
 from torchvision.transforms import v2
 
+from sslcli.augmentations.simclr import SimCLRPreset
 from sslcli.contracts.views import ViewSpec
 from sslcli.views.pipeline import ViewMaker
-from sslcli.views.presets import SimCLRPreset
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 OURS, OTHERS = ("eager", "compiled"), ("torchvision", "lightly", "lightly_train")

@@ -9,20 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .python_api import Run as Run
-    from .python_api import evaluate as evaluate
-    from .python_api import evaluate_all as evaluate_all
-    from .python_api import export as export
-    from .python_api import from_config as from_config
-    from .python_api import load_backbone as load_backbone
-    from .python_api import train as train
-    from .version import __version__ as __version__
+    from sslcli.api import Run as Run
+    from sslcli.api import evaluate as evaluate
+    from sslcli.api import evaluate_all as evaluate_all
+    from sslcli.api import export as export
+    from sslcli.api import from_config as from_config
+    from sslcli.api import load_backbone as load_backbone
+    from sslcli.api import train as train
+    from sslcli.version import __version__ as __version__
 
 __all__ = ["Run", "__version__", "evaluate", "evaluate_all", "export", "from_config", "load_backbone", "train"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        module = "version" if name == "__version__" else "python_api"
+        module = "version" if name == "__version__" else "api"
         return getattr(importlib.import_module(f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .contracts.errors import SslError
+from sslcli.contracts.errors import SslError
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import importlib_metadata
 
-from .contracts.errors import UserError
+from sslcli.contracts.errors import UserError
 
 
 @dataclass(frozen=True)

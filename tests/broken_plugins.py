@@ -22,7 +22,7 @@ from sslcli.contracts.optimizer import OptimizerPlugin, Schedule
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import Operation, Parameters, Preset
 from sslcli.data.subset import stratified_choice
-from sslcli.exporting.backbone import BackboneExporter
+from sslcli.exporters.backbone.exporter import BackboneExporter
 from sslcli.methods.simclr import SimCLR, SimCLROptions
 from sslcli.testing.stand_ins import SmallBackbone, pixels
 

@@ -1,1 +1,1 @@
-"""Networks without a classifier: image → feature vector."""
+"""Networks without a classifier, image → feature vector, one file per architecture."""

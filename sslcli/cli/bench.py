@@ -29,8 +29,8 @@ def bench(
 
     Example: ssl bench examples/configs/quickstart.yaml training.batch_size=256 --output speed.json
     """
-    from ..config.resolve import load_config
-    from ..plugins import register_file
+    from sslcli.config.resolve import load_config
+    from sslcli.plugins import register_file
 
     for path in plugin or []:
         register_file(path)
@@ -38,10 +38,10 @@ def bench(
 
     from rich.console import Console  # from here on torch is needed
 
-    from ..reporting.console import tell
-    from ..runs.files import check_output, write_text
-    from ..training.bench import bench as run_bench
-    from ..training.bench_report import as_json, headline, tables
+    from sslcli.console import tell
+    from sslcli.runs.files import check_output, write_text
+    from sslcli.training.bench import bench as run_bench
+    from sslcli.training.bench_report import as_json, headline, tables
 
     output = output.expanduser() if output is not None else None
     if output is not None:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..contracts.errors import UserError
+from sslcli.contracts.errors import UserError
 
 if TYPE_CHECKING:
-    from ..evaluation.tables import Row
+    from sslcli.evaluation.tables import Row
 
 
 def evaluate(
@@ -54,15 +54,15 @@ def evaluate(
 
     ssl eval runs/first runs/second resnet18 --method all
     """
-    from ..plugins import choose
+    from sslcli.plugins import choose
 
     if method != "all":
         choose("evaluators", method)  # a typo is told before torch is loaded
     targets, overrides = split_words(words)
 
-    from ..evaluation.run import evaluate_all
-    from ..evaluation.tables import as_json as several_as_json
-    from ..reporting.console import tell
+    from sslcli.console import tell
+    from sslcli.evaluation.evaluate import evaluate_all
+    from sslcli.evaluation.tables import as_json as several_as_json
 
     output = output.expanduser() if output is not None else None
     rows = evaluate_all(targets, method, overrides, device=device, seed=seed, seeds=seeds, output=output, tell=tell)
@@ -93,7 +93,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def _show(rows: list[Row], single: bool) -> None:
     from rich.console import Console
 
-    from ..evaluation.tables import lines, plain_table, rich_table
+    from sslcli.evaluation.tables import lines, plain_table, rich_table
 
     if single:
         print("\n".join(lines(rows[0].result)))

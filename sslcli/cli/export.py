@@ -25,12 +25,12 @@ def export(
 
     Example: ssl export backbone runs/quickstart-1a2b3c4d --output resnet18.safetensors
     """
-    from ..plugins import choose
+    from sslcli.plugins import choose
 
     choose("exporters", name)  # a typo is told before torch is loaded
 
-    from ..exporting.run import export as run_export
-    from ..reporting.console import tell
+    from sslcli.console import tell
+    from sslcli.evaluation.export import export as run_export
 
     exported = run_export(name, target, output, overrides or [], replace=force, device=device, tell=tell)
     tell(f"wrote {exported.path} ({exported.path.stat().st_size / 2**20:.1f} MiB); load it with:")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import typer
 
 if TYPE_CHECKING:
-    from ..contracts.options import Options
-    from ..plugins import FoundPlugin
+    from sslcli.contracts.options import Options
+    from sslcli.plugins import FoundPlugin
 
 #: The keys that `ssl list GROUP --json` promises.
 KEYS = ("name", "package", "version", "target")
@@ -28,7 +28,7 @@ def list_plugins(
 
     Example: ssl list methods simclr
     """
-    from ..plugins import GROUPS, find, get_group
+    from sslcli.plugins import GROUPS, find, get_group
 
     groups = [get_group(group).name] if group is not None else list(GROUPS)
     if check:
@@ -62,7 +62,7 @@ def _table(rows: list[list[str]], indent: str = "") -> None:
 
 
 def _check(groups: list[str], as_json: bool) -> int:
-    from ..plugins import PluginError, find, load_found
+    from sslcli.plugins import PluginError, find, load_found
 
     results: list[dict[str, Any]] = []
     for group in groups:
@@ -91,7 +91,7 @@ def _check(groups: list[str], as_json: bool) -> int:
 
 
 def _describe(group: str, name: str, as_json: bool) -> None:
-    from ..plugins import choose, load, load_found
+    from sslcli.plugins import choose, load, load_found
 
     plugin = choose(group, name.partition("/")[0])
     if "/" not in name and hasattr(provider := load_found(plugin), "names"):

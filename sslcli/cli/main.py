@@ -10,8 +10,9 @@ from typing import Annotated, ParamSpec
 
 import typer
 
-from ..contracts.errors import SslError
-from ..version import __version__
+from sslcli.contracts.errors import SslError
+from sslcli.version import __version__
+
 from . import bench, evaluate, export, listing, train
 
 P = ParamSpec("P")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..contracts.errors import UserError
+from sslcli.contracts.errors import UserError
 
 if TYPE_CHECKING:
-    from ..config.resolve import RunConfig
+    from sslcli.config.resolve import RunConfig
 
 
 def train(
@@ -37,8 +37,8 @@ def train(
 
     Example: ssl train examples/configs/quickstart.yaml training.epochs=5
     """
-    from ..config.resolve import load_config
-    from ..plugins import register_file
+    from sslcli.config.resolve import load_config
+    from sslcli.plugins import register_file
 
     is_run = (config / "config.yaml").is_file()
     if is_run and not (resume or dry_run or output is not None):
@@ -47,17 +47,17 @@ def train(
     resolved = load_config(config / "config.yaml" if is_run else config, overrides or [])
     directory = output.expanduser() if output is not None else config if is_run else default_output(config, resolved)
 
-    from ..reporting.console import tell  # from here on torch is needed
+    from sslcli.console import tell  # from here on torch is needed
 
     if dry_run:
         _show_plan(resolved, directory)
         return 0
     if devices is not None and devices > 1:
-        from ..training.group import launch
+        from sslcli.training.group import launch
 
         words = arguments(config, overrides, directory, plugin) + (["--resume"] if resume else [])
         return launch(words, devices, resolved.training.device)
-    from ..training.train import train as run_training
+    from sslcli.training.train import train as run_training
 
     said: list[str] = []
 
@@ -107,9 +107,9 @@ def next_steps(directory: Path, *, labelled: bool) -> str:
 
 
 def _show_plan(config: RunConfig, directory: Path) -> None:
-    from ..config.document import dump_yaml
-    from ..training.setup import build
-    from ..training.train import plan
+    from sslcli.config.document import dump_yaml
+    from sslcli.training.setup import build
+    from sslcli.training.train import plan
 
     session = build(config, compiled=False)
     print(dump_yaml({**session.config.plain(), "output": str(directory)}), end="")

@@ -1,0 +1,1 @@
+"""YAML files and overrides → a validated `RunConfig`."""

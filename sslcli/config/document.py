@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ..contracts.errors import ConfigError
+from sslcli.contracts.errors import ConfigError
 
 #: The keys that lead to a value: `("optimizer", "lr")`, `("views", "0", "blur")`.
 Key = tuple[str, ...]

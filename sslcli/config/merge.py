@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..contracts.errors import ConfigError
+from sslcli.contracts.errors import ConfigError
+
 from .document import Document, Key, dump_value, parse, read_file
 
 #: Sections that name one plugin: `method: simclr` is short for `method: {name: simclr}`.

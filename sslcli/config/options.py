@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ..contracts.options import Options
+from sslcli.contracts.options import Options
+
 from .document import Document
 from .merge import apply_overrides
 from .problems import Problems

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ..contracts.errors import ConfigError
-from ..plugins import suggest
+from sslcli.contracts.errors import ConfigError
+from sslcli.plugins import suggest
+
 from .document import Document, Key, dump_value
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..contracts.options import Options
-from ..plugins import PluginError, load, suggest
+from sslcli.contracts.options import Options
+from sslcli.plugins import PluginError, load, suggest
+
 from . import schema
 from .document import Document, Key
 from .merge import read_config
@@ -141,7 +142,7 @@ def _views(section: Any, method: Choice | None, source: Choice | None, problems:
     complete = isinstance(section, list) or (isinstance(section, dict) and section.get("preset") is not None)
     if method is None and not complete:
         return ()  # there is a problem with the method already, and without it nothing to build on
-    from .views import resolve_views  # imports the view contracts, and with them torch
+    from .views_section import resolve_views  # imports the view contracts, and with them torch
 
     size = source.cls.view_size(source.options) if source is not None else 224
     asked = section.get("size") if isinstance(section, dict) else None

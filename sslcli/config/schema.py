@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from ..contracts.options import FREE, WARN, Options
+from sslcli.contracts.options import FREE, WARN, Options
 
 
 class Clip(Options):

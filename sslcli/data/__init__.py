@@ -1,1 +1,1 @@
-"""Where images come from: datasets, the order of their samples, and batches of uint8 on the device."""
+"""How images reach the device: files, their order, workers, batches of uint8."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from sslcli.contracts.data import Dataset, Source, SourceBatch
 from sslcli.phases import phase
 
-from .cached import CachedDataset
+from .cache.dataset import CachedDataset
 from .crops import Cropper, Crops, Slice, split_views
 from .plan import Plan, Stretch
 from .processes import end_workers, loader, worker_count, worker_errors

@@ -1,0 +1,1 @@
+"""The protocol of an evaluation: targets, labeled parts, sealed test images, results, tables."""

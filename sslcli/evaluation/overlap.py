@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contracts.data import Dataset
-from ..contracts.errors import UserError
-from ..randomness import hash_bits
+from sslcli.contracts.data import Dataset
+from sslcli.contracts.errors import UserError
+from sslcli.randomness import hash_bits
 
 #: Above this share of the judged images the evaluation is refused.
 LIMIT = 0.01

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..config.document import Document
-from ..config.options import validate
-from ..contracts.data import Dataset, DatasetOptions, Part
-from ..contracts.errors import UserError
-from ..plugins import load
-from ..runs.trained import Tell
+from sslcli.config.document import Document
+from sslcli.config.options import validate
+from sslcli.contracts.data import Dataset, DatasetOptions, Part
+from sslcli.contracts.errors import UserError
+from sslcli.plugins import load
+from sslcli.runs.trained import Tell
+
 from .overlap import check_overlap
 from .subject import same_source
 

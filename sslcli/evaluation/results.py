@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..contracts.errors import UserError
-from ..contracts.evaluation import EvaluationResult
-from ..reporting.confusion import can_draw, write_confusion
-from ..runs import files
-from ..runs.directory import RunDirectory
-from ..runs.trained import Tell
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.evaluation import EvaluationResult
+from sslcli.runs import files
+from sslcli.runs.directory import RunDirectory
+from sslcli.runs.trained import Tell
+
+from .confusion import can_draw, write_confusion
 from .tables import Row
 
 #: Images of more classes are told by the file alone: no picture has room for so many.

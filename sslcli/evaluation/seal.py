@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..contracts.data import Dataset, Part
-from ..contracts.errors import SslError, UserError
-from ..contracts.evaluation import FeatureSet, Subject
+from sslcli.contracts.data import Dataset, Part
+from sslcli.contracts.errors import SslError, UserError
+from sslcli.contracts.evaluation import FeatureSet, Subject
 
 
 class SealedSubject(Subject):

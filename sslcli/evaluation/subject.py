@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..contracts.data import Dataset, DatasetOptions, Part
-from ..contracts.errors import SslError, UserError
-from ..contracts.evaluation import FeatureSet, Subject
-from ..contracts.export import Trained
-from .features import Precision, extract_features, normaliser
+from sslcli.contracts.data import Dataset, DatasetOptions, Part
+from sslcli.contracts.errors import SslError, UserError
+from sslcli.contracts.evaluation import FeatureSet, Subject
+from sslcli.contracts.export import Trained
+
+from .extraction import Precision, extract_features, normaliser
 from .seal import state_digest, unsealed
 from .tokens import MeanOfTokens
 

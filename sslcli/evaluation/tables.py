@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from ..contracts.evaluation import EvaluationResult
+from sslcli.contracts.evaluation import EvaluationResult
 
 
 @dataclass

@@ -12,19 +12,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..config.document import Document
-from ..config.options import validate
-from ..contracts.backbone import Backbone
-from ..contracts.errors import UserError
-from ..contracts.export import BackboneCard, Trained
-from ..contracts.options import Options
-from ..data.normalisation import IMAGENET
-from ..plugins import PluginError, load
-from ..runs import files
-from ..runs.directory import RunDirectory
-from ..runs.trained import Tell, stored_config
-from ..runs.weights import fit, start_from
-from ..version import __version__
+from sslcli.config.document import Document
+from sslcli.config.options import validate
+from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.export import BackboneCard, Trained
+from sslcli.contracts.options import Options
+from sslcli.data.normalization import IMAGENET
+from sslcli.plugins import PluginError, load
+from sslcli.runs import files
+from sslcli.runs.directory import RunDirectory
+from sslcli.runs.trained import Tell, stored_config
+from sslcli.runs.weights import fit, start_from
+from sslcli.version import __version__
+
 from .parts import Parts
 from .subject import Feature
 

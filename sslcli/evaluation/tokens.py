@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contracts.backbone import Backbone, Features
-from ..contracts.errors import UserError
+from sslcli.contracts.backbone import Backbone, Features
+from sslcli.contracts.errors import UserError
 
 
 class MeanOfTokens(Backbone):

@@ -1,1 +1,1 @@
-"""Self-supervised methods, one file each."""
+"""Self-supervised methods, one file per plugin."""

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..distributed import is_distributed, world_size
+from sslcli.distributed import is_distributed, world_size
+
 from .norms import BatchRenorm1d
 
 

@@ -1,1 +1,1 @@
-"""Optimizers, parameter groups, and schedules as pure functions of the step."""
+"""Optimizers, one file per plugin, and parameter groups."""

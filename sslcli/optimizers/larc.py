@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin
-from sslcli.optimizers.layerwise import LayerwiseSGD, Tensors, add_all, add_each, decayed, gradients, norms
+
+from .layerwise import LayerwiseSGD, Tensors, add_all, add_each, decayed, gradients, norms
 
 
 class LARC(LayerwiseSGD):

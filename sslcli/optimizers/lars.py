@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin
-from sslcli.optimizers.layerwise import LayerwiseSGD, add_all, add_each, decayed, norms
+
+from .layerwise import LayerwiseSGD, add_all, add_each, decayed, norms
 
 
 class LARS(LayerwiseSGD):

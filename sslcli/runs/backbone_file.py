@@ -6,10 +6,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from ..contracts.backbone import Backbone
-from ..contracts.errors import UserError
-from ..contracts.export import BackboneCard, Trained
-from ..plugins import PluginError, choose
+from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.export import BackboneCard, Trained
+from sslcli.plugins import PluginError, choose
+
 from . import files
 from .card import build_backbone, read_card
 

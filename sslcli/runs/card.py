@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from ..contracts.backbone import Backbone
-from ..contracts.errors import UserError
-from ..contracts.export import BackboneCard
-from ..modules.headed import HeadedBackbone, KeptLayersOptions
-from ..plugins import PYTHON, PluginError, load
+from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.export import BackboneCard
+from sslcli.modules.headed import HeadedBackbone, KeptLayersOptions
+from sslcli.plugins import PYTHON, PluginError, load
 
 
 def read_card(path: Path, values: dict[str, Any]) -> BackboneCard:

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..contracts.errors import SslError
+from sslcli.contracts.errors import SslError
+
 from . import files
 
 FORMAT_VERSION = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..contracts.errors import UserError
+from sslcli.contracts.errors import UserError
 
 
 def resolve_device(name: str, option: str = "device") -> torch.device:

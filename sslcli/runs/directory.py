@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..config.document import dump_yaml
-from ..contracts.errors import UserError
+from sslcli.config.document import dump_yaml
+from sslcli.contracts.errors import UserError
+
 from . import files
 from .checkpoint import list_checkpoints
 from .environment import describe_environment

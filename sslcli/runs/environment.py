@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..version import __version__
+from sslcli.version import __version__
 
 
 def describe_environment(command: list[str]) -> dict[str, Any]:

@@ -8,11 +8,12 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from ..contracts.data import DataInfo
-from ..contracts.errors import UserError
-from ..contracts.export import Trained
-from ..contracts.method import Method, RunInfo
-from ..plugins import load
+from sslcli.contracts.data import DataInfo
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.export import Trained
+from sslcli.contracts.method import Method, RunInfo
+from sslcli.plugins import load
+
 from . import files
 from .card import build_backbone
 

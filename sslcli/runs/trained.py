@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..contracts.errors import UserError
-from ..contracts.export import BackboneCard, Trained
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.export import BackboneCard, Trained
+
 from . import files
 from .backbone_file import load_backbone_file
 from .card import build_backbone, read_card

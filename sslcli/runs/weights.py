@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..contracts.backbone import Backbone
-from ..contracts.errors import UserError
+from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.errors import UserError
+
 from . import files
 
 #: What torchvision and timm call the parts behind the features; the last three are auxiliary classifiers.

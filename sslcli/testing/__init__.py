@@ -4,6 +4,7 @@ Each check takes the class and options for it, and raises AssertionError with a 
 `check_plugin` finds the class by its group and name, as a config does.
 """
 
+from .augmentations import check_operation, check_preset
 from .callbacks import check_callback
 from .checks import check_plugin
 from .datasets import check_dataset
@@ -11,7 +12,6 @@ from .evaluation import check_evaluator, check_exporter
 from .methods import check_method
 from .networks import check_backbone, check_provider
 from .optimizers import check_optimizer, check_schedule
-from .views import check_operation, check_preset
 
 __all__ = [
     "check_backbone",

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..contracts.callback import Callback, Outcome
-from ..runs import files
+from sslcli.contracts.callback import Callback, Outcome
+from sslcli.runs import files
+
 from .common import changed, check_options, equal, require, snapshot
 from .stand_ins import WatchedRun
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..contracts.backbone import BackboneProvider
-from ..contracts.views import Preset
-from ..plugins import choose as choose_plugin
-from ..plugins import get_group, load, load_found
+from sslcli.contracts.backbone import BackboneProvider
+from sslcli.contracts.views import Preset
+from sslcli.plugins import choose as choose_plugin
+from sslcli.plugins import get_group, load, load_found
+
+from .augmentations import check_operation, check_preset
 from .callbacks import check_callback
 from .datasets import check_dataset
 from .evaluation import check_evaluator, check_exporter
 from .methods import check_method
 from .networks import check_backbone, check_provider
 from .optimizers import check_optimizer, check_schedule
-from .views import check_operation, check_preset
 
 _CHECKS: dict[str, Callable[..., None]] = {
     "methods": check_method,

@@ -11,8 +11,8 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from ..contracts.errors import UserError
-from ..contracts.options import Options
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.options import Options
 
 
 def require(condition: bool, sentence: str) -> None:

@@ -11,7 +11,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from ..contracts.data import DataInfo, Dataset, DatasetOptions, Part, RootedOptions
+from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part, RootedOptions
+
 from .common import check_options, equal, refusal, require
 
 #: Where no data are.

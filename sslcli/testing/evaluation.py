@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..contracts.errors import SslError, UserError
-from ..contracts.evaluation import EvaluationResult, Evaluator
-from ..contracts.export import Exported, Exporter, Trained
-from ..evaluation.seal import SealedSubject
-from ..evaluation.subject import FrozenSubject
+from sslcli.contracts.errors import SslError, UserError
+from sslcli.contracts.evaluation import EvaluationResult, Evaluator
+from sslcli.contracts.export import Exported, Exporter, Trained
+from sslcli.evaluation.seal import SealedSubject
+from sslcli.evaluation.subject import FrozenSubject
+
 from .common import changed, check_options, refusal, require, snapshot
 from .stand_ins import MemoryDataset, small_trained
 

@@ -8,19 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.document import Document
-from ..config.problems import Problems
-from ..config.schema import TrainingOptions
-from ..config.views import resolve_views
-from ..contracts.backbone import Backbone
-from ..contracts.data import DataInfo
-from ..contracts.errors import SslError
-from ..contracts.method import Batch, Method, MethodOptions, Progress, RunInfo, Step, View
-from ..optimizers.groups import build_groups
-from ..plugins import load
-from ..runs import files
-from ..training.state import load_optimizer_state, named_optimizer_state
-from ..views.pipeline import ViewMaker
+from sslcli.config.document import Document
+from sslcli.config.problems import Problems
+from sslcli.config.schema import TrainingOptions
+from sslcli.config.views_section import resolve_views
+from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.data import DataInfo
+from sslcli.contracts.errors import SslError
+from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunInfo, Step, View
+from sslcli.optimizers.groups import build_groups
+from sslcli.plugins import load
+from sslcli.runs import files
+from sslcli.training.state import load_optimizer_state, named_optimizer_state
+from sslcli.views.pipeline import ViewMaker
+
 from .common import changed, check_options, require, snapshot
 from .stand_ins import CLASSES, MEAN, STD, SmallBackbone, pixels
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contracts.backbone import Backbone, BackboneProvider, BackboneSpec, Features
-from ..runs import files
+from sslcli.contracts.backbone import Backbone, BackboneProvider, BackboneSpec, Features
+from sslcli.runs import files
+
 from .common import changed, check_options, equal, refusal, require, snapshot
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..contracts.optimizer import OptimizerOptions, OptimizerPlugin, Schedule, ScheduleOptions
-from ..training.state import load_optimizer_state, named_optimizer_state
+from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin, Schedule, ScheduleOptions
+from sslcli.training.state import load_optimizer_state, named_optimizer_state
+
 from .common import changed, check_options, require, snapshot
 
 #: Keys of a group, beside torch's own, that must be there after building.

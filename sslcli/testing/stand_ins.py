@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..contracts.backbone import Backbone, BackboneSpec, Features
-from ..contracts.callback import RunContext
-from ..contracts.data import DataInfo, Dataset, DatasetOptions, Part
-from ..contracts.errors import UserError
-from ..contracts.export import BackboneCard, Trained
-from ..contracts.method import Progress
-from ..evaluation.features import normaliser
-from ..plugins import load
-from ..version import __version__
+from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
+from sslcli.contracts.callback import RunContext
+from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.export import BackboneCard, Trained
+from sslcli.contracts.method import Progress
+from sslcli.evaluation.extraction import normaliser
+from sslcli.plugins import load
+from sslcli.version import __version__
 
 MEAN, STD = 0.5, 0.25
 CLASSES = ("a", "b", "c", "d")

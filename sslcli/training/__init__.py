@@ -1,0 +1,1 @@
+"""The training loop, its session, checkpoints and resumption."""

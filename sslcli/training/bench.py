@@ -17,11 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config.resolve import RunConfig
-from ..contracts.data import SourceBatch
-from ..contracts.errors import SslError, UserError
-from ..phases import clock_for, phase
-from ..runs.directory import RunDirectory
+from sslcli.config.resolve import RunConfig
+from sslcli.contracts.data import SourceBatch
+from sslcli.contracts.errors import SslError, UserError
+from sslcli.phases import clock_for, phase
+from sslcli.runs.directory import RunDirectory
+
 from . import group
 from .context import Context
 from .loop import Loop

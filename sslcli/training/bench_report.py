@@ -9,7 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
-from ..runs.environment import describe_environment
+from sslcli.runs.environment import describe_environment
+
 from .bench import Measured, Spread
 from .setup import Session
 from .train import plan

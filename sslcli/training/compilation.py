@@ -12,14 +12,14 @@ from typing import Literal
 
 import torch
 
-from .. import distributed
-from ..config.resolve import RunConfig
-from ..contracts.backbone import Backbone
-from ..contracts.data import Source
-from ..contracts.errors import UserError
-from ..contracts.method import Method
-from ..data.source import ResidentSource
-from ..views.pipeline import ViewMaker
+from sslcli import distributed
+from sslcli.config.resolve import RunConfig
+from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.data import Source
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.method import Method
+from sslcli.data.source import ResidentSource
+from sslcli.views.pipeline import ViewMaker
 
 Choice = Literal["none", "views", "all"]
 

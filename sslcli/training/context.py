@@ -8,12 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .. import distributed
-from ..contracts.backbone import Backbone
-from ..contracts.callback import Callback, Outcome, RunContext
-from ..contracts.data import Dataset, Part
-from ..contracts.method import Progress
-from ..runs.directory import RunDirectory
+from sslcli import distributed
+from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.callback import Callback, Outcome, RunContext
+from sslcli.contracts.data import Dataset, Part
+from sslcli.contracts.method import Progress
+from sslcli.runs.directory import RunDirectory
+
 from .setup import Session
 
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from ..contracts.errors import SslError, UserError
+from sslcli.contracts.errors import SslError, UserError
 
 #: A callback on rank 0 (a kNN evaluation, say) may keep the others waiting.
 _TIMEOUT = timedelta(minutes=60)

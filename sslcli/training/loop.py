@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import distributed
-from ..contracts.data import SourceBatch
-from ..contracts.errors import SslError
-from ..contracts.method import Batch, Progress, Step, StepFunction, View
-from ..evaluation.quality import effective_rank, feature_std
-from ..modules.sync_norm import local_statistics
-from ..optimizers.groups import set_lr, set_weight_decay, weight_decay_schedule
-from ..phases import phase
-from ..randomness import seed_for
+from sslcli import distributed
+from sslcli.contracts.data import SourceBatch
+from sslcli.contracts.errors import SslError
+from sslcli.contracts.method import Batch, Progress, Step, StepFunction, View
+from sslcli.evaluation.quality import effective_rank, feature_std
+from sslcli.modules.sync_norm import local_statistics
+from sslcli.optimizers.groups import set_lr, set_weight_decay, weight_decay_schedule
+from sslcli.phases import phase
+from sslcli.randomness import seed_for
+
 from .context import Context
 from .setup import SEED_STEP, Session
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..config import schema
-from ..config.resolve import RunConfig
-from ..contracts.errors import UserError
-from ..contracts.options import Options, ResumeRule
-from ..data.folder import FileOptions
+from sslcli.config import schema
+from sslcli.config.resolve import RunConfig
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.options import Options, ResumeRule
+from sslcli.data.files import FileOptions
 
 
 def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeRule, str]]:

@@ -10,27 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import distributed
-from ..config.resolve import RunConfig
-from ..contracts.backbone import Backbone
-from ..contracts.callback import Callback
-from ..contracts.data import Dataset, Part, Source
-from ..contracts.errors import UserError
-from ..contracts.export import BackboneCard
-from ..contracts.method import Method, Progress, RunInfo
-from ..data.cached import CachedDataset, open_cached
-from ..data.crops import wanted_side
-from ..data.folder import FileOptions
-from ..data.source import open_source
-from ..modules.headed import HeadedBackbone
-from ..modules.sync_norm import synchronise_batch_norm
-from ..optimizers.groups import build_groups, effective_lr
-from ..randomness import seed_for
-from ..runs.device import resolve_device, resolve_precision
-from ..runs.weights import start_from
-from ..version import __version__
-from ..views.pipeline import ViewMaker
-from ..views.pixels import normalise
+from sslcli import distributed
+from sslcli.config.resolve import RunConfig
+from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.callback import Callback
+from sslcli.contracts.data import Dataset, Part, Source
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.export import BackboneCard
+from sslcli.contracts.method import Method, Progress, RunInfo
+from sslcli.data.cache.dataset import CachedDataset, open_cached
+from sslcli.data.crops import wanted_side
+from sslcli.data.files import FileOptions
+from sslcli.data.source import open_source
+from sslcli.modules.headed import HeadedBackbone
+from sslcli.modules.sync_norm import synchronise_batch_norm
+from sslcli.optimizers.groups import build_groups, effective_lr
+from sslcli.randomness import seed_for
+from sslcli.runs.device import resolve_device, resolve_precision
+from sslcli.runs.weights import start_from
+from sslcli.version import __version__
+from sslcli.views.normalize import normalise
+from sslcli.views.pipeline import ViewMaker
+
 from .compilation import compile_parts
 from .group import local_rank
 from .precision import Precision

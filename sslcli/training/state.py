@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..contracts.callback import Callback
-from ..contracts.errors import UserError
-from ..runs.checkpoint import Checkpoint
+from sslcli.contracts.callback import Callback
+from sslcli.contracts.errors import UserError
+from sslcli.runs.checkpoint import Checkpoint
 
 METHOD, OPTIMIZER, CALLBACK = "method.", "optimizer.", "callback."
 

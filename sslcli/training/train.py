@@ -11,15 +11,16 @@ from typing import Any, TypeVar
 
 import torch
 
-from .. import distributed
-from ..config.resolve import Choice, RunConfig
-from ..contracts.errors import SslError
-from ..plugins import PluginFile, choose
-from ..runs import files
-from ..runs.backbone_file import save_backbone
-from ..runs.checkpoint import Checkpoint, CheckpointWriter, newest_intact, read_checkpoint
-from ..runs.directory import RunDirectory
-from ..version import __version__
+from sslcli import distributed
+from sslcli.config.resolve import Choice, RunConfig
+from sslcli.contracts.errors import SslError
+from sslcli.plugins import PluginFile, choose
+from sslcli.runs import files
+from sslcli.runs.backbone_file import save_backbone
+from sslcli.runs.checkpoint import Checkpoint, CheckpointWriter, newest_intact, read_checkpoint
+from sslcli.runs.directory import RunDirectory
+from sslcli.version import __version__
+
 from . import group as process_group
 from . import resume as resuming
 from . import state

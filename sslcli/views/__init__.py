@@ -1,0 +1,1 @@
+"""From a batch of images to its views: draws and the pipeline of operations."""

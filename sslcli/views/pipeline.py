@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslcli.augmentations.flip import Flip
+from sslcli.augmentations.resampling import Resampling
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.views import Operation, Parameters, ViewSpec
 from sslcli.plugins import load
 from sslcli.randomness import uniform
 
-from .crop import Resampling
 from .draws import Draws
-from .pixels import Flip, normalise
+from .normalize import normalise
 
 #: Numbers worked on at once by eager code on a CPU, so that what one operation wrote the next finds in the cache.
 _CHUNK = 1 << 19

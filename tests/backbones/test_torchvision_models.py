@@ -10,7 +10,7 @@ import torch
 from torchvision import models
 
 from sslcli.backbones.resnet import RESNETS, ResNet18, ResNetOptions
-from sslcli.backbones.torchvision_models import TorchvisionModels
+from sslcli.backbones.torchvision import TorchvisionModels
 from sslcli.cli.listing import list_plugins
 from sslcli.contracts.errors import UserError
 from sslcli.plugins import load

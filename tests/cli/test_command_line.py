@@ -231,7 +231,7 @@ def test_a_dry_run_finds_the_same_mistakes(folder: Path) -> None:
 
 
 def test_a_plugin_file_is_kept_in_the_run(folder: Path) -> None:
-    source = "from sslcli.views.pixels import Flip\nclass Mirror(Flip):\n    pass\n"
+    source = "from sslcli.augmentations.flip import Flip\nclass Mirror(Flip):\n    pass\n"
     (folder / "mine.py").write_text(source)
     views = "views=[{count: 2, operations: [crop, mirror]}]"
     assert "unknown view operation or preset 'mirror'" in refused("train", "c.yaml", views)

@@ -16,7 +16,7 @@ from sslcli import plugins
 from sslcli.cli.evaluate import split_words
 from sslcli.cli.main import app
 from sslcli.contracts.errors import UserError
-from sslcli.evaluation.features import extract_features
+from sslcli.evaluation.extraction import extract_features
 
 CONFIG = """\
 method: {name: simclr, projector: {output_dim: 8}}

@@ -10,9 +10,9 @@ from PIL import Image
 
 from sslcli.contracts.data import channel_statistics
 from sslcli.contracts.errors import UserError
-from sslcli.data import normalisation
-from sslcli.data.folder import Folder, FolderOptions
-from sslcli.data.normalisation import measure
+from sslcli.data import normalization as normalisation
+from sslcli.data.normalization import measure
+from sslcli.datasets.folder import Folder, FolderOptions
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sslcli.contracts.views import ViewSpec
-from sslcli.data.folder import Folder, FolderOptions
 from sslcli.data.source import open_source
 from sslcli.data.workers import WorkerSource
+from sslcli.datasets.folder import Folder, FolderOptions
 from sslcli.views.pipeline import ViewMaker
 
 SHARED = Path(os.environ.get("SSLCLI_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

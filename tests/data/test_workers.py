@@ -20,11 +20,11 @@ from sslcli.contracts.errors import SslError, UnreadableImage
 from sslcli.contracts.views import ViewSpec
 from sslcli.data import workers as workers_module
 from sslcli.data.crops import Cropper, Slice, split_views
-from sslcli.data.folder import Folder, FolderOptions
 from sslcli.data.plan import Plan
 from sslcli.data.processes import worker_count, worker_errors
 from sslcli.data.source import ResidentSource, open_source
 from sslcli.data.workers import WorkerSource
+from sslcli.datasets.folder import Folder, FolderOptions
 from sslcli.views.pipeline import ViewMaker
 
 CPU = torch.device("cpu")

@@ -12,10 +12,10 @@ from evaluation_helpers import InMemory, PlainSubject, clusters
 from PIL import Image
 
 from sslcli.contracts.errors import UserError
-from sslcli.data.folder import Folder
-from sslcli.evaluation.knn import KNN, KNNOptions
+from sslcli.datasets.folder import Folder
 from sslcli.evaluation.overlap import check_overlap, find_overlap, hash_images
 from sslcli.evaluation.subject import require_parts
+from sslcli.evaluators.knn import KNN, KNNOptions
 from sslcli.testing.stand_ins import pixels
 
 

@@ -12,7 +12,7 @@ from evaluation_helpers import InMemory, TinyBackbone, trained
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator
 from sslcli.contracts.options import Options
-from sslcli.evaluation.run import run_evaluator
+from sslcli.evaluation.evaluate import run_evaluator
 from sslcli.evaluation.seal import SealedSubject, state_digest
 from sslcli.evaluation.subject import FrozenSubject, require_parts
 from sslcli.plugins import find, load_found

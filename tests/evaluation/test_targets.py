@@ -14,9 +14,9 @@ from torchvision import models
 from sslcli.config.options import overrides_as_data
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import Trained
-from sslcli.data.normalisation import IMAGENET
+from sslcli.data.normalization import IMAGENET
+from sslcli.evaluation.evaluate import judge
 from sslcli.evaluation.parts import Parts, pretrained_on
-from sslcli.evaluation.run import judge
 from sslcli.evaluation.seal import state_digest
 from sslcli.evaluation.subject import FrozenSubject
 from sslcli.evaluation.targets import find_target, load_network, read_shown

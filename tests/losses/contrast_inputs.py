@@ -6,11 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslcli.losses import (
-    Contrast,
-    batch_contrast,
-    queue_contrast,
-)
+from sslcli.losses import Contrast, batch_contrast, queue_contrast
 
 
 def embeddings(n: int = 4, k: int = 7, dim: int = 3, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:

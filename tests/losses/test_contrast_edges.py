@@ -9,14 +9,7 @@ import torch
 from contrast_inputs import SOURCES, SPHERE, contrast, embeddings
 from torch import Tensor
 
-from sslcli.losses import (
-    batch_contrast,
-    contrast_bce,
-    contrast_ce,
-    contrast_monitors,
-    inner_product,
-    queue_contrast,
-)
+from sslcli.losses import batch_contrast, contrast_bce, contrast_ce, contrast_monitors, inner_product, queue_contrast
 
 
 def sigmoid(x: float) -> float:

@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 
 from sslcli.config.document import Document
 from sslcli.config.problems import Problems
-from sslcli.config.views import resolve_views
+from sslcli.config.views_section import resolve_views
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.method import Batch, Method, Progress, RunInfo, View
 from sslcli.plugins import load

@@ -7,7 +7,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from sslcli.optimizers.builtin import SGD, Adam, AdamOptions, AdamW, SGDOptions
+from sslcli.optimizers.adam import Adam, AdamOptions
+from sslcli.optimizers.adamw import AdamW
+from sslcli.optimizers.sgd import SGD, SGDOptions
 
 PLUGINS = [(SGD, SGDOptions(lr=0.1)), (Adam, AdamOptions(lr=0.1)), (AdamW, AdamOptions(lr=0.1))]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sslcli.contracts.errors import UserError
-from sslcli.evaluation.features import extract_features
+from sslcli.evaluation.extraction import extract_features
 from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
 from sslcli.training import compilation
 from sslcli.training.compilation import missing_compiler, resolve_compile

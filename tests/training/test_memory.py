@@ -25,7 +25,7 @@ from sslcli.config.document import Document
 from sslcli.config.resolve import resolve
 from sslcli.contracts.callback import Callback, RunContext
 from sslcli.contracts.options import Options
-from sslcli.data.folder import Folder
+from sslcli.datasets.folder import Folder
 from sslcli.plugins import registered
 from sslcli.training.train import train
 

@@ -1,0 +1,189 @@
+"""Objects in the place of names: a module as backbone, a data set, callbacks, plugin classes.
+
+There is one schema, the config's. An object is registered as a plugin `python:CLASS` for as long as it is needed, and a
+section that holds it becomes one that names it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
+
+from sslcli.console import tell
+from sslcli.contracts.errors import UserError
+from sslcli.plugins import PYTHON, contracts, get_group
+
+if TYPE_CHECKING:
+    from sslcli.data.objects.given import Given
+
+#: The sections that name one plugin, and its group.
+GROUPS = {
+    "method": "methods", "backbone": "backbones", "data": "datasets", "optimizer": "optimizers",
+    "schedule": "schedules",
+}  # fmt: skip
+
+#: Plugin classes by group and name.
+Classes = dict[tuple[str, str], type]
+
+
+class Objects:
+    """What a Python program has given for one run, by the names that its config uses.
+
+    Attributes:
+        classes: for `plugins.registered`.
+        given: the user's data sets by split.
+    """
+
+    def __init__(self, labelled: tuple[Any, Any] | None = None) -> None:
+        self.classes: Classes = {}
+        self.given: dict[str, Given] = {}
+        if labelled is not None and not (isinstance(labelled, tuple | list) and len(labelled) == 2):
+            raise UserError("labelled: should be a pair of data sets (train, test)")
+        self._labelled = labelled
+
+    def sections(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns plain data for sections that may hold objects, which are kept here.
+
+        Raises:
+            UserError: something that cannot stand where it does.
+        """
+        plain: dict[str, Any] = {}
+        for section, value in values.items():
+            if value is None:
+                continue
+            if section in GROUPS:
+                plain[section] = self._choice(section, value)
+            elif section == "callbacks":
+                plain[section] = self._callbacks(value)
+            elif section == "views":
+                plain[section] = as_plain(section, self._with_names(value))
+            else:
+                plain[section] = as_plain(section, value)
+        if self._labelled is not None and not self.given:
+            raise UserError("labelled: goes with a data set that is given as an object; named ones bring their own")
+        return plain
+
+    def _choice(self, section: str, value: Any) -> dict[str, Any]:
+        options = dict(value) if isinstance(value, Mapping) else {"name": value}
+        name = options.pop("name", None)
+        plain = as_plain(section, options)
+        if name is None or isinstance(name, str):
+            return plain if name is None else {"name": name, **plain}
+        group = GROUPS[section]
+        if isinstance(name, type) and issubclass(name, contracts(get_group(group))):
+            return {"name": self._keep(group, name), **plain}
+        if section == "data" and not isinstance(name, type):
+            return {"name": self._keep_data(name), "count": self.given["train"].length, **plain}
+        cls = self._backbone(name) if section == "backbone" else _refused(section, name)
+        return {"name": self._keep(group, cls), **plain}
+
+    def _backbone(self, module: Any) -> type:
+        from torch import nn
+
+        from sslcli.backbones.wrapped import wrap
+
+        if isinstance(module, type) and issubclass(module, nn.Module):
+            raise UserError(f"backbone: give a {module.__name__} that is made, not the class: {module.__name__}(…)")
+        if not isinstance(module, nn.Module):
+            _refused("backbone", module)
+        return wrap(module, f"{PYTHON}:{type(module).__name__}")
+
+    def _keep_data(self, dataset: Any) -> str:
+        pair = dict(zip(("labelled", "test"), self._labelled, strict=True)) if self._labelled is not None else {}
+        name, classes, self.given = data_classes({"train": dataset, **pair})
+        self.classes |= classes
+        return name
+
+    def _callbacks(self, value: Any) -> dict[str, Any]:
+        """Callbacks as the config has them (options by name), or a list of objects, classes and names."""
+        if isinstance(value, Mapping):
+            value = [{name: options} for name, options in value.items()]
+        elif isinstance(value, str) or not isinstance(value, Iterable):
+            raise UserError("callbacks: should be a list of objects and names, or a mapping of names to options")
+        plain: dict[str, Any] = {}
+        for each in value:
+            if isinstance(each, str):
+                plain[each] = {}
+            elif isinstance(each, Mapping):
+                for name, options in each.items():
+                    if options is None or isinstance(options, Mapping):
+                        plain[name] = as_plain(f"callbacks.{name}", options)
+                    else:
+                        plain[self._keep("callbacks", _callback(options), name)] = {}
+            else:
+                plain[self._keep("callbacks", _callback(each))] = {}
+        return plain
+
+    def _with_names(self, value: Any) -> Any:
+        """A section with names in the place of operation and preset classes, however deep."""
+        if isinstance(value, Mapping):
+            return {name: self._with_names(each) for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._with_names(each) for each in value]
+        if isinstance(value, type) and issubclass(value, contracts(get_group("augmentations"))):
+            return self._keep("augmentations", value)
+        return value
+
+    def _keep(self, group: str, cls: type, name: str = "") -> str:
+        name = name or cls.__name__
+        free, number = name, 2
+        while self.classes.get((group, free), cls) is not cls:
+            free, number = f"{name}-{number}", number + 1
+        self.classes[group, free] = cls
+        return f"{PYTHON}:{free}"
+
+
+def data_classes(datasets: Mapping[str, Any], name: str = "") -> tuple[str, Classes, dict[str, Given]]:
+    """Wraps data sets by split (`train`, `labelled`, `test`); returns their common name and what to register.
+
+    One object under two splits is looked at, and read, once.
+    """
+    from sslcli.data.objects.given import Given
+    from sslcli.data.objects.wrapped import wrap_datasets
+
+    seen: dict[int, Given] = {}
+    for dataset in datasets.values():
+        if id(dataset) not in seen:
+            seen[id(dataset)] = Given(dataset, f"{PYTHON}:{type(dataset).__name__}", tell)
+    given = {split: seen[id(dataset)] for split, dataset in datasets.items()}
+    name = name or type(next(iter(datasets.values()))).__name__
+    return f"{PYTHON}:{name}", {("datasets", name): wrap_datasets(given)}, given
+
+
+def as_plain(place: str, value: Any) -> Any:
+    """Returns a value as YAML could hold it: tuples become lists, paths strings, 0-dim arrays numbers.
+
+    Raises:
+        UserError: it holds an object that has no place in a config.
+    """
+
+    def plain(one: Any) -> Any:
+        if isinstance(one, PathLike):
+            return fspath(one)
+        if getattr(one, "ndim", None) == 0:
+            return one.item()
+        if hasattr(one, "tolist"):
+            return one.tolist()
+        raise UserError(
+            f"{place}: a {type(one).__name__} cannot stand in a config; give numbers, strings, lists, dicts"
+        )
+
+    return json.loads(json.dumps(value, default=plain))
+
+
+def _callback(value: Any) -> type:
+    from .callbacks import hold
+
+    if isinstance(value, type):
+        return value if issubclass(value, contracts(get_group("callbacks"))) else _refused("callbacks", value)
+    return hold(value)
+
+
+def _refused(section: str, value: Any) -> type:
+    group = get_group(GROUPS.get(section, section))
+    wanted = " or ".join(contract for _, contract in group.contracts)
+    what = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+    more = {"backbone": ", or any nn.Module", "data": ", or any object with __len__ and __getitem__"}.get(section, "")
+    raise UserError(f"{section}: should be a name, a mapping with `name`, a subclass of {wanted}{more}; not {what}")

@@ -1,0 +1,170 @@
+"""`Run`: what a training left behind, as an object to ask."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sslcli.config.document import read_file
+from sslcli.contracts.errors import UserError
+from sslcli.plugins import PYTHON
+
+from .objects import Classes, Objects
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sslcli.contracts.evaluation import EvaluationResult
+    from sslcli.contracts.export import BackboneCard, Exported
+    from sslcli.training.train import TrainResult
+
+
+class Run:
+    """A run directory, and the objects that its config names.
+
+    Attributes:
+        path: the directory; `directory` is the same.
+        classes: plugin classes around the objects, by group and the name that the config has behind `python:`.
+        signal: number of the signal that interrupted the training which returned this; None otherwise.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        backbone: Any = None,
+        data: Any = None,
+        labelled: tuple[Any, Any] | None = None,
+    ) -> None:
+        """Opens a run that is there.
+
+        Args:
+            path: the run directory.
+            backbone: the module (or class) of a run that was made with one; it stays as it is.
+            data: the data set of a run that was made with an object.
+            labelled: its (train, test) pair to evaluate with.
+
+        Raises:
+            UserError: there is no run, or it was made without such an object.
+        """
+        self.path = Path(path).expanduser()
+        self.signal: int | None = None
+        self._ended: tuple[int, int] | None = None
+        if not (self.path / "config.yaml").is_file():
+            raise UserError(f"{self.path}: is no run directory (it has no config.yaml)")
+        self.classes: Classes = {}
+        given = {"backbone": backbone, "data": data}
+        objects = Objects(labelled)
+        for section, plain in objects.sections(given).items():
+            group = {"backbone": "backbones", "data": "datasets"}[section]
+            cls = objects.classes.get((group, plain["name"].removeprefix(f"{PYTHON}:")))
+            wanted = self.config[section]["name"]
+            if cls is None or not wanted.startswith(f"{PYTHON}:"):
+                raise UserError(f"{self.path}: {section}: the run was made with {wanted!r}, not with an object")
+            self.classes[group, wanted.removeprefix(f"{PYTHON}:")] = cls
+
+    @classmethod
+    def _trained(cls, result: TrainResult, classes: Classes) -> Run:
+        """What `train` returns: a run that knows its objects, and where its training ended."""
+        run = cls(result.directory)
+        run.classes, run.signal = classes, result.signal
+        run._ended = result.step, result.total_steps
+        return run
+
+    def __repr__(self) -> str:
+        config = self.config
+        what = f"{config['method']['name']}, {config['backbone']['name']} on {config['data']['name']}"
+        of = f" of {self.total_steps:,}" if self.total_steps is not None else ""
+        return f"<Run {str(self.path)!r}: {what}, step {self.step:,}{of}>"
+
+    @property
+    def directory(self) -> Path:
+        return self.path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every value that was used, as plain data; what `config.yaml` holds."""
+        return read_file(self.path / "config.yaml").data
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps when the training ended that returned this; of a run that was opened, of its newest
+        checkpoint (0 where there is none yet)."""
+        if self._ended is not None:
+            return self._ended[0]
+        from sslcli.runs.checkpoint import list_checkpoints
+
+        newest = next(iter(list_checkpoints(self.path / "checkpoints")), None)
+        return 0 if newest is None else int(newest.stem.removeprefix("step-"))
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps in all epochs; None for a run that was opened."""
+        return None if self._ended is None else self._ended[1]
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The log as a table: a dict for each line, with `step`, `epoch` and what was logged then."""
+        from sslcli.runs.directory import read_metrics
+
+        file = self.path / "metrics.jsonl"
+        return read_metrics(file) if file.is_file() else []
+
+    def metrics_frame(self) -> Any:
+        """Returns the log as a pandas DataFrame, missing values where a line has none; UserError without pandas."""
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError as error:
+            raise UserError("metrics_frame needs pandas: pip install pandas, or use run.metrics") from error
+        return pandas.DataFrame(self.metrics)
+
+    @property
+    def card(self) -> BackboneCard:
+        """What goes along with the backbone: normalisation (`mean`, `std`), `image_size`, `feature_dim`, …"""
+        from sslcli.runs.trained import stored_card
+
+        return stored_card(self.path)
+
+    def backbone(self, module: nn.Module | None = None) -> nn.Module:
+        """Returns the trained backbone, on the CPU, in `eval()`.
+
+        Args:
+            module: for a run that was made with a module, one like it, to be filled and returned; by default a copy of
+                the one that was given.
+
+        Returns:
+            a module of yours as you made it; of a backbone by name, one whose result has `pooled` (N, D).
+
+        Raises:
+            UserError: nothing trained yet, or the module is not given, or does not fit.
+        """
+        from . import load_backbone
+
+        return load_backbone(self, module) if module is not None else load_backbone(self)
+
+    def evaluate(self, method: str = "knn", *, train: Any = None, eval: Any = None, **options: Any) -> EvaluationResult:  # noqa: A002
+        """Evaluates as `sslcli.evaluate` does: `run.evaluate("linear").metrics["top1"]`.
+
+        Args:
+            method: name of the evaluator.
+            train: labelled data set, as an object, to fit on; the run's own data by default.
+            eval: likewise, to judge on.
+            options: `device`, `seed`, `seeds`, and the evaluator's options by name; `data={…}` for other data by name.
+        """
+        from . import evaluate
+
+        known = {name: options.pop(name) for name in ("device", "seed", "seeds") if name in options}
+        return evaluate(self, method, options, train=train, eval=eval, **known)
+
+    def export(self, exporter: str = "backbone", path: str | Path | None = None, **options: Any) -> Exported:
+        """Exports as `sslcli.export` does.
+
+        Args:
+            exporter: name of the exporter.
+            path: the file; by default where `ssl export` writes to, in the run directory.
+            options: the exporter's.
+        """
+        from . import export
+
+        return export(self, exporter, path, **options)

@@ -1,0 +1,1 @@
+"""Operations on views and presets of views, one file per plugin."""

@@ -1,0 +1,103 @@
+"""The operation `crop`: the random resized crop."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import field_validator
+from torch import Tensor
+
+from sslcli.contracts.views import Parameters
+
+from .resampling import Resampling, ResamplingOptions
+
+#: How often torchvision's RandomResizedCrop tries before it takes the middle of the image.
+_ATTEMPTS = 10
+
+
+class CropOptions(ResamplingOptions):
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the image's area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width over height of the crop, before it is resized to a square."""
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("must be two numbers above 0, the smaller one first")
+        return value
+
+    @field_validator("scale")
+    @classmethod
+    def _share(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[1] > 1:
+            raise ValueError("must be shares of the image, at most 1")
+        return value
+
+
+class Crop(Resampling):
+    """Random resized crop (Szegedy et al., *Going deeper with convolutions*), distributed as torchvision's."""
+
+    Options = CropOptions
+    key = "crop"
+    draws = 2 * _ATTEMPTS + 2
+    options: CropOptions
+
+    def parameters(self, uniform: Tensor, sizes: Tensor) -> Parameters:
+        top, left, height, width = crop_boxes(uniform, sizes, self.options.scale, self.options.ratio).unbind(1)
+        zero = torch.zeros_like(top)
+        return {
+            "rows": torch.stack([top, height, zero, height / self.size], 1).float(),
+            "columns": torch.stack([left, width, zero, width / self.size], 1).float(),
+        }
+
+    def source_side(self) -> int:
+        # Of a square image, so that the smallest crop with the most uneven sides is not enlarged.
+        low, high = self.options.ratio
+        return math.ceil(self.size / math.sqrt(self.options.scale[0] * min(low, 1 / high)))
+
+    def apply_one(self, image: Tensor, parameters: Parameters) -> Tensor:
+        top, height = (int(value) for value in parameters["rows"][:2])
+        left, width = (int(value) for value in parameters["columns"][:2])
+        return self._resize(image[:, top : top + height, left : left + width], self.size, self.size)
+
+
+def crop_boxes(uniform: Tensor, sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
+    """Draws the boxes of random resized crops, distributed as in torchvision's `RandomResizedCrop.get_params`.
+
+    Ten attempts at an area and a ratio, each rounded to whole pixels; the first that fits is placed at random. Where
+    none fits: the largest middle part with an allowed ratio.
+
+    Args:
+        uniform: (N, 22) float64 in [0, 1).
+        sizes: (N, 2), height and width of the images.
+        scale: range of the area's share.
+        ratio: range of width over height, drawn evenly in its logarithm.
+
+    Returns:
+        (N, 4) float64 of whole numbers: top, left, height, width.
+    """
+    full = sizes.double()
+    full_height, full_width = full[:, :1], full[:, 1:]
+    area = full_height * full_width * (scale[0] + (scale[1] - scale[0]) * uniform[:, :_ATTEMPTS])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = torch.exp(low + (high - low) * uniform[:, _ATTEMPTS : 2 * _ATTEMPTS])
+    width, height = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (width > 0) & (width <= full_width) & (height > 0) & (height <= full_height)
+    attempt = fits.int().argmax(1, keepdim=True)  # the first of them
+
+    middle_width = torch.minimum(full_width, (full_height * ratio[1]).round()).clamp_min(1)
+    middle_height = torch.minimum(full_height, (full_width / ratio[0]).round()).clamp_min(1)
+    found = fits.any(1, keepdim=True)
+    box = torch.cat(
+        [
+            torch.where(found, height.gather(1, attempt), middle_height),
+            torch.where(found, width.gather(1, attempt), middle_width),
+        ],
+        1,
+    )
+    room = full - box
+    corner = torch.where(found, (uniform[:, -2:] * (room + 1)).floor(), (room / 2).floor())
+    return torch.cat([corner, box], 1)

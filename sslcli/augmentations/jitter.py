@@ -1,0 +1,152 @@
+"""The operation `jitter`: color jitter, for images with three channels.
+
+It follows torchvision's ColorJitter: four adjustments in an order that each sample draws for itself, a clamp
+to [0, 1] after each, the hue turned in HSV. A single merged colour matrix would be wrong by up to ten 8-bit levels.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sslcli.contracts.options import Options
+from sslcli.contracts.views import Operation, Parameters
+
+from .grayscale import luma
+from .selected import takes_subsets
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+class JitterOptions(Options):
+    brightness: float = Field(default=0.4, ge=0)
+    """The factor is drawn from 1 ± this, not below 0."""
+    contrast: float = Field(default=0.4, ge=0)
+    """Likewise, for the distance from the image's mean grey."""
+    saturation: float = Field(default=0.4, ge=0)
+    """Likewise, for the distance from the pixel's own grey."""
+    hue: float = Field(default=0.1, ge=0, le=0.5)
+    """The hue is turned by up to this share of the colour circle, either way."""
+    p: float = Field(default=0.8, ge=0, le=1)
+    """Share of the samples that are changed."""
+
+
+class Jitter(Operation):
+    """Random brightness, contrast, saturation and hue.
+
+    Its parameters: `chosen` (N,) bool; `factors` (N, 4) float32, the three factors and the turn of the hue; `order`
+    (N, 4) int64, which of the four comes first, second, …; `place` (N, 4), the inverse of `order`.
+    """
+
+    Options = JitterOptions
+    channels = frozenset({3})
+    key = "jitter"
+    draws = 9
+    options: JitterOptions
+
+    def parameters(self, uniform: Tensor, sizes: Tensor) -> Parameters:
+        strength = [self.options.brightness, self.options.contrast, self.options.saturation]
+        low = torch.tensor([max(0.0, 1 - x) for x in strength] + [-self.options.hue], dtype=torch.float64)
+        high = torch.tensor([1 + x for x in strength] + [self.options.hue], dtype=torch.float64)
+        order = uniform[:, 5:9].argsort(1)
+        return {
+            "chosen": uniform[:, 0] < self.options.p,
+            "factors": (low + (high - low) * uniform[:, 1:5]).float(),
+            "order": order,
+            "place": order.argsort(1),
+        }
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        chosen, factors = parameters["chosen"], parameters["factors"]
+        if takes_subsets(images):
+            return self._by_order(images, chosen, factors, parameters["order"])
+        return self._in_places(images, chosen, factors, parameters["place"])
+
+    def _by_order(self, images: Tensor, chosen: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+        """Samples with the same order go through it together, and each adjustment is made once."""
+        strength = [self.options.brightness, self.options.contrast, self.options.saturation, self.options.hue]
+        works = torch.tensor(strength) > 0  # what does nothing has no place in the order
+        order = order[works[order]].view(len(order), sum(x > 0 for x in strength))
+        digits = 4 ** torch.arange(order.shape[1])
+        code = torch.where(chosen, (order * digits).sum(1), -1)
+        result = images
+        for value in sorted(set(code.tolist()) - {-1}):
+            index = (code == value).nonzero().squeeze(1)
+            x, factor = images[index], factors[index]
+            for kind in order[int(index[0])].tolist():
+                x = adjust(x, factor[:, kind], kind)
+            result = images.clone() if result is images else result
+            result.index_copy_(0, index, x)
+        return result
+
+    def _in_places(self, images: Tensor, chosen: Tensor, factors: Tensor, place: Tensor) -> Tensor:
+        """The same with static shapes: three places for the others, the hue once, and three more places.
+
+        An adjustment by the factor 1 leaves a pixel as it is to the bit, so that a place can stay empty.
+        """
+        factors = torch.where(chosen.unsqueeze(1), factors, 1.0)
+        hue = place[:, HUE:]
+        x = images
+        for nth in range(3):
+            x = self._place(x, torch.where((place < hue) & (place == nth), factors, 1.0))
+        if self.options.hue > 0:
+            x = torch.where(chosen.view(-1, 1, 1, 1), adjust(x, factors[:, HUE], HUE), x)
+        for nth in range(1, 4):
+            x = self._place(x, torch.where((place > hue) & (place == nth), factors, 1.0))
+        return x
+
+    @staticmethod
+    def _place(images: Tensor, factors: Tensor) -> Tensor:
+        """Makes at most one of brightness, contrast and saturation: that whose factor is not 1."""
+        brightness, contrast, saturation = (factors[:, kind].view(-1, 1, 1, 1) for kind in range(3))
+        grey = luma(images)
+        mean = grey.mean((1, 2, 3), keepdim=True)
+        # One blend for all three: towards black, towards the mean grey, towards the pixel's grey.
+        target = torch.where(saturation != 1, grey, torch.where(contrast != 1, mean, 0.0))
+        return torch.lerp(target, images, brightness * contrast * saturation).clamp(0, 1)
+
+
+def adjust(images: Tensor, factor: Tensor, kind: int) -> Tensor:
+    """Makes one adjustment, as torchvision's `adjust_…` of that name.
+
+    Args:
+        images: (N, 3, H, W) float in [0, 1].
+        factor: (N,); for the hue its turn, in circles.
+        kind: `BRIGHTNESS`, `CONTRAST`, `SATURATION` or `HUE`.
+
+    Returns:
+        (N, 3, H, W) in [0, 1].
+    """
+    factor = factor.view(-1, 1, 1, 1)
+    if kind == BRIGHTNESS:
+        return (images * factor).clamp_(0, 1)
+    if kind == CONTRAST:
+        mean = luma(images.mean((2, 3), keepdim=True))  # the mean's luma is the luma's mean
+        return torch.lerp(mean, images, factor).clamp_(0, 1)
+    if kind == SATURATION:
+        return torch.lerp(luma(images), images, factor).clamp_(0, 1)
+    return turn_hue(images, factor.view(-1, 1, 1))
+
+
+def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
+    """Turns the hue in HSV (Smith, *Color gamut transform pairs*, 1978).
+
+    A channel's value is the maximum, less the chroma times how far the hue is from that channel's own, beyond one
+    sixth of the circle and up to two.
+
+    Args:
+        images: (N, 3, H, W) in [0, 1].
+        turn: broadcasts with (N, H, W); in circles.
+    """
+    red, green, blue = images.unbind(1)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    chroma = high - torch.minimum(torch.minimum(red, green), blue)
+    is_red, is_green = high == red, high == green
+    difference = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
+    third = torch.where(is_red, 0.0, torch.where(is_green, 1 / 3, 2 / 3))
+    hue = difference / (6 * torch.where(chroma == 0, 1.0, chroma)) + third + turn
+    own = torch.arange(3, device=images.device).view(3, 1, 1) / 3
+    distance = hue.unsqueeze(1) - own
+    distance = (distance - distance.round()).abs_()  # at most half the circle
+    return high.unsqueeze(1) - distance.mul_(6).sub_(1).clamp_(0, 1).mul_(chroma.unsqueeze(1))

@@ -1,0 +1,30 @@
+"""The preset `moco_v1`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sslcli.contracts.options import Options
+from sslcli.contracts.views import Preset
+
+
+class MoCoV1Preset(Preset):
+    """MoCo v1's two views (He et al., https://arxiv.org/abs/1911.05722, section 3.3, in the order of its code).
+
+    Gray comes before the jitter there, so that a gray view stays gray levels that only brightness and contrast change.
+    """
+
+    @classmethod
+    def views(cls, options: Options, size: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "count": 2,
+                "crop_scale": [0.2, 1.0],
+                "interpolation": "bilinear",
+                # The flip is last in the code; it commutes with the others, and costs nothing after the crop.
+                "order": ["flip", "grayscale", "jitter"],
+                "flip": 0.5,
+                "grayscale": 0.2,
+                "jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.4, "p": 1.0},
+            }
+        ]

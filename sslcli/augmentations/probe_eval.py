@@ -1,0 +1,34 @@
+"""The preset `probe_eval`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from sslcli.contracts.options import Options
+from sslcli.contracts.views import Preset
+
+from .resampling import Interpolation
+from .simclr import SMALL
+
+
+class ProbeEvalOptions(Options):
+    ratio: float | None = Field(default=None, ge=1)
+    """The shorter side is resized to this times the view's size; by default 256 / 224, but 1 up to 64 pixels."""
+    interpolation: Interpolation = "bilinear"
+    """The filter: `bilinear` or `bicubic`; both antialiased."""
+
+
+class ProbeEvalPreset(Preset):
+    """The one view that a probe is judged on: the middle of the resized image. Small images are taken as they are."""
+
+    Options = ProbeEvalOptions
+
+    @classmethod
+    def views(cls, options: ProbeEvalOptions, size: int) -> list[dict[str, Any]]:
+        usual = 1.0 if size <= SMALL else 256 / 224
+        ratio = usual if options.ratio is None else options.ratio
+        return [
+            {"count": 1, "operations": [{"name": "resize", "ratio": ratio, "interpolation": options.interpolation}]}
+        ]

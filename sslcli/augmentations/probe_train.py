@@ -1,0 +1,16 @@
+"""The preset `probe_train`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sslcli.contracts.options import Options
+from sslcli.contracts.views import Preset
+
+
+class ProbeTrainPreset(Preset):
+    """The one view that a classic linear probe or a fine-tuning learns from: random resized crop and flip."""
+
+    @classmethod
+    def views(cls, options: Options, size: int) -> list[dict[str, Any]]:
+        return [{"count": 1, "crop_scale": [0.08, 1.0], "interpolation": "bilinear", "flip": 0.5}]

@@ -1,0 +1,51 @@
+"""What `crop` and `resize` share: source images become views of one size by two batched matrix products.
+
+The products (see `matrices`) agree with PIL to one 8-bit level, and take a horizontal flip that follows them into the
+same products. In a worker process, where images differ in size, one image at a time is resized by torch's antialiased
+filters on uint8, which are the same ones.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslcli.contracts.options import Options
+from sslcli.contracts.views import Operation, Parameters
+
+from .matrices import filter_matrix, multiply
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+class ResamplingOptions(Options):
+    interpolation: Interpolation = "bilinear"
+    """The filter: `bilinear` or `bicubic`; both antialiased."""
+
+
+class Resampling(Operation):
+    """A geometric operation made of one filter along the rows and one along the columns.
+
+    Its parameters are `rows` and `columns`, (N, 4) float32 as `filter_matrix` takes them, and `mirror`, (N,) bool,
+    where a flip is done along with it.
+    """
+
+    Options = ResamplingOptions
+    geometric = True
+    options: ResamplingOptions
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        height, width = images.shape[-2:]
+        cubic = self.options.interpolation == "bicubic"
+        rows = filter_matrix(parameters["rows"], self.size, height, cubic)
+        columns = filter_matrix(parameters["columns"], self.size, width, cubic, parameters.get("mirror"))
+        return multiply(rows, images.float(), columns / 255, clip=cubic)
+
+    def _resize(self, image: Tensor, height: int, width: int) -> Tensor:
+        """(C, H, W) uint8 → (C, height, width) uint8, by the same filters."""
+        if image.shape[1:] == (height, width):
+            return image.contiguous()
+        mode = self.options.interpolation
+        return F.interpolate(image[None], (height, width), mode=mode, align_corners=False, antialias=True)[0]

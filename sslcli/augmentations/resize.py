@@ -1,0 +1,53 @@
+"""The operation `resize`: the middle of the resized image, the usual view of an evaluation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sslcli.contracts.views import Parameters
+
+from .resampling import Resampling, ResamplingOptions
+
+
+class ResizeOptions(ResamplingOptions):
+    ratio: float = Field(default=256 / 224, ge=1)
+    """The shorter side is resized to this times the view's size; the middle of that is the view."""
+
+
+class Resize(Resampling):
+    """Resizes the shorter side and takes the middle: the usual view of an evaluation. No chance in it.
+
+    An image that has the view's size already is left as it is.
+    """
+
+    Options = ResizeOptions
+    key = "resize"
+    options: ResizeOptions
+
+    def parameters(self, uniform: Tensor, sizes: Tensor) -> Parameters:
+        resized = torch.tensor([self._resized(*size) for size in sizes.tolist()], dtype=torch.float64).view(-1, 2)
+        step = sizes / resized
+        corner = ((resized - self.size) / 2).round()
+        spans = torch.stack([torch.zeros_like(step), sizes.double(), corner * step, step], 2).float()
+        return {"rows": spans[:, 0], "columns": spans[:, 1]}
+
+    def source_side(self) -> int:
+        return math.ceil(self.size * self.options.ratio)
+
+    def apply_one(self, image: Tensor, parameters: Parameters) -> Tensor:
+        height, width = self._resized(image.shape[1], image.shape[2])
+        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
+        return self._resize(image, height, width)[:, top : top + self.size, left : left + self.size].contiguous()
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the whole image once it is resized."""
+        if height == width == self.size:
+            return height, width
+        short = round(self.size * self.options.ratio)
+        if height <= width:
+            return short, int(short * width / height)
+        return int(short * height / width), short

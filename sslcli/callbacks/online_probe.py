@@ -1,0 +1,209 @@
+"""The callback `online_probe`: a linear classifier that learns beside the run from the features of its own steps.
+
+The features are detached and the classifier has its own optimizer, so that the run is the same to the bit with it and
+without: nothing is drawn, and no gradient reaches the encoder. On several processes it learns from the whole batch, on
+every one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslcli import distributed
+from sslcli.contracts.callback import RunContext
+from sslcli.contracts.method import ParameterGroup
+from sslcli.contracts.options import FREE
+from sslcli.evaluation.scores import accuracy, in_top
+from sslcli.evaluation.subject import share_images
+from sslcli.evaluators.probes.training import Places, RecipeOptions, Training
+from sslcli.modules.roles import parameter_roles
+from sslcli.optimizers.groups import set_lr, set_weight_decay, split_by_role, weight_decay_schedule
+
+from .shared_features import EpochMonitor, watched_features
+
+MODULE, OPTIMIZER = "probe.", "optimizer."
+
+
+class OnlineProbeOptions(RecipeOptions):
+    lr: float = Field(default=0.03, gt=0, json_schema_extra=FREE)
+    """Learning rate at the top of the schedule, before the optimizer's `scale_lr`."""
+    optimizer: dict[str, Any] = Field(default={"name": "sgd"}, validate_default=True, json_schema_extra=FREE)
+    """Any registered optimizer with its options but lr, as in a run's config: {name: larc, clip: false}."""
+    schedule: dict[str, Any] = Field(default={"name": "cosine"}, validate_default=True, json_schema_extra=FREE)
+    """Any registered schedule with its options (warmup_epochs, final_lr, milestones), over the length of the run."""
+    standardise: bool = Field(default=True, json_schema_extra=FREE)
+    """Take each feature with mean 0 and variance 1 over the batch (to judge: by running averages), as a batch norm
+    without weights does, so that one learning rate suits all networks."""
+    every_epochs: int = Field(default=10, ge=1, json_schema_extra=FREE)
+    """Judge it on images of the part `eval` after every so many epochs, and at the end."""
+    limit_eval: int | None = Field(default=2_000, ge=1, json_schema_extra=FREE)
+    """How many of these images, the same share of each class; where the kNN monitor looks at as many, at the same ones,
+    whose features are computed once for both."""
+    top: Places = Field(default=(1, 5), json_schema_extra=FREE)
+    """Which top-k accuracies to log; those that would hold all classes are left out."""
+
+
+class Probe(nn.Module):
+    """(N, D) → (N, C): a batch norm without weights, or nothing, and a linear layer from zero."""
+
+    def __init__(self, dim: int, classes: int, standardise: bool) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim, affine=False) if standardise else nn.Identity()
+        self.linear = nn.utils.skip_init(nn.Linear, dim, classes)  # type: ignore[no-untyped-call]  # it draws nothing
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Returns scores (N, C)."""
+        scores: Tensor = self.linear(self.norm(features))
+        return scores
+
+
+class OnlineProbe(EpochMonitor):
+    """Adds `probe_loss`, `probe_top1` and `probe_lr` to the run's log lines, measured on the training batches before
+    they are learnt from, and logs `probe_eval_top1` after epochs; silent where the training images have no labels.
+    It takes 0.6 % of the time of the training steps (ResNet-18 of width 16, 5,000 images of CIFAR-10, one CPU thread).
+
+    The number to report is that of `ssl eval --method linear`: this classifier follows features that keep changing,
+    of augmented images and under the batch's statistics.
+    """
+
+    Options = OnlineProbeOptions
+    options: OnlineProbeOptions
+
+    def __init__(self, options: OnlineProbeOptions) -> None:
+        super().__init__(options)
+        self.probe: Probe | None = None
+        self.steps = 0
+        self.restored: dict[str, Tensor | int | float | str] = {}
+
+    def on_start(self, context: RunContext) -> None:
+        self.ready = context.classes is not None
+        self.judges = self.ready and context.is_main and _can_judge(context)
+        if self.ready:
+            self._schedule(context, 256)  # a warm-up that is too long is told before the first step
+
+    def on_step(self, context: RunContext) -> None:
+        features, labels = context.step_features, context.step_labels
+        if not self.ready or features is None or labels is None:
+            return
+        if len(features) != len(labels):
+            context.tell("online probe: off, the method does not give one feature for each image")
+            self.ready = False
+            return
+        x = distributed.all_gather(features.detach().float())
+        y = distributed.all_gather(labels)
+        if self.probe is None:
+            self._build(context, x)
+        assert self.probe is not None
+        step = context.progress.step - 1
+        set_lr(self.optimizer, self.schedule, step, self.schedule.base)
+        if self.decay is not None:
+            set_weight_decay(self.optimizer, self.decay, step)
+        # A step that the GradScaler skips may have features that are not finite; they must not stay in the weights.
+        x = torch.where(x.isfinite().all(), x, torch.zeros_like(x))
+        self.probe.train()
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            scores = self.probe(x)
+            loss = F.cross_entropy(scores, y)
+            gradients = torch.autograd.grad(loss, list(self.probe.parameters()))
+        for parameter, gradient in zip(self.probe.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if context.is_main:
+            right = [in_top(scores.detach(), y, k).float().mean() for k in self.top]
+            self.sums += torch.stack([loss.detach(), *right])
+            self.steps += 1
+
+    def on_record(self, context: RunContext) -> Mapping[str, float]:
+        if self.probe is None or not self.steps:
+            return {}
+        loss, *top = (self.sums / self.steps).tolist()
+        self.sums.zero_()
+        self.steps = 0
+        accuracies = {f"probe_top{k}": value for k, value in zip(self.top, top, strict=True)}
+        return {"probe_loss": loss, **accuracies, "probe_lr": self.schedule(context.progress.step - 1)}
+
+    def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
+        if self.probe is None or not self.judges:
+            return {}, ""
+        found = watched_features(context, "eval", self.options.limit_eval)
+        assert found.labels is not None
+        self.probe.eval()
+        with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
+            scores = self.probe(found.features)
+        metrics = {f"probe_eval_top{k}": accuracy(scores, found.labels, k) for k in self.top}
+        first, value = next(iter(metrics.items()))
+        return metrics, f"online probe {first.removeprefix('probe_eval_').replace('top', 'top-')} {value:.1%}"
+
+    def state_dict(self) -> dict[str, Tensor | int | float | str]:
+        state = super().state_dict()
+        if self.probe is None:
+            return {**self.restored, **state}
+        state |= {MODULE + name: value for name, value in self.probe.state_dict().items()}
+        for name, parameter in self.probe.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                state[f"{OPTIMIZER}{name}.{key}"] = value
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor | int | float | str]) -> None:
+        super().load_state_dict(state)
+        self.restored = {name: value for name, value in state.items() if name != "measured_step"}
+
+    def _schedule(self, context: RunContext, batch_size: int) -> Training:
+        progress = context.progress
+        epochs = max(1, progress.total_steps // progress.steps_per_epoch)
+        training = Training(self.options.optimizer, self.options.schedule, epochs, batch_size)
+        self.schedule = training.schedule_for(self.options.lr, progress.steps_per_epoch)
+        return training
+
+    def _build(self, context: RunContext, x: Tensor) -> None:
+        """Builds classifier and optimizer for these features (N, D), and gives them back what a checkpoint held."""
+        classes = context.classes or 1
+        self.top = [k for k in dict.fromkeys(self.options.top) if k < classes] or [1]
+        probe = Probe(x.shape[1], classes, self.options.standardise).to(x.device)
+        cls, options = self._schedule(context, len(x)).optimizer_for(self.options.lr)
+        self.decay = weight_decay_schedule(options, context.progress.total_steps)
+        group = ParameterGroup(dict(probe.named_parameters()), "probe")
+        self.optimizer = cls.build(split_by_role(group, parameter_roles(probe), options), options)
+        self.sums = torch.zeros(1 + len(self.top), device=x.device)
+        self.steps = 0
+        self.probe = probe
+        if self.restored and not self._give_back(probe):
+            context.tell("online probe: starts afresh, it was another kind of probe before")
+        self.restored = {}
+
+    def _give_back(self, probe: Probe) -> bool:
+        """Takes over what a checkpoint held; False where that is the state of another probe."""
+        state = {name.removeprefix(MODULE): v for name, v in self.restored.items() if name.startswith(MODULE)}
+        own = probe.state_dict()
+        if state.keys() != own.keys() or any(
+            not isinstance(v, Tensor) or v.shape != own[name].shape for name, v in state.items()
+        ):
+            return False
+        probe.load_state_dict(state)
+        groups = self.optimizer.state_dict()["param_groups"]
+        places = [id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]]
+        moments: dict[int, dict[str, Any]] = {}
+        for name, parameter in probe.named_parameters():
+            prefix = f"{OPTIMIZER}{name}."
+            found = {k.removeprefix(prefix): v for k, v in self.restored.items() if k.startswith(prefix)}
+            if found:
+                moments[places.index(id(parameter))] = found
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        return True
+
+
+def _can_judge(context: RunContext) -> bool:
+    train, judged = context.labelled("train"), context.labelled("eval")
+    if judged is None or judged.labels is None:
+        return False
+    same = len(judged.info.classes or ()) in (0, context.classes)
+    return same and (train is None or not share_images(train, judged))

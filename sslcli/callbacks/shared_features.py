@@ -1,0 +1,136 @@
+"""Labelled images that monitors look at while a run goes on, and their features: read and computed once for all."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.callback import Callback, Outcome, RunContext
+from sslcli.contracts.data import Dataset, Part
+from sslcli.contracts.evaluation import FeatureSet
+from sslcli.data.subset import stratified_choice
+from sslcli.evaluation.extraction import extract_features, load_images
+from sslcli.evaluators.probes.images import Subset, labels_of
+
+BATCH = 256
+#: Images of a part that take no more bytes than this are held, 10,000 of 113 pixels; others are read at each look.
+HELD = 384 << 20
+
+
+class WatchedImages:
+    """Some images of a labelled data set, the same share of each class.
+
+    Images are held as uint8 on the CPU up to 384 MiB. Larger ones (10,000 of 224 pixels would be 1.5 GB) are decoded
+    anew at each look, which takes the memory of two batches.
+
+    Attributes:
+        count: how many there are, but for unreadable ones.
+        images: uint8 (N, C, S, S), or None where they are not held.
+    """
+
+    def __init__(self, data: Dataset, limit: int | None, image_size: int) -> None:
+        labels = labels_of(data)
+        places = stratified_choice(labels, limit)
+        self.data = Subset(data, places)
+        self.count = len(places)
+        self.images: Tensor | None = None
+        if self.count * data.info.channels * image_size**2 <= HELD:
+            self.images, kept = load_images(data, image_size, places)
+            self._labels, self.count = labels[kept], len(kept)
+
+    def features(self, backbone: Backbone, context: RunContext) -> FeatureSet:
+        """Returns features (N, D) float32 and labels (N,), both on the device; the backbone stays as it was."""
+        found = extract_features(
+            backbone,
+            self.data if self.images is None else self.images,
+            image_size=context.image_size,
+            normalise=context.normalise,
+            device=context.device,
+            batch_size=BATCH,
+        )
+        return found if self.images is None else FeatureSet(found.features, self._labels.to(context.device))
+
+
+@dataclass
+class _Store:
+    images: dict[tuple[Part, int | None], WatchedImages | None] = field(default_factory=dict)
+    features: dict[tuple[Part, int | None], tuple[int, FeatureSet]] = field(default_factory=dict)
+
+
+#: What the monitors of a run share; gone with the run.
+_STORES: WeakKeyDictionary[RunContext, _Store] = WeakKeyDictionary()
+
+
+def watched_images(context: RunContext, part: Part, limit: int | None) -> WatchedImages | None:
+    """Returns labelled images of a part, read once for all monitors with this limit; None where there are none."""
+    store, key = _STORES.setdefault(context, _Store()), (part, limit)
+    if key not in store.images:
+        data = context.labelled(part)
+        if data is None or data.labels is None:
+            store.images[key] = None
+        else:
+            store.images[key] = WatchedImages(data, limit, context.image_size)
+    return store.images[key]
+
+
+def watched_features(context: RunContext, part: Part, limit: int | None) -> FeatureSet:
+    """Returns the features of the encoder as it is after this step, computed once for all monitors with this limit."""
+    images = watched_images(context, part, limit)
+    assert images is not None
+    store, key, step = _STORES[context], (part, limit), context.progress.step
+    if key not in store.features or store.features[key][0] != step:
+        store.features[key] = step, images.features(context.encoder(), context)
+    return store.features[key][1]
+
+
+class EpochMonitor(Callback):
+    """Measures every `every_epochs` epochs and at the end, on the main process, never twice at a step.
+
+    Its options have `every_epochs`.
+    """
+
+    options: Any
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self.measured_step = -1
+        self.ready = False
+
+    @abstractmethod
+    def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
+        """Returns what to log (nothing: there is nothing to measure), and the line to show, but for its ending."""
+
+    def on_epoch(self, context: RunContext) -> None:
+        epoch = context.progress.step // context.progress.steps_per_epoch
+        if epoch % self.options.every_epochs == 0:
+            self._report(context)
+
+    def on_end(self, context: RunContext, outcome: Outcome) -> None:
+        if outcome == "done":
+            self._report(context)
+        self.ready = False
+
+    def state_dict(self) -> dict[str, Tensor | int | float | str]:
+        return {"measured_step": self.measured_step}
+
+    def load_state_dict(self, state: Mapping[str, Tensor | int | float | str]) -> None:
+        self.measured_step = int(state["measured_step"])
+
+    def _report(self, context: RunContext) -> None:
+        if not self.ready or not context.is_main or self.measured_step == context.progress.step:
+            return
+        self.measured_step = context.progress.step
+        metrics, text = self.measure(context)
+        if metrics:
+            context.log(metrics)
+            context.tell(f"{text} after {_epochs(context.progress.epoch)}")
+
+
+def _epochs(count: float) -> str:
+    return f"{round(count, 2):g} epoch{'' if count == 1 else 's'}"

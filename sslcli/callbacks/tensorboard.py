@@ -1,0 +1,37 @@
+"""Writes every log line to TensorBoard's event files in the run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from sslcli.contracts.callback import Callback, Outcome, RunContext
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class TensorBoard(Callback):
+    """`tensorboard --logdir RUN/tensorboard` shows them."""
+
+    writer: SummaryWriter | None = None
+
+    def on_start(self, context: RunContext) -> None:
+        if not context.is_main:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        # Events after the step that a resumed run goes on from are hidden by TensorBoard with `purge_step`.
+        purge = context.progress.step + 1 if context.progress.step else None
+        self.writer = SummaryWriter(str(context.directory / "tensorboard"), purge_step=purge)
+
+    def on_log(self, context: RunContext, record: Mapping[str, float | int]) -> None:
+        if self.writer is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self.writer.add_scalar(name, value, int(record["step"]))
+
+    def on_end(self, context: RunContext, outcome: Outcome) -> None:
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None

@@ -1,0 +1,238 @@
+"""Reads a `views:` section: presets, short keys that set every view, and single views by their index.
+
+The result is the full list of views with every operation and option, which is what a run's resolved config holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.views import OperationSpec, ViewSpec
+from sslcli.plugins import PluginError, find, load, suggest
+
+from .document import Key
+from .options import parse
+from .problems import Problems, show
+
+#: Operations that have a short key of their own name, in the usual order. A view's `order` names those that come first.
+USUAL_ORDER = ("flip", "jitter", "grayscale", "blur", "solarize")
+#: Short keys of the random resized crop, and the option that each one sets.
+CROP_KEYS = {"crop_scale": "scale", "crop_ratio": "ratio", "interpolation": "interpolation"}
+SHORT_KEYS = (*CROP_KEYS, *USUAL_ORDER)
+
+
+def resolve_views(
+    section: Any, recipe: Mapping[str, Any], default_size: int, problems: Problems
+) -> tuple[ViewSpec, ...]:
+    """Returns the views that a section means.
+
+    Args:
+        section: the config's `views:`: None, a mapping or a list of view specs.
+        recipe: the method's own section, used where the config names no preset and lists no views.
+        default_size: side of views in pixels where nothing says it.
+        problems: takes every problem found.
+    """
+    key: Key = ("views",)
+    if isinstance(section, list):
+        keys = [(*key, str(index)) for index in range(len(section))]
+        views = [_as_view(item, place, problems) for item, place in zip(section, keys, strict=True)]
+        if not views:
+            problems.add(key, "should have one view or more")
+        return _build_all(views, keys, default_size, problems)
+    if not isinstance(section, dict | None):
+        problems.add(key, f"should be a mapping or a list of views, not {show(section)}")
+        return ()
+    section = {name: value for name, value in (section or {}).items() if value is not None}
+    section = {**({} if "preset" in section else recipe), **section}
+    size = section.pop("size", default_size)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        problems.add((*key, "size"), f"should be a side in pixels, 1 or more, not {show(size)}")
+        return ()
+    name = section.pop("preset", None)
+    if not isinstance(name, str):
+        problems.add(key, "should name a preset, or be a list of views")
+        return ()
+    single = {k: section.pop(k) for k in list(section) if k.isdecimal()}
+    short, options = _split(name, section)
+    before = len(problems.lines)
+    views = [_changed(view, short) for view in _preset(name, options, size, key, problems)]
+    if len(problems.lines) > before:
+        return ()
+    keys = [key] * len(views)
+    if single:
+        views = [{**view, "count": 1} for view in views for _ in range(view.get("count", 1))]
+        keys = [(*key, str(i)) if str(i) in single else key for i in range(len(views))]
+    for index, changes in single.items():
+        child = (*key, index)
+        if int(index) >= len(views):
+            problems.add(child, f"there are {len(views)} views, numbered from 0")
+            continue
+        views[int(index)] = _changed(views[int(index)], _as_view(changes, child, problems))
+    return _build_all(views, keys, size, problems)
+
+
+def _split(preset: str, section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The short keys of a section, and the options of its preset (which knows best what its own `blur: 0.5` means)."""
+    try:
+        own = load("augmentations", preset).Options.model_fields
+    except PluginError:
+        own = {}
+    short = {k: v for k, v in section.items() if k in SHORT_KEYS and (k not in own or isinstance(v, dict | list))}
+    return short, {k: v for k, v in section.items() if k not in short}
+
+
+def _changed(view: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A view with other values for some keys: options of an operation merge, as mappings do everywhere."""
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if "operations" in changes:  # takes the place of all short keys
+        return {**{name: value for name, value in view.items() if name not in (*SHORT_KEYS, "order")}, **changes}
+    result = {**view, **changes}
+    for name in USUAL_ORDER:
+        if name in view and name in changes:
+            old, new = (_as_options(name, value) for value in (view[name], changes[name]))
+            if old and new:
+                result[name] = {**old, **new}
+    return result
+
+
+def _as_options(operation: str, value: Any) -> dict[str, Any] | None:
+    """What a short key's value means as options; None: switched off, or no such value."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, list) and operation == "jitter" and len(value) == 4:
+        return dict(zip(("brightness", "contrast", "saturation", "hue"), value, strict=True))
+    if isinstance(value, int | float) and not isinstance(value, bool) and value != 0:
+        return {"p": float(value)}
+    return None
+
+
+def _as_view(item: Any, key: Key, problems: Problems) -> dict[str, Any]:
+    if isinstance(item, dict):
+        return item
+    problems.add(key, f"should be a mapping that describes a view, not {show(item)}")
+    return {}
+
+
+def _preset(name: str, options: dict[str, Any], size: int, key: Key, problems: Problems) -> list[dict[str, Any]]:
+    try:
+        preset = load("augmentations", name)
+        if not hasattr(preset, "views"):
+            raise PluginError(f"{name!r} is a single operation, not a preset of views")
+    except PluginError as error:
+        problems.add((*key, "preset"), str(error))
+        return []
+    unknown = [k for k in options if k not in preset.Options.model_fields]
+    for option in unknown:
+        known = [*preset.Options.model_fields, *SHORT_KEYS, "size", "preset"]
+        problems.add((*key, option), f"unknown option of 'views'{suggest(option, known, otherwise=True)}")
+    try:
+        parsed = parse(preset.Options, {k: v for k, v in options.items() if k not in unknown})
+    except ValidationError as error:
+        problems.add_validation(key, error, preset.Options, repr(name), options)
+        return []
+    return list(preset.views(parsed, size))
+
+
+def _build_all(views: list[dict[str, Any]], keys: list[Key], size: int, problems: Problems) -> tuple[ViewSpec, ...]:
+    built = [_build(dict(view), key, size, problems) for view, key in zip(views, keys, strict=True)]
+    return tuple(view for view in built if view is not None)
+
+
+def _build(view: dict[str, Any], key: Key, size: int, problems: Problems) -> ViewSpec | None:
+    before = len(problems.lines)
+    listed = view.get("operations") is not None
+    items = _items(view, key, problems)
+    specs = [spec for child, item in items if (spec := _operation(child, item, listed, problems)) is not None]
+    for name in [k for k in view if k not in ("count", "size")]:
+        known = ["count", "size", "operations", "order", *SHORT_KEYS]
+        problems.add((*key, name), f"unknown option of a view{suggest(name, known, otherwise=True)}")
+    if len(problems.lines) > before:
+        return None
+    _check_geometry(specs, key, problems)
+    data = {"size": size, **{k: v for k, v in view.items() if v is not None}}
+    try:
+        return ViewSpec.parse({**data, "operations": [spec.plain() for spec in specs]})
+    except ValidationError as error:
+        problems.add_validation(key, error, ViewSpec, "a view", data)
+        return None
+
+
+def _items(view: dict[str, Any], key: Key, problems: Problems) -> list[tuple[Key, dict[str, Any]]]:
+    """Takes the operations out of a view: its list of them, or what its short keys mean."""
+    listed = view.pop("operations", None)
+    if listed is None:
+        return _from_short_keys(view, key, problems)
+    for short in [k for k in view if k in SHORT_KEYS]:
+        problems.add((*key, short), "cannot stand beside a list of operations; set it in the list")
+        del view[short]
+    if not isinstance(listed, list):
+        problems.add((*key, "operations"), "should be a list")
+        return []
+    items: list[tuple[Key, dict[str, Any]]] = []
+    for index, item in enumerate(listed):
+        child = (*key, "operations", str(index))
+        item = {"name": item} if isinstance(item, str) else item
+        if isinstance(item, dict) and isinstance(item.get("name"), str):
+            items.append((child, item))
+        else:
+            problems.add(child, "should be the name of an operation, or a mapping with `name`")
+    return items
+
+
+def _from_short_keys(view: dict[str, Any], key: Key, problems: Problems) -> list[tuple[Key, dict[str, Any]]]:
+    crop = {option: view.pop(short) for short, option in CROP_KEYS.items() if short in view}
+    items: list[tuple[Key, dict[str, Any]]] = [
+        (key, {"name": "crop", **{k: v for k, v in crop.items() if v is not None}})
+    ]
+    order = view.pop("order", None) or []
+    if not isinstance(order, list) or not set(map(str, order)) <= set(USUAL_ORDER):
+        problems.add((*key, "order"), f"should be a list of some of {', '.join(USUAL_ORDER)}, not {show(order)}")
+        order = []
+    for name in dict.fromkeys([*order, *USUAL_ORDER]):
+        value = view.pop(name, None)
+        child = (*key, name)
+        if value is None or value is False or (isinstance(value, int | float) and value == 0):
+            continue
+        options = _as_options(name, value)
+        if options is not None:
+            items.append((child, {"name": name, **options}))
+        else:
+            problems.add(child, f"should be a probability (0: off) or a mapping of options, not {show(value)}")
+    return items
+
+
+def _operation(key: Key, item: dict[str, Any], listed: bool, problems: Problems) -> OperationSpec | None:
+    name = item["name"]
+    item = {option: value for option, value in item.items() if option != "name"}
+    try:
+        operation = load("augmentations", name)
+        if hasattr(operation, "views"):
+            raise PluginError(f"{name!r} is a preset, not an operation")
+    except PluginError as error:
+        problems.add(key, str(error))
+        return None
+    try:
+        options = parse(operation.Options, item)
+    except ValidationError as error:
+        written = {} if listed or name != "crop" else {option: short for short, option in CROP_KEYS.items()}
+        problems.add_validation(key, error, operation.Options, repr(name), item, written)
+        return None
+    return OperationSpec(name=name, options=options.plain())
+
+
+def _check_geometry(specs: list[OperationSpec], key: Key, problems: Problems) -> None:
+    geometric = [bool(load("augmentations", spec.name).geometric) for spec in specs]
+    if not geometric or not geometric[0] or any(geometric[1:]):
+        names = ", ".join(p.name for p in find("augmentations") if _is_geometric(p.name))
+        problems.add(key, f"a view needs exactly one geometric operation, and it comes first ({names})")
+
+
+def _is_geometric(name: str) -> bool:
+    try:
+        return bool(getattr(load("augmentations", name), "geometric", False))
+    except UserError:
+        return False

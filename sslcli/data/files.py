@@ -1,0 +1,131 @@
+"""Data sets whose images are files of their own: their options, and how the files are found and read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sslcli.contracts.data import DataInfo, Dataset, RootedOptions
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.options import FREE, WARN
+from sslcli.data.decode import EXTENSIONS, decode
+from sslcli.data.normalization import IMAGENET, measure
+from sslcli.data.paths import PathList, image_files, subfolders
+from sslcli.data.subset import stratified_choice
+
+KINDS = ", ".join(EXTENSIONS)
+
+
+class FileOptions(RootedOptions):
+    """Options of data sets whose images are files of their own."""
+
+    channels: Literal[1, 3] = 3
+    """3 for colour, 1 to read everything as grey."""
+    normalisation: Literal["imagenet", "measured"] = "imagenet"
+    """Mean and standard deviation: ImageNet's, or those of (up to 2,000 of) the images, measured once and cached."""
+    cache: Literal["none", "memory", "disk", "auto"] = Field(default="none", json_schema_extra=WARN)
+    """Decode each image once and keep its pixels for all epochs, at the bounded size of `cache_size`: in memory, which
+    all worker processes share, or in a file on disk, which later runs use again for each image whose path, size and
+    time of change are the same. `auto`: disk if all images are there already, else none for less than two epochs, else
+    memory if half of what is available is enough, else disk if half of what is free is, else none. Only training reads
+    it, evaluations and monitors don't."""
+    cache_size: int = Field(default=256, ge=8, json_schema_extra=WARN)
+    """The longest that the shorter side of a cached image may be, in pixels: larger images are reduced to it, and crops
+    come from the smaller version, so that small crops of large photographs are less sharp. Smaller images stay as they
+    are. 256 suits views of 224 pixels; one takes 0.26 MB at 4:3."""
+    cache_dir: Path | None = Field(default=None, json_schema_extra=FREE)
+    """The folder of `cache: disk`; none: sslcli/ in `$XDG_CACHE_HOME` or ~/.cache."""
+    max_unreadable: float = Field(default=0.01, ge=0, le=1, json_schema_extra=FREE)
+    """The run ends when a larger share of the images than this cannot be read; up to it others take their places."""
+
+
+class FileDataset(Dataset):
+    """Images in files of their own, which are found when it is opened and decoded one by one."""
+
+    options: FileOptions
+
+    def _set(self, name: str, folder: Path, files: Sequence[str], classes: Sequence[str] | None) -> None:
+        """Takes what was found: `files` relative to `folder`."""
+        self.folder = folder
+        self.files = PathList(files)
+        channels = self.options.channels
+        mean, std = IMAGENET[channels]
+        if self.options.normalisation == "measured":
+            mean, std = measure(folder, self.files, channels)
+        self.info = DataInfo(name, channels, None, mean, std, None if classes is None else tuple(classes))
+
+    def _set_labelled(self, name: str, folder: Path, train: Path | None = None) -> None:
+        """Takes the images of a folder with a sub-folder for each class; its labels are those of `train`, if that is.
+
+        Raises:
+            UserError: if there are no such folders, no images in one of them, or a class that `train` lacks.
+        """
+        classes = _classes(folder)
+        names = classes
+        if train is not None and train.is_dir():
+            names = _classes(train)
+            unknown = sorted(set(classes) - set(names))
+            if unknown:
+                raise UserError(
+                    f"data.root: {folder} has the class folder {unknown[0]!r}, which {train} has not; both need the "
+                    "same names"
+                )
+        label_of = {name: label for label, name in enumerate(names)}
+        files: list[str] = []
+        labels: list[int] = []
+        for each in classes:
+            found = [f"{each}/{file}" for file in image_files(folder / each)]
+            if not found:
+                raise UserError(
+                    f"data.root: no images ({KINDS}) in the class folder {folder / each}; remove it, or set "
+                    "data.name=images to read a tree of images without labels"
+                )
+            files += found
+            labels += [label_of[each]] * len(found)
+        every = torch.tensor(labels)
+        chosen = stratified_choice(every, self.options.limit)
+        self.labels = every[chosen]
+        self._set(name, folder, [files[n] for n in chosen.tolist()], names)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def image(self, index: int) -> Tensor:
+        return decode(self.folder / self.files[index], self.options.channels)
+
+    def image_for(self, index: int, wanted: int | None) -> Tensor:
+        return decode(self.folder / self.files[index], self.options.channels, wanted)
+
+    def name_of(self, index: int) -> str:
+        return self.files[index]
+
+    def path_of(self, index: int) -> Path | None:
+        return self.folder / self.files[index]
+
+
+def existing(root: Path) -> Path:
+    """Returns the folder with `~` expanded.
+
+    Raises:
+        UserError: if there is none.
+    """
+    root = root.expanduser()
+    if not root.is_dir():
+        state = "is a file, not a folder" if root.exists() else "does not exist"
+        raise UserError(f"data.root: {root} {state}; set it to the folder that holds the images")
+    return root
+
+
+def _classes(folder: Path) -> list[str]:
+    classes = subfolders(folder)
+    if not classes:
+        raise UserError(
+            f"data.root: no class folders in {folder}; give each class a folder of its own, or set data.name=images "
+            "for images without labels"
+        )
+    return classes

@@ -1,0 +1,1 @@
+"""Data sets given as Python objects."""

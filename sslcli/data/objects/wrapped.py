@@ -1,0 +1,208 @@
+"""Any map-style data set of a Python program as one of ours: PIL images, arrays or tensors, with or without labels.
+
+What torch calls a data set knows its length and gives an item by index. Images that are alike and few enough are read
+once and kept; all others are read by the same worker processes as image files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part, channel_statistics
+from sslcli.contracts.errors import UnreadableImage, UserError
+from sslcli.contracts.options import FREE
+
+from ..normalization import IMAGENET, SAMPLE, Statistics
+from ..subset import stratified_choice
+from .given import Given, reason
+from .items import Label, declared_classes, split_item, to_pixels
+
+#: Views are not larger than this where the config doesn't say.
+_VIEW = 224
+
+
+class WrappedOptions(DatasetOptions):
+    """Options of a data set that is given as an object."""
+
+    split: Literal["train", "labelled", "test"] = "train"
+    """The images to train on, or of a labelled pair those to fit a probe on and those to judge it on."""
+    count: int | None = Field(default=None, ge=1)
+    """How many items the object has; `sslcli.train` fills it in, so that a run is not resumed with another object."""
+    channels: Literal[1, 3] | None = None
+    """3 for colour, 1 to read everything as grey; null: grey if the images are."""
+    normalisation: Literal["imagenet", "measured"] = "imagenet"
+    """Mean and standard deviation: ImageNet's, or those of (up to 2,000 of) the images."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel for images in [0, 1], in the place of `normalisation`; along with `std`."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, likewise."""
+    labels: Literal["auto", "read", "none"] = "auto"
+    """`auto`: from the object's `targets` or `labels`, else from the items if they are kept in memory; `read`: every
+    item is read for its label when the run starts; `none`: the images are taken to have none."""
+    in_memory: bool | None = None
+    """Keep the images in memory, which must be of one size then; null: if they are and take up to 256 MiB."""
+    threads: bool | None = Field(default=None, json_schema_extra=FREE)
+    """Evaluations may call `__getitem__` from several threads at once; null: only that of torchvision's data sets."""
+    max_unreadable: float = Field(default=0.01, ge=0, le=1, json_schema_extra=FREE)
+    """The run ends when a larger share of the images than this cannot be read; up to it others take their places."""
+
+
+class Parts:
+    """The data sets of one run, by split, and the class names that they share."""
+
+    def __init__(self, given: Mapping[str, Given]) -> None:
+        self.given = dict(given)
+
+    def labels(self, split: str, how: str, channels: int, *, kept: bool) -> list[Label] | None:
+        """The labels of a split's items; they are read item by item only where they must be (see the options)."""
+        given = self.given[split]
+        if how == "none":
+            return None
+        if given.declared is not None:
+            return given.declared
+        wanted = how == "read" or kept or split != "train" or self._is_labelled(given)
+        return given.everything(channels, keep=kept)[1] if given.look.labels and wanted else None
+
+    def _is_labelled(self, given: Given) -> bool:
+        return any(self.given[name].dataset is given.dataset for name in ("labelled", "test") if name in self.given)
+
+    def numbered(self, own: list[Label], channels: int) -> tuple[Tensor, tuple[str, ...]]:
+        """Turns labels into numbers, along with the class names: those of all labelled parts, so that they agree."""
+        every = set(own)
+        for split, given in self.given.items():
+            every |= set(self.labels(split, "auto", channels, kept=given.fits(channels)) or ())
+        if any(isinstance(label, str) for label in every):
+            names = tuple(sorted(map(str, every)))
+            number = {name: place for place, name in enumerate(names)}
+            return torch.tensor([number[str(label)] for label in own]), names
+        numbers = torch.tensor([int(label) for label in own])
+        count = max(map(int, every)) + 1
+        told = (declared_classes(given.dataset) for given in self.given.values())
+        names = tuple(next((each for each in told if each is not None and len(each) >= count), map(str, range(count))))
+        return numbers, names
+
+
+class WrappedDataset(Dataset):
+    """An object of a Python program; `parts` holds it, and the labelled pair that came with it.
+
+    Raises:
+        UserError: its items are no images, or the options do not go with them.
+    """
+
+    Options = WrappedOptions
+    splits = ("train", "labelled", "test")
+    options: WrappedOptions
+    parts: ClassVar[Parts]
+
+    def __init__(self, options: WrappedOptions) -> None:
+        super().__init__(options)
+        if options.split not in self.parts.given:
+            raise UserError(f"data.split: {options.split!r} was not given; there is {', '.join(self.parts.given)}")
+        given = self._given = self.parts.given[options.split]
+        channels = options.channels or given.look.channels
+        if options.in_memory and given.look.size is None:
+            raise UserError(f"data.in_memory: the images of {given.title} differ in size; leave the option out")
+        keep = given.fits(channels) if options.in_memory is None else options.in_memory
+        labels = self.parts.labels(options.split, options.labels, channels, kept=keep)
+        images = given.everything(channels, keep=True)[0] if keep else None
+        if options.in_memory and images is None:
+            raise UserError(
+                f"data.in_memory: {given.title} has images of another size, or some that cannot be read; leave the "
+                "option out"
+            )
+        every, classes = (None, None) if labels is None else self.parts.numbered(labels, channels)
+        self._places = stratified_choice(
+            torch.zeros(given.length, dtype=torch.int64) if every is None else every, options.limit
+        )
+        self.labels = None if every is None else every[self._places]
+        self._images = images if images is None or options.limit is None else images[self._places]
+        self._channels = channels
+        self._threads = type(given.dataset).__module__.startswith("torchvision.")
+        if options.threads is not None:
+            self._threads = options.threads
+        size = None if images is None else (images.shape[2], images.shape[3])
+        self.info = DataInfo(given.title, channels, size, *IMAGENET[channels], classes)
+        mean, std = self._statistics()
+        self.info = DataInfo(given.title, channels, size, mean, std, classes)
+
+    def _statistics(self) -> Statistics:
+        options, channels = self.options, self._channels
+        if (options.mean is None) != (options.std is None):
+            raise UserError("data.mean and data.std go together: give both")
+        if options.mean is not None and options.std is not None:
+            if len(options.mean) != channels or len(options.std) != channels or min(options.std) <= 0:
+                raise UserError(f"data.mean, data.std: should be {channels} numbers each, those of std above 0")
+            return options.mean, options.std
+        return IMAGENET[channels] if options.normalisation == "imagenet" else self._measured()
+
+    def _measured(self) -> Statistics:
+        """Each of (up to 2,000) images counting alike, as `normalisation.measure` does."""
+        moments = []
+        for index in stratified_choice(torch.zeros(len(self), dtype=torch.int64), SAMPLE).tolist():
+            try:
+                mean, std = (torch.tensor(each).double() for each in channel_statistics(self.image(index)[None]))
+            except UnreadableImage:
+                continue
+            moments.append(torch.stack([mean, std.square() + mean.square()]))
+        if not moments:
+            raise UserError(
+                f"data.normalisation: none of the images of {self.info.name} that were looked at can be read"
+            )
+        mean, square = torch.stack(moments).mean(0)
+        std = (square - mean.square()).clamp_min(1e-12).sqrt()
+        return tuple(round(each, 6) for each in mean.tolist()), tuple(round(each, 6) for each in std.tolist())
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def image(self, index: int) -> Tensor:
+        """Raises UnreadableImage for whatever `__getitem__` raises, and for what is no image."""
+        if self._images is not None:
+            return self._images[index]
+        place = int(self._places[index])
+        try:
+            return to_pixels(split_item(self._given.item(place, threads=self._threads))[0], self._channels)
+        except Exception as error:
+            raise UnreadableImage(self.name_of(index), reason(error)) from error
+
+    def images(self) -> Tensor | None:
+        return self._images
+
+    def name_of(self, index: int) -> str:
+        return f"{self.info.name}[{int(self._places[index])}]"
+
+    @classmethod
+    def view_size(cls, options: DatasetOptions) -> int:
+        given = cls.parts.given.get(options.split)
+        size = None if given is None else given.look.size
+        return _VIEW if size is None else min(*size, _VIEW)
+
+    @classmethod
+    def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+        """The labelled pair that was given; to fit on, else the training images. A limit holds for these alone."""
+        given, wanted = cls.parts.given, "labelled" if part == "train" else "test"
+        if wanted not in given:
+            return options if part == "train" and "train" in given else None
+        same = next(name for name in given if given[name].dataset is given[wanted].dataset)  # one object, one split
+        return options if same == options.split else options.model_copy(update={"split": same, "limit": None})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class was made for one object, so that no other process could find it by its name.
+        return _restored, (self.__dict__,)
+
+
+def _restored(state: dict[str, Any]) -> WrappedDataset:
+    dataset = WrappedDataset.__new__(WrappedDataset)
+    dataset.__dict__.update(state)
+    return dataset
+
+
+def wrap_datasets(given: Mapping[str, Given]) -> type[WrappedDataset]:
+    """Returns a data set class that holds the given objects by split: `train`, `labelled`, `test`."""
+    name = type(next(iter(given.values())).dataset).__name__
+    return type(name, (WrappedDataset,), {"parts": Parts(given)})

@@ -1,0 +1,68 @@
+"""The data set `folder`: image files in a sub-folder for each class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from sslcli.contracts.data import DatasetOptions, Part
+from sslcli.contracts.errors import UserError
+from sslcli.data.files import FileDataset, FileOptions, existing
+
+
+class FolderOptions(FileOptions):
+    split: Literal["auto", "train", "val", "all"] = "auto"
+    """`train` reads ROOT/train, `val` ROOT/val (or ROOT/test), `all` takes ROOT's own sub-folders for the classes;
+    `auto` is `train` where ROOT has train/ beside val/ or test/, else `all`."""
+
+
+class Folder(FileDataset):
+    """A sub-folder for each class; labels follow the sorted class names, which `val` takes from train/.
+
+    Raises:
+        UserError: if there are no such folders, no images in one of them, or a class in `val` that `train` lacks.
+    """
+
+    Options = FolderOptions
+    splits = ("train", "val", "all")
+    options: FolderOptions
+    labels: Tensor
+
+    def __init__(self, options: FolderOptions) -> None:
+        super().__init__(options)
+        root = existing(options.root)
+        folder = _split_folder(root, options.split)
+        held_out = folder.name in ("val", "test") and folder.parent == root
+        self._set_labelled("folder", folder, root / "train" if held_out else None)
+
+    @classmethod
+    def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+        """Like `Dataset.labelled`; None unless the root has both train/ and val/ (or test/)."""
+        assert isinstance(options, FolderOptions)
+        root = options.root.expanduser()
+        if options.split == "all" or not _has_splits(root):
+            return None
+        if part == "eval":
+            return options.model_copy(update={"split": "val", "limit": None})
+        if options.split != "val":
+            return options
+        return options.model_copy(update={"split": "train", "limit": None})
+
+
+def _has_splits(root: Path) -> bool:
+    # A folder train/ alone may well be a class: railways have pictures too.
+    return (root / "train").is_dir() and ((root / "val").is_dir() or (root / "test").is_dir())
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    if split == "auto":
+        split = "train" if _has_splits(root) else "all"
+    if split == "all":
+        return root
+    for name in ("val", "test") if split == "val" else ("train",):
+        if (root / name).is_dir():
+            return root / name
+    wanted = "val/ (or test/)" if split == "val" else "train/"
+    raise UserError(f"data.split: {split!r} needs {wanted} in {root}; set data.split=all to read {root} itself")

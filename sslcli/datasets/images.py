@@ -1,0 +1,43 @@
+"""The data set `images`: all image files below a folder, without labels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from sslcli.contracts.data import DatasetOptions, Part
+from sslcli.contracts.errors import UserError
+from sslcli.data.files import KINDS, FileDataset, FileOptions, existing
+from sslcli.data.paths import image_files
+from sslcli.data.subset import stratified_choice
+
+
+class ImagesOptions(FileOptions):
+    split: Literal["all"] = "all"
+    """There is only one."""
+
+
+class Images(FileDataset):
+    """All image files below a folder, however deep, without labels.
+
+    Raises:
+        UserError: if there are none.
+    """
+
+    Options = ImagesOptions
+    splits = ("all",)
+    options: ImagesOptions
+
+    def __init__(self, options: ImagesOptions) -> None:
+        super().__init__(options)
+        root = existing(options.root)
+        files = list(image_files(root))
+        if not files:
+            raise UserError(f"data.root: no images ({KINDS}) in {root} or below; set it to a folder that has some")
+        chosen = stratified_choice(torch.zeros(len(files), dtype=torch.int64), options.limit)
+        self._set("images", root, [files[n] for n in chosen.tolist()], None)
+
+    @classmethod
+    def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+        return None

@@ -1,0 +1,89 @@
+"""STL-10: 113,000 photographs of 96 × 96 pixels, 100,000 of them without labels (Coates, Lee, Ng, *An Analysis of
+Single-Layer Networks in Unsupervised Feature Learning*, AISTATS 2011), read through torchvision."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torchvision import datasets
+
+from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part, RootedOptions
+from sslcli.data.subset import stratified_choice
+from sslcli.data.torchvision_files import open_files
+
+CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+
+#: Per channel over the 5,000 training images, as usually published.
+MEAN = (0.446711, 0.439810, 0.406646)
+STD = (0.260341, 0.256577, 0.271267)
+
+#: Images copied at once, so that the largest split (2.9 GB) is not in memory three times.
+_BLOCK = 1000
+
+
+class STL10Options(RootedOptions):
+    split: Literal["train", "test", "unlabeled", "train+unlabeled"] = "train+unlabeled"
+    """`train` (5,000 images), `test` (8,000), `unlabeled` (100,000) or `train+unlabeled`; the last two have no labels
+    here."""
+    folds: int | None = Field(default=None, ge=0, le=9)
+    """Of the training images only the 1,000 of this predefined fold, 0 to 9."""
+    download: bool = False
+    """Fetch the data (2.6 GB) into `root` if they are not there."""
+
+    @model_validator(mode="after")
+    def _folds_are_of_train(self) -> Self:
+        if self.folds is not None and "train" not in self.split:
+            raise ValueError(f"folds are parts of the training images, and split {self.split!r} has none of them")
+        return self
+
+
+class STL10(Dataset):
+    """The images in the order of the original's files; all of the split are kept in memory.
+
+    Raises:
+        UserError: if `root` doesn't hold the data, or damaged ones.
+    """
+
+    Options = STL10Options
+    splits = ("train", "test", "unlabeled", "train+unlabeled")
+    options: STL10Options
+
+    def __init__(self, options: STL10Options) -> None:
+        super().__init__(options)
+        files = open_files(
+            datasets.STL10, "STL-10", options.root, options.download, split=options.split, folds=options.folds
+        )
+        labelled = options.split in ("train", "test")
+        labels = torch.from_numpy(files.labels).to(torch.int64) if labelled else torch.zeros(len(files.data)).long()
+        chosen = stratified_choice(labels, options.limit)
+        source = torch.from_numpy(files.data)
+        self._images = torch.empty(len(chosen), 3, 96, 96, dtype=torch.uint8)
+        for start in range(0, len(chosen), _BLOCK):
+            self._images[start : start + _BLOCK] = source[chosen[start : start + _BLOCK]]
+        self.labels = labels[chosen] if labelled else None
+        self.info = DataInfo("stl10", 3, (96, 96), MEAN, STD, CLASSES if labelled else None)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def image(self, index: int) -> Tensor:
+        return self._images[index]
+
+    def images(self) -> Tensor:
+        return self._images
+
+    @classmethod
+    def view_size(cls, options: DatasetOptions) -> int:
+        return 96
+
+    @classmethod
+    def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+        """The splits `train` and `test`; a limit and a fold hold only for the split that they were given for."""
+        if part == "train" and options.split == "train":
+            return options
+        return options.model_copy(
+            update={"split": "train" if part == "train" else "test", "limit": None, "folds": None}
+        )

@@ -1,0 +1,73 @@
+"""The picture of a confusion matrix: rows are the true classes, and each adds up to 100 per cent."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from sslcli.runs.files import atomic_path
+
+#: Up to so many classes the cells say their numbers, and every class its name.
+NUMBERED, NAMED = 20, 110
+_LONGEST = 24
+_DPI = 150
+
+
+def can_draw() -> bool:
+    """Tells whether matplotlib (extra `plots`) is installed; imports nothing."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> None:
+    """Draws a confusion matrix as PNG, whole or not at all.
+
+    Args:
+        path: the file; one that is there is replaced.
+        matrix: (C, C) counts; the row is the true class, the column what it was taken for.
+        classes: the C names, in the order of the labels.
+        title: above the picture.
+
+    Raises:
+        OSError: the file cannot be written.
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count = len(matrix)
+    percent = [[100 * value / max(1, sum(row)) for value in row] for row in matrix]
+    # Room for a cell's two digits; beyond that the picture stays as large as a page.
+    side = min(max(3.0, 0.44 * count), 12.0)
+    figure = Figure(figsize=(side + 2.6, side + 1.9), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)  # pyplot, and with it any window or global state, has no part in this
+    axes = figure.add_subplot()
+    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("true class")
+    step = -(-count // NAMED)
+    places = list(range(0, count, step))
+    names = [_short(classes[place]) for place in places]
+    size = 9 if count <= NUMBERED else 7 if count <= 40 else 5.5
+    axes.set_xticks(places, names, rotation=90 if count > NUMBERED else 45, fontsize=size)
+    if count <= NUMBERED:
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+        for row, values in enumerate(percent):
+            for column, value in enumerate(values):
+                text = "·" if value == 0 else "<1" if value < 0.5 else f"{value:.0f}"
+                colour = "white" if value > 55 else "#999999" if value == 0 else "black"
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    axes.set_yticks(places, names, fontsize=size)
+    axes.tick_params(length=0)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8)
+    bar.set_label("per cent of the true class")
+    bar.outline.set_visible(False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _short(name: str) -> str:
+    """Class names of ImageNet are sentences."""
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 1].rstrip(", ") + "…"

@@ -1,0 +1,240 @@
+"""`evaluate`: loads what was trained, opens labelled data, hands both to evaluators, keeps what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from sslcli.config.options import overrides_as_data
+from sslcli.contracts.data import Dataset
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.evaluation import EvaluationResult, Evaluator
+from sslcli.contracts.export import Trained
+from sslcli.runs.device import resolve_device
+from sslcli.runs.files import check_output
+from sslcli.runs.trained import Tell, load_trained
+
+from .confusion import can_draw
+from .parts import Parts, open_parts, pretrained_on
+from .results import draw, has_picture, over_seeds, write_output, write_result
+from .seal import SealedSubject
+from .selection import ALL, Chosen, choose_evaluators, only_fitting
+from .subject import Feature, FrozenSubject
+from .tables import Row
+from .targets import Target, find_target, load_network, read_shown, stored_data
+
+
+def evaluate(
+    target: str | Path,
+    method: str,
+    overrides: list[str],
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    seeds: int = 1,
+    output: Path | None = None,
+    tell: Tell,
+) -> EvaluationResult:
+    """Evaluates one target by one evaluator; see `evaluate_all`. Metrics are means where there are several seeds."""
+    rows = evaluate_all([target], method, overrides, device=device, seed=seed, seeds=seeds, output=output, tell=tell)
+    return rows[0].result
+
+
+def evaluate_all(
+    targets: Sequence[str | Path],
+    method: str,
+    overrides: list[str],
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    seeds: int = 1,
+    output: Path | None = None,
+    tell: Tell,
+) -> list[Row]:
+    """Evaluates, and writes `eval/METHOD.json` into each target that is a run.
+
+    All targets are judged on the same data: what `data.…` says, else those of the first that has any. Each is shown the
+    images in its own size and normalisation. Features are computed once per target, for all evaluators and seeds.
+
+    Args:
+        targets: run directories, checkpoints, backbone files, plain weight files, names of backbones.
+        method: name of the evaluator, or `all`.
+        overrides: options of the evaluators (`k=[20]`), of the data (`data.root=…`), of networks without a card
+            (`backbone.pretrained=true`, `mean`, `std`, `image_size`), and `feature`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`.
+        seed: the first seed for whatever the evaluation draws.
+        seeds: how many.
+        output: a JSON file to write all results to; must not exist.
+        tell: shows a line to the user.
+
+    Returns:
+        a row for each target and evaluator.
+
+    Raises:
+        UserError: nothing trained there, no such evaluator, wrong options, no labelled data, or images to judge on
+            that are also among those to fit on.
+        SslError: an evaluator that breaks its seal or changes the backbone.
+    """
+    if not targets:
+        raise UserError("what to judge? Name a run, a backbone file or a network")
+    for name, value, least in (("seed", seed, 0), ("seeds", seeds, 1)):
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"{name}: should be a whole number from {least}, not {value!r}")
+    document = overrides_as_data(overrides)
+    chosen = choose_evaluators(method, document, tell)
+    found = [find_target(word) for word in targets]
+    shown = read_shown(document, found)
+    if output is not None:
+        _check_output(output)
+    place = resolve_device(device)
+    loaded = [load_trained(target.path, tell) if target.kind == "trained" else None for target in found]
+    stored = [stored_data(target) for target in found]
+    first = next((place for place, data in enumerate(stored) if data is not None), None)
+    needs_labels = any(each.evaluator.needs_labels for each in chosen)
+    own = None if first is None else stored[first]
+    parts = open_parts(own, document, tell, needs_labels=needs_labels, required=method != ALL)
+    chosen = only_fitting(chosen, parts.labelled, tell)
+    if len(found) > 1:
+        whose = "" if first is None or "data" in document.data else f", as {found[first].word} was trained on"
+        tell(f"all are judged on {parts.judged.info.name}{whose}, each in its own size and normalisation")
+    everyone = [
+        trained or load_network(target, document, shown, parts, seed=seed, tell=tell)
+        for target, trained in zip(found, loaded, strict=True)
+    ]
+    subjects = [
+        _subject(target, trained, parts, place, shown.feature, seed, tell)
+        for target, trained in zip(found, everyone, strict=True)
+    ]
+    rows: list[Row] = []
+    for target, trained, data in zip(found, everyone, stored, strict=True):
+        subject = subjects.pop(0)  # its features are let go with it
+        if len(found) > 1:
+            tell(f"{target.word}:")
+        seen = pretrained_on(data, parts.judged)
+        if seen:
+            tell(f"{target.word}: was trained on the very images that it is judged on (without their labels)")
+        mine = replace(parts, overlap={**parts.overlap, "pretrained_on_judged": seen})
+        rows += _judge(target, trained, subject, chosen, mine, range(seed, seed + seeds), tell, strict=method != ALL)
+    if not rows:
+        raise UserError("no evaluation could be made; the lines above say why")
+    _keep(rows, output, parts.judged, tell)
+    return rows
+
+
+def judge(
+    trained: Trained,
+    parts: Parts,
+    method: str,
+    overrides: list[str],
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    tell: Tell,
+) -> EvaluationResult:
+    """Evaluates what is in memory already, on data that are open already; writes nothing.
+
+    Raises:
+        UserError, SslError: as `evaluate_all`.
+    """
+    (chosen,) = choose_evaluators(method, overrides_as_data(overrides), tell)
+    subject = FrozenSubject(trained, parts.train, parts.judged, resolve_device(device), seed=seed, tell=tell)
+    result = run_evaluator(chosen.name, chosen.evaluator, subject, seed)
+    return _with_protocol(chosen, over_seeds([result], [seed]), trained, subject, parts)
+
+
+def run_evaluator(name: str, evaluator: Evaluator, subject: FrozenSubject, seed: int) -> EvaluationResult:
+    """Runs an evaluator behind the seal, and checks that it has left everything as it was.
+
+    Raises:
+        SslError: it read the images it is judged on before it had chosen, or changed the backbone.
+    """
+    cls = type(evaluator)
+    sealed = SealedSubject(subject, name, seed=seed, chooses=cls.chooses, needs_labels=cls.needs_labels)
+    result = evaluator.evaluate(sealed)
+    subject.check_unchanged(name)
+    result.protocol["decided"] = sealed.decided
+    return result
+
+
+def _subject(
+    target: Target, trained: Trained, parts: Parts, device: torch.device, feature: Feature, seed: int, tell: Tell
+) -> FrozenSubject:
+    try:
+        return FrozenSubject(trained, parts.train, parts.judged, device, seed=seed, feature=feature, tell=tell)
+    except UserError as error:
+        raise UserError(f"{target.word}: {error}") from error
+
+
+def _judge(
+    target: Target,
+    trained: Trained,
+    subject: FrozenSubject,
+    chosen: list[Chosen],
+    parts: Parts,
+    seeds: range,
+    tell: Tell,
+    *,
+    strict: bool,
+) -> list[Row]:
+    rows = []
+    for each in chosen:
+        own = seeds if type(each.evaluator).seeded else seeds[:1]
+        if len(own) < len(seeds):
+            tell(f"{each.name}: nothing is drawn, so that one seed stands for all")
+        try:
+            results = []
+            for seed in own:
+                if len(own) > 1:
+                    tell(f"{each.name}: seed {seed}")
+                results.append(run_evaluator(each.name, each.evaluator, subject, seed))
+        except UserError as error:
+            if strict:
+                raise
+            tell(f"left out: {each.name}: {error}")
+            continue
+        result = _with_protocol(each, over_seeds(results, own), trained, subject, parts)
+        row = Row(target.word, each.name, result)
+        if trained.run is not None:
+            try:
+                row.written = write_result(trained.run, row, parts.judged.info.classes or (), tell)
+            except UserError as error:  # a run of someone else's, say: what was computed is shown all the same
+                tell(str(error))
+        rows.append(row)
+    return rows
+
+
+def _with_protocol(
+    chosen: Chosen, result: EvaluationResult, trained: Trained, subject: FrozenSubject, parts: Parts
+) -> EvaluationResult:
+    result.protocol |= {
+        "options": chosen.evaluator.options.plain(),
+        "file_sha256": trained.digest,
+        "weights_sha256": subject.weights_sha256,
+        "overlap": parts.overlap,
+        "card": {**asdict(trained.card), "mean": list(trained.card.mean), "std": list(trained.card.std)},
+    }
+    return result
+
+
+def _check_output(path: Path) -> None:
+    if path.suffix == ".png":
+        raise UserError(f"{path}: results are JSON, and .png is for their picture; choose another --output")
+    for file in (path, path.with_suffix(".png")):
+        check_output(file)
+
+
+def _keep(rows: list[Row], output: Path | None, judged: Dataset, tell: Tell) -> None:
+    if any(has_picture(row) for row in rows) and not can_draw():
+        tell("no picture of the confusion matrix without matplotlib: pip install 'sslcli[plots]'")
+    if output is not None:
+        write_output(output, rows)
+        tell(f"wrote {output}")
+        if len(rows) == 1:
+            draw(rows[0], output.with_suffix(".png"), judged.info.classes or (), tell)
+        return
+    nowhere = list(dict.fromkeys(row.target for row in rows if row.written is None))
+    if nowhere:
+        tell(f"only shown, not written: {', '.join(nowhere)}; --output FILE keeps it")

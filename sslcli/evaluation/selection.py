@@ -1,0 +1,77 @@
+"""From `--method` and the options on the command line to evaluators that are ready to judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sslcli.config.document import Document
+from sslcli.config.options import validate
+from sslcli.contracts.errors import ConfigError, UserError
+from sslcli.contracts.evaluation import Evaluator
+from sslcli.plugins import PluginError, find, load, load_found, suggest
+from sslcli.runs.trained import Tell
+
+from .targets import ShownOptions
+
+ALL = "all"
+#: What the command line sets that is no evaluator's option.
+SECTIONS = ("data", "backbone", *ShownOptions.model_fields)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An evaluator with the name that it was asked for by."""
+
+    name: str
+    evaluator: Evaluator
+
+
+def choose_evaluators(method: str, document: Document, tell: Tell) -> list[Chosen]:
+    """Builds the evaluator called `method`, or with `all` every installed one that is made for that.
+
+    With `all` an option goes to each evaluator that has it, and one that cannot be loaded is told and left out.
+
+    Raises:
+        UserError: no such evaluator, or wrong options.
+    """
+    values = {key: value for key, value in document.data.items() if key not in SECTIONS}
+    if method != ALL:
+        cls: type[Evaluator] = load("evaluators", method)
+        return [Chosen(method, cls(validate(cls.Options, values, repr(method), document)))]
+    classes: dict[str, type[Evaluator]] = {}
+    for plugin in find("evaluators"):
+        try:
+            loaded: type[Evaluator] = load_found(plugin)
+        except PluginError as error:
+            tell(f"left out: {error}")
+            continue
+        name = plugin.name if plugin.name not in classes else f"{plugin.package}:{plugin.name}"
+        if loaded.in_all:
+            classes[name] = loaded
+        else:
+            tell(f"left out, it takes long: {name} (--method {name})")
+    for key in values:
+        if not any(key in cls.Options.model_fields for cls in classes.values()):
+            known = sorted({name for cls in classes.values() for name in cls.Options.model_fields})
+            hint = suggest(key, known)
+            raise ConfigError([f"command line: {key}: no evaluator of --method all has this option{hint}"])
+    chosen = []
+    for name, cls in classes.items():
+        own = {key: value for key, value in values.items() if key in cls.Options.model_fields}
+        chosen.append(Chosen(name, cls(validate(cls.Options, own, repr(name), document))))
+    if not chosen:
+        raise UserError("there is no evaluator to run; `ssl list evaluators` shows what is installed")
+    return chosen
+
+
+def only_fitting(chosen: list[Chosen], labelled: bool, tell: Tell) -> list[Chosen]:
+    """Leaves out, and tells, the evaluators that need labels where there are no two labelled parts."""
+    if labelled:
+        return chosen
+    for each in chosen:
+        if each.evaluator.needs_labels:
+            tell(f"left out, there are no labelled images to fit and to judge on: {each.name}")
+    fitting = [each for each in chosen if not each.evaluator.needs_labels]
+    if not fitting:
+        raise UserError("there are no labelled images to fit and to judge on; name data that have some")
+    return fitting

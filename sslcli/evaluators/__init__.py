@@ -1,0 +1,1 @@
+"""Evaluations of a frozen or fine-tuned backbone, one file or folder per plugin."""

@@ -1,0 +1,136 @@
+"""The evaluator `knn`: weighted k nearest neighbours on frozen features, exact, in blocks on the device.
+
+The protocol of Wu et al., *Unsupervised Feature Learning via Non-Parametric Instance Discrimination*, 1805.01978,
+section 3.4: cosine similarity s, each neighbour votes for its class with weight exp(s / τ).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
+from sslcli.contracts.options import Options
+from sslcli.evaluation.scores import exact_float32
+from sslcli.evaluation.subject import labelled_features, require_parts
+
+from .probes.training import Places, Rates, judged
+
+#: Similarities held at once: 256 MiB.
+BLOCK = 1 << 26
+
+
+def nearest(train_features: Tensor, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Finds the k most similar training features by cosine.
+
+    Args:
+        train_features: (M, D).
+        features: (N, D), on the same device.
+        k: cut to M if larger.
+
+    Returns:
+        similarities (N, k) float32, the largest first, and places (N, k) int64 among the training features.
+    """
+    k = min(k, len(train_features))
+    bank = F.normalize(train_features.float(), dim=1).T
+    similarity = torch.empty(len(features), k, device=features.device)
+    place = torch.empty(len(features), k, dtype=torch.int64, device=features.device)
+    rows = max(1, BLOCK // len(train_features))
+    with exact_float32(), torch.autocast(features.device.type, enabled=False):
+        for start in range(0, len(features), rows):
+            block = F.normalize(features[start : start + rows].float(), dim=1) @ bank
+            best = block.topk(k, dim=1)
+            similarity[start : start + rows], place[start : start + rows] = best
+    return similarity, place
+
+
+def vote(similarity: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:
+    """Sums the neighbours' weights exp(s / τ) per class, divided by the nearest one's so that no τ overflows.
+
+    Args:
+        similarity: (N, k), the largest first.
+        labels: (N, k) int64, the neighbours' classes.
+        classes: C.
+        temperature: τ > 0.
+
+    Returns:
+        (N, C) float64; 0 for a class without a vote.
+    """
+    s = similarity.double()
+    weight = ((s - s[:, :1]) / temperature).exp()
+    return torch.zeros(len(s), classes, dtype=torch.float64, device=s.device).scatter_add_(1, labels, weight)
+
+
+def knn_predict(
+    train_features: Tensor, train_labels: Tensor, features: Tensor, classes: int, k: int, temperature: float
+) -> Tensor:
+    """Returns each class's share of the votes of the k nearest training features.
+
+    Args:
+        train_features: (M, D).
+        train_labels: (M,) int64.
+        features: (N, D), other images than the training ones.
+        classes: C.
+        k: cut to M if larger.
+        temperature: τ > 0.
+
+    Returns:
+        scores (N, C) float64, up to a factor per row.
+    """
+    similarity, place = nearest(train_features, features, k)
+    return vote(similarity, train_labels[place], classes, temperature)
+
+
+def votes_only(scores: Tensor) -> Tensor:
+    """Makes classes without a vote −inf, so that they are in no top 5 where fewer than five classes got votes."""
+    return scores.masked_fill(scores == 0, -torch.inf)
+
+
+class KNNOptions(Options):
+    k: Places = (20, 200)
+    """How many neighbours vote; `top1` is that of the first, all are in the details."""
+    temperature: Rates = (0.07, 0.1)
+    """τ of the weights exp(cosine / τ); `top1` is that of the first."""
+    top: Places = (1, 5)
+    """Which top-k accuracies to report, of k classes each; those that would hold all classes are left out."""
+
+
+class KNN(Evaluator):
+    """Weighted k nearest neighbours: nothing is trained, so that there is nothing to tune."""
+
+    Options = KNNOptions
+    options: KNNOptions
+    chooses = False
+    seeded = False
+
+    def evaluate(self, subject: Subject) -> EvaluationResult:
+        classes = require_parts(subject)
+        bank, bank_labels = labelled_features(subject, "train")
+        features, labels = labelled_features(subject, "eval")
+        similarity, place = nearest(bank, features, max(self.options.k))
+        names = subject.dataset("eval").info.classes or ()
+        settings: list[dict[str, Any]] = []
+        details: dict[str, Any] = {}
+        for k in self.options.k:
+            for temperature in self.options.temperature:
+                scores = votes_only(vote(similarity[:, :k], bank_labels[place[:, :k]], classes, temperature))
+                metrics, by_class = judged(scores, labels, self.options.top, names)
+                settings.append({"k": min(k, len(bank)), "temperature": temperature, **metrics})
+                details = details or by_class
+        first = settings[0]
+        protocol = {
+            **subject.describe(),
+            "evaluator": "knn",
+            "similarity": "cosine",
+            "weights": "exp(similarity / temperature)",
+            "k": first["k"],
+            "k_asked_for": self.options.k[0],
+            "temperature": first["temperature"],
+            "bank_images": len(bank),
+            "eval_images": len(features),
+        }
+        metrics = {name: value for name, value in first.items() if name.startswith("top")}
+        return EvaluationResult(metrics, protocol, {"settings": settings, **details})

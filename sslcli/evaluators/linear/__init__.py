@@ -1,0 +1,1 @@
+"""The evaluator `linear` and its parts."""

@@ -1,0 +1,133 @@
+"""Where a linear probe's features come from: computed once from each image as it is, or anew from augmented views.
+
+The second is the classic protocol of the papers (random crops and flips, a frozen backbone in `eval()`); it shows the
+classifier other pixels each epoch and costs a pass through the backbone for each.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslcli.contracts.evaluation import Subject
+from sslcli.evaluation.extraction import extract_features
+from sslcli.evaluation.subject import labelled_features
+from sslcli.randomness import seed_for
+from sslcli.runs.device import resolve_precision
+
+from ..probes.images import ImageOptions, Subset, ViewBatches, labels_of
+from .heads import Batches, CachedBatches, standardisations
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_VIEWS = 4
+
+
+class Material(ABC):
+    """The training images of a probe.
+
+    Attributes:
+        labels: (N,) int64 of all.
+    """
+
+    labels: Tensor
+
+    @abstractmethod
+    def batches(self, rows: Tensor, batch_size: int, seed: int) -> Batches:
+        """Returns endless batches of the features of some images (rows (M,), on the CPU)."""
+
+    @abstractmethod
+    def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns features (M, D) and labels (M,) of some images as they are, on the device."""
+
+    @abstractmethod
+    def scalings(self, rows: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """Returns mean and scale, (V, D) each, for the features of some images as they are."""
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what the protocol says of it."""
+        return {}
+
+
+class CachedFeatures(Material):
+    """Features that are computed once, each image as it is."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.features, self.labels = labelled_features(subject, "train")
+
+    def batches(self, rows: Tensor, batch_size: int, seed: int) -> Batches:
+        return CachedBatches(self.features, self.labels, rows, batch_size, seed)
+
+    def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        place = rows.to(self.features.device)
+        return self.features[place], self.labels[place]
+
+    def scalings(self, rows: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        return standardisations(self.features, rows.to(self.features.device), wanted)
+
+    def describe(self) -> dict[str, Any]:
+        return {"protocol": "features", "train_view": "each image once, as in the evaluation"}
+
+
+class AugmentedFeatures(Material):
+    """Features of a fresh view of each image in each epoch; the backbone stays in `eval()`."""
+
+    def __init__(self, subject: Subject, options: ImageOptions) -> None:
+        self.subject, self.options = subject, options
+        self.data = subject.dataset("train")
+        self.labels = labels_of(self.data)
+        self.precision = resolve_precision(options.precision, subject.device)
+        self.view: dict[str, Any] = {}
+
+    def batches(self, rows: Tensor, batch_size: int, seed: int) -> Batches:
+        data = Subset(self.data, rows)
+        views = ViewBatches(self.subject, data, self.options, batch_size, seed_for(seed, _VIEWS))
+        self.view = views.view
+        return _FrozenPass(self.subject, views, DTYPES.get(self.precision))
+
+    def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        subject = self.subject
+        found = extract_features(
+            subject.backbone, Subset(self.data, rows), image_size=subject.image_size, normalise=subject.normalise,
+            device=subject.device, batch_size=256,
+        )  # fmt: skip
+        assert found.labels is not None
+        return found.features, found.labels
+
+    def scalings(self, rows: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        if any(wanted):
+            features, _ = self.plain(rows)
+            return standardisations(features, torch.arange(len(features), device=features.device), wanted)
+        mean = torch.zeros(len(wanted), self.subject.backbone.spec.feature_dim, device=self.subject.device)
+        return mean, torch.ones_like(mean)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "protocol": "augmented",
+            "train_view": self.view,
+            "train_precision": self.precision,
+            "standardised_by": "the training images as they are",
+        }
+
+
+class _FrozenPass:
+    """Batches of views → batches of features."""
+
+    def __init__(self, subject: Subject, views: ViewBatches, dtype: torch.dtype | None) -> None:
+        self.views, self.dtype, self.device = views, dtype, subject.device.type
+        # A copy, since convolutions are fastest in a format that the subject's own weights do not have.
+        self.backbone = copy.deepcopy(subject.backbone).to(memory_format=torch.channels_last)
+        self.steps_per_epoch = views.steps_per_epoch
+
+    def __iter__(self) -> Generator[tuple[Tensor, Tensor], None, None]:
+        with closing(iter(self.views)) as stream:
+            for images, labels in stream:
+                images = images.contiguous(memory_format=torch.channels_last)
+                with torch.no_grad(), torch.autocast(self.device, self.dtype, enabled=self.dtype is not None):
+                    pooled = self.backbone(images).pooled
+                yield pooled.float(), labels

@@ -1,0 +1,263 @@
+"""Many linear classifiers trained at once on the same batches of features, each as if it were alone.
+
+Heads that share a scaling of the features are rows of one matrix, so that a sweep is one product per batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslcli.evaluation.scores import exact_float32, in_top
+from sslcli.randomness import permutation, seed_for
+
+from ..probes.images import class_ranks
+from ..probes.training import Training, draw_weights
+from .updates import update_for
+
+#: Scores held at once while heads are judged: 64 MiB.
+BLOCK = 1 << 24
+_HELD_OUT, _ORDER, _WEIGHTS = 1, 2, 3
+
+
+class Batches(Protocol):
+    """Endless batches of features (B, D) and labels (B,) on the device; every `steps_per_epoch` an epoch is over."""
+
+    steps_per_epoch: int
+
+    def __iter__(self) -> Generator[tuple[Tensor, Tensor], None, None]: ...
+
+
+class CachedBatches:
+    """Batches of features that were computed once, in another order each epoch; the last one may be smaller.
+
+    Args:
+        features: (N, D) on the device.
+        labels: (N,) int64.
+        rows: (M,) int64, the places to train on.
+        batch_size: B.
+        seed: of the order.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, rows: Tensor, batch_size: int, seed: int) -> None:
+        self.features, self.labels, self.rows = features, labels, rows
+        self.batch_size, self.seed = batch_size, seed
+        self.steps_per_epoch = math.ceil(len(rows) / batch_size)
+
+    def __iter__(self) -> Generator[tuple[Tensor, Tensor], None, None]:
+        epoch = 0
+        while True:
+            order = self.rows[permutation(seed_for(self.seed, _ORDER), epoch, len(self.rows))]
+            for batch in torch.split(order.to(self.features.device), self.batch_size):
+                yield self.features[batch], self.labels[batch]
+            epoch += 1
+
+
+@dataclass
+class Heads:
+    """S = V·R linear classifiers, V scalings of the features times R learning rates.
+
+    Attributes:
+        weight: (V, R, C, D).
+        bias: (V, R, C).
+        mean: (V, D), taken from the features first.
+        scale: (V, D), which then multiplies them.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def scaled(self, features: Tensor) -> Tensor:
+        """Returns (V, N, D) for features (N, D)."""
+        return (features - self.mean.unsqueeze(1)) * self.scale.unsqueeze(1)
+
+    def logits(self, scaled: Tensor) -> Tensor:
+        """Returns (V, N, R, C) for features (V, N, D)."""
+        V, R, C, D = self.weight.shape
+        return (scaled @ self.weight.view(V, R * C, D).mT).view(V, -1, R, C) + self.bias.unsqueeze(1)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Returns (V, R, N, C) for features (N, D)."""
+        return self.logits(self.scaled(features)).transpose(1, 2)
+
+    def only(self, scaling: int, rate: int) -> Heads:
+        """Returns one of them, sharing its memory."""
+        v, r = slice(scaling, scaling + 1), slice(rate, rate + 1)
+        return Heads(self.weight[v, r], self.bias[v, r], self.mean[v], self.scale[v])
+
+
+@dataclass
+class Curve:
+    """How training went.
+
+    Attributes:
+        losses: (epochs, V, R), mean training loss of each epoch.
+        lr: for each epoch R numbers, the learning rates at its first step.
+        held_out: (epochs, V, R), top-1 on held-out features after each epoch, or None without such.
+    """
+
+    losses: Tensor
+    lr: list[list[float]]
+    held_out: Tensor | None
+
+
+def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Splits places at random, the same share of each class; a class with a single image is not split.
+
+    Args:
+        labels: (N,) int64.
+        share: of the second part, between 0 and 1; at least one image of each class.
+        seed: what the choice is drawn from.
+
+    Returns:
+        places (M,) and (N − M,) int64, ascending, on the CPU.
+    """
+    labels = labels.cpu()
+    grouped, rank, sizes = class_ranks(labels, seed_for(seed, _HELD_OUT))
+    wanted = torch.minimum((sizes * share).round().long().clamp_min(1), sizes - 1)
+    held = rank < wanted[labels[grouped]]
+    return grouped[~held].sort().values, grouped[held].sort().values
+
+
+def train_heads(
+    batches: Batches,
+    scalings: tuple[Tensor, Tensor],
+    classes: int,
+    rates: Sequence[float],
+    training: Training,
+    seed: int,
+    *,
+    held_out: tuple[Tensor, Tensor] | None = None,
+    after_epoch: Callable[[int, Tensor], None] = lambda epoch, losses: None,
+) -> tuple[Heads, Curve]:
+    """Trains one head for each scaling and rate, all from the same weights and on the same batches.
+
+    The loss is cross-entropy; features are not normalised but by the scalings.
+
+    Args:
+        batches: what to train on.
+        scalings: mean and scale, (V, D) each, as `standardisations` makes them; their type is the arithmetic's.
+        classes: C.
+        rates: R learning rates.
+        training: the rest.
+        seed: of the weights, where they are drawn.
+        held_out: features (N, D) and labels (N,) to be judged on after each epoch.
+        after_epoch: is told the epoch, from 1, and its mean losses (V, R), still on the device.
+
+    Returns:
+        the heads and their curves; a rate that is too high leaves NaN or infinity in its own head only.
+
+    Raises:
+        UserError: the schedule's options do not fit the number of steps.
+    """
+    mean, scale = scalings
+    (V, D), R, steps = mean.shape, len(rates), batches.steps_per_epoch
+    first = draw_weights((classes, D), training.init, seed_for(seed, _WEIGHTS)).to(mean)
+    heads = Heads(first.expand(V, R, classes, D).clone(), mean.new_zeros(V, R, classes), mean, scale)
+    slopes = torch.zeros_like(heads.weight), torch.zeros_like(heads.bias)
+    update = update_for(heads.weight, heads.bias, slopes, rates, training, steps)
+    losses = mean.new_zeros(training.epochs, V, R)
+    right = None if held_out is None else torch.zeros(training.epochs, V, R, dtype=torch.float64, device=mean.device)
+    device = mean.device.type
+    with torch.no_grad(), exact_float32(), torch.autocast(device, enabled=False), closing(iter(batches)) as stream:
+        for epoch in range(training.epochs):
+            seen = 0
+            for step in range(epoch * steps, (epoch + 1) * steps):
+                features, labels = next(stream)
+                losses[epoch] += _slopes(heads, features, labels, slopes)
+                seen += len(labels)
+                update.step(step)
+            losses[epoch] /= seen
+            if right is not None and held_out is not None:
+                right[epoch] = _count(heads, *held_out, with_loss=False)[0] / len(held_out[1])
+            after_epoch(epoch + 1, losses[epoch])
+    return heads, Curve(losses, [update.lr(epoch * steps) for epoch in range(training.epochs)], right)
+
+
+def _slopes(heads: Heads, features: Tensor, labels: Tensor, slopes: tuple[Tensor, Tensor]) -> Tensor:
+    """Writes the gradients of the mean loss, and returns the losses' sums over the batch, (V, R)."""
+    V, R, C, D = heads.weight.shape
+    x = heads.scaled(features)
+    log_p = F.log_softmax(heads.logits(x), dim=-1)
+    own = labels.view(1, -1, 1, 1).expand(V, -1, R, 1)
+    sums = -log_p.gather(-1, own).sum(dim=(1, 3))
+    gradient = log_p.exp_().scatter_add_(-1, own, log_p.new_full((), -1.0).expand(own.shape)) / len(labels)
+    torch.bmm(gradient.view(V, -1, R * C).mT, x, out=slopes[0].view(V, R * C, D))
+    torch.sum(gradient, dim=1, out=slopes[1])
+    return sums
+
+
+def judge_heads(heads: Heads, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns top-1 accuracy and mean cross-entropy of each head, (V, R) float64 each; the loss of a head that has
+    diverged is not finite, and its accuracy counts for nothing.
+
+    Args:
+        heads: S of them.
+        features: (N, D).
+        labels: (N,) int64.
+    """
+    right, loss = _count(heads, features, labels, with_loss=True)
+    return right / len(labels), loss / len(labels)
+
+
+def _count(heads: Heads, features: Tensor, labels: Tensor, *, with_loss: bool) -> tuple[Tensor, Tensor]:
+    """How many are right and, on request, the sum of the losses; (V, R) float64 each."""
+    V, R, C, _ = heads.weight.shape
+    right = torch.zeros(V, R, dtype=torch.float64, device=features.device)
+    loss = torch.zeros_like(right)
+    rows = max(1, BLOCK // (V * R * C))
+    with torch.no_grad(), exact_float32():
+        for x, y in zip(torch.split(features, rows), torch.split(labels, rows), strict=True):
+            scores = heads.scores(x)
+            right += in_top(scores, y, 1).sum(dim=-1)
+            if with_loss:
+                log_p = F.log_softmax(scores.double(), dim=-1)
+                loss -= log_p.gather(-1, y.view(1, 1, -1, 1).expand(V, R, -1, 1)).sum(dim=(2, 3))
+    return right, loss
+
+
+def best_head(top1: Tensor, loss: Tensor) -> tuple[int, int] | None:
+    """Returns the place (scaling, rate) of the highest accuracy, of equal ones the lowest loss; None if all diverged.
+
+    Args:
+        top1: (V, R).
+        loss: (V, R); heads where it is not finite are passed over.
+    """
+    R = top1.shape[1]
+    accuracies, losses = top1.flatten().tolist(), loss.flatten().tolist()
+    fit = [i for i, value in enumerate(losses) if math.isfinite(value)]
+    return divmod(max(fit, key=lambda i: (accuracies[i], -losses[i], -i)), R) if fit else None
+
+
+def standardisations(features: Tensor, rows: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
+    """Returns what to take off and what to multiply with, (V, D) each: nothing, or as a batch norm without weights.
+
+    Args:
+        features: (N, D).
+        rows: (M,) int64 on the device, the places whose mean and variance are meant.
+        wanted: V scalings: false for the features as they are, true for mean 0 and standard deviation 1.
+    """
+    mean = features.new_zeros(len(wanted), features.shape[1])
+    scale = torch.ones_like(mean)
+    if any(wanted):
+        total = mean.new_zeros(features.shape[1], dtype=torch.float64)
+        square = torch.zeros_like(total)
+        for part in torch.split(rows, 65536):  # all rows at once would be a copy of everything
+            total += features[part].double().sum(dim=0)
+        centre = total / len(rows)
+        for part in torch.split(rows, 65536):
+            square += (features[part].double() - centre).square().sum(dim=0)
+        factor = (square / len(rows) + 1e-5).rsqrt()
+        for place, true in enumerate(wanted):
+            if true:
+                mean[place], scale[place] = centre.to(mean.dtype), factor.to(mean.dtype)
+    return mean, scale

@@ -1,0 +1,187 @@
+"""Labelled images for probes that augment: parts of a data set by place, and batches of one view of them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from sslcli.config.document import Document
+from sslcli.config.problems import Problems
+from sslcli.config.views_section import resolve_views
+from sslcli.contracts.data import Dataset, SourceBatch
+from sslcli.contracts.errors import SslError, UserError
+from sslcli.contracts.evaluation import Subject
+from sslcli.contracts.options import Options
+from sslcli.contracts.views import ViewSpec
+from sslcli.data.source import open_source
+from sslcli.randomness import permutation
+from sslcli.views.pipeline import ViewMaker
+
+PROBE_TRAIN: dict[str, Any] = {"preset": "probe_train"}
+
+
+class ImageOptions(Options):
+    """Options of probes that see augmented images."""
+
+    views: dict[str, Any] = PROBE_TRAIN
+    """The one view of each image and epoch, as in a run's config; probe_train: a random crop of 8 % or more, a flip."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the backbone; auto: bf16 where the device is made for it, else fp16 on CUDA, else fp32."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that decode images which don't fit on the device; 0: none; auto: one for each core but one."""
+
+    @field_validator("views")
+    @classmethod
+    def _one_view(cls, value: dict[str, Any]) -> dict[str, Any]:
+        problems = Problems(Document({}, {(): ""}))
+        views = resolve_views(value, PROBE_TRAIN, 32, problems)
+        if problems.lines:
+            raise ValueError("; ".join(line.removeprefix(": ").removeprefix("views: ") for line in problems.lines))
+        if sum(view.count for view in views) != 1:
+            raise ValueError(f"a probe needs one view of an image, not {sum(view.count for view in views)}")
+        return value
+
+
+class Subset(Dataset):
+    """The images of a data set at given places, in the order of these.
+
+    Args:
+        data: labelled images.
+        places: (K,) int64.
+    """
+
+    def __init__(self, data: Dataset, places: Tensor) -> None:
+        super().__init__(data.options)
+        self.data, self.places = data, places
+        self.info = data.info
+        self.labels = None if data.labels is None else data.labels[places]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def image(self, index: int) -> Tensor:
+        return self.data.image(int(self.places[index]))
+
+    def image_for(self, index: int, wanted: int | None) -> Tensor:
+        return self.data.image_for(int(self.places[index]), wanted)
+
+    def images(self) -> Tensor | None:
+        images = self.data.images()
+        if images is None or (len(self) == len(images) and torch.equal(self.places, torch.arange(len(images)))):
+            return images
+        return images[self.places]
+
+    def name_of(self, index: int) -> str:
+        return self.data.name_of(int(self.places[index]))
+
+    def path_of(self, index: int) -> Path | None:
+        return self.data.path_of(int(self.places[index]))
+
+
+def class_ranks(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Shuffles the images of each class.
+
+    Returns:
+        places (N,) grouped by class, the rank (N,) of each within its class from 0, and the classes' sizes.
+    """
+    order = permutation(seed, 0, len(labels))
+    grouped = order[torch.argsort(labels[order], stable=True)]
+    sizes = torch.bincount(labels)
+    rank = torch.arange(len(labels)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    return grouped, rank, sizes
+
+
+def stratified_share(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Chooses images at random, the same share of each class and at least one; a smaller share is part of a larger one.
+
+    Args:
+        labels: (N,) int64.
+        share: above 0, at most 1.
+        seed: what the choice is drawn from.
+
+    Returns:
+        places (K,) int64, ascending, on the CPU.
+    """
+    labels = labels.cpu()
+    grouped, rank, sizes = class_ranks(labels, seed)
+    wanted = (sizes * share).round().long().clamp_min(1)
+    return grouped[rank < wanted[labels[grouped]]].sort().values
+
+
+def labels_of(data: Dataset) -> Tensor:
+    """Returns the labels (N,) of a data set that `require_parts` has checked."""
+    if data.labels is None:
+        raise SslError(f"{data.info.name}: has no labels")
+    return data.labels
+
+
+def normalisation_of(subject: Subject, channels: int) -> tuple[list[float], list[float]]:
+    """Returns mean and std, per channel of images in [0, 1], of the subject's normalisation, which is affine."""
+    ends = torch.tensor([0, 255], dtype=torch.uint8, device=subject.device).reshape(2, 1, 1, 1)
+    black, white = subject.normalise(ends.expand(2, channels, 1, 1)).double().flatten(1).cpu()
+    std = 1 / (white - black)
+    return (-black * std).tolist(), std.tolist()
+
+
+class ViewBatches:
+    """Endless batches of one view of each image, normalised as the backbone was trained, with labels.
+
+    An incomplete last batch of an epoch is left out; which images it would hold changes from epoch to epoch.
+
+    Args:
+        subject: whose device and normalisation are used.
+        data: labelled images.
+        options: what the view is, and how many workers may decode.
+        batch_size: at most the number of images.
+        seed: of the images' order and of all draws.
+
+    Attributes:
+        steps_per_epoch: batches in an epoch.
+        view: the view in full, as plain data.
+    """
+
+    def __init__(self, subject: Subject, data: Dataset, options: ImageOptions, batch_size: int, seed: int) -> None:
+        (spec,) = build_view(options.views, subject.image_size)
+        self.view = spec.plain()
+        self.device = subject.device
+        mean, std = normalisation_of(subject, data.info.channels)
+        self._maker = ViewMaker([spec], data.info.channels, mean, std, seed)
+        self._tell = subject.tell
+        self._source = open_source(
+            data, self.device, batch_size, seed=seed, views=self._maker, workers=options.workers
+        )  # fmt: skip
+        self.steps_per_epoch = self._source.steps_per_epoch
+
+    def __iter__(self) -> Generator[tuple[Tensor, Tensor], None, None]:
+        told: set[str] = set()
+        # Closing the source's generator ends its workers.
+        with closing(cast("Generator[list[SourceBatch], None, None]", self._source.batches(0))) as stream:
+            for (batch,) in stream:
+                for name in batch.replaced:
+                    if name not in told:
+                        told.add(name)
+                        self._tell(f"unreadable, another image takes its place: {name}")
+                sizes = None
+                if not batch.cropped:
+                    sizes = torch.tensor([batch.images[0].shape[-2:]]).expand(len(batch.index), 2)
+                draws = self._maker.draw(batch.epoch, batch.positions, sizes).to(self.device)
+                (images,) = self._maker.apply(batch.images, draws, cropped=batch.cropped)
+                assert batch.labels is not None
+                yield images, batch.labels
+
+
+def build_view(section: Mapping[str, Any], size: int) -> tuple[ViewSpec, ...]:
+    """Returns the one view that a section means for images of this size; UserError where there is none."""
+    problems = Problems(Document({}, {(): "evaluation"}))
+    views = resolve_views(dict(section), PROBE_TRAIN, size, problems)
+    if problems.lines:
+        raise UserError(problems.lines[0])
+    if views[0].size != size:
+        raise UserError(f"views.size: the backbone is judged on images of {size} px; leave it out")
+    return views

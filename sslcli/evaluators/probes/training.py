@@ -1,0 +1,198 @@
+"""What the trained probes share: their options, what these build (optimizer, schedule), and how scores become numbers.
+
+Optimizer and schedule are sections as in a run's config (`optimizer={name: larc, clip: false}`, `schedule=step`), so
+that every registered one can train a probe; only the learning rates stand beside them, as a list to choose from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from torch import Tensor
+
+from sslcli.config.document import Document
+from sslcli.config.options import parse
+from sslcli.config.problems import Problems
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin, Schedule
+from sslcli.contracts.options import Options
+from sslcli.evaluation.scores import accuracy, confusion, per_class
+from sslcli.optimizers.groups import effective_lr
+from sslcli.plugins import load
+
+
+def as_list(value: Any) -> Any:
+    """A single value stands for a list of one (`lr=30`); a tuple, which strict validation asks for after this."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(as_list), Field(min_length=1)]
+Places = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_list), Field(min_length=1)]
+Init = Literal["zero", "normal"]
+
+
+class RecipeOptions(Options):
+    """What every trained probe is trained with, while a run goes on or after it."""
+
+    optimizer: dict[str, Any] = Field(default={"name": "sgd"}, validate_default=True)
+    """Any registered optimizer with its options but lr, as in a run's config: {name: larc, clip: false}."""
+    schedule: dict[str, Any] = Field(default={"name": "cosine"}, validate_default=True)
+    """Any registered schedule with its options (warmup_epochs, final_lr, milestones), as in a run's config."""
+
+    @field_validator("optimizer", "schedule")
+    @classmethod
+    def _complete(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        section = info.field_name or ""
+        default: dict[str, Any] = cls.model_fields[section].default
+        if value.get("name") is None:
+            value = {**default, **value, "name": default["name"]}
+        given = {key: each for key, each in value.items() if key != "name"}
+        if section == "optimizer" and "lr" in given:
+            raise ValueError("takes no lr: give it beside the optimizer, as lr")
+        name, options = _read_section(section, value["name"], given)
+        return {"name": name, **{key: each for key, each in options.plain().items() if key != "lr"}}
+
+
+class ProbeOptions(RecipeOptions):
+    """Options that every probe of a frozen backbone has."""
+
+    lr: Rates
+    """Learning rates to choose from, before the optimizer's `scale_lr`; one alone is used as it is."""
+    epochs: int = Field(default=100, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(default=256, ge=1)
+    """Images per step; fewer where there are not so many, or where whole batches would leave out a tenth of them."""
+    init: Init = "zero"
+    """The classifier's weights at the start: zero (all classes alike, nothing drawn), or normal with standard deviation
+    0.01 (MoCo, SimSiam); the biases are zero."""
+    held_out: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the training images, the same of each class, on which the choice is made where there is one to make."""
+    refit: bool = True
+    """Train the chosen one once more, on all training images; false: judge it as it came out of the choice."""
+    top: Places = (1, 5)
+    """Which top-k accuracies to report; those of k classes or fewer are left out, since they are always 1."""
+
+
+def _read_section(section: str, name: Any, given: dict[str, Any]) -> tuple[str, Options]:
+    """Validates the options of a named optimizer or schedule; ValueError with all that is wrong in one line."""
+    if not isinstance(name, str):
+        raise ValueError(f"needs a name; see `ssl list {section}s`")
+    try:
+        cls = load(f"{section}s", name)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    values = {**given, "lr": 1.0} if section == "optimizer" else given
+    try:
+        return name, parse(cls.Options, values)
+    except ValidationError as error:
+        problems = Problems(Document({}, {(): ""}))
+        problems.add_validation((), error, cls.Options, repr(name), values)
+        raise ValueError("; ".join(line.removeprefix(": ") for line in problems.lines)) from error
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a probe is trained: what its options ask for, on so many images.
+
+    Attributes:
+        optimizer: name and options but lr.
+        schedule: name and options.
+        epochs: passes.
+        batch_size: images per step.
+        init: the classifier's weights at the start.
+    """
+
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    epochs: int
+    batch_size: int
+    init: Init = "zero"
+
+    @classmethod
+    def of(cls, options: ProbeOptions, images: int, *, whole: bool = False) -> Training:
+        """Returns what the options mean for so many images.
+
+        Args:
+            options: the probe's.
+            images: to train on.
+            whole: only whole batches are made, so that smaller ones are taken where more than a tenth of the images
+                would be left out of each epoch.
+        """
+        size = min(options.batch_size, images)
+        if whole and images % size > 0.1 * images:
+            size = images // math.ceil(images / size)
+        return cls(options.optimizer, options.schedule, options.epochs, size, options.init)
+
+    def optimizer_for(self, lr: float) -> tuple[type[OptimizerPlugin], OptimizerOptions]:
+        """Returns the optimizer's class, and its options with this learning rate, not scaled yet."""
+        cls: type[OptimizerPlugin] = load("optimizers", self.optimizer["name"])
+        values = {key: value for key, value in self.optimizer.items() if key != "name"}
+        return cls, cls.Options.parse({**values, "lr": lr})
+
+    def base_lr(self, lr: float) -> float:
+        """Returns the learning rate at the top of the schedule."""
+        return effective_lr(self.optimizer_for(lr)[1], self.batch_size)
+
+    def schedule_for(self, lr: float, steps_per_epoch: int) -> Schedule:
+        """Returns the learning rate by step; UserError where the schedule's options do not fit (a warm-up too long)."""
+        cls: type[Schedule] = load("schedules", self.schedule["name"])
+        options = cls.Options.parse({key: value for key, value in self.schedule.items() if key != "name"})
+        return cls(options, self.base_lr(lr), self.epochs * steps_per_epoch, steps_per_epoch)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what the protocol says of it."""
+        return {
+            "classifier": f"linear, from {'zero' if self.init == 'zero' else 'weights of standard deviation 0.01'}",
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+        }
+
+
+def judged(scores: Tensor, labels: Tensor, top: Sequence[int], names: Sequence[str]) -> tuple[dict[str, float], Any]:
+    """Turns scores into metrics and details.
+
+    Args:
+        scores: (N, C).
+        labels: (N,) int64.
+        top: which k; those from C on are left out.
+        names: of the classes.
+
+    Returns:
+        `top1`, `top5`, … as shares, counted image by image; and accuracy by class and the confusion matrix.
+    """
+    classes = scores.shape[1]
+    wanted = [k for k in dict.fromkeys(top) if k < classes] or [1]
+    matrix = confusion(scores, labels)
+    details = {"per_class": dict(zip(names, per_class(matrix), strict=True)), "confusion": matrix.tolist()}
+    return {f"top{k}": accuracy(scores, labels, k) for k in wanted}, details
+
+
+def curve_rows(losses: Tensor, rates: Sequence[float], held_out: Tensor | None) -> list[dict[str, Any]]:
+    """Returns one row per epoch: mean training loss, learning rate at its first step, held-out accuracy or None.
+
+    What is not finite is None, since JSON has no infinity.
+    """
+    top1 = [None] * len(losses) if held_out is None else held_out.tolist()
+    return [
+        {"epoch": epoch, "loss": finite(loss), "lr": lr, "held_out_top1": right}
+        for epoch, (loss, lr, right) in enumerate(zip(losses.tolist(), rates, top1, strict=True), start=1)
+    ]
+
+
+def finite(value: float) -> float | None:
+    """Returns the value, or None where it is not finite."""
+    return value if math.isfinite(value) else None
+
+
+def draw_weights(shape: Sequence[int], init: Init, seed: int) -> Tensor:
+    """Returns a classifier's first weights on the CPU, float32."""
+    if init == "zero":
+        return torch.zeros(tuple(shape))
+    return 0.01 * torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))

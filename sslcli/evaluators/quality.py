@@ -1,0 +1,183 @@
+"""The evaluator `quality`: how much of their space the features use, without a label and without training anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from sslcli.config.document import Document
+from sslcli.config.problems import Problems
+from sslcli.config.views_section import resolve_views
+from sslcli.contracts.data import Dataset, Part
+from sslcli.contracts.errors import UnreadableImage, UserError
+from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
+from sslcli.contracts.options import Options
+from sslcli.contracts.views import ViewSpec
+from sslcli.data.subset import stratified_choice
+from sslcli.evaluation.extraction import THREADS
+from sslcli.evaluation.quality import alignment, effective_rank, feature_std, rank_me, uniformity
+from sslcli.views.pipeline import ViewMaker
+
+from .probes.images import normalisation_of
+
+BATCH = 256
+SIMCLR: dict[str, Any] = {"preset": "simclr"}
+
+
+class QualityOptions(Options):
+    part: Part = "eval"
+    """Which images to look at: those that probes are judged on, or those that they are fitted on (`train`); without
+    labels both are the same."""
+    limit: int | None = Field(default=25_600, ge=2)
+    """Look at so many images, a fixed random choice: ranks grow with the number. RankMe's paper takes 25,600."""
+    views: dict[str, Any] = SIMCLR
+    """What alignment's two views of an image are, as in a run's config; the same for all runs that are compared. Of a
+    recipe with more views, two of the largest."""
+    alpha: float = Field(default=2.0, gt=0)
+    """α of alignment, the mean of ‖z₁ − z₂‖^α."""
+    t: float = Field(default=2.0, gt=0)
+    """t of uniformity, the log of the mean of exp(−t·‖zᵢ − zⱼ‖²)."""
+    epsilon: float = Field(default=1e-7, gt=0)
+    """ε of RankMe."""
+
+    @field_validator("views")
+    @classmethod
+    def _resolvable(cls, value: dict[str, Any]) -> dict[str, Any]:
+        problems = Problems(Document({}, {(): ""}))
+        resolve_views(value, SIMCLR, 224, problems)
+        if problems.lines:
+            raise ValueError("; ".join(line.removeprefix(": ").removeprefix("views: ") for line in problems.lines))
+        return value
+
+
+class Quality(Evaluator):
+    """Ranks and spread of the features, no labels needed. `rank_me` and `effective_rank` count the dimensions in use (1
+    to min(N, D); higher is better among runs of one backbone on the same images), `alignment` is 0 where two views of
+    an image have the same features (lower is better), `uniformity` is 0 where all images have and about −2t where they
+    fill the sphere (lower is better), `feature_std` is 1 for normalised features spread evenly over it and 0 for
+    a collapsed network."""
+
+    Options = QualityOptions
+    options: QualityOptions
+    needs_labels = False
+    chooses = False
+
+    def evaluate(self, subject: Subject) -> EvaluationResult:
+        options = self.options
+        features = subject.features(options.part).features
+        data = subject.dataset(options.part)
+        pair = two_views(options.views, subject.image_size)
+        if len(features) < 2:
+            raise UserError(f"{data.info.name}: quality needs two images at least; name more data")
+        rows = chosen(len(features), options.limit)
+        z = features[rows.to(features.device)]
+        places = chosen(len(data), options.limit)
+        subject.tell(f"quality: two views of {len(places):,} images ({options.part})")
+        z1, z2 = view_features(subject, data, places, pair)
+        metrics = {
+            "rank_me": float(rank_me(z, options.epsilon)),
+            "effective_rank": float(effective_rank(z)),
+            "alignment": float(alignment(z1, z2, options.alpha)),
+            "uniformity": float(uniformity(z, options.t)),
+            "feature_std": float(feature_std(z)),
+        }
+        protocol = {
+            **subject.describe(),
+            "evaluator": "quality",
+            **options.plain(),
+            "images": len(z),
+            "pairs": len(z1),
+            "alignment_views": [view.plain() for view in pair],
+            "rank_me_of": "singular values of the features, neither centred nor normalised",
+            "effective_rank_of": "eigenvalues of the features' covariance",
+            "alignment_of": "two drawn views of each image, L2-normalised",
+            "uniformity_of": "the undistorted images, L2-normalised",
+        }
+        return EvaluationResult(metrics, protocol)
+
+
+def chosen(count: int, limit: int | None) -> Tensor:
+    """Returns the places (K,) of a fixed random choice of `limit` out of `count`, ascending."""
+    return stratified_choice(torch.zeros(count, dtype=torch.int64), limit)
+
+
+def two_views(section: dict[str, Any], size: int) -> tuple[ViewSpec, ...]:
+    """Returns two views of one image each: the first two of the largest ones, or the only one twice.
+
+    Args:
+        section: as in a run's config.
+        size: side in pixels of the backbone's images.
+
+    Raises:
+        UserError: the section is wrong, or asks for images of another size.
+    """
+    problems = Problems(Document({}, {(): "evaluation"}))
+    specs = resolve_views(section, SIMCLR, size, problems)
+    if problems.lines:
+        raise UserError(problems.lines[0])
+    largest = max(spec.size for spec in specs)
+    if largest != size:
+        raise UserError(f"views.size: the backbone is judged on images of {size} px; leave it out")
+    views = [spec.model_copy(update={"count": 1}) for spec in specs if spec.size == largest for _ in range(spec.count)]
+    return tuple((views * 2)[:2])
+
+
+def view_features(
+    subject: Subject, data: Dataset, places: Tensor, views: tuple[ViewSpec, ...]
+) -> tuple[Tensor, Tensor]:
+    """Computes the features of two views of each image; the draws are a function of the subject's seed and the place.
+
+    Args:
+        subject: whose backbone and normalisation are used.
+        data: the images.
+        places: (N,) int64, which of them; those that cannot be read are left out.
+        views: two, of one image each.
+
+    Returns:
+        two times (N', D) float32 on the device, the same images in the same order.
+    """
+    mean, std = normalisation_of(subject, data.info.channels)
+    maker = ViewMaker(views, data.info.channels, mean, std, subject.seed)
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    with torch.no_grad():
+        for pair in _pairs(maker, data, places, subject.device):
+            for kept, view in zip(found, pair, strict=True):
+                kept.append(subject.backbone(view).pooled.float())
+    if not found[0]:
+        raise UserError(f"{data.info.name}: none of the images can be read")
+    return torch.cat(found[0]), torch.cat(found[1])
+
+
+def _pairs(maker: ViewMaker, data: Dataset, places: Tensor, device: torch.device) -> Iterator[list[Tensor]]:
+    """Yields two batches of views at a time."""
+    resident = data.images()
+    if resident is not None:
+        for block in torch.split(places, BATCH):
+            images = resident[block].to(device)
+            sizes = torch.tensor([images.shape[-2:]]).expand(len(block), 2)
+            yield maker.apply([images], maker.draw(0, block, sizes).to(device))
+        return
+
+    def read(place: int) -> Tensor | None:
+        try:
+            return data.image(place)
+        except UnreadableImage:
+            return None
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for block in torch.split(places, BATCH):
+            images_read = list(pool.map(read, block.tolist()))
+            images_good = [image for image in images_read if image is not None]
+            if not images_good:
+                continue
+            good = block[torch.tensor([image is not None for image in images_read])]
+            draws = maker.draw(0, good, torch.tensor([image.shape[-2:] for image in images_good]))
+            rows = range(len(good))
+            crops = list(pool.map(lambda row, images=images_good, d=draws: maker.crop_one(images[row], d, row), rows))
+            stacked = [torch.stack(view).to(device) for view in zip(*crops, strict=True)]
+            yield maker.apply(stacked, draws.to(device), cropped=True)

@@ -1,0 +1,1 @@
+"""Writers of trained backbones and their features, one file or folder per plugin."""

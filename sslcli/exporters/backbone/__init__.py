@@ -1,0 +1,1 @@
+"""The exporter `backbone` and its parts."""

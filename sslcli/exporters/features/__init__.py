@@ -1,0 +1,1 @@
+"""The exporter `features` and its parts."""

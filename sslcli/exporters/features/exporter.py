@@ -1,0 +1,225 @@
+"""The exporter `features`: the embeddings of a data set, with file names and labels, written as they are computed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sslcli.config.document import Document
+from sslcli.config.options import validate
+from sslcli.contracts.data import Dataset
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.export import Exported, Exporter, Trained
+from sslcli.contracts.options import Options
+from sslcli.evaluation.extraction import Precision, feature_blocks, normaliser
+from sslcli.plugins import load
+from sslcli.runs.backbone_file import describe
+from sslcli.runs.files import header
+from sslcli.runs.trained import stored_config
+
+from ..network import whole_file
+from .rows import NumpyRows, SafetensorsRows
+
+#: Names and labels are written so many at a time, and progress is told when so many images more are done.
+BLOCK, TELL_EVERY = 4096, 100_000
+
+
+class FeaturesOptions(Options):
+    """Options of the exporter `features`."""
+
+    format: Literal["auto", "safetensors", "npy"] = "auto"
+    """One safetensors file, or an array beside a JSON file with names and labels; `auto`: by the output's suffix."""
+    data: dict[str, Any] | str = Field(default_factory=dict)
+    """Which images: the run's own (its training split), unless `data.split`, `data.root` or, for another data set,
+    `data.name` say otherwise."""
+    batch_size: int = Field(default=256, ge=1)
+    """Images at once."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network; the features are written as float32."""
+
+
+class FeaturesExporter(Exporter):
+    """Writes features (N, D) of a data set with names, labels and places of the images, in the memory of one batch.
+
+    Images that cannot be read are left out, together with their names and labels.
+    """
+
+    Options = FeaturesOptions
+    options: FeaturesOptions
+
+    def default_suffix(self) -> str:
+        return ".npy" if self.options.format == "npy" else ".safetensors"
+
+    def outputs(self, path: Path) -> list[Path]:
+        return [path, path.with_suffix(".json")] if self._kind(path) == "npy" else [path]
+
+    def _kind(self, path: Path) -> str:
+        if self.options.format != "auto":
+            return self.options.format
+        kinds = {".npy": "npy", ".safetensors": "safetensors"}
+        if path.suffix not in kinds:
+            raise UserError(f"{path}: call it .safetensors or .npy, or choose a format: format=safetensors")
+        return kinds[path.suffix]
+
+    def export(self, trained: Trained, path: Path) -> Exported:
+        """Writes `path` whole or not at all.
+
+        Raises:
+            UserError: no such data, images with other channels, more than 1 % that cannot be read, features that are
+                not finite, or a file that cannot be written.
+        """
+        path = path.expanduser()
+        kind = self._kind(path)
+        if kind == "npy" and path.suffix != ".npy":
+            raise UserError(f"{path}: NumPy's arrays end in .npy")
+        dataset = open_images(trained, self.options.data)
+        about = self._about(trained, dataset)
+        if kind == "npy":
+            return self._write_numpy(trained, dataset, path, about)
+        return self._write_safetensors(trained, dataset, path, about)
+
+    def _write_safetensors(self, trained: Trained, dataset: Dataset, path: Path, about: dict[str, Any]) -> Exported:
+        plain = describe(trained.card, trained.plugin) | {"classes": json.dumps(dataset.info.classes)}
+        metadata = header({"kind": "features", **about, "plain": plain})
+        has_labels = dataset.labels is not None
+        others = ("names", "index", *(["labels"] if has_labels else []))
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            rows = SafetensorsRows(file, trained.card.feature_dim, metadata, others)
+            index = self._stream(trained, dataset, rows)
+            rows.add_section("names", "U8", (), ("\0".join(names).encode() + b"\0" for names in _names(dataset, index)))
+            rows.add_section("index", "I64", (len(index),), [index.numpy().tobytes()])
+            if dataset.labels is not None:
+                rows.add_section("labels", "I64", (len(index),), [dataset.labels[index].numpy().tobytes()])
+            rows.finish()
+        lines = [
+            "from safetensors.torch import load_file",
+            f"file = load_file({str(path.absolute())!r})",
+            f"features = file['features']  # float32 {(len(index), trained.card.feature_dim)}",
+            "names = file['names'].numpy().tobytes().decode().rstrip('\\0').split('\\0')",
+        ]
+        if has_labels:
+            lines.append("labels = file['labels']")
+        return Exported(path, "\n".join(lines))
+
+    def _write_numpy(self, trained: Trained, dataset: Dataset, path: Path, about: dict[str, Any]) -> Exported:
+        beside = path.with_suffix(".json")
+        with whole_file(path) as temporary, whole_file(beside) as sidecar:
+            with temporary.open("wb") as file:
+                rows = NumpyRows(file, trained.card.feature_dim)
+                index = self._stream(trained, dataset, rows)
+                rows.finish()
+            with sidecar.open("w", encoding="utf-8") as text:
+                _write_sidecar(text, dataset, index, about)
+        self.tell(f"names and labels are in {beside}")
+        lines = [
+            "import json",
+            "import numpy",
+            f"features = numpy.load({str(path.absolute())!r}, mmap_mode='r')"
+            f"  # float32 {(len(index), trained.card.feature_dim)}",
+            f"with open({str(beside.absolute())!r}) as file:",
+            "    about = json.load(file)",
+            "names, labels = about['names'], about['labels']",
+        ]
+        return Exported(path, "\n".join(lines))
+
+    def _stream(self, trained: Trained, dataset: Dataset, rows: SafetensorsRows | NumpyRows) -> Tensor:
+        """Computes and writes all features; returns the places (n,) of the images that could be read."""
+        card, name = trained.card, dataset.info.name
+        self.tell(f"features of {len(dataset):,} images ({name}, {dataset.options.split})")
+        kept: list[Tensor] = []
+        told = 0
+        with _moved(trained, self.device) as backbone:
+            for block, places in feature_blocks(
+                backbone, dataset, image_size=card.image_size, normalise=normaliser(card.mean, card.std, self.device),
+                device=self.device, batch_size=self.options.batch_size, precision=self.options.precision,
+            ):  # fmt: skip
+                block = block.cpu()
+                if not bool(block.isfinite().all()):
+                    raise UserError(
+                        f"the backbone's features of {name} are not all finite; the run diverged, or "
+                        f"{self.options.precision} is too coarse for it"
+                    )
+                rows.add(block)
+                kept.append(places)
+                if rows.rows // TELL_EVERY > told:
+                    told = rows.rows // TELL_EVERY
+                    self.tell(f"{rows.rows:,} of {len(dataset):,} images")
+        if rows.rows < len(dataset):
+            self.tell(f"{len(dataset) - rows.rows:,} images cannot be read and are left out")
+        return torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64)
+
+    def _about(self, trained: Trained, dataset: Dataset) -> dict[str, Any]:
+        if dataset.info.channels != trained.card.channels:
+            raise UserError(
+                f"{dataset.info.name}: its images have {dataset.info.channels} channels, the backbone takes "
+                f"{trained.card.channels}; choose other data"
+            )
+        options = {k: v for k, v in dataset.options.plain().items() if dataset.options.resume_rule(k) != "free"}
+        return {
+            "backbone": describe(trained.card, trained.plugin),
+            "data": {"name": dataset.info.name, **options},
+            "precision": self.options.precision,
+            "file_sha256": trained.digest,
+        }
+
+
+def open_images(trained: Trained, asked: dict[str, Any] | str) -> Dataset:
+    """Opens the data set that is asked for, or else the one that a backbone was trained on, changed by what is asked.
+
+    Raises:
+        UserError: no such data set, wrong options, or no data there.
+    """
+    asked = {"name": asked} if isinstance(asked, str) else asked
+    config = stored_config(trained.source) if trained.source is not None else None
+    stored: dict[str, Any] = config["data"] if config is not None else {"name": trained.card.dataset}
+    own = stored if asked.get("name", stored["name"]) == stored["name"] else {}
+    merged = {**own, **asked}
+    name = merged.pop("name")
+    if not isinstance(name, str):
+        raise UserError(f"data.name: should be the name of a data set, not {name!r}")
+    cls: type[Dataset] = load("datasets", name)
+    document = Document({"data": merged}, {(): "command line"})
+    return cls.open(validate(cls.Options, merged, repr(name), document, ("data",)))
+
+
+@contextlib.contextmanager
+def _moved(trained: Trained, device: torch.device) -> Iterator[Any]:
+    """Puts the backbone on a device for a while."""
+    try:
+        yield trained.backbone.to(device)
+    finally:
+        trained.backbone.to("cpu")
+
+
+def _names(dataset: Dataset, index: Tensor) -> Iterator[list[str]]:
+    for block in torch.split(index, BLOCK):
+        yield [dataset.name_of(place) for place in block.tolist()]
+
+
+def _write_sidecar(file: TextIO, dataset: Dataset, index: Tensor, about: dict[str, Any]) -> None:
+    """Writes a JSON object whose long lists are never held as a whole."""
+    file.write(json.dumps({**about, "classes": dataset.info.classes}).removesuffix("}"))
+    for key, values in (
+        ("index", (block.tolist() for block in torch.split(index, BLOCK))),
+        ("names", _names(dataset, index)),
+    ):
+        _write_list(file, key, values)
+    if dataset.labels is None:
+        file.write(', "labels": null')
+    else:
+        _write_list(file, "labels", (dataset.labels[block].tolist() for block in torch.split(index, BLOCK)))
+    file.write("}\n")
+
+
+def _write_list(file: TextIO, key: str, blocks: Iterator[list[Any]]) -> None:
+    file.write(f', "{key}": [')
+    for place, block in enumerate(blocks):
+        file.write((", " if place else "") + json.dumps(block)[1:-1])
+    file.write("]")

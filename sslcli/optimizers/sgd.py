@@ -1,0 +1,45 @@
+"""torch's own SGD."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import model_validator
+
+from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin
+
+from .kernels import Decay, kernels
+
+
+class SGDOptions(OptimizerOptions):
+    """Options of stochastic gradient descent."""
+
+    momentum: Decay = 0.9
+    """Share of the last update that is kept."""
+    nesterov: bool = False
+    """Nesterov's look-ahead; needs momentum."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class SGD(OptimizerPlugin):
+    """Stochastic gradient descent with momentum."""
+
+    Options: ClassVar[type[OptimizerOptions]] = SGDOptions
+
+    @classmethod
+    def build(cls, groups: list[dict[str, Any]], options: SGDOptions) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(
+            groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, **kernels(groups)
+        )
+        if options.momentum > 0:
+            # Left to itself the fused kernel allocates the buffers without writing them, and if the GradScaler skips
+            # that first step (as it does while it looks for its scale) the next one adds whatever was in memory.
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer

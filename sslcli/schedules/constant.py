@@ -1,0 +1,12 @@
+"""The schedule `constant`."""
+
+from __future__ import annotations
+
+from .warmup import Warmup
+
+
+class Constant(Warmup):
+    """The base value all along, after the warm-up."""
+
+    def share(self, step: int) -> float:
+        return 1.0

@@ -1,0 +1,31 @@
+"""The schedule `step`."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from sslcli.contracts.optimizer import ScheduleOptions
+
+from .warmup import Warmup, WarmupOptions
+
+
+class MilestonesOptions(WarmupOptions):
+    """Options of the schedule `step`."""
+
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.6, 0.8)
+    """When the value falls, as shares of the run (warm-up included)."""
+    factor: float = Field(default=0.1, gt=0, le=1)
+    """What the value is multiplied with at each milestone."""
+
+
+class Milestones(Warmup):
+    """The base value × factor for each milestone passed: from step round(milestone·T) on, with T steps in the run."""
+
+    Options: ClassVar[type[ScheduleOptions]] = MilestonesOptions
+    options: MilestonesOptions
+
+    def share(self, step: int) -> float:
+        passed = sum(step >= round(milestone * self.total_steps) for milestone in self.options.milestones)
+        return self.options.factor**passed

@@ -1,0 +1,26 @@
+"""Normalization: the last step of every view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def normalise(images: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequence[float]) -> Tensor:
+    """Returns (images − mean) / std, channel by channel.
+
+    Args:
+        images: (N, C, H, W) or (C, H, W), float in [0, 1], or uint8, which is taken as 255ths.
+        mean: C numbers; a tensor on the images' device where nothing must wait.
+        std: likewise.
+
+    Returns:
+        float32 of the same shape.
+    """
+    mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+    std = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    return torch.addcmul(-mean / std, images, 1 / std)  # one pass over the images

@@ -1,0 +1,139 @@
+"""One process of each machine makes a cache; the others wait for it, however long, and read the same pixels."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor
+
+from sslcli.contracts.errors import UserError
+from sslcli.data.cache.dataset import CachedDataset
+from sslcli.datasets.images import Images, ImagesOptions
+from sslcli.distributed import first_of_machine
+
+IMAGES = 6
+
+
+class Counted(Images):
+    """Keeps in mind what it was asked to decode."""
+
+    def __init__(self, options: ImagesOptions) -> None:
+        super().__init__(options)
+        self.decoded: list[int] = []
+
+    def image_for(self, index: int, wanted: int | None) -> Tensor:
+        self.decoded.append(index)
+        return super().image_for(index, wanted)
+
+
+def cached(folder: Path, kind: Any, cache: str) -> dict[str, Any]:
+    """What this process decoded, whether it said something, and whether it reads the right pixels."""
+    data = Counted(ImagesOptions(root=folder / "photographs", cache_dir=folder / cache))
+    told: list[str] = []
+    both = CachedDataset(data, 66, kind, workers=0)
+    both.prepare(told.append)
+    dist.barrier()  # as a run does, before anything of the first process's is gone
+    decoded = list(data.decoded)
+    right = all(torch.equal(both.image_for(index, None), data.image(index)) for index in range(IMAGES))
+    return {"decoded": decoded, "right": right and data.decoded == decoded, "told": bool(told)}
+
+
+def refused() -> None:
+    raise UserError("data.cache: no room")
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+def slow() -> str:
+    time.sleep(4)  # longer than what others may wait for in the run's own group
+    return f"done by {dist.get_rank()}"
+
+
+def outcome(work: Callable[[], Any]) -> Any:
+    try:
+        return first_of_machine(work)
+    except BaseException as error:
+        return [type(error).__name__, str(error)]
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    path = Path(folder)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found: dict[str, Any] = {}
+    try:
+        os.environ["LOCAL_RANK"] = str(rank)
+        found["memory"] = cached(path, "memory", "one")
+        found["disk"] = cached(path, "disk", "one")
+        found["refused"] = outcome(refused)
+        found["interrupted"] = outcome(interrupted)
+        os.environ["LOCAL_RANK"] = "0"
+        found["machines, memory"] = cached(path, "memory", "two")
+        found["machines, disk"] = cached(path, "disk", f"machine{rank}")
+        found["one machine refused"] = outcome(refused if rank == 1 else lambda: "made")
+        os.environ["LOCAL_RANK"] = str(rank)
+        dist.barrier()
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
+        found["slow"] = outcome(slow)
+    finally:
+        dist.destroy_process_group()
+    (path / f"{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes saw; one start serves every test."""
+    folder = tmp_path_factory.mktemp("two")
+    draw = np.random.default_rng(0)
+    (folder / "photographs").mkdir()
+    for number in range(IMAGES):
+        pixels = draw.integers(0, 256, (20 + number, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "photographs" / f"{number}.png")
+    torch.multiprocessing.spawn(one_of_two, args=(str(folder),), nprocs=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_the_first_process_of_a_machine_decodes_and_the_other_reads(both: list[dict[str, Any]], kind: str) -> None:
+    assert both[0][kind] == {"decoded": list(range(IMAGES)), "right": True, "told": True}
+    assert both[1][kind] == {"decoded": [], "right": True, "told": False}
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_each_machine_makes_its_own(both: list[dict[str, Any]], kind: str) -> None:
+    for found in both:
+        assert found[f"machines, {kind}"] == {"decoded": list(range(IMAGES)), "right": True, "told": True}
+
+
+def test_an_error_of_the_first_process_is_that_of_all(both: list[dict[str, Any]]) -> None:
+    assert both[0]["refused"] == both[1]["refused"] == ["UserError", "data.cache: no room"]
+
+
+def test_an_interruption_of_the_first_process_ends_the_wait(both: list[dict[str, Any]]) -> None:
+    assert both[0]["interrupted"] == ["KeyboardInterrupt", ""]
+    assert both[1]["interrupted"][0] == "SslError"
+
+
+def test_an_error_stays_on_its_machine(both: list[dict[str, Any]]) -> None:
+    assert both[0]["one machine refused"] == "made"
+    assert both[1]["one machine refused"] == ["UserError", "data.cache: no room"]
+
+
+def test_the_others_wait_longer_than_for_a_message(both: list[dict[str, Any]]) -> None:
+    assert both[0]["slow"] == both[1]["slow"] == "done by 0"
