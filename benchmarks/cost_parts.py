@@ -6,7 +6,7 @@
   is where the loss ends;
 - `sinkhorn`: SwAV's assignments, with the queue's scores; `metrics`: monitors that are functions of their own (those of
   `queue_info_nce` and `dino_terms` come with the loss, and are counted there);
-- `queue`: `Queue.push`; `ema`: `MomentumEncoder.update`; `after step`: the rest of it, such as DINO's centre;
+- `queue`: `Queue.push`; `ema`: `MomentumEncoder.update`; `after step`: the rest of it, such as DINO's center;
 - `clip`, `optimizer`.
 """
 

@@ -55,14 +55,14 @@ def lightly_views(
     )  # fmt: skip
     first, second = transform.transforms
     steps = {type(step).__name__: step for step in first.transform.transforms}
-    (colour,) = steps["RandomApply"].transforms
+    (color,) = steps["RandomApply"].transforms
     _compare(size, view, {
         "same for both views": first is second,
         "size": steps["RandomResizedCrop"].size,
         "crop_scale": steps["RandomResizedCrop"].scale,
         "flip": steps["RandomHorizontalFlip"].p,
         "jitter.p": steps["RandomApply"].p,
-        **{name: getattr(colour, name) for name in _AMOUNTS},
+        **{name: getattr(color, name) for name in _AMOUNTS},
         "grayscale": steps["RandomGrayscale"].p,
         "blur": steps["GaussianBlur"].prob,
     })  # fmt: skip

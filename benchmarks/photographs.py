@@ -3,7 +3,7 @@
     python benchmarks/photographs.py FOLDER [--size 224] [--count 200] [--repeats 5] [--output NAME]
 
 `ours` is what a worker does: each photograph is decoded once and cropped for both views. `ours_cached` does it with
-`data.cache=disk`, after the cache was written (`cache` says what that took). The device does the rest; `colour` is what
+`data.cache=disk`, after the cache was written (`cache` says what that took). The device does the rest; `color` is what
 that costs where this core is the device. `lightly` is what its worker does: an item of its `LightlyDataset` with its
 `SimCLRTransform`, where it is installed (`pip install 'sslcli[benchmark]'`). `torchvision` is the usual way: decoded
 once, then the whole recipe twice, on the Pillow image; `torchvision_crop` is the part of it that `ours` does.
@@ -50,12 +50,12 @@ def torchvision_way(size: int, view: dict[str, Any], crop_only: bool) -> Callabl
     ]
     if crop_only:
         return v2.Compose([*crop, v2.ToImage()])
-    colour: list[Any] = [
+    color: list[Any] = [
         v2.RandomApply([v2.ColorJitter(**jitter)], view["jitter"]["p"]),
         v2.RandomGrayscale(view["grayscale"]),
         v2.RandomApply([v2.GaussianBlur(kernel, (0.1, 2.0))], 0.5),
     ]
-    return v2.Compose([*crop, *colour, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    return v2.Compose([*crop, *color, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
 
 def lightly_items(data: FileDataset, size: int, view: dict[str, Any]) -> Callable[[int], Any]:
@@ -132,7 +132,7 @@ def main() -> None:
     def ours(epoch: int) -> None:
         kept[:] = crop_all(cropper, epoch, count)
 
-    def colour(epoch: int) -> None:
+    def color(epoch: int) -> None:
         crops = kept[0]
         images = split_views(crops.buffer, len(crops.index), cropper.shapes)
         views.apply(images, views.draw(epoch, torch.arange(len(crops.index)), None), cropped=True)
@@ -146,10 +146,10 @@ def main() -> None:
     ways: dict[str, Callable[[int], Any]] = {
         "ours": ours,
         "torchvision_crop": lambda epoch: per_sample(True),
-        "colour": colour,
+        "color": color,
         "torchvision": lambda epoch: per_sample(False),
     }
-    images = {"ours": count, "torchvision_crop": slow, "colour": min(SLICE, count), "torchvision": slow}
+    images = {"ours": count, "torchvision_crop": slow, "color": min(SLICE, count), "torchvision": slow}
     if is_installed("lightly"):
         item = lightly_items(data, arguments.size, recipe)
         ways["lightly"], images["lightly"] = lambda epoch: [item(place) for place in range(slow)], slow
@@ -167,7 +167,7 @@ def main() -> None:
     absent = {} if "lightly" in ways else {"lightly": NOT_INSTALLED}
     report = {
         "what": "photographs per second that become SimCLR's two views: ours decodes and crops, ours_cached crops, "
-        "torchvision_crop decodes and crops; colour is the rest of the recipe on this core, lightly and torchvision "
+        "torchvision_crop decodes and crops; color is the rest of the recipe on this core, lightly and torchvision "
         "do all of it",
         **{kind: values | absent for kind, values in speeds.items()},
         "ratios": ratios(

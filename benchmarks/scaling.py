@@ -118,11 +118,11 @@ def turns(session: Session, series: str, steps: int | None, seconds: float) -> W
     one: Callable[[], object] = loop.step if series == "steps" else lambda: next(batches)
 
     def spent(count: int) -> float:
-        _synchronise(session.device)
+        _synchronize(session.device)
         began = time.perf_counter()
         for _ in range(count):
             one()
-        _synchronise(session.device)
+        _synchronize(session.device)
         return time.perf_counter() - began
 
     # Workers that ran ahead between turns have to be caught up with before the clock runs.
@@ -137,7 +137,7 @@ def turns(session: Session, series: str, steps: int | None, seconds: float) -> W
     return turn
 
 
-def _synchronise(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -161,11 +161,11 @@ def measure(axis: str, rounds: int, seconds: float, folder: Path | None) -> dict
         "label": kind.label,
         "seconds_of": kind.unit,
         "rounds": rounds,
-        "series": {name: summarise(points) for name, points in times.items()},
+        "series": {name: summarize(points) for name, points in times.items()},
     }
 
 
-def summarise(times: dict[int, list[float]]) -> dict[str, Any]:
+def summarize(times: dict[int, list[float]]) -> dict[str, Any]:
     """Returns the points of a curve and its exponent; `last_exponent` is that of the last two points."""
     medians = {value: statistics.median(each) for value, each in times.items()}
     last = dict(list(medians.items())[-2:])

@@ -10,7 +10,7 @@ from typing import Any
 from page import PAGE
 
 FOLDER = PAGE.parent / PAGE.stem
-COLOURS = ("#1f6fb4", "#c2571a")
+COLORS = ("#1f6fb4", "#c2571a")
 INK, PALE = "#333333", "#dddddd"
 SIZE = (4.2, 3.0)  # inches
 
@@ -42,10 +42,10 @@ def _figure(entry: dict[str, Any]) -> Any:
     figure = Figure(figsize=SIZE, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for (name, series), colour in zip(entry["series"].items(), COLOURS, strict=False):
+    for (name, series), color in zip(entry["series"].items(), COLORS, strict=False):
         exponent = f"{series['exponent']:.2f}".replace("-", "−")
         label = name if len(entry["series"]) > 1 else "measured"
-        _curve(axes, series, colour, f"{label}, exponent {exponent}")
+        _curve(axes, series, color, f"{label}, exponent {exponent}")
     points = next(iter(entry["series"].values()))["points"]
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -65,14 +65,14 @@ def _figure(entry: dict[str, Any]) -> Any:
     return figure
 
 
-def _curve(axes: Any, series: dict[str, Any], colour: str, label: str) -> None:
+def _curve(axes: Any, series: dict[str, Any], color: str, label: str) -> None:
     """The medians with their extremes, and the power law through them."""
     points = series["points"]
     values, medians = ([point[key] for point in points] for key in ("value", "median"))
     below, above = ([abs(point["median"] - point[key]) for point in points] for key in ("min", "max"))
-    axes.errorbar(values, medians, [below, above], fmt="o", color=colour, markersize=4, elinewidth=1, label=label)
+    axes.errorbar(values, medians, [below, above], fmt="o", color=color, markersize=4, elinewidth=1, label=label)
     shift = statistics.mean(
         math.log(m) - series["exponent"] * math.log(v) for v, m in zip(values, medians, strict=True)
     )
     line = [math.exp(shift) * value ** series["exponent"] for value in values]
-    axes.plot(values, line, color=colour, linewidth=1, alpha=0.6)
+    axes.plot(values, line, color=color, linewidth=1, alpha=0.6)

@@ -4,8 +4,8 @@
 
 Others are torchvision and, where they are installed (`pip install 'sslcli[benchmark]'`), lightly and lightly-train,
 all with the same recipe, on the kind of image that their data sets give. All ways run in turn in one process, on images
-that are in memory already, so that neither decoding nor a neighbour's load favours one of them. `images_per_second` is
-by the clock, over all threads; `images_per_core_second` by the processor time that was used, which neighbours on a busy
+that are in memory already, so that neither decoding nor a neighbor's load favors one of them. `images_per_second` is
+by the clock, over all threads; `images_per_core_second` by the processor time that was used, which neighbors on a busy
 machine disturb less. Both are medians with the extremes; ratios are those of the second.
 """
 

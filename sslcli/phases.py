@@ -33,7 +33,7 @@ def phase(name: str) -> AbstractContextManager[None]:
 
 
 class Clock(ABC):
-    """Notes when phases begin and end, and tells afterwards how long each was open."""
+    """Notes when phases begin and end, and tells afterward how long each was open."""
 
     def __init__(self) -> None:
         self._open = [REST]

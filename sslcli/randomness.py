@@ -3,7 +3,7 @@
 The order of the images is f(seed, epoch); a sample's draws are f(seed, epoch, position, view, operation). So nothing
 depends on workers, batch size, accumulation, rank or device, and a resumed run needs no generator state.
 
-The mixing function is SplitMix64's finaliser (Steele, Lea, Flood, *Fast Splittable Pseudorandom Number Generators*,
+The mixing function is SplitMix64's finalizer (Steele, Lea, Flood, *Fast Splittable Pseudorandom Number Generators*,
 OOPSLA 2014, with Stafford's variant 13), applied once per key. Everything runs on int64 tensors, whose sums and
 products wrap as unsigned ones do.
 """

@@ -150,7 +150,7 @@ class AlwaysDrops(SmallBackbone):
 
 
 class BatchNormInEval(SmallBackbone):
-    """Normalises by the batch in `eval()` too."""
+    """Normalizes by the batch in `eval()` too."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         pooled = super().forward(x, mask).pooled
@@ -372,7 +372,7 @@ class SmallerView(Dim):
         return super().apply(images, parameters)[..., 1:]
 
 
-class ColourOnly(Dim):
+class ColorOnly(Dim):
     """Needs three channels and does not say so."""
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
@@ -611,7 +611,7 @@ class Dice(Judge):
 
 
 class Percent(Judge):
-    """Counts in per cent."""
+    """Counts in percent."""
 
     def evaluate(self, subject: Subject) -> EvaluationResult:
         result = super().evaluate(subject)
@@ -631,7 +631,7 @@ class Peeks(Judge):
     chooses = True
 
 
-class Centres(Judge):
+class Centers(Judge):
     """Works in the features that others share."""
 
     def evaluate(self, subject: Subject) -> EvaluationResult:

@@ -15,7 +15,7 @@ from sslcli.contracts.errors import UnreadableImage
 from sslcli.contracts.evaluation import FeatureSet, Subject
 from sslcli.contracts.export import BackboneCard, Trained
 from sslcli.contracts.method import Progress
-from sslcli.evaluation.extraction import normaliser
+from sslcli.evaluation.extraction import normalizer
 
 
 class TinyBackbone(Backbone):
@@ -39,7 +39,7 @@ class TinyBackbone(Backbone):
 
 
 class InMemory(Dataset):
-    """Random images whose mean colour tells the class, for a part of them; `split` tells parts apart."""
+    """Random images whose mean color tells the class, for a part of them; `split` tells parts apart."""
 
     splits = ("train", "test")
 
@@ -50,8 +50,8 @@ class InMemory(Dataset):
         pixels = torch.randint(0, 256, (count, 3, size, size), generator=g)
         classes = int(labels.max()) + 1 if labels is not None else 0
         if labels is not None:
-            colour = torch.randint(0, 256, (classes, 3), generator=torch.Generator().manual_seed(3))
-            pixels = (pixels + colour[labels][:, :, None, None]) // 2
+            color = torch.randint(0, 256, (classes, 3), generator=torch.Generator().manual_seed(3))
+            pixels = (pixels + color[labels][:, :, None, None]) // 2
         self.pixels = pixels.to(torch.uint8)
         self.resident = resident
         names = tuple(f"class {i}" for i in range(classes)) or None
@@ -101,7 +101,7 @@ class PlainSubject(Subject):
     def decide(self, choice):
         self.decided = dict(choice)
 
-    def normalise(self, images):
+    def normalize(self, images):
         return images
 
     def tell(self, text):
@@ -109,12 +109,12 @@ class PlainSubject(Subject):
 
 
 def clusters(count: int, classes: int, dim: int = 5, seed: int = 0, spread: float = 0.8) -> FeatureSet:
-    """Features around one centre per class, far from 0 in one dimension."""
+    """Features around one center per class, far from 0 in one dimension."""
     g = torch.Generator().manual_seed(100)
-    centres = torch.randn(classes, dim, generator=g)
+    centers = torch.randn(classes, dim, generator=g)
     g.manual_seed(seed)
     labels = torch.randint(0, classes, (count,), generator=g)
-    features = centres[labels] + spread * torch.randn(count, dim, generator=g)
+    features = centers[labels] + spread * torch.randn(count, dim, generator=g)
     features[:, 0] = features[:, 0] * 10 + 30
     return FeatureSet(features, labels)
 
@@ -130,7 +130,7 @@ class Watched(RunContext):
         self.backbone = (backbone or TinyBackbone()).train()
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.told: list[str] = []
-        self.scale = normaliser((0.5,) * 3, (0.25,) * 3, self.device)
+        self.scale = normalizer((0.5,) * 3, (0.25,) * 3, self.device)
 
     def at(self, step: int) -> Watched:
         self.progress = Progress(step, 40, 4)
@@ -139,10 +139,10 @@ class Watched(RunContext):
     def encoder(self) -> Backbone:
         return self.backbone
 
-    def labelled(self, part) -> Dataset | None:
+    def labeled(self, part) -> Dataset | None:
         return self.parts[part]
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         return self.scale(images)
 
     def log(self, metrics: Mapping[str, float]) -> None:

@@ -112,7 +112,7 @@ class SignalOptions(Options):
     number: int = signal.SIGINT
 
 
-class Signaller(Callback):
+class Signaler(Callback):
     """Sends its own process a signal after a step."""
 
     Options = SignalOptions

@@ -145,7 +145,7 @@ def test_the_same_distribution_found_twice_is_no_clash(install: Install) -> None
 @pytest.mark.parametrize(
     ("source", "target", "reason"),
     [
-        ("raise RuntimeError('no licence\\nsecond line')", "broken:Bell", "RuntimeError: no licence"),
+        ("raise RuntimeError('no license\\nsecond line')", "broken:Bell", "RuntimeError: no license"),
         ("import not_there_at_all", "broken:Bell", "ModuleNotFoundError: No module named 'not_there_at_all'"),
         ("Bell = 1 +", "broken:Bell", "SyntaxError: invalid syntax"),
         ("import sys; sys.exit(3)", "broken:Bell", "SystemExit: 3"),

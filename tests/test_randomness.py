@@ -56,8 +56,8 @@ def test_uniform_numbers_are_even_and_unrelated() -> None:
     assert float(((bins - expected).square() / expected).sum()) < 100  # chi-square, 49 degrees of freedom
     relation = torch.corrcoef(numbers.T) - torch.eye(6)
     assert float(relation.abs().max()) < 0.04
-    neighbours = torch.corrcoef(torch.stack([numbers[:-1, 0], numbers[1:, 0]]))[0, 1]
-    assert abs(float(neighbours)) < 0.04
+    neighbors = torch.corrcoef(torch.stack([numbers[:-1, 0], numbers[1:, 0]]))[0, 1]
+    assert abs(float(neighbors)) < 0.04
 
 
 def test_uniform_numbers_of_a_key_do_not_depend_on_its_company() -> None:

@@ -53,7 +53,7 @@ def train(
     checkpoints: Mapping[str, Any] | None = None,
     callbacks: Any = None,
     seed: int | None = None,
-    labelled: tuple[Any, Any] | None = None,
+    labeled: tuple[Any, Any] | None = None,
     output: str | Path | None = None,
     resume: bool = False,
     **options: Any,
@@ -75,7 +75,7 @@ def train(
         checkpoints: as in the config.
         callbacks: options by name, as in the config; or a list of names and of objects with some of `Callback`'s hooks.
         seed: as in the config.
-        labelled: with `data` as an object: data sets (train, test) with labels, for evaluations and the kNN monitor.
+        labeled: with `data` as an object: data sets (train, test) with labels, for evaluations and the kNN monitor.
         output: run directory; by default `runs/CONFIG-HASH`, or `runs/METHOD-DATA-HASH` without a config.
         resume: go on with the run there; start it where there is none. Objects must be given again.
         options: options of the section `training`: `epochs=10, batch_size=64`.
@@ -90,10 +90,10 @@ def train(
         "callbacks": callbacks, "seed": seed,
     }  # fmt: skip
     for name in options.keys() - TrainingOptions.model_fields.keys():
-        meant = suggest(name, [*sections, "labelled", "output", "resume"])
+        meant = suggest(name, [*sections, "labeled", "output", "resume"])
         if meant:
             raise UserError(f"{_SOURCE}: {name}: unknown keyword{meant}")
-    objects = Objects(labelled)
+    objects = Objects(labeled)
     plain = objects.sections(sections)
     path = None if config is None else Path(config).expanduser()
     with registered(objects.classes):
@@ -164,7 +164,7 @@ def load_backbone(path: Target, into: nn.Module | None = None) -> nn.Module:
         into: for a backbone that was given as a module: one like it, on the CPU, which is filled.
 
     Returns:
-        the module, on the CPU, in `eval()`; called with normalised images (N, C, H, W) it returns `Features`, whose
+        the module, on the CPU, in `eval()`; called with normalized images (N, C, H, W) it returns `Features`, whose
         `pooled` is (N, D). A backbone that was given as a module comes as it is: `into`, or of a `Run` a copy of what
         was given.
 
@@ -204,14 +204,14 @@ def evaluate(
         target: a `Run`, a run directory, a checkpoint, a backbone file, or a network by name.
         method: name of the evaluator.
         overrides: its options, and those of the data (`"data.limit"`), by dotted key.
-        train: labelled data set, as an object, to fit on; together with `eval`, in the place of the run's own data.
+        train: labeled data set, as an object, to fit on; together with `eval`, in the place of the run's own data.
         eval: likewise, to judge on.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
         seed: the first seed for whatever the evaluation draws.
         seeds: how many; metrics are means then, and `spread` has their standard deviations.
 
     Raises:
-        UserError: nothing trained there, no such evaluator, wrong options, no labelled data.
+        UserError: nothing trained there, no such evaluator, wrong options, no labeled data.
     """
     if method == "all":
         raise UserError("evaluate makes one evaluation; sslcli.evaluate_all(run) makes all of them")
@@ -244,7 +244,7 @@ def evaluate_all(
     chosen = _by_key(overrides)
     if (train is None) != (eval is None):
         raise UserError("train and eval: data sets as objects go together; give both")
-    given = {} if train is None else {"labelled": train, "test": eval}
+    given = {} if train is None else {"labeled": train, "test": eval}
     if given:
         chosen["data.name"] = f"{PYTHON}:{EVALUATED}"
     several = list(targets) if isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]

@@ -36,12 +36,12 @@ class Objects:
         given: the user's data sets by split.
     """
 
-    def __init__(self, labelled: tuple[Any, Any] | None = None) -> None:
+    def __init__(self, labeled: tuple[Any, Any] | None = None) -> None:
         self.classes: Classes = {}
         self.given: dict[str, Given] = {}
-        if labelled is not None and not (isinstance(labelled, tuple | list) and len(labelled) == 2):
-            raise UserError("labelled: should be a pair of data sets (train, test)")
-        self._labelled = labelled
+        if labeled is not None and not (isinstance(labeled, tuple | list) and len(labeled) == 2):
+            raise UserError("labeled: should be a pair of data sets (train, test)")
+        self._labeled = labeled
 
     def sections(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns plain data for sections that may hold objects, which are kept here.
@@ -61,8 +61,8 @@ class Objects:
                 plain[section] = as_plain(section, self._with_names(value))
             else:
                 plain[section] = as_plain(section, value)
-        if self._labelled is not None and not self.given:
-            raise UserError("labelled: goes with a data set that is given as an object; named ones bring their own")
+        if self._labeled is not None and not self.given:
+            raise UserError("labeled: goes with a data set that is given as an object; named ones bring their own")
         return plain
 
     def _choice(self, section: str, value: Any) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Objects:
         return wrap(module, f"{PYTHON}:{type(module).__name__}")
 
     def _keep_data(self, dataset: Any) -> str:
-        pair = dict(zip(("labelled", "test"), self._labelled, strict=True)) if self._labelled is not None else {}
+        pair = dict(zip(("labeled", "test"), self._labeled, strict=True)) if self._labeled is not None else {}
         name, classes, self.given = data_classes({"train": dataset, **pair})
         self.classes |= classes
         return name
@@ -136,7 +136,7 @@ class Objects:
 
 
 def data_classes(datasets: Mapping[str, Any], name: str = "") -> tuple[str, Classes, dict[str, Given]]:
-    """Wraps data sets by split (`train`, `labelled`, `test`); returns their common name and what to register.
+    """Wraps data sets by split (`train`, `labeled`, `test`); returns their common name and what to register.
 
     One object under two splits is looked at, and read, once.
     """

@@ -35,7 +35,7 @@ class Run:
         *,
         backbone: Any = None,
         data: Any = None,
-        labelled: tuple[Any, Any] | None = None,
+        labeled: tuple[Any, Any] | None = None,
     ) -> None:
         """Opens a run that is there.
 
@@ -43,7 +43,7 @@ class Run:
             path: the run directory.
             backbone: the module (or class) of a run that was made with one; it stays as it is.
             data: the data set of a run that was made with an object.
-            labelled: its (train, test) pair to evaluate with.
+            labeled: its (train, test) pair to evaluate with.
 
         Raises:
             UserError: there is no run, or it was made without such an object.
@@ -55,7 +55,7 @@ class Run:
             raise UserError(f"{self.path}: is no run directory (it has no config.yaml)")
         self.classes: Classes = {}
         given = {"backbone": backbone, "data": data}
-        objects = Objects(labelled)
+        objects = Objects(labeled)
         for section, plain in objects.sections(given).items():
             group = {"backbone": "backbones", "data": "datasets"}[section]
             cls = objects.classes.get((group, plain["name"].removeprefix(f"{PYTHON}:")))
@@ -121,7 +121,7 @@ class Run:
 
     @property
     def card(self) -> BackboneCard:
-        """What goes along with the backbone: normalisation (`mean`, `std`), `image_size`, `feature_dim`, …"""
+        """What goes along with the backbone: normalization (`mean`, `std`), `image_size`, `feature_dim`, …"""
         from sslcli.runs.trained import stored_card
 
         return stored_card(self.path)
@@ -148,7 +148,7 @@ class Run:
 
         Args:
             method: name of the evaluator.
-            train: labelled data set, as an object, to fit on; the run's own data by default.
+            train: labeled data set, as an object, to fit on; the run's own data by default.
             eval: likewise, to judge on.
             options: `device`, `seed`, `seeds`, and the evaluator's options by name; `data={…}` for other data by name.
         """

@@ -1,7 +1,7 @@
 """The operation `jitter`: color jitter, for images with three channels.
 
 It follows torchvision's ColorJitter: four adjustments in an order that each sample draws for itself, a clamp
-to [0, 1] after each, the hue turned in HSV. A single merged colour matrix would be wrong by up to ten 8-bit levels.
+to [0, 1] after each, the hue turned in HSV. A single merged color matrix would be wrong by up to ten 8-bit levels.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class JitterOptions(Options):
     brightness: float = Field(default=0.4, ge=0)
     """The factor is drawn from 1 ± this, not below 0."""
     contrast: float = Field(default=0.4, ge=0)
-    """Likewise, for the distance from the image's mean grey."""
+    """Likewise, for the distance from the image's mean gray."""
     saturation: float = Field(default=0.4, ge=0)
-    """Likewise, for the distance from the pixel's own grey."""
+    """Likewise, for the distance from the pixel's own gray."""
     hue: float = Field(default=0.1, ge=0, le=0.5)
-    """The hue is turned by up to this share of the colour circle, either way."""
+    """The hue is turned by up to this share of the color circle, either way."""
     p: float = Field(default=0.8, ge=0, le=1)
     """Share of the samples that are changed."""
 
@@ -100,10 +100,10 @@ class Jitter(Operation):
     def _place(images: Tensor, factors: Tensor) -> Tensor:
         """Makes at most one of brightness, contrast and saturation: that whose factor is not 1."""
         brightness, contrast, saturation = (factors[:, kind].view(-1, 1, 1, 1) for kind in range(3))
-        grey = luma(images)
-        mean = grey.mean((1, 2, 3), keepdim=True)
-        # One blend for all three: towards black, towards the mean grey, towards the pixel's grey.
-        target = torch.where(saturation != 1, grey, torch.where(contrast != 1, mean, 0.0))
+        gray = luma(images)
+        mean = gray.mean((1, 2, 3), keepdim=True)
+        # One blend for all three: toward black, toward the mean gray, toward the pixel's gray.
+        target = torch.where(saturation != 1, gray, torch.where(contrast != 1, mean, 0.0))
         return torch.lerp(target, images, brightness * contrast * saturation).clamp(0, 1)
 
 

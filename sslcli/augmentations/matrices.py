@@ -13,8 +13,8 @@ from torch import Tensor
 def filter_matrix(spans: Tensor, size: int, source: int, cubic: bool, mirror: Tensor | None = None) -> Tensor:
     """Returns the antialiased filters that take `source` pixels to `size`, as PIL defines them.
 
-    A pixel's filter is centred on where it lies in the source, as wide as an output pixel when shrinking, cut off at
-    the span and normalised. Bilinear: the triangle; bicubic: Keys' with a = −0.5.
+    A pixel's filter is centered on where it lies in the source, as wide as an output pixel when shrinking, cut off at
+    the span and normalized. Bilinear: the triangle; bicubic: Keys' with a = −0.5.
 
     Args:
         spans: (N, 4) float32, in source pixels: where the span begins, its length, where the first output pixel

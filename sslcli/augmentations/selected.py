@@ -1,7 +1,7 @@
 """Operations that happen to some samples of a batch only.
 
 On a CPU an operation works on those samples alone; in compiled code and on other devices, where that would need a
-host synchronisation or a shape that changes, it works on all of them and the others are put back. Both ways give the
+host synchronization or a shape that changes, it works on all of them and the others are put back. Both ways give the
 same numbers, and a sample that is not chosen stays as it is to the bit.
 """
 

@@ -58,7 +58,7 @@ class TorchvisionBackbone(Backbone):
         self.options = options
         arguments = self._arguments(image_size)
         self.network: Any = models.get_model(self.name, weights=None, **arguments)
-        shown = ", ".join(f"{key}={value!r}" for key, value in {**arguments, **self._uninitialised()}.items())
+        shown = ", ".join(f"{key}={value!r}" for key, value in {**arguments, **self._uninitialized()}.items())
         self._lines = ["import torch", "import torchvision", f"model = torchvision.models.{self.name}({shown})"]
         dim = self._cut_classifier()
         if channels != 3:
@@ -101,11 +101,11 @@ class TorchvisionBackbone(Backbone):
             sides = image_size if self._family() == "vit" else (image_size, image_size)
             arguments[ONE_SIZE[self._family()]] = sides
         if self.name in AUXILIARY and self.options.pretrained:
-            arguments["transform_input"] = True  # the published weights expect another normalisation than ImageNet's
+            arguments["transform_input"] = True  # the published weights expect another normalization than ImageNet's
         return arguments
 
-    def _uninitialised(self) -> dict[str, Any]:
-        """What makes the exported lines skip an initialisation that takes seconds."""
+    def _uninitialized(self) -> dict[str, Any]:
+        """What makes the exported lines skip an initialization that takes seconds."""
         return {"init_weights": False} if self.name in AUXILIARY else {}
 
     def _set(self, name: str, module: nn.Module, written: str) -> None:

@@ -1,4 +1,4 @@
-"""ResNets whose features don't depend on the batch: group norm, and convolutions with standardised weights.
+"""ResNets whose features don't depend on the batch: group norm, and convolutions with standardized weights.
 
 Qiao, Wang, Liu, Shen, Yuille, *Micro-Batch Training with Batch-Channel Normalization and Weight Standardization*,
 https://arxiv.org/abs/1903.10520; group norm: Wu, He, https://arxiv.org/abs/1803.08494.
@@ -24,13 +24,13 @@ EPS = 1e-5
 
 
 class WSResNetOptions(ResidualOptions):
-    """Options of a ResNet with group norm and weight standardisation."""
+    """Options of a ResNet with group norm and weight standardization."""
 
     norm_groups: int = Field(default=32, ge=1)
     """Groups of each group norm; `width` must be a multiple of it."""
 
 
-class StandardisedConv2d(nn.Conv2d):
+class StandardizedConv2d(nn.Conv2d):
     """A convolution whose every filter is brought to mean 0 and variance 1 before use: Ŵ = (W − μ)/√(σ² + ε).
 
     μ and σ² (biased) are taken over a filter's inputs and pixels, in float32 whatever the autocast; the gradient goes
@@ -45,15 +45,15 @@ class StandardisedConv2d(nn.Conv2d):
         return self._conv_forward(x, (self.weight - mean) * torch.rsqrt(variance + EPS), self.bias)
 
 
-def standardise_convolutions(module: nn.Module) -> None:
-    """Turns every plain `Conv2d` within a module into a `StandardisedConv2d`, with the same parameters."""
+def standardize_convolutions(module: nn.Module) -> None:
+    """Turns every plain `Conv2d` within a module into a `StandardizedConv2d`, with the same parameters."""
     for part in module.modules():
         if type(part) is nn.Conv2d:
-            part.__class__ = StandardisedConv2d
+            part.__class__ = StandardizedConv2d
 
 
 class WSResNet(ResidualBackbone):
-    """A ResNet with group norm and weight standardisation."""
+    """A ResNet with group norm and weight standardization."""
 
     Options: ClassVar[type[Options]] = WSResNetOptions
 
@@ -61,7 +61,7 @@ class WSResNet(ResidualBackbone):
     def build(cls, options: Any, channels: int, image_size: int) -> ResidualBackbone:
         if options.width % options.norm_groups:
             raise UserError(
-                f"backbone.width: {cls.name} normalises in {options.norm_groups} groups, and {options.width} is no "
+                f"backbone.width: {cls.name} normalizes in {options.norm_groups} groups, and {options.width} is no "
                 "multiple of it: change width or norm_groups"
             )
         return super().build(options, channels, image_size)
@@ -70,12 +70,12 @@ class WSResNet(ResidualBackbone):
         """Builds torchvision's ResNet and exchanges norms and convolutions; the names stay."""
         norm = functools.partial(nn.GroupNorm, options.norm_groups)
         network = ResidualNetwork(self.block, self.layers, options, channels, norm)
-        standardise_convolutions(network)
+        standardize_convolutions(network)
         return network
 
 
 class WSResNet18(WSResNet):
-    """ResNet-18 with group norm and weight standardisation: 512 features at width 64."""
+    """ResNet-18 with group norm and weight standardization: 512 features at width 64."""
 
     name = "ws_resnet18"
     block = resnet.BasicBlock
@@ -83,7 +83,7 @@ class WSResNet18(WSResNet):
 
 
 class WSResNet34(WSResNet):
-    """ResNet-34 with group norm and weight standardisation: 512 features at width 64."""
+    """ResNet-34 with group norm and weight standardization: 512 features at width 64."""
 
     name = "ws_resnet34"
     block = resnet.BasicBlock
@@ -91,7 +91,7 @@ class WSResNet34(WSResNet):
 
 
 class WSResNet50(WSResNet):
-    """ResNet-50 with group norm and weight standardisation: 2048 features at width 64."""
+    """ResNet-50 with group norm and weight standardization: 2048 features at width 64."""
 
     name = "ws_resnet50"
     block = resnet.Bottleneck
@@ -99,7 +99,7 @@ class WSResNet50(WSResNet):
 
 
 class WSResNet101(WSResNet):
-    """ResNet-101 with group norm and weight standardisation: 2048 features at width 64."""
+    """ResNet-101 with group norm and weight standardization: 2048 features at width 64."""
 
     name = "ws_resnet101"
     block = resnet.Bottleneck
@@ -107,7 +107,7 @@ class WSResNet101(WSResNet):
 
 
 class WSResNet152(WSResNet):
-    """ResNet-152 with group norm and weight standardisation: 2048 features at width 64."""
+    """ResNet-152 with group norm and weight standardization: 2048 features at width 64."""
 
     name = "ws_resnet152"
     block = resnet.Bottleneck

@@ -15,7 +15,7 @@ class CollapseOptions(Options):
     """When features count as collapsed."""
 
     std: float = Field(default=0.02, ge=0, json_schema_extra=FREE)
-    """Std of the L2-normalised features × √D (1: even over the sphere) below which they are all alike."""
+    """Std of the L2-normalized features × √D (1: even over the sphere) below which they are all alike."""
     rank: float = Field(default=1.5, ge=1, json_schema_extra=FREE)
     """Effective rank below which they vary along one line only."""
     lines: int = Field(default=2, ge=1, json_schema_extra=FREE)
@@ -39,7 +39,7 @@ class CollapseWatch(Callback):
         self.bad_lines = self.bad_lines + 1 if collapsed else 0
         if self.bad_lines == self.options.lines:
             context.tell(
-                f"warning: the representation is collapsing at step {record['step']}: std of the normalised features "
+                f"warning: the representation is collapsing at step {record['step']}: std of the normalized features "
                 f"{std:.4f} (1 = spread evenly), effective rank {rank:.2f}; try a smaller optimizer.lr, a longer "
                 "warm-up, or stronger views"
             )

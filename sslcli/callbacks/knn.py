@@ -27,11 +27,11 @@ class KNNMonitorOptions(Options):
     every_epochs: int = Field(default=10, ge=1, json_schema_extra=FREE)
     """Measure after every so many epochs, and at the end."""
     k: int = Field(default=20, ge=1, json_schema_extra=FREE)
-    """How many neighbours vote."""
+    """How many neighbors vote."""
     temperature: float = Field(default=0.07, gt=0, json_schema_extra=FREE)
     """τ of the weights exp(cosine / τ)."""
     limit_train: int | None = Field(default=10_000, ge=1, json_schema_extra=FREE)
-    """How many labelled images to search for neighbours, the same share of each class. Up to 384 MiB of them are held
+    """How many labeled images to search for neighbors, the same share of each class. Up to 384 MiB of them are held
     in memory; more (from 113 pixels on at this default) are read again each time."""
     limit_eval: int | None = Field(default=2_000, ge=1, json_schema_extra=FREE)
     """How many images to judge."""
@@ -73,10 +73,10 @@ class KNNMonitor(EpochMonitor):
 
     def _open(self, context: RunContext) -> bool:
         """Reads both parts; False, and a line that says why, where there is nothing to measure."""
-        train, judged = context.labelled("train"), context.labelled("eval")
+        train, judged = context.labeled("train"), context.labeled("eval")
         if train is None or judged is None or train.labels is None or judged.labels is None:
             labels = train is not None and train.labels is not None
-            why = "there are no labelled images to judge on" if labels else "the data have no labels"
+            why = "there are no labeled images to judge on" if labels else "the data have no labels"
             context.tell(f"kNN monitor: off, {why}")
             return False
         if share_images(train, judged):

@@ -1,5 +1,5 @@
 """The callback `logistic`: logistic regression on the encoder's features while a run goes on, fitted on half of a
-labelled part and judged on its other half (the protocol of untitled-ai's study of BYOL's batch norm)."""
+labeled part and judged on its other half (the protocol of untitled-ai's study of BYOL's batch norm)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class LogisticMonitorOptions(Options):
     every_epochs: int = Field(default=10, ge=1, json_schema_extra=FREE)
     """Measure after every so many epochs, and at the end."""
     part: Part = Field(default="eval", json_schema_extra=FREE)
-    """The labelled images that are halved: those that probes are judged on, or those that they are fitted on."""
+    """The labeled images that are halved: those that probes are judged on, or those that they are fitted on."""
     limit: int | None = Field(default=10_000, ge=4, json_schema_extra=FREE)
     """How many of them to take, the same share of each class. Up to 384 MiB are held in memory; more are read again
     each time."""
     C: float = Field(default=1.0, gt=0, json_schema_extra=FREE)
     """Inverse strength of the L2 penalty, on the scale of scikit-learn's `C`."""
-    standardise: bool = Field(default=True, json_schema_extra=FREE)
+    standardize: bool = Field(default=True, json_schema_extra=FREE)
     """Divide each feature by its standard deviation first, so that the penalty means the same all through a run."""
     iterations: int = Field(default=100, ge=1, json_schema_extra=FREE)
     """Iterations of L-BFGS at most; a monitor need not reach the optimum."""
@@ -43,7 +43,7 @@ class LogisticMonitor(EpochMonitor):
         if not context.is_main:
             return
         if watched_images(context, self.options.part, self.options.limit) is None:
-            context.tell(f"logistic monitor: off, there are no labelled images for the part {self.options.part!r}")
+            context.tell(f"logistic monitor: off, there are no labeled images for the part {self.options.part!r}")
             return
         self.ready = True
 
@@ -59,7 +59,7 @@ class LogisticMonitor(EpochMonitor):
             return {}, ""
         classes = int(found.labels.max()) + 1
         model = fit_logistic(
-            found.features[fit], found.labels[fit], classes, options.C, standardise=options.standardise,
+            found.features[fit], found.labels[fit], classes, options.C, standardize=options.standardize,
             iterations=options.iterations, tolerance=1e-4,
         )  # fmt: skip
         top1 = accuracy(model.scores(found.features[judged]), found.labels[judged])

@@ -37,7 +37,7 @@ class OnlineProbeOptions(RecipeOptions):
     """Any registered optimizer with its options but lr, as in a run's config: {name: larc, clip: false}."""
     schedule: dict[str, Any] = Field(default={"name": "cosine"}, validate_default=True, json_schema_extra=FREE)
     """Any registered schedule with its options (warmup_epochs, final_lr, milestones), over the length of the run."""
-    standardise: bool = Field(default=True, json_schema_extra=FREE)
+    standardize: bool = Field(default=True, json_schema_extra=FREE)
     """Take each feature with mean 0 and variance 1 over the batch (to judge: by running averages), as a batch norm
     without weights does, so that one learning rate suits all networks."""
     every_epochs: int = Field(default=10, ge=1, json_schema_extra=FREE)
@@ -52,9 +52,9 @@ class OnlineProbeOptions(RecipeOptions):
 class Probe(nn.Module):
     """(N, D) → (N, C): a batch norm without weights, or nothing, and a linear layer from zero."""
 
-    def __init__(self, dim: int, classes: int, standardise: bool) -> None:
+    def __init__(self, dim: int, classes: int, standardize: bool) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(dim, affine=False) if standardise else nn.Identity()
+        self.norm = nn.BatchNorm1d(dim, affine=False) if standardize else nn.Identity()
         self.linear = nn.utils.skip_init(nn.Linear, dim, classes)  # type: ignore[no-untyped-call]  # it draws nothing
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
@@ -67,7 +67,7 @@ class Probe(nn.Module):
 
 class OnlineProbe(EpochMonitor):
     """Adds `probe_loss`, `probe_top1` and `probe_lr` to the run's log lines, measured on the training batches before
-    they are learnt from, and logs `probe_eval_top1` after epochs; silent where the training images have no labels.
+    they are learned from, and logs `probe_eval_top1` after epochs; silent where the training images have no labels.
     It takes 0.6 % of the time of the training steps (ResNet-18 of width 16, 5,000 images of CIFAR-10, one CPU thread).
 
     The number to report is that of `ssl eval --method linear`: this classifier follows features that keep changing,
@@ -168,7 +168,7 @@ class OnlineProbe(EpochMonitor):
         """Builds classifier and optimizer for these features (N, D), and gives them back what a checkpoint held."""
         classes = context.classes or 1
         self.top = [k for k in dict.fromkeys(self.options.top) if k < classes] or [1]
-        probe = Probe(x.shape[1], classes, self.options.standardise).to(x.device)
+        probe = Probe(x.shape[1], classes, self.options.standardize).to(x.device)
         cls, options = self._schedule(context, len(x)).optimizer_for(self.options.lr)
         self.decay = weight_decay_schedule(options, context.progress.total_steps)
         group = ParameterGroup(dict(probe.named_parameters()), "probe")
@@ -202,7 +202,7 @@ class OnlineProbe(EpochMonitor):
 
 
 def _can_judge(context: RunContext) -> bool:
-    train, judged = context.labelled("train"), context.labelled("eval")
+    train, judged = context.labeled("train"), context.labeled("eval")
     if judged is None or judged.labels is None:
         return False
     same = len(judged.info.classes or ()) in (0, context.classes)

@@ -1,4 +1,4 @@
-"""Labelled images that monitors look at while a run goes on, and their features: read and computed once for all."""
+"""Labeled images that monitors look at while a run goes on, and their features: read and computed once for all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HELD = 384 << 20
 
 
 class WatchedImages:
-    """Some images of a labelled data set, the same share of each class.
+    """Some images of a labeled data set, the same share of each class.
 
     Images are held as uint8 on the CPU up to 384 MiB. Larger ones (10,000 of 224 pixels would be 1.5 GB) are decoded
     anew at each look, which takes the memory of two batches.
@@ -50,7 +50,7 @@ class WatchedImages:
             backbone,
             self.data if self.images is None else self.images,
             image_size=context.image_size,
-            normalise=context.normalise,
+            normalize=context.normalize,
             device=context.device,
             batch_size=BATCH,
         )
@@ -68,10 +68,10 @@ _STORES: WeakKeyDictionary[RunContext, _Store] = WeakKeyDictionary()
 
 
 def watched_images(context: RunContext, part: Part, limit: int | None) -> WatchedImages | None:
-    """Returns labelled images of a part, read once for all monitors with this limit; None where there are none."""
+    """Returns labeled images of a part, read once for all monitors with this limit; None where there are none."""
     store, key = _STORES.setdefault(context, _Store()), (part, limit)
     if key not in store.images:
-        data = context.labelled(part)
+        data = context.labeled(part)
         if data is None or data.labels is None:
             store.images[key] = None
         else:

@@ -82,7 +82,7 @@ def train(
         again = ["ssl", *arguments(config, overrides, directory, plugin), "--resume"]
         tell(f"interrupted and saved at step {result.step} of {result.total_steps}; go on with: {shlex.join(again)}")
         return 128 + result.signal
-    print(next_steps(directory, labelled=resolved.data.cls.labelled(resolved.data.options, "train") is not None))
+    print(next_steps(directory, labeled=resolved.data.cls.labeled(resolved.data.options, "train") is not None))
     return 0
 
 
@@ -97,11 +97,11 @@ def default_output(config: Path, resolved: RunConfig) -> Path:
     return resolved.output or Path("runs") / f"{config.stem}-{resolved.digest()}"
 
 
-def next_steps(directory: Path, *, labelled: bool) -> str:
+def next_steps(directory: Path, *, labeled: bool) -> str:
     """Returns one line of shell that evaluates, exports and loads what a run made."""
     place, file = shlex.quote(str(directory)), f"{directory.name}.safetensors"
     program = f'import sslcli; print(sslcli.load_backbone("{file}").spec)'
-    steps = [f"ssl eval {place} --method linear"] if labelled else []
+    steps = [f"ssl eval {place} --method linear"] if labeled else []
     steps += [f"ssl export backbone {place} --output {shlex.quote(file)}", f"python -c {shlex.quote(program)}"]
     return " && ".join(steps)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -19,22 +20,26 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 def parse(model: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
     """Returns options of `model`; a null stands for the default where the option cannot itself be null.
 
+    Configs and runs of version 0.1 have some names in British spelling (`normalisation`), which are still understood.
+
     Raises:
         pydantic.ValidationError: with every problem found.
     """
-    return model.parse(_without_resets(model, values))
+    return model.parse(_cleaned(model, values))
 
 
-def _without_resets(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+def _cleaned(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name, value in values.items():
+        if name not in model.model_fields:
+            name = re.sub(r"(normal|standard)is(?=e$|ation$)", r"\1iz", name)
         field = model.model_fields.get(name)
         annotation = field.annotation if field is not None else None
         members = [annotation, *getattr(annotation, "__args__", ())]
         if value is None and field is not None and type(None) not in members:
             continue
         nested = next((each for each in members if isinstance(each, type) and issubclass(each, BaseModel)), None)
-        kept[name] = _without_resets(nested, value) if nested is not None and isinstance(value, dict) else value
+        kept[name] = _cleaned(nested, value) if nested is not None and isinstance(value, dict) else value
     return kept
 
 

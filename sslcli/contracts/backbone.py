@@ -80,7 +80,7 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         """Args:
-        x: (N, C, H, W) float, normalised.
+        x: (N, C, H, W) float, normalized.
         mask: (N, L) bool, True = hidden, for masked methods; networks without tokens refuse it.
         """
 

@@ -52,11 +52,11 @@ class RunContext(ABC):
         """Returns the backbone under training, as it is. Leave it as it was: no update of any buffer, same mode."""
 
     @abstractmethod
-    def labelled(self, part: Part) -> Dataset | None:
-        """Returns labelled images to fit or judge a probe on; None where the data have no labels."""
+    def labeled(self, part: Part) -> Dataset | None:
+        """Returns labeled images to fit or judge a probe on; None where the data have no labels."""
 
     @abstractmethod
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """Turns uint8 images (N, C, H, W) on the device into what the backbone is trained on."""
 
     @abstractmethod

@@ -27,9 +27,9 @@ class DataInfo:
 
     Attributes:
         name: the data set's name.
-        channels: 3 for colour, 1 for greyscale.
+        channels: 3 for color, 1 for grayscale.
         image_size: (height, width) in pixels if all images are alike, else None.
-        mean: per channel, of images in [0, 1]; what views are normalised with.
+        mean: per channel, of images in [0, 1]; what views are normalized with.
         std: likewise.
         classes: the class names, in the order of their labels; None without labels.
     """
@@ -117,8 +117,8 @@ class Dataset(ABC):
         return 224
 
     @classmethod
-    def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
-        """Returns the options of the labelled images to fit (`train`) or to judge (`eval`) a probe on.
+    def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+        """Returns the options of the labeled images to fit (`train`) or to judge (`eval`) a probe on.
 
         None where there are no labels. The default: the splits `train` and `test`, if `splits` has both.
         """

@@ -64,11 +64,11 @@ class Subject(ABC):
         """
 
     @abstractmethod
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """Turns uint8 images (N, C, H, W) on the device into what the backbone was trained on."""
 
     def describe(self) -> dict[str, Any]:
-        """Returns the part of the protocol that does not depend on the evaluator: data, feature, normalisation, …"""
+        """Returns the part of the protocol that does not depend on the evaluator: data, feature, normalization, …"""
         return {}
 
     @abstractmethod
@@ -98,7 +98,7 @@ class Evaluator(ABC):
     """Judges a frozen backbone.
 
     Attributes:
-        needs_labels: it fits on the labelled part `train` and judges on the part `eval`.
+        needs_labels: it fits on the labeled part `train` and judges on the part `eval`.
         chooses: it may settle something by what it measures, so that the part `eval` is sealed until it has called
             `Subject.decide`. False for one that takes everything from its options.
         seeded: its numbers depend on `Subject.seed`; if not, one seed stands for all.

@@ -23,7 +23,7 @@ class BackboneCard:
         channels: image channels.
         image_size: side in pixels of the (largest) training views.
         feature_dim: D.
-        mean: normalisation used in training, per channel, for images in [0, 1].
+        mean: normalization used in training, per channel, for images in [0, 1].
         std: likewise.
         method: the method's name.
         dataset: the training data's name.

@@ -24,7 +24,7 @@ class MethodOptions(Options):
 
 @dataclass
 class View:
-    """One augmented version of each image: (N, C, H, W) float, normalised, on the device; mask (N, L) bool or None."""
+    """One augmented version of each image: (N, C, H, W) float, normalized, on the device; mask (N, L) bool or None."""
 
     image: Tensor
     mask: Tensor | None = None
@@ -157,7 +157,7 @@ class Method(nn.Module, ABC):
         """Runs when gradients are complete and unscaled, before they are clipped."""
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
-        """Runs after the optimizer's step, without gradient: EMA, queue, centre.
+        """Runs after the optimizer's step, without gradient: EMA, queue, center.
 
         Args:
             carry: `Step.carry` of each micro-batch, in order.

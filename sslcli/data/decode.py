@@ -1,4 +1,4 @@
-"""An image file → uint8 tensor: JPEG, PNG, WebP, BMP, TIFF, PPM of any colour mode, read by Pillow."""
+"""An image file → uint8 tensor: JPEG, PNG, WebP, BMP, TIFF, PPM of any color mode, read by Pillow."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def decode(path: str | os.PathLike[str], channels: int = 3, wanted: int | None =
 
     Args:
         path: the file.
-        channels: 3 for RGB, 1 for grey (ITU-R 601 luma).
+        channels: 3 for RGB, 1 for gray (ITU-R 601 luma).
         wanted: a JPEG whose sides are both at least twice (4, 8 times) this many pixels is decoded at a half (quarter,
             eighth) of its size, which is several times faster; each side stays at least `wanted`. None: full size.
 
@@ -116,5 +116,5 @@ def eight_bit(image: Image.Image, mode: str) -> Image.Image:
         above = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
     if image.mode == "P" and mode == "L":
-        image = image.convert("RGB")  # a palette's entries are rounded differently when they become grey directly
+        image = image.convert("RGB")  # a palette's entries are rounded differently when they become gray directly
     return image if image.mode == mode else image.convert(mode)

@@ -25,8 +25,8 @@ class FileOptions(RootedOptions):
     """Options of data sets whose images are files of their own."""
 
     channels: Literal[1, 3] = 3
-    """3 for colour, 1 to read everything as grey."""
-    normalisation: Literal["imagenet", "measured"] = "imagenet"
+    """3 for color, 1 to read everything as gray."""
+    normalization: Literal["imagenet", "measured"] = "imagenet"
     """Mean and standard deviation: ImageNet's, or those of (up to 2,000 of) the images, measured once and cached."""
     cache: Literal["none", "memory", "disk", "auto"] = Field(default="none", json_schema_extra=WARN)
     """Decode each image once and keep its pixels for all epochs, at the bounded size of `cache_size`: in memory, which
@@ -55,11 +55,11 @@ class FileDataset(Dataset):
         self.files = PathList(files)
         channels = self.options.channels
         mean, std = IMAGENET[channels]
-        if self.options.normalisation == "measured":
+        if self.options.normalization == "measured":
             mean, std = measure(folder, self.files, channels)
         self.info = DataInfo(name, channels, None, mean, std, None if classes is None else tuple(classes))
 
-    def _set_labelled(self, name: str, folder: Path, train: Path | None = None) -> None:
+    def _set_labeled(self, name: str, folder: Path, train: Path | None = None) -> None:
         """Takes the images of a folder with a sub-folder for each class; its labels are those of `train`, if that is.
 
         Raises:

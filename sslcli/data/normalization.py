@@ -22,7 +22,7 @@ from .subset import stratified_choice
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
-#: By channels: the numbers that most published ImageNet weights were trained with; for grey their luma, roughly.
+#: By channels: the numbers that most published ImageNet weights were trained with; for gray their luma, roughly.
 IMAGENET: dict[int, Statistics] = {
     3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     1: ((0.459,), (0.226,)),
@@ -51,7 +51,7 @@ def measure(folder: Path, files: Sequence[str], channels: int, cache: Path | Non
     paths = [folder / files[place] for place in chosen]
     if cache is None:
         cache = user_cache()
-    file = cache / f"normalisation-{_key(paths, channels)}.json"
+    file = cache / f"normalization-{_key(paths, channels)}.json"
     try:
         stored = json.loads(file.read_text())
         return tuple(stored["mean"]), tuple(stored["std"])
@@ -60,7 +60,7 @@ def measure(folder: Path, files: Sequence[str], channels: int, cache: Path | Non
     with ThreadPoolExecutor() as pool:  # decoders let go of the interpreter's lock
         moments = [found for found in pool.map(lambda path: _moments(path, channels), paths) if found is not None]
     if not moments:
-        raise UserError(f"data.normalisation: none of the {len(paths)} images looked at in {folder} can be read")
+        raise UserError(f"data.normalization: none of the {len(paths)} images looked at in {folder} can be read")
     mean, square = torch.stack(moments).mean(0)
     std = (square - mean.square()).clamp_min(1e-12).sqrt()
     result = tuple(round(value, 6) for value in mean.tolist()), tuple(round(value, 6) for value in std.tolist())

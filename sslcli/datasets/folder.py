@@ -35,11 +35,11 @@ class Folder(FileDataset):
         root = existing(options.root)
         folder = _split_folder(root, options.split)
         held_out = folder.name in ("val", "test") and folder.parent == root
-        self._set_labelled("folder", folder, root / "train" if held_out else None)
+        self._set_labeled("folder", folder, root / "train" if held_out else None)
 
     @classmethod
-    def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
-        """Like `Dataset.labelled`; None unless the root has both train/ and val/ (or test/)."""
+    def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+        """Like `Dataset.labeled`; None unless the root has both train/ and val/ (or test/)."""
         assert isinstance(options, FolderOptions)
         root = options.root.expanduser()
         if options.split == "all" or not _has_splits(root):

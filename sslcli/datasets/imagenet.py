@@ -55,12 +55,12 @@ class ImageNet(FileDataset):
                 f"into a folder named after its synset, as in {base / 'train'} (the devkit and Kaggle's "
                 "LOC_val_solution.csv say which it is)"
             )
-        self._set_labelled("imagenet", folder, base / "train")
+        self._set_labeled("imagenet", folder, base / "train")
         assert self.info.classes is not None
         self.info = replace(self.info, classes=_readable(self.info.classes, [root / _NAMES, base / _NAMES]))
 
     @classmethod
-    def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+    def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
         """The splits `train` and `val`; None unless both are there. A limit holds for the split it was given for."""
         assert isinstance(options, ImageNetOptions)
         base = _base(options.root.expanduser())

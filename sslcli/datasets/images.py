@@ -39,5 +39,5 @@ class Images(FileDataset):
         self._set("images", root, [files[n] for n in chosen.tolist()], None)
 
     @classmethod
-    def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+    def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
         return None

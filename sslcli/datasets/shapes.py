@@ -1,8 +1,8 @@
 """Pictures that the program draws itself: a data set without a download, for a first run and for tests.
 
-The class of a picture is the form and the texture of the one object in it. Everything else is chance: colours, place,
+The class of a picture is the form and the texture of the one object in it. Everything else is chance: colors, place,
 size, rotation, background, clutter and noise. So raw pixels say little about the class, and an encoder that has
-learned to look through crops and colours says much.
+learned to look through crops and colors says much.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ class Shapes(Dataset):
         return draw(self.options.seed, self.splits.index(self.options.split), indices, self.options.size)
 
     @classmethod
-    def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
-        labelled = super().labelled(options, part)
-        if labelled is None or labelled.split == options.split:
-            return labelled
+    def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+        labeled = super().labeled(options, part)
+        if labeled is None or labeled.split == options.split:
+            return labeled
         # `count` speaks of the split that it was given for.
-        return labelled.model_copy(update={"count": None})
+        return labeled.model_copy(update={"count": None})
 
     @classmethod
     def view_size(cls, options: DatasetOptions) -> int:
@@ -111,7 +111,7 @@ def draw(seed: int, split: int, indices: Tensor, size: int) -> Tensor:
     label = indices % (len(FORMS) * len(TEXTURES))
     numbers = uniform(seed, split, indices, 0, count=_DRAWS)
     thing, ground = numbers[:, :_OBJECT], numbers[:, _OBJECT : _OBJECT + _BACKGROUND]
-    axis = (torch.arange(size, dtype=torch.float32) * 2 + 1) / size - 1  # pixel centres; the picture is -1..1
+    axis = (torch.arange(size, dtype=torch.float32) * 2 + 1) / size - 1  # pixel centers; the picture is -1..1
     y, x = axis.view(1, size, 1), axis.view(1, 1, size)
     canvas = _background(ground, x, y)
     for start in range(_OBJECT + _BACKGROUND, _DRAWS, _SPOT):
@@ -132,10 +132,10 @@ def _planes(values: Tensor) -> Tensor:
     return values.float().view(-1, 1, 1)
 
 
-def _colour(light: Tensor, unit: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """RGB of mean `light` (N, 1 or S, 1 or S) whose hue runs round the colour wheel across the picture.
+def _color(light: Tensor, unit: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """RGB of mean `light` (N, 1 or S, 1 or S) whose hue runs round the color wheel across the picture.
 
-    So two crops of a picture share no colour by which it could be told from the others.
+    So two crops of a picture share no color by which it could be told from the others.
 
     Args:
         unit: (N, 3) for chroma, direction and the hue in the middle.
@@ -158,19 +158,19 @@ def _background(unit: Tensor, x: Tensor, y: Tensor) -> Tensor:
     angle = 2 * math.pi * unit[:, 0]
     ramp = (_planes(torch.cos(angle)) * x + _planes(torch.sin(angle)) * y) * 0.35 + 0.5
     first, second = _planes(_between(unit[:, 1], 0.25, 0.75)), _planes(_between(unit[:, 2], 0.25, 0.75))
-    return _colour(first + (second - first) * ramp, unit[:, 3:6], x, y)
+    return _color(first + (second - first) * ramp, unit[:, 3:6], x, y)
 
 
 def _spot(canvas: Tensor, unit: Tensor, x: Tensor, y: Tensor, pixel: float) -> Tensor:
     """Lays a small round spot over the canvas."""
-    colour = _colour(_planes(_between(unit[:, 6], 0.1, 0.9)), unit[:, :3], x, y)
+    color = _color(_planes(_between(unit[:, 6], 0.1, 0.9)), unit[:, :3], x, y)
     dx, dy = x - _planes(_between(unit[:, 3], -1, 1)), y - _planes(_between(unit[:, 4], -1, 1))
     distance = (dx * dx + dy * dy).sqrt() - _planes(_between(unit[:, 5], 0.05, 0.16))
-    return canvas + (colour - canvas) * _coverage(distance, pixel)
+    return canvas + (color - canvas) * _coverage(distance, pixel)
 
 
 def _object(canvas: Tensor, unit: Tensor, label: Tensor, x: Tensor, y: Tensor, pixel: float) -> Tensor:
-    """Lays the object over the canvas: its form says where, its texture which of its two colours."""
+    """Lays the object over the canvas: its form says where, its texture which of its two colors."""
     radius = _between(unit[:, 0], 0.5, 0.8)
     room = 1.1 - radius  # some of them stand out over the edge a little
     dx = x - _planes(_between(unit[:, 1], -1, 1) * room)
@@ -193,11 +193,11 @@ def _object(canvas: Tensor, unit: Tensor, label: Tensor, x: Tensor, y: Tensor, p
     bright = _between(unit[:, 7], 0.7, 0.95)
     dark = _between(unit[:, 8], 0.05, 0.3)
     swap = unit[:, 9] < 0.5
-    front = _colour(_planes(torch.where(swap, dark, bright)), unit[:, 10:13], x, y)
-    back = _colour(_planes(torch.where(swap, bright, dark)), unit[:, 13:16], x, y)
+    front = _color(_planes(torch.where(swap, dark, bright)), unit[:, 10:13], x, y)
+    back = _color(_planes(torch.where(swap, bright, dark)), unit[:, 13:16], x, y)
     share = _coverage(pattern * _planes(period * radius), pixel)
-    colour = back + (front - back) * share
-    return canvas + (colour - canvas) * _coverage(distance * scale, pixel)
+    color = back + (front - back) * share
+    return canvas + (color - canvas) * _coverage(distance * scale, pixel)
 
 
 def _coverage(distance: Tensor, pixel: float) -> Tensor:

@@ -56,15 +56,15 @@ class STL10(Dataset):
         files = open_files(
             datasets.STL10, "STL-10", options.root, options.download, split=options.split, folds=options.folds
         )
-        labelled = options.split in ("train", "test")
-        labels = torch.from_numpy(files.labels).to(torch.int64) if labelled else torch.zeros(len(files.data)).long()
+        labeled = options.split in ("train", "test")
+        labels = torch.from_numpy(files.labels).to(torch.int64) if labeled else torch.zeros(len(files.data)).long()
         chosen = stratified_choice(labels, options.limit)
         source = torch.from_numpy(files.data)
         self._images = torch.empty(len(chosen), 3, 96, 96, dtype=torch.uint8)
         for start in range(0, len(chosen), _BLOCK):
             self._images[start : start + _BLOCK] = source[chosen[start : start + _BLOCK]]
-        self.labels = labels[chosen] if labelled else None
-        self.info = DataInfo("stl10", 3, (96, 96), MEAN, STD, CLASSES if labelled else None)
+        self.labels = labels[chosen] if labeled else None
+        self.info = DataInfo("stl10", 3, (96, 96), MEAN, STD, CLASSES if labeled else None)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -80,7 +80,7 @@ class STL10(Dataset):
         return 96
 
     @classmethod
-    def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+    def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
         """The splits `train` and `test`; a limit and a fold hold only for the split that they were given for."""
         if part == "train" and options.split == "train":
             return options

@@ -1,4 +1,4 @@
-"""The picture of a confusion matrix: rows are the true classes, and each adds up to 100 per cent."""
+"""The picture of a confusion matrix: rows are the true classes, and each adds up to 100 percent."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequen
         for row, values in enumerate(percent):
             for column, value in enumerate(values):
                 text = "·" if value == 0 else "<1" if value < 0.5 else f"{value:.0f}"
-                colour = "white" if value > 55 else "#999999" if value == 0 else "black"
-                axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+                color = "white" if value > 55 else "#999999" if value == 0 else "black"
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
     axes.set_yticks(places, names, fontsize=size)
     axes.tick_params(length=0)
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
-    bar.set_label("per cent of the true class")
+    bar.set_label("percent of the true class")
     bar.outline.set_visible(False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")

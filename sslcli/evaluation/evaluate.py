@@ -1,4 +1,4 @@
-"""`evaluate`: loads what was trained, opens labelled data, hands both to evaluators, keeps what they say."""
+"""`evaluate`: loads what was trained, opens labeled data, hands both to evaluators, keeps what they say."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def evaluate_all(
     """Evaluates, and writes `eval/METHOD.json` into each target that is a run.
 
     All targets are judged on the same data: what `data.…` says, else those of the first that has any. Each is shown the
-    images in its own size and normalisation. Features are computed once per target, for all evaluators and seeds.
+    images in its own size and normalization. Features are computed once per target, for all evaluators and seeds.
 
     Args:
         targets: run directories, checkpoints, backbone files, plain weight files, names of backbones.
@@ -74,7 +74,7 @@ def evaluate_all(
         a row for each target and evaluator.
 
     Raises:
-        UserError: nothing trained there, no such evaluator, wrong options, no labelled data, or images to judge on
+        UserError: nothing trained there, no such evaluator, wrong options, no labeled data, or images to judge on
             that are also among those to fit on.
         SslError: an evaluator that breaks its seal or changes the backbone.
     """
@@ -96,10 +96,10 @@ def evaluate_all(
     needs_labels = any(each.evaluator.needs_labels for each in chosen)
     own = None if first is None else stored[first]
     parts = open_parts(own, document, tell, needs_labels=needs_labels, required=method != ALL)
-    chosen = only_fitting(chosen, parts.labelled, tell)
+    chosen = only_fitting(chosen, parts.labeled, tell)
     if len(found) > 1:
         whose = "" if first is None or "data" in document.data else f", as {found[first].word} was trained on"
-        tell(f"all are judged on {parts.judged.info.name}{whose}, each in its own size and normalisation")
+        tell(f"all are judged on {parts.judged.info.name}{whose}, each in its own size and normalization")
     everyone = [
         trained or load_network(target, document, shown, parts, seed=seed, tell=tell)
         for target, trained in zip(found, loaded, strict=True)

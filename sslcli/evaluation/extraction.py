@@ -17,7 +17,7 @@ from sslcli.contracts.evaluation import FeatureSet
 from sslcli.plugins import load
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Normalise = Callable[[Tensor], Tensor]
+Normalize = Callable[[Tensor], Tensor]
 
 #: Above this share of unreadable images a number would no longer speak of the data set that it names.
 UNREADABLE_LIMIT = 0.01
@@ -26,11 +26,11 @@ THREADS = 8
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def normaliser(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Normalise:
+def normalizer(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Normalize:
     """Returns the function uint8 (N, C, H, W) on the device → float32, minus `mean`, over `std` (both for [0, 1])."""
-    centre = torch.tensor(mean, device=device).reshape(1, -1, 1, 1) * 255
+    center = torch.tensor(mean, device=device).reshape(1, -1, 1, 1) * 255
     scale = torch.tensor(std, device=device).reshape(1, -1, 1, 1) * 255
-    return lambda images: (images.float() - centre) / scale
+    return lambda images: (images.float() - center) / scale
 
 
 def load_images(dataset: Dataset, image_size: int, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ def load_images(dataset: Dataset, image_size: int, indices: Tensor | None = None
 
     Args:
         dataset: where they are.
-        image_size: side in pixels; other sizes are resized and cropped to the centre (the operation `resize`).
+        image_size: side in pixels; other sizes are resized and cropped to the center (the operation `resize`).
         indices: (K,) int64, which ones; all by default.
 
     Returns:
@@ -60,7 +60,7 @@ def extract_features(
     images: Tensor | Dataset,
     *,
     image_size: int,
-    normalise: Normalise,
+    normalize: Normalize,
     device: torch.device,
     batch_size: int,
     precision: Precision = "fp32",
@@ -72,7 +72,7 @@ def extract_features(
         images: uint8 (N, C, image_size, image_size) anywhere, or a data set, whose unreadable images are left out
             together with their labels.
         image_size: side in pixels of the images that the backbone is shown.
-        normalise: uint8 on the device → what the backbone was trained on.
+        normalize: uint8 on the device → what the backbone was trained on.
         device: where to compute.
         batch_size: images at once; the result does not depend on it (but for rounding).
         precision: arithmetic of the network.
@@ -92,7 +92,7 @@ def extract_features(
     result = torch.empty(total, backbone.spec.feature_dim, device=device)
     kept: list[Tensor] = []
     done = 0
-    for pooled, places in _pooled(backbone, blocks, normalise, device, precision):
+    for pooled, places in _pooled(backbone, blocks, normalize, device, precision):
         result[done : done + len(pooled)] = pooled
         done += len(pooled)
         kept.append(places)
@@ -106,7 +106,7 @@ def feature_blocks(
     dataset: Dataset,
     *,
     image_size: int,
-    normalise: Normalise,
+    normalize: Normalize,
     device: torch.device,
     batch_size: int,
     precision: Precision = "fp32",
@@ -121,13 +121,13 @@ def feature_blocks(
         UserError: more than 1 % of the images cannot be read.
     """
     blocks = _Reader(dataset, image_size, torch.arange(len(dataset))).blocks(batch_size)
-    return _pooled(backbone, blocks, normalise, device, precision)
+    return _pooled(backbone, blocks, normalize, device, precision)
 
 
 def _pooled(
     backbone: Backbone,
     blocks: Iterator[tuple[Tensor, Tensor]],
-    normalise: Normalise,
+    normalize: Normalize,
     device: torch.device,
     precision: Precision,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -136,13 +136,13 @@ def _pooled(
     for block, beside in blocks:
         # Entered anew for each block, because whoever gets a block does not run within it.
         with torch.no_grad(), _evaluating(backbone), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            pooled = backbone(normalise(block.to(device))).pooled
+            pooled = backbone(normalize(block.to(device))).pooled
         yield pooled.float(), beside
 
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """`eval()` for a while; afterwards each module has the mode it had, which need not be the same for all.
+    """`eval()` for a while; afterward each module has the mode it had, which need not be the same for all.
 
     A backbone that the run compiled for its training is eager here: compiling it again, for this mode and for batches
     of this size, would take longer than it saves.

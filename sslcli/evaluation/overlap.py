@@ -1,6 +1,6 @@
 """Images that a probe is fitted on and judged on as well: found by their files or their bytes, before anything runs.
 
-Such images are recognised, not classified, and make any number too good. Data sets in use have a few of them (CIFAR-10
+Such images are recognized, not classified, and make any number too good. Data sets in use have a few of them (CIFAR-10
 has near-duplicates in both parts, and web collections exact ones), so a few are told and many are refused.
 """
 

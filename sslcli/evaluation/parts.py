@@ -23,14 +23,14 @@ class Parts:
     Attributes:
         train: to fit on; without labels the same object as `judged`.
         judged: to judge on.
-        labelled: whether there are two labelled parts.
+        labeled: whether there are two labeled parts.
         view_size: side in pixels at which a network is shown the images unless it says otherwise.
         overlap: what is known of images in both parts, for the protocol.
     """
 
     train: Dataset
     judged: Dataset
-    labelled: bool
+    labeled: bool
     view_size: int
     overlap: dict[str, Any]
 
@@ -70,10 +70,10 @@ def open_parts(
         if needs_labels and required:
             if everything.labels is not None:
                 raise UserError(
-                    f"{name}: all labelled images are one part, and a probe is fitted on one and judged on another; "
+                    f"{name}: all labeled images are one part, and a probe is fitted on one and judged on another; "
                     "name data that have two (a folder has, with train/ and val/ in it)"
                 )
-            raise UserError(f"{name}: there are no labelled images to fit and to judge on; name data that have some")
+            raise UserError(f"{name}: there are no labeled images to fit and to judge on; name data that have some")
         return Parts(everything, everything, False, cls.view_size(options), {})
     train, judged = cls.open(to_fit), cls.open(to_judge)
     overlap, line = check_overlap(train, judged) if needs_labels else ({}, None)
@@ -84,7 +84,7 @@ def open_parts(
 
 def _part(cls: type[Dataset], options: DatasetOptions, part: str, limited: bool) -> DatasetOptions | None:
     chosen: Part = "train" if part == "train" else "eval"
-    found = cls.labelled(options, chosen)
+    found = cls.labeled(options, chosen)
     if found is not None and limited:  # asked for here, it holds for both parts
         found = found.model_copy(update={"limit": options.limit})
     return found

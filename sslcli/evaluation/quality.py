@@ -17,7 +17,7 @@ BLOCK = 1 << 23
 
 
 def feature_std(features: Tensor) -> Tensor:
-    """Returns √D · the mean over dimensions of the standard deviation of the L2-normalised features.
+    """Returns √D · the mean over dimensions of the standard deviation of the L2-normalized features.
 
     1 for features spread evenly over the sphere, 0 for features that are all alike (the monitor of SimSiam's paper,
     2011.10566, section 4.1, times √D).
@@ -50,13 +50,13 @@ def effective_rank(features: Tensor) -> Tensor:
 
 
 def rank_me(features: Tensor, epsilon: float = 1e-7) -> Tensor:
-    """Returns RankMe: exp(−Σ p log p) with p = σ / Σσ + ε, σ the singular values of the features, not centred.
+    """Returns RankMe: exp(−Σ p log p) with p = σ / Σσ + ε, σ the singular values of the features, not centered.
 
     Garrido et al., *RankMe*, 2210.02885, equation 1. From the singular values themselves: the root of an eigenvalue of
     the Gram matrix knows no σ below 1e-8 of the largest.
 
     Args:
-        features: (N, D), as they are: neither centred nor L2-normalised.
+        features: (N, D), as they are: neither centered nor L2-normalized.
         epsilon: the paper's ε.
 
     Returns:
@@ -76,7 +76,7 @@ def _squared_singular_values(x: Tensor) -> Tensor:
 
 
 def alignment(z1: Tensor, z2: Tensor, alpha: float = 2.0) -> Tensor:
-    """Returns the mean of ‖z₁ − z₂‖^α over positive pairs, both L2-normalised here: 0 for views that are all the same.
+    """Returns the mean of ‖z₁ − z₂‖^α over positive pairs, both L2-normalized here: 0 for views that are all the same.
 
     Args:
         z1: (N, D), features of one view of each image.
@@ -91,7 +91,7 @@ def alignment(z1: Tensor, z2: Tensor, alpha: float = 2.0) -> Tensor:
 
 
 def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
-    """Returns log of the mean of exp(−t·‖zᵢ − zⱼ‖²) over all pairs i < j, the features L2-normalised here.
+    """Returns log of the mean of exp(−t·‖zᵢ − zⱼ‖²) over all pairs i < j, the features L2-normalized here.
 
     0 for features that are all alike; about −2t for ones spread evenly over a sphere of many dimensions. Exact, in
     blocks, on the device.

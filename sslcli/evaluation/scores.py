@@ -11,7 +11,7 @@ from torch import Tensor
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Makes float32 matrix products float32 on a GPU too: TF32's 10 bits would reorder neighbours."""
+    """Makes float32 matrix products float32 on a GPU too: TF32's 10 bits would reorder neighbors."""
     matmul = torch.backends.cuda.matmul
     # torch 2.9 brought a setting of its own for each backend; its older, global one fails where both were used.
     setting, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
@@ -57,6 +57,6 @@ def confusion(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def per_class(matrix: Tensor) -> list[float | None]:
-    """Returns the share of each class's images that were recognised; None for a class without images."""
+    """Returns the share of each class's images that were recognized; None for a class without images."""
     right, count = matrix.diagonal().tolist(), matrix.sum(dim=1).tolist()
     return [r / n if n else None for r, n in zip(right, count, strict=True)]

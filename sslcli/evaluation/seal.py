@@ -73,8 +73,8 @@ class SealedSubject(Subject):
         except (TypeError, ValueError) as error:
             raise SslError(f"the evaluator {self._name!r} must describe its choice as plain data: {error}") from error
 
-    def normalise(self, images: Tensor) -> Tensor:
-        return self._behind.normalise(images)
+    def normalize(self, images: Tensor) -> Tensor:
+        return self._behind.normalize(images)
 
     def describe(self) -> dict[str, Any]:
         return {**self._behind.describe(), "seed": self.seed}

@@ -64,14 +64,14 @@ def choose_evaluators(method: str, document: Document, tell: Tell) -> list[Chose
     return chosen
 
 
-def only_fitting(chosen: list[Chosen], labelled: bool, tell: Tell) -> list[Chosen]:
-    """Leaves out, and tells, the evaluators that need labels where there are no two labelled parts."""
-    if labelled:
+def only_fitting(chosen: list[Chosen], labeled: bool, tell: Tell) -> list[Chosen]:
+    """Leaves out, and tells, the evaluators that need labels where there are no two labeled parts."""
+    if labeled:
         return chosen
     for each in chosen:
         if each.evaluator.needs_labels:
-            tell(f"left out, there are no labelled images to fit and to judge on: {each.name}")
+            tell(f"left out, there are no labeled images to fit and to judge on: {each.name}")
     fitting = [each for each in chosen if not each.evaluator.needs_labels]
     if not fitting:
-        raise UserError("there are no labelled images to fit and to judge on; name data that have some")
+        raise UserError("there are no labeled images to fit and to judge on; name data that have some")
     return fitting

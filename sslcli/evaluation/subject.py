@@ -1,4 +1,4 @@
-"""What an evaluation looks at: a frozen copy of a trained backbone, and the labelled images to judge it on."""
+"""What an evaluation looks at: a frozen copy of a trained backbone, and the labeled images to judge it on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.evaluation import FeatureSet, Subject
 from sslcli.contracts.export import Trained
 
-from .extraction import Precision, extract_features, normaliser
+from .extraction import Precision, extract_features, normalizer
 from .seal import state_digest, unsealed
 from .tokens import MeanOfTokens
 
@@ -26,7 +26,7 @@ Feature = Literal["pooled", "tokens"]
 class FrozenSubject(Subject):
     """A trained backbone beside a training and an evaluation part; features are computed once and kept.
 
-    The backbone is a copy, so that nothing an evaluator does reaches the caller's. Images are normalised with the
+    The backbone is a copy, so that nothing an evaluator does reaches the caller's. Images are normalized with the
     numbers on its card, whatever data it is judged on.
 
     Attributes:
@@ -61,7 +61,7 @@ class FrozenSubject(Subject):
         self.precision = precision
         self.image_size = trained.card.image_size
         self.digest = trained.digest
-        self._normalise = normaliser(self.card.mean, self.card.std, device)
+        self._normalize = normalizer(self.card.mean, self.card.std, device)
         self._tell = tell
         self._datasets: dict[Part, Dataset | None] = {"train": train, "eval": evaluation}
         self._features: dict[Part, FeatureSet] = {}
@@ -78,7 +78,7 @@ class FrozenSubject(Subject):
     def dataset(self, part: Part) -> Dataset:
         data = self._datasets[part]
         if data is None:
-            raise UserError(f"there are no labelled images for the part {part!r}; name a data set that has them")
+            raise UserError(f"there are no labeled images for the part {part!r}; name a data set that has them")
         return data
 
     def features(self, part: Part) -> FeatureSet:
@@ -92,7 +92,7 @@ class FrozenSubject(Subject):
                 self.backbone,
                 data,
                 image_size=self.image_size,
-                normalise=self.normalise,
+                normalize=self.normalize,
                 device=self.device,
                 batch_size=self.batch_size,
                 precision=self.precision,
@@ -124,8 +124,8 @@ class FrozenSubject(Subject):
                     "share; nothing was written: it must work on a copy"
                 )
 
-    def normalise(self, images: Tensor) -> Tensor:
-        return self._normalise(images)
+    def normalize(self, images: Tensor) -> Tensor:
+        return self._normalize(images)
 
     def tell(self, text: str) -> None:
         self._tell(text)
@@ -143,7 +143,7 @@ class FrozenSubject(Subject):
             "feature": "pooled" if self.feature == "pooled" else "mean of the patch tokens",
             "feature_dim": self.backbone.spec.feature_dim,
             "image_size": self.image_size,
-            "view": "each image once; one of another size is resized and cropped to the centre",
+            "view": "each image once; one of another size is resized and cropped to the center",
             "mean": list(card.mean),
             "std": list(card.std),
             "precision": self.precision,
@@ -165,7 +165,7 @@ class FrozenSubject(Subject):
 
 
 def require_parts(subject: Subject) -> int:
-    """Checks that there are labelled images to fit a probe on, and others to judge it on; reads neither.
+    """Checks that there are labeled images to fit a probe on, and others to judge it on; reads neither.
 
     Returns:
         the number of classes.
@@ -205,7 +205,7 @@ def _resolved(options: DatasetOptions) -> dict[str, Any]:
     return {k: v.expanduser().resolve() if isinstance(v, Path) else v for k, v in values.items()}
 
 
-def labelled_features(subject: Subject, part: Part) -> tuple[Tensor, Tensor]:
+def labeled_features(subject: Subject, part: Part) -> tuple[Tensor, Tensor]:
     """Returns features (N, D) and labels (N,) of a part that `require_parts` has checked."""
     found = subject.features(part)
     if found.labels is None:

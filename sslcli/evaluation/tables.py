@@ -49,7 +49,7 @@ def as_json(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def number(name: str, result: EvaluationResult) -> str:
-    """One metric as text: accuracies (`top1`) in per cent, and behind ± the standard deviation over seeds."""
+    """One metric as text: accuracies (`top1`) in percent, and behind ± the standard deviation over seeds."""
     value, spread = result.metrics.get(name), result.spread.get(name)
     if value is None:
         return "–"

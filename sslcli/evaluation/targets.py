@@ -42,7 +42,7 @@ class ShownOptions(Options):
     feature: Feature = "pooled"
     """`pooled`, what the network pools itself (a ViT: its class token), or the mean of its patch `tokens`."""
     mean: tuple[float, ...] | None = None
-    """Normalisation, per channel, for images in [0, 1]; of networks without a card only, all others have their own."""
+    """Normalization, per channel, for images in [0, 1]; of networks without a card only, all others have their own."""
     std: tuple[float, ...] | None = None
     """Likewise."""
     image_size: int | None = Field(default=None, ge=1)
@@ -137,7 +137,7 @@ def load_network(
     Args:
         target: a name or a plain weight file.
         document: the command line, for `backbone.…`.
-        shown: normalisation and size.
+        shown: normalization and size.
         parts: the data, for what `shown` leaves open.
         seed: of an untrained network's weights.
         tell: shows a line to the user.
@@ -168,7 +168,7 @@ def load_network(
     else:
         start_from(backbone, name, options, tell)
         origin, digest = ("published weights" if published else "untrained"), ""
-    mean, std = (info.mean, info.std) if origin == "untrained" else _published_normalisation(options, info.channels)
+    mean, std = (info.mean, info.std) if origin == "untrained" else _published_normalization(options, info.channels)
     card = BackboneCard(
         backbone={"name": name, **options.plain()}, channels=info.channels, image_size=size,
         feature_dim=backbone.spec.feature_dim, mean=shown.mean or mean, std=shown.std or std, method=origin,
@@ -186,7 +186,7 @@ def load_network(
     return Trained(backbone.eval(), card, None, digest)
 
 
-def _published_normalisation(options: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _published_normalization(options: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """ImageNet's, which published weights expect; for a file of ours, what its card says."""
     path = getattr(options, "weights", None)
     if path is not None and files.is_ours(path.expanduser()):

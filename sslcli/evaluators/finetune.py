@@ -45,7 +45,7 @@ class FinetuneOptions(ProbeOptions, ImageOptions):
     """Published settings stand in `docs/probes.md`."""
 
     share: float = Field(default=1.0, gt=0, le=1)
-    """Share of the labelled training images to learn from: the same of each class, at least one image."""
+    """Share of the labeled training images to learn from: the same of each class, at least one image."""
     lr: Rates = (0.05,)
     """Learning rates of the backbone to choose from, before the optimizer's `scale_lr`; each costs a training. One
     alone is used as it is."""
@@ -75,7 +75,7 @@ class Classifier(nn.Module):
             self.head.bias.zero_()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns scores (N, C) of normalised images (N, C, H, W)."""
+        """Returns scores (N, C) of normalized images (N, C, H, W)."""
         scores: Tensor = self.head(self.backbone(images).pooled)
         return scores
 
@@ -87,7 +87,7 @@ class Classifier(nn.Module):
 
 
 class Finetune(Evaluator):
-    """All weights of a copy of the backbone, and a classifier, trained on views of a share of the labelled images."""
+    """All weights of a copy of the backbone, and a classifier, trained on views of a share of the labeled images."""
 
     Options = FinetuneOptions
     options: FinetuneOptions
@@ -133,7 +133,7 @@ class Finetune(Evaluator):
         subject.decide({"lr": lr} if len(options.lr) > 1 else {})
         scores_of, test_labels = self._scores(subject, network, subject.dataset("eval"))
         names = subject.dataset("eval").info.classes or ()
-        metrics, judgement = judged(scores_of, test_labels, options.top, names)
+        metrics, judgment = judged(scores_of, test_labels, options.top, names)
         protocol = {
             **subject.describe(),
             "evaluator": "finetune",
@@ -152,7 +152,7 @@ class Finetune(Evaluator):
             "eval_images": len(test_labels),
             "chosen_lr": lr,
         }
-        return EvaluationResult(metrics, protocol, {"chosen": {"lr": lr}, **details, **judgement})
+        return EvaluationResult(metrics, protocol, {"chosen": {"lr": lr}, **details, **judgment})
 
     def _train(
         self, subject: Subject, train: Dataset, places: Tensor, classes: int, lr: float, held_out: Dataset | None
@@ -218,14 +218,14 @@ class Finetune(Evaluator):
     def _classifier(self, subject: Subject, classes: int, training: Training) -> Classifier:
         shape = (classes, subject.backbone.spec.feature_dim)
         weight = draw_weights(shape, training.init, seed_for(subject.seed, _WEIGHTS))
-        with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws, and is written over
+        with torch.random.fork_rng(devices=[]):  # torch's own initialization draws, and is written over
             network = Classifier(copy.deepcopy(subject.backbone), weight).to(subject.device)
         return network.to(memory_format=torch.channels_last)
 
     def _scores(self, subject: Subject, network: Classifier, data: Dataset) -> tuple[Tensor, Tensor]:
         """Returns scores (N, C) and labels (N,) of all images, in `eval()` and float32."""
         found = extract_features(
-            network.backbone, data, image_size=subject.image_size, normalise=subject.normalise, device=subject.device,
+            network.backbone, data, image_size=subject.image_size, normalize=subject.normalize, device=subject.device,
             batch_size=_JUDGED,
         )  # fmt: skip
         assert found.labels is not None

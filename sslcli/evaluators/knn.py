@@ -1,7 +1,7 @@
-"""The evaluator `knn`: weighted k nearest neighbours on frozen features, exact, in blocks on the device.
+"""The evaluator `knn`: weighted k nearest neighbors on frozen features, exact, in blocks on the device.
 
 The protocol of Wu et al., *Unsupervised Feature Learning via Non-Parametric Instance Discrimination*, 1805.01978,
-section 3.4: cosine similarity s, each neighbour votes for its class with weight exp(s / τ).
+section 3.4: cosine similarity s, each neighbor votes for its class with weight exp(s / τ).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
 from sslcli.contracts.options import Options
 from sslcli.evaluation.scores import exact_float32
-from sslcli.evaluation.subject import labelled_features, require_parts
+from sslcli.evaluation.subject import labeled_features, require_parts
 
 from .probes.training import Places, Rates, judged
 
@@ -48,11 +48,11 @@ def nearest(train_features: Tensor, features: Tensor, k: int) -> tuple[Tensor, T
 
 
 def vote(similarity: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:
-    """Sums the neighbours' weights exp(s / τ) per class, divided by the nearest one's so that no τ overflows.
+    """Sums the neighbors' weights exp(s / τ) per class, divided by the nearest one's so that no τ overflows.
 
     Args:
         similarity: (N, k), the largest first.
-        labels: (N, k) int64, the neighbours' classes.
+        labels: (N, k) int64, the neighbors' classes.
         classes: C.
         temperature: τ > 0.
 
@@ -91,7 +91,7 @@ def votes_only(scores: Tensor) -> Tensor:
 
 class KNNOptions(Options):
     k: Places = (20, 200)
-    """How many neighbours vote; `top1` is that of the first, all are in the details."""
+    """How many neighbors vote; `top1` is that of the first, all are in the details."""
     temperature: Rates = (0.07, 0.1)
     """τ of the weights exp(cosine / τ); `top1` is that of the first."""
     top: Places = (1, 5)
@@ -99,7 +99,7 @@ class KNNOptions(Options):
 
 
 class KNN(Evaluator):
-    """Weighted k nearest neighbours: nothing is trained, so that there is nothing to tune."""
+    """Weighted k nearest neighbors: nothing is trained, so that there is nothing to tune."""
 
     Options = KNNOptions
     options: KNNOptions
@@ -108,8 +108,8 @@ class KNN(Evaluator):
 
     def evaluate(self, subject: Subject) -> EvaluationResult:
         classes = require_parts(subject)
-        bank, bank_labels = labelled_features(subject, "train")
-        features, labels = labelled_features(subject, "eval")
+        bank, bank_labels = labeled_features(subject, "train")
+        features, labels = labeled_features(subject, "eval")
         similarity, place = nearest(bank, features, max(self.options.k))
         names = subject.dataset("eval").info.classes or ()
         settings: list[dict[str, Any]] = []

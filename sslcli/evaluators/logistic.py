@@ -18,7 +18,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
 from sslcli.contracts.options import Options
 from sslcli.evaluation.scores import accuracy
-from sslcli.evaluation.subject import labelled_features, require_parts
+from sslcli.evaluation.subject import labeled_features, require_parts
 
 from .linear.heads import stratified_split
 from .probes.training import Places, as_list, judged
@@ -58,27 +58,27 @@ def fit_logistic(
     classes: int,
     C: float,
     *,
-    standardise: bool = False,
+    standardize: bool = False,
     iterations: int = 1000,
     tolerance: float = 1e-6,
     start: Logistic | None = None,
 ) -> Logistic:
-    """Minimises Σ cross-entropy + ‖W‖²/(2C) over weights W and biases, the biases unpenalised.
+    """Minimizes Σ cross-entropy + ‖W‖²/(2C) over weights W and biases, the biases unpenalized.
 
-    The features are not L2-normalised.
+    The features are not L2-normalized.
 
     Args:
         features: (N, D), any float type; worked on in float64, in blocks.
         labels: (N,) int64 on the same device.
         classes: number of classes; one without images is only pushed away from.
         C: inverse strength of the penalty, on the scale of scikit-learn's.
-        standardise: divide each feature by its standard deviation first, so that the penalty treats all alike; a
+        standardize: divide each feature by its standard deviation first, so that the penalty treats all alike; a
             constant one is left out.
         iterations: at most.
         tolerance: ends where no entry of the gradient of the mean is larger.
-        start: a fit to start from (of a neighbouring C); the optimum is the same.
+        start: a fit to start from (of a neighboring C); the optimum is the same.
     """
-    mean, scale = _moments(features, standardise)
+    mean, scale = _moments(features, standardize)
     problem = _Problem(features, labels, classes, C, mean, scale)
     parameters = features.new_zeros(features.shape[1] + 1, classes, dtype=torch.float64)
     if start is not None:
@@ -106,7 +106,7 @@ def fit_logistic(
 
 
 class _Problem:
-    """The objective over centred features, which the free biases make the same problem, only rounder."""
+    """The objective over centered features, which the free biases make the same problem, only rounder."""
 
     def __init__(self, features: Tensor, labels: Tensor, classes: int, C: float, mean: Tensor, scale: Tensor) -> None:
         self.features, self.labels, self.mean, self.scale = features, labels, mean, scale
@@ -131,11 +131,11 @@ class _Problem:
         return float(total / len(self.features) + self.penalty / 2 * weight.square().sum()), gradient
 
 
-def _moments(features: Tensor, standardise: bool) -> tuple[Tensor, Tensor]:
+def _moments(features: Tensor, standardize: bool) -> tuple[Tensor, Tensor]:
     """Mean (D,) and factor (D,), float64; the factor is 1, or 1/std, and 0 for a feature that never changes."""
     rows = _rows(features, 1)
     mean = torch.stack([part.double().sum(dim=0) for part in torch.split(features, rows)]).sum(dim=0) / len(features)
-    if not standardise:
+    if not standardize:
         return mean, torch.ones_like(mean)
     squares = [(part.double() - mean).square().sum(dim=0) for part in torch.split(features, rows)]
     std = (torch.stack(squares).sum(dim=0) / len(features)).sqrt()
@@ -151,7 +151,7 @@ def _rows(features: Tensor, classes: int) -> int:
 class LogisticOptions(Options):
     C: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(as_list), Field(min_length=1)] = STRENGTHS
     """Inverse strengths of the L2 penalty to choose from, on the scale of scikit-learn's `C`."""
-    standardise: bool = False
+    standardize: bool = False
     """Divide each feature by its standard deviation over the training images first, so that the penalty treats all
     alike."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
@@ -173,23 +173,23 @@ class LogisticRegression(Evaluator):
     def evaluate(self, subject: Subject) -> EvaluationResult:
         options = self.options
         classes = require_parts(subject)
-        features, labels = labelled_features(subject, "train")
+        features, labels = labeled_features(subject, "train")
         C, start, sweep, held_out = self._choose(subject, features, labels, classes)
         model = self._fit(features, labels, classes, C, start)
         if model.gradient > options.tolerance:
             subject.tell(
                 f"logistic: not at the optimum after {model.iterations} iterations (gradient {model.gradient:.1e}); "
-                "give more with iterations=…, or standardise=true"
+                "give more with iterations=…, or standardize=true"
             )
         subject.decide({} if held_out == 0 else {"C": C})
-        test_features, test_labels = labelled_features(subject, "eval")
+        test_features, test_labels = labeled_features(subject, "eval")
         scores = model.scores(test_features)
         names = subject.dataset("eval").info.classes or ()
         fit = {"gradient": model.gradient, "iterations": model.iterations, "objective": model.objective}
         protocol = {
             **subject.describe(),
             "evaluator": "logistic",
-            "classifier": "multinomial logistic regression, biases unpenalised",
+            "classifier": "multinomial logistic regression, biases unpenalized",
             "optimizer": "L-BFGS, strong Wolfe, float64, full batch",
             **options.plain(),
             "choice": "none"
@@ -208,7 +208,7 @@ class LogisticRegression(Evaluator):
     def _fit(self, x: Tensor, y: Tensor, classes: int, C: float, start: Logistic | None) -> Logistic:
         options = self.options
         return fit_logistic(
-            x, y, classes, C, standardise=options.standardise, iterations=options.iterations,
+            x, y, classes, C, standardize=options.standardize, iterations=options.iterations,
             tolerance=options.tolerance, start=start,
         )  # fmt: skip
 

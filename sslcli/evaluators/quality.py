@@ -23,7 +23,7 @@ from sslcli.evaluation.extraction import THREADS
 from sslcli.evaluation.quality import alignment, effective_rank, feature_std, rank_me, uniformity
 from sslcli.views.pipeline import ViewMaker
 
-from .probes.images import normalisation_of
+from .probes.images import normalization_of
 
 BATCH = 256
 SIMCLR: dict[str, Any] = {"preset": "simclr"}
@@ -59,7 +59,7 @@ class Quality(Evaluator):
     """Ranks and spread of the features, no labels needed. `rank_me` and `effective_rank` count the dimensions in use (1
     to min(N, D); higher is better among runs of one backbone on the same images), `alignment` is 0 where two views of
     an image have the same features (lower is better), `uniformity` is 0 where all images have and about −2t where they
-    fill the sphere (lower is better), `feature_std` is 1 for normalised features spread evenly over it and 0 for
+    fill the sphere (lower is better), `feature_std` is 1 for normalized features spread evenly over it and 0 for
     a collapsed network."""
 
     Options = QualityOptions
@@ -93,10 +93,10 @@ class Quality(Evaluator):
             "images": len(z),
             "pairs": len(z1),
             "alignment_views": [view.plain() for view in pair],
-            "rank_me_of": "singular values of the features, neither centred nor normalised",
+            "rank_me_of": "singular values of the features, neither centered nor normalized",
             "effective_rank_of": "eigenvalues of the features' covariance",
-            "alignment_of": "two drawn views of each image, L2-normalised",
-            "uniformity_of": "the undistorted images, L2-normalised",
+            "alignment_of": "two drawn views of each image, L2-normalized",
+            "uniformity_of": "the undistorted images, L2-normalized",
         }
         return EvaluationResult(metrics, protocol)
 
@@ -133,7 +133,7 @@ def view_features(
     """Computes the features of two views of each image; the draws are a function of the subject's seed and the place.
 
     Args:
-        subject: whose backbone and normalisation are used.
+        subject: whose backbone and normalization are used.
         data: the images.
         places: (N,) int64, which of them; those that cannot be read are left out.
         views: two, of one image each.
@@ -141,7 +141,7 @@ def view_features(
     Returns:
         two times (N', D) float32 on the device, the same images in the same order.
     """
-    mean, std = normalisation_of(subject, data.info.channels)
+    mean, std = normalization_of(subject, data.info.channels)
     maker = ViewMaker(views, data.info.channels, mean, std, subject.seed)
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     with torch.no_grad():

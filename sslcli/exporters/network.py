@@ -30,29 +30,29 @@ TRIED_WITH = (1, 3)
 class NetworkOptions(Options):
     """Options of the exporters that write a whole network."""
 
-    normalise: bool = False
-    """Take images in [0, 1] and normalise them inside; false: the images must be normalised already, with the mean and
+    normalize: bool = False
+    """Take images in [0, 1] and normalize them inside; false: the images must be normalized already, with the mean and
     std that the file names."""
 
 
 class Network(nn.Module):
-    """Images (N, C, H, W) → features (N, D), with the normalisation inside or not."""
+    """Images (N, C, H, W) → features (N, D), with the normalization inside or not."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, trained: Trained, *, normalise: bool) -> None:
+    def __init__(self, trained: Trained, *, normalize: bool) -> None:
         super().__init__()
         # A copy, because tracing sets flags on modules.
         self.backbone = copy.deepcopy(trained.backbone)
-        self.normalise = normalise
-        if normalise:
+        self.normalize = normalize
+        if normalize:
             for name, values in (("mean", trained.card.mean), ("std", trained.card.std)):
                 self.register_buffer(name, torch.tensor(values).reshape(1, -1, 1, 1))
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.normalise:
+        if self.normalize:
             images = (images - self.mean) / self.std
         pooled: Tensor = self.backbone(images).pooled
         return pooled
@@ -101,10 +101,10 @@ def check_same(path: Path, found: Tensor, wanted: Tensor) -> float:
     return difference
 
 
-def input_text(card: BackboneCard, *, normalise: bool) -> str:
+def input_text(card: BackboneCard, *, normalize: bool) -> str:
     """Returns what goes into an exported network, as a comment behind the line that loads it."""
     shape = f"(N, {card.channels}, {card.image_size}, {card.image_size})"
-    scale = "in [0, 1]" if normalise else f"normalised: in [0, 1], minus {list(card.mean)}, over {list(card.std)}"
+    scale = "in [0, 1]" if normalize else f"normalized: in [0, 1], minus {list(card.mean)}, over {list(card.std)}"
     return f"# images: float32 {shape}, {scale}"
 
 

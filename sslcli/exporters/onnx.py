@@ -60,9 +60,9 @@ class ONNXExporter(Exporter):
         path = path.expanduser()
         onnx = _needed("onnx")
         card = trained.card
-        network = Network(trained, normalise=self.options.normalise)
+        network = Network(trained, normalize=self.options.normalize)
         model = onnx.load_model_from_string(self._convert(network, trained))
-        about = describe(card, trained.plugin) | {"normalise": str(self.options.normalise).lower()}
+        about = describe(card, trained.plugin) | {"normalize": str(self.options.normalize).lower()}
         del about["format"]
         onnx.helper.set_model_props(model, about)
         if model.ByteSize() > LARGEST:
@@ -75,13 +75,13 @@ class ONNXExporter(Exporter):
             "import onnxruntime",
             f"session = onnxruntime.InferenceSession({str(path.absolute())!r}, providers=['CPUExecutionProvider'])",
             "model = lambda images: session.run(['features'], {'images': images})[0]",
-            input_text(card, normalise=self.options.normalise),
+            input_text(card, normalize=self.options.normalize),
             f"# features = model(images): NumPy float32 (N, {card.feature_dim})",
         ]
         return Exported(path, "\n".join(lines))
 
     def _convert(self, network: Network, trained: Trained) -> bytes:
-        """Returns the serialised model: by torch's newer exporter or, where that fails, by the older one."""
+        """Returns the serialized model: by torch's newer exporter or, where that fails, by the older one."""
         reasons = []
         for convert in (self._by_program, self._by_script):
             try:

@@ -30,7 +30,7 @@ class ProjectedNetwork(nn.Module):
 class ProjectorExporter(Exporter):
     """Writes images → (features, embeddings), backbone and projector in one program of torch.export.
 
-    The embeddings are what the projector returns, before any normalisation that the loss does. A program, because it
+    The embeddings are what the projector returns, before any normalization that the loss does. A program, because it
     holds any projector whatever its layers, and is loaded without the method's code.
     """
 
@@ -47,15 +47,15 @@ class ProjectorExporter(Exporter):
             SslError: the written program gives other numbers.
         """
         projector = load_projector(trained)
-        whole = ProjectedNetwork(Network(trained, normalise=self.options.normalise), projector)
-        path = write_program(whole, trained, path, normalise=self.options.normalise)
+        whole = ProjectedNetwork(Network(trained, normalize=self.options.normalize), projector)
+        path = write_program(whole, trained, path, normalize=self.options.normalize)
         card = trained.card
         with torch.no_grad():
             dim = whole(sample_images(card, 2))[1].shape[1]
         lines = [
             "import torch",
             f"model = torch.export.load({str(path.absolute())!r}).module()",
-            input_text(card, normalise=self.options.normalise),
+            input_text(card, normalize=self.options.normalize),
             f"# features, embeddings = model(images): float32 (N, {card.feature_dim}) and (N, {dim})",
         ]
         return Exported(path, "\n".join(lines))

@@ -34,19 +34,19 @@ class TorchExporter(Exporter):
             UserError: torch cannot trace the backbone, or the file cannot be written.
             SslError: the written program gives other features.
         """
-        network = Network(trained, normalise=self.options.normalise)
-        path = write_program(network, trained, path, normalise=self.options.normalise)
+        network = Network(trained, normalize=self.options.normalize)
+        path = write_program(network, trained, path, normalize=self.options.normalize)
         card = trained.card
         lines = [
             "import torch",
             f"model = torch.export.load({str(path.absolute())!r}).module()",
-            input_text(card, normalise=self.options.normalise),
+            input_text(card, normalize=self.options.normalize),
             f"# features = model(images): float32 (N, {card.feature_dim})",
         ]
         return Exported(path, "\n".join(lines))
 
 
-def write_program(network: nn.Module, trained: Trained, path: Path, *, normalise: bool) -> Path:
+def write_program(network: nn.Module, trained: Trained, path: Path, *, normalize: bool) -> Path:
     """Traces a network, writes it, and holds what is read back to the network itself; returns the path.
 
     Raises:
@@ -57,7 +57,7 @@ def write_program(network: nn.Module, trained: Trained, path: Path, *, normalise
     if path.suffix != SUFFIX:
         raise UserError(f"{path}: torch.export.load wants a name that ends in {SUFFIX}")
     program = trace(network, trained.card)
-    about = describe(trained.card, trained.plugin) | {"normalise": str(normalise).lower()}
+    about = describe(trained.card, trained.plugin) | {"normalize": str(normalize).lower()}
     with whole_file(path) as temporary:
         with temporary.open("wb") as file:
             torch.export.save(program, file, extra_files=about)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sslcli.distributed import world_size
 
-from .dimensions import check_views, check_weights, dimension_products, gather_centred, in_full_precision
+from .dimensions import check_views, check_weights, dimension_products, gather_centered, in_full_precision
 
 #: Added to the variances, as the batch norm of the authors' code does.
 EPS = 1e-5
@@ -22,7 +22,7 @@ EPS = 1e-5
 def barlow_twins(z1: Tensor, z2: Tensor, lambda_: float = 0.0051) -> Tensor:
     """Returns Σᵢ (1 − Cᵢᵢ)² + λ·Σ_{i≠j} Cᵢⱼ² with C = BN(z₁)ᵀ·BN(z₂)/B.
 
-    Nothing is L2-normalised: BN brings each *dimension* to mean 0 and variance 1 over the B images of all processes
+    Nothing is L2-normalized: BN brings each *dimension* to mean 0 and variance 1 over the B images of all processes
     (biased variance, ε 1e-5), whatever the networks' own batch norms do. The embeddings are gathered with gradient and
     every process returns world × its share: the mean of the processes' losses, and their gradients averaged as DDP
     does, are those of one process with the joined batch.
@@ -50,7 +50,7 @@ def barlow_twins_terms(views: Sequence[Tensor], pairs: Sequence[tuple[int, int]]
     """Returns Σᵢ (1 − Cᵢᵢ)² and Σ_{i≠j} Cᵢⱼ², without λ, each the mean over pairs of views; see `barlow_twins`.
 
     Args:
-        views: (N, D) each. A view is gathered and standardised once, however many pairs it is in.
+        views: (N, D) each. A view is gathered and standardized once, however many pairs it is in.
         pairs: places in `views`, at least one pair.
 
     Raises:
@@ -60,12 +60,12 @@ def barlow_twins_terms(views: Sequence[Tensor], pairs: Sequence[tuple[int, int]]
     if not pairs:
         raise ValueError("at least one pair of views is needed")
     with torch.autocast(views[0].device.type, enabled=False):
-        standardised = [
-            z * (z.square().mean(dim=0) + EPS).rsqrt() for z in gather_centred(in_full_precision(views))
+        standardized = [
+            z * (z.square().mean(dim=0) + EPS).rsqrt() for z in gather_centered(in_full_precision(views))
         ]  # B×D each
         on_diagonal, off_diagonal = [], []
         for a, b in pairs:
-            diagonal, others = dimension_products(standardised[a], standardised[b], len(standardised[a]))
+            diagonal, others = dimension_products(standardized[a], standardized[b], len(standardized[a]))
             on_diagonal.append((1 - diagonal).square().sum())
             off_diagonal.append(others)
         share = world_size()

@@ -1,4 +1,4 @@
-"""BYOL's loss: the squared distance of a normalised prediction and a normalised target that gets no gradient.
+"""BYOL's loss: the squared distance of a normalized prediction and a normalized target that gets no gradient.
 
 Grill et al., *Bootstrap Your Own Latent*, https://arxiv.org/abs/2006.07733, equation 2.
 """
@@ -14,7 +14,7 @@ def byol_regression(p: Tensor, z: Tensor) -> Tensor:
     """Returns ‖p/‖p‖ − sg z/‖z‖‖² = 2 − 2·cos(p, sg z), the mean over the rows: 0-dim in [0, 4], float32 at least.
 
     One direction; BYOL sums it over both. The target comes from the momentum encoder and gets no gradient whatever is
-    passed. Both inputs are L2-normalised here. The mean is over this process's rows; DDP's average makes it the mean
+    passed. Both inputs are L2-normalized here. The mean is over this process's rows; DDP's average makes it the mean
     over all.
 
     Args:

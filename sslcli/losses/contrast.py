@@ -49,7 +49,7 @@ def queue_contrast(
         key: (N, D), row i the positive of query i.
         negatives: (K, D); K may be 0.
         temperature: τ > 0; a number, or a 0-dim tensor on the embeddings' device.
-        unit_sphere: whether all three are L2-normalised here; else they are compared as they are.
+        unit_sphere: whether all three are L2-normalized here; else they are compared as they are.
 
     Raises:
         ValueError: if the shapes don't fit together, or a temperature given as a number is not positive.
@@ -87,7 +87,7 @@ def batch_contrast(
         key: (N, D), row i the positive of query i: the other view's.
         own: (N, D), keys of the view that the queries are from; None: not compared with.
         temperature: τ > 0; a number, or a 0-dim tensor on the embeddings' device.
-        unit_sphere: whether all three are L2-normalised here; else they are compared as they are.
+        unit_sphere: whether all three are L2-normalized here; else they are compared as they are.
         gather: whether other processes' keys are negatives too.
 
     Raises:
@@ -114,7 +114,7 @@ def contrast_ce(contrast: Contrast, alpha: float | None = None) -> Tensor:
     """Returns −log( e^{l₊} / (e^{l₊} + w·Σ e^{l₋}) ), the mean over the queries; without negatives it is 0.
 
     w = 1 is InfoNCE; with α it is α/K, EqCo's margin of τ·log(α/K), K the negatives really used. On a queue it equals
-    `info_nce` and `eqco`, on the batch `nt_xent` (see `batch_contrast`), each times 1. What is L2-normalised is said
+    `info_nce` and `eqco`, on the batch `nt_xent` (see `batch_contrast`), each times 1. What is L2-normalized is said
     where the contrast is made.
 
     Args:
@@ -138,7 +138,7 @@ def contrast_bce(contrast: Contrast) -> Tensor:
     """Returns the mean over all N·(1 + K) pairs of −log σ(l₊) and −log(1 − σ(l₋)): each pair is judged alone.
 
     The positive pairs are one in 1 + K, as in untitled-ai's code: with many negatives their gradient is small, and a
-    loss factor is wanted. Without negatives it is the mean of −log σ(l₊). What is L2-normalised is said where the
+    loss factor is wanted. Without negatives it is the mean of −log σ(l₊). What is L2-normalized is said where the
     contrast is made.
 
     Args:
@@ -164,7 +164,7 @@ def inner_product(query: Tensor, key: Tensor, *, unit_sphere: bool = True) -> Te
     Args:
         query: (N, D), floating.
         key: (N, D), row i the positive of query i.
-        unit_sphere: whether both are L2-normalised here, which keeps the loss in [0, 2]; else it has no lower bound.
+        unit_sphere: whether both are L2-normalized here, which keeps the loss in [0, 2]; else it has no lower bound.
 
     Returns:
         0-dim; float32 whatever the autocast, float64 for float64 inputs.

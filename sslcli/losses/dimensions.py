@@ -49,7 +49,7 @@ def in_full_precision(views: Sequence[Tensor]) -> list[Tensor]:
     return [view.to(dtype) for view in views]
 
 
-def gather_centred(views: Sequence[Tensor]) -> list[Tensor]:
+def gather_centered(views: Sequence[Tensor]) -> list[Tensor]:
     """Returns every process's rows of each view (N, D) less their mean: (B, D) each, with gradient, in one gather."""
     everyone = all_gather(torch.cat(list(views), dim=1), gradient=True)  # B×VD
     return list((everyone - everyone.mean(dim=0)).chunk(len(views), dim=1))
@@ -94,7 +94,7 @@ class _OffDiagonal(torch.autograd.Function):
         for start in range(rows.start, rows.stop, length):
             part = a[:, start : min(start + length, rows.stop)]
             product = (part.T @ b).div_(divisor)
-            # Left out, not subtracted afterwards: near the optimum the diagonal is nearly all of the sum of squares.
+            # Left out, not subtracted afterward: near the optimum the diagonal is nearly all of the sum of squares.
             product.diagonal(start).zero_()
             total += product.square().sum()
             product *= 2 / divisor

@@ -1,4 +1,4 @@
-"""DINO's loss: the student's distribution over prototypes follows the teacher's sharpened, centred one of another view.
+"""DINO's loss: the student's distribution over prototypes follows the teacher's sharpened, centered one.
 
 Caron et al., *Emerging Properties in Self-Supervised Vision Transformers*, https://arxiv.org/abs/2104.14294,
 equations 1 and 3 and algorithm 1.
@@ -27,8 +27,8 @@ def dino(
     """Returns −Σₖ softmax((t_g − c)/τₜ)ₖ · log softmax(s_v/τₛ)ₖ, the mean over the images and all pairs with g ≠ v.
 
     Teacher view g and student view g are the same view of the images: the teacher's views are the student's first ones,
-    and no view is compared with itself. Nothing is L2-normalised here. The teacher's side gets no gradient whatever is
-    passed. The mean is over this process's rows; DDP's average makes it the mean over all, as long as the centre is
+    and no view is compared with itself. Nothing is L2-normalized here. The teacher's side gets no gradient whatever is
+    passed. The mean is over this process's rows; DDP's average makes it the mean over all, as long as the center is
     the same everywhere.
 
     Args:
@@ -175,4 +175,4 @@ def _check(student: Sequence[Tensor], teacher: Sequence[Tensor], center: Tensor,
         raise ValueError(f"(N, K) logits of one shape are needed, not {', '.join(map(str, shapes))}")
     prototypes = shapes[0][1]
     if tuple(center.shape) not in ((prototypes,), (1, prototypes)):
-        raise ValueError(f"the centre of {prototypes} prototypes must be ({prototypes},), not {tuple(center.shape)}")
+        raise ValueError(f"the center of {prototypes} prototypes must be ({prototypes},), not {tuple(center.shape)}")

@@ -14,7 +14,7 @@ def eqco(query: Tensor, key: Tensor, negatives: Tensor, temperature: float | Ten
     """Returns −log( e^{l₊} / (e^{l₊} + (α/K)·Σ e^{l₋}) ), l = cos/τ, the mean over the N queries.
 
     The same as a margin of τ·log(α/K) that the positive's cosine must have over the negatives'. With α = K it is
-    `info_nce`. All three are L2-normalised here; gradient flows to whichever of them requires it.
+    `info_nce`. All three are L2-normalized here; gradient flows to whichever of them requires it.
 
     Args:
         query: (N, D), floating.

@@ -18,7 +18,7 @@ from sslcli.distributed import all_gather, rank
 def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float | Tensor) -> Tensor:
     """Returns −log( e^{q·k₊/τ} / (e^{q·k₊/τ} + Σ_{k₋} e^{q·k₋/τ}) ), the mean over the N queries.
 
-    All three are L2-normalised here (a row of zeros has cosine 0 with everything). Gradient flows to whichever of them
+    All three are L2-normalized here (a row of zeros has cosine 0 with everything). Gradient flows to whichever of them
     requires it: MoCo's keys and queue come without, which is the method's doing. The mean is over this process's
     rows; with the same negatives everywhere DDP's average makes it the mean over all.
 
@@ -40,7 +40,7 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float |
 def batch_info_nce(query: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
     """Returns −log( e^{qᵢ·kᵢ/τ} / Σⱼ e^{qᵢ·kⱼ/τ} ), j over the keys of all processes; the mean over the N queries.
 
-    One direction, without MoCo v3's factor 2τ. Both inputs are L2-normalised here. The keys come from a momentum
+    One direction, without MoCo v3's factor 2τ. Both inputs are L2-normalized here. The keys come from a momentum
     encoder and get no gradient, whatever is passed. The mean over the processes is the value of one process with the
     joined batch. A single key has loss 0.
 

@@ -29,7 +29,7 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
     """Returns −cos(p, sg z), the mean over the rows: a 0-dim tensor in [−1, 1], float32 at least.
 
     The stop-gradient sg is part of it, as in the paper's algorithm 1: without it the network collapses. Both inputs are
-    L2-normalised here. The mean is over this process's rows; DDP's average makes it the mean over all.
+    L2-normalized here. The mean is over this process's rows; DDP's average makes it the mean over all.
 
     Args:
         p: (N, D) predictions.

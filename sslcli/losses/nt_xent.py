@@ -13,9 +13,9 @@ from .info_nce import found_among
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
-    """Returns the normalised temperature-scaled cross-entropy of two views, averaged over the 2N anchors.
+    """Returns the normalized temperature-scaled cross-entropy of two views, averaged over the 2N anchors.
 
-    With u the L2-normalised embeddings (the inputs need not be normalised) and j(i) the other view of i's image:
+    With u the L2-normalized embeddings (the inputs need not be normalized) and j(i) the other view of i's image:
 
         loss = mean over i of  −log( exp(uᵢ·u_j(i)/τ) / Σ_{k≠i} exp(uᵢ·u_k/τ) )
 
@@ -79,7 +79,7 @@ def pair_cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     |Σu|² − Σ|u|² − 2·Σ u₁·u₂, so that no 2N×2N product is needed.
 
     Args:
-        z1: (N, D) embeddings of the first views; they need not be normalised.
+        z1: (N, D) embeddings of the first views; they need not be normalized.
         z2: (N, D) embeddings of the second views.
 
     Returns:

@@ -29,8 +29,8 @@ def queue_info_nce(
     rows; with the same queue everywhere DDP's average makes it the mean over all.
 
     Args:
-        query: (N, D), floating; L2-normalised here.
-        key: (N, D), row i the positive of query i; L2-normalised here.
+        query: (N, D), floating; L2-normalized here.
+        key: (N, D), row i the positive of query i; L2-normalized here.
         keys: (K, D) with K ≥ 1, the negatives of every query; their rows have length 1 already.
         temperature: τ > 0.
         negative_weight: w > 0; 1 for InfoNCE, α/K for EqCo.

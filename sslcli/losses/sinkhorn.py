@@ -26,7 +26,7 @@ def sinkhorn(
 
     Q starts as exp(scores/ε). Each iteration divides the columns by their sums, then the rows by theirs; so after any
     number of them the rows are exact. Columns are summed over all processes: on several the result is that of one
-    process with the joined batch. The scores are taken as they are (SwAV's are cosines, which come normalised); no size
+    process with the joined batch. The scores are taken as they are (SwAV's are cosines, which come normalized); no size
     of them overflows, and no prototype far from all samples becomes 0/0.
 
     Args:

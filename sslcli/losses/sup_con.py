@@ -25,7 +25,7 @@ def sup_con(
 ) -> Tensor:
     """Returns the supervised contrastive loss, averaged over the anchors.
 
-    With u the L2-normalised embeddings (normalised here), P(i) all others of the same label as i:
+    With u the L2-normalized embeddings (normalized here), P(i) all others of the same label as i:
 
         loss = −τ/τ₀ · mean over i of 1/|P(i)| · Σ_{p∈P(i)} log( exp(uᵢ·u_p/τ) / Σ_{k≠i} exp(uᵢ·u_k/τ) )
 
@@ -84,7 +84,7 @@ def view_cosines(z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tenso
     none.
 
     Args:
-        z: (N, V, D) embeddings; they are L2-normalised here.
+        z: (N, V, D) embeddings; they are L2-normalized here.
         labels: (N,) integers, or None.
 
     Returns:

@@ -19,7 +19,7 @@ def swapped_prediction(
     """Returns −Σₖ qₖ log softmax(s/τ)ₖ, the mean over images and over all pairs of an assignment and another view.
 
     A view does not predict its own assignment. Assignments get no gradient whatever is passed; scores do. Nothing is
-    normalised here: SwAV's scores are products of L2-normalised embeddings and prototypes. The mean is over this
+    normalized here: SwAV's scores are products of L2-normalized embeddings and prototypes. The mean is over this
     process's images; DDP's average makes it the mean over all.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sslcli.distributed import world_size
 
-from .dimensions import check_views, check_weights, dimension_products, gather_centred, in_full_precision
+from .dimensions import check_views, check_weights, dimension_products, gather_centered, in_full_precision
 
 
 class VICRegTerms(NamedTuple):
@@ -38,7 +38,7 @@ def vicreg(
 
     v(z) = mean over the dimensions of relu(1 − √(Var + ε)); c(z) = Σ_{i≠j} Covᵢⱼ²/D; both with B − 1 in the
     denominator, over the B images of all processes. MSE is the mean over all N·D elements and v is halved, as in the
-    authors' code (the paper's equations 5 and 6 sum over the dimensions and don't halve). Nothing is normalised.
+    authors' code (the paper's equations 5 and 6 sum over the dimensions and don't halve). Nothing is normalized.
 
     Over several processes the embeddings are gathered with gradient: the mean of the processes' losses, and their
     gradients averaged as DDP does, are those of one process with the joined batch. A batch of one image has variance
@@ -82,14 +82,14 @@ def vicreg_terms(views: Sequence[Tensor], pairs: Sequence[tuple[int, int]], epsi
     with torch.autocast(views[0].device.type, enabled=False):
         own = in_full_precision(views)
         invariance = torch.stack([F.mse_loss(own[a], own[b]) for a, b in pairs]).mean()
-        v, c = zip(*(_statistics(z, epsilon) for z in gather_centred(own)), strict=True)
+        v, c = zip(*(_statistics(z, epsilon) for z in gather_centered(own)), strict=True)
         variance = torch.stack([(v[a] + v[b]) / 2 for a, b in pairs]).mean()
         covariance = torch.stack([c[a] + c[b] for a, b in pairs]).mean()
         return VICRegTerms(invariance, variance, covariance)
 
 
 def _statistics(z: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """v and c of centred embeddings (B, D); of c world × this process's share."""
+    """v and c of centered embeddings (B, D); of c world × this process's share."""
     degrees = max(len(z) - 1, 1)
     deviation = (z.square().sum(dim=0) / degrees + epsilon).sqrt()
     _, others = dimension_products(z, z, degrees)

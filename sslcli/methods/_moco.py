@@ -48,7 +48,7 @@ class QueueOptions(MethodOptions):
     symmetric: bool = False
     """Average both directions, each with a queue of its own: view 2's keys, then view 1's. The papers have one."""
     shuffle_bn: bool = True
-    """On several processes whose batch norms are not synchronised, encode the keys in shuffled groups."""
+    """On several processes whose batch norms are not synchronized, encode the keys in shuffled groups."""
 
 
 class QueueContrast(Method):
@@ -120,7 +120,7 @@ class QueueContrast(Method):
 
     def _key(self, images: Tensor) -> Tensor:
         shuffle = self.options.shuffle_bn and self.training and is_distributed()
-        # With synchronised norms a shuffle would move all images between processes, and change nothing.
+        # With synchronized norms a shuffle would move all images between processes, and change nothing.
         if shuffle and has_local_batch_norm(self.momentum_encoder):
             return shuffled(self.momentum_encoder, images, self._queues()[0].pushed)
         key: Tensor = self.momentum_encoder(images)

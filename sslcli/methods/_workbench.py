@@ -64,7 +64,7 @@ class MoCoProjectorOptions(Options):
     """The norm behind each hidden layer."""
     groups: int = Field(default=32, ge=1)
     """How many groups the norm `group` makes."""
-    weight_standardisation: bool = False
+    weight_standardization: bool = False
     """Bring every row of a layer's weights to mean 0 and variance 1/fan-in before use."""
     last_norm: LastNorm = "none"
     """Batch norm behind the last layer: complete, without shift, without scale and shift, or none."""
@@ -83,7 +83,7 @@ class MoCoPredictorOptions(Options):
     """The norm behind each hidden layer."""
     groups: int = Field(default=32, ge=1)
     """How many groups the norm `group` makes."""
-    weight_standardisation: bool = False
+    weight_standardization: bool = False
     """Bring every row of a layer's weights to mean 0 and variance 1/fan-in before use."""
     last_norm: LastNorm = "none"
     """Batch norm behind the last layer: complete, without shift, without scale and shift, or none."""
@@ -124,7 +124,7 @@ class MoCoOptions(MethodOptions):
     stop_gradient: bool = True
     """Without a momentum encoder: whether keys carry no gradient. A momentum encoder's and a queue's never do."""
     shuffle_bn: bool = True
-    """On several processes whose batch norms are not synchronised, encode the momentum encoder's keys in shuffled
+    """On several processes whose batch norms are not synchronized, encode the momentum encoder's keys in shuffled
     groups."""
     queue_size: int = Field(default=65536, ge=1)
     """Keys in the queue: the negatives of every query. The batch need not divide it."""

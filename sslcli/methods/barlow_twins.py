@@ -42,7 +42,7 @@ class BarlowTwinsOptions(ViewsTogetherOptions):
     lambda_: float = Field(default=0.0051, ge=0)
     """λ, the weight of the off-diagonal elements of the cross-correlation matrix."""
     scale: float = Field(default=1.0, gt=0)
-    """Multiplies the whole loss, which grows with the dimensions; matters to optimizers that don't normalise."""
+    """Multiplies the whole loss, which grows with the dimensions; matters to optimizers that don't normalize."""
 
 
 class BarlowTwins(Method):

@@ -1,6 +1,6 @@
 """BYOL: the online network predicts what a slowly moving copy of itself says of another view; no negatives.
 
-Grill et al., *Bootstrap Your Own Latent*, https://arxiv.org/abs/2006.07733. Norm and weight standardisation of the
+Grill et al., *Bootstrap Your Own Latent*, https://arxiv.org/abs/2006.07733. Norm and weight standardization of the
 heads are options, to repeat Richemond et al., *BYOL works even without batch statistics*,
 https://arxiv.org/abs/2010.10241.
 """
@@ -37,7 +37,7 @@ class BYOLPredictorOptions(Options):
     """The norm behind each hidden layer."""
     groups: int = Field(default=32, ge=1)
     """How many groups the norm `group` makes."""
-    weight_standardisation: bool = False
+    weight_standardization: bool = False
     """Bring every row of a layer's weights to mean 0 and variance 1/fan-in before use."""
 
 
@@ -115,5 +115,5 @@ def _head(input_dim: int, options: BYOLPredictorOptions, output_dim: int) -> nn.
         options.layers,
         norm=options.norm,
         groups=options.groups,
-        weight_standardisation=options.weight_standardisation,
+        weight_standardization=options.weight_standardization,
     )

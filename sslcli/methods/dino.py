@@ -1,4 +1,4 @@
-"""DINO: a student follows the sharpened, centred output of its own moving average, from small crops to large ones.
+"""DINO: a student follows the sharpened, centered output of its own moving average, from small crops to large ones.
 
 Caron et al., *Emerging Properties in Self-Supervised Vision Transformers*, https://arxiv.org/abs/2104.14294.
 """
@@ -27,14 +27,14 @@ from sslcli.modules.pairs import prediction_cosines
 
 
 class DINOHeadOptions(Options):
-    """The head: an MLP with GELU, L2 normalisation, and a weight-normalised linear layer to the prototypes."""
+    """The head: an MLP with GELU, L2 normalization, and a weight-normalized linear layer to the prototypes."""
 
     layers: int = Field(default=3, ge=1)
     """Linear layers of the MLP."""
     hidden_dim: int = Field(default=2048, ge=1)
     """Width of the MLP's hidden layers."""
     bottleneck_dim: int = Field(default=256, ge=1)
-    """Dimensions of the normalised vectors that are compared with the prototypes."""
+    """Dimensions of the normalized vectors that are compared with the prototypes."""
     prototypes: int = Field(default=65536, ge=2)
     """Number of prototypes K; 4096 is plenty for CIFAR."""
     norm: Norm = "none"
@@ -61,7 +61,7 @@ class DINOOptions(MethodOptions):
     final_momentum: float = Field(default=1.0, ge=0, le=1)
     """The momentum at the end of the run; at 1 the teacher stands still."""
     center_momentum: float = Field(default=0.9, ge=0, lt=1)
-    """How slowly the centre, which is subtracted from the teacher's logits, follows their mean."""
+    """How slowly the center, which is subtracted from the teacher's logits, follows their mean."""
     freeze_last_layer_epochs: float = Field(default=1.0, ge=0)
     """Epochs at the beginning in which the prototypes stay as they are."""
     drop_path: float = Field(default=0.1, ge=0, lt=1)
@@ -88,7 +88,7 @@ class DINO(Method):
     """
 
     Options: ClassVar[type[MethodOptions]] = DINOOptions
-    batch_coupled: ClassVar[bool] = True  # the centre, and batch norm where the backbone has it
+    batch_coupled: ClassVar[bool] = True  # the center, and batch norm where the backbone has it
     minimum_views: ClassVar[int] = 2
     paper: ClassVar[str] = "https://arxiv.org/abs/2104.14294"
     defaults: ClassVar[Mapping[str, Any]] = {

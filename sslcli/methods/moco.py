@@ -48,7 +48,7 @@ class MoCo(Method):
     regression (`byol`, by a factor of 4), VICReg (`vicreg`).
 
     After each step the queue takes, of each micro-batch in order, the keys of view 2 of all processes in rank order,
-    then, if both views are queries, those of view 1; normalised if the loss normalises them. It is one queue, with
+    then, if both views are queries, those of view 1; normalized if the loss normalizes them. It is one queue, with
     which all queries are compared, and it holds keys of earlier steps alone.
 
     Attributes:
@@ -139,7 +139,7 @@ class MoCo(Method):
         """The key (N, E) of a view: the momentum encoder's, or the online projection."""
         if self.momentum_encoder is None:
             return z[view].detach() if self.options.stop_gradient else z[view]
-        # With synchronised norms a shuffle would move all images between processes, and change nothing.
+        # With synchronized norms a shuffle would move all images between processes, and change nothing.
         shuffle = self.options.shuffle_bn and self.training and is_distributed()
         if shuffle and has_local_batch_norm(self.momentum_encoder):
             return shuffled(self.momentum_encoder, images, 2 * self.steps + view)
@@ -201,5 +201,5 @@ def _head(
         last_norm=options.last_norm,
         last_bias=options.last_bias,
         groups=options.groups,
-        weight_standardisation=options.weight_standardisation,
+        weight_standardization=options.weight_standardization,
     )

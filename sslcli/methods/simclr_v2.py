@@ -1,4 +1,4 @@
-"""SimCLR's second version: a projector of three layers, the first of which can stay with the backbone afterwards.
+"""SimCLR's second version: a projector of three layers, the first of which can stay with the backbone afterward.
 
 Chen, Kornblith, Swersky, Norouzi, Hinton, *Big Self-Supervised Models are Strong Semi-Supervised Learners*, NeurIPS
 2020, https://arxiv.org/abs/2006.10029.

@@ -74,7 +74,7 @@ class SupCon(Method):
             UserError: if there are no labels, or not two views or more of the largest size, the largest first.
         """
         if batch.labels is None:
-            raise UserError("method: supcon needs labels, and these images have none: use labelled data, or simclr")
+            raise UserError("method: supcon needs labels, and these images have none: use labeled data, or simclr")
         features, views = project_views(batch, self.backbone, self.projector, "supcon")
         z = torch.stack(views, dim=1)  # N×V×E
         options = self.options

@@ -29,7 +29,7 @@ from sslcli.modules.queue import Queue
 
 
 class SwAVProjectorOptions(Options):
-    """The projector: linear–BN–ReLU, then a plain linear layer with bias; L2 normalisation follows."""
+    """The projector: linear–BN–ReLU, then a plain linear layer with bias; L2 normalization follows."""
 
     layers: int = Field(default=2, ge=1)
     """Linear layers."""
@@ -51,7 +51,7 @@ class SwAVOptions(MethodOptions):
     epsilon: float = Field(default=0.05, gt=0)
     """Divides the scores where a view is assigned; large means soft assignments."""
     sinkhorn_iterations: int = Field(default=3, ge=1)
-    """How often columns and rows of the assignments are normalised."""
+    """How often columns and rows of the assignments are normalized."""
     assigned_views: int = Field(default=2, ge=1)
     """How many views get assignments: the first ones, all of the largest size. The others only predict."""
     frozen_epochs: float = Field(default=1.0, ge=0)
@@ -161,7 +161,7 @@ class SwAV(Method):
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
         if progress.step > self._frozen_steps:
-            self.prototypes.normalise()
+            self.prototypes.normalize()
         if self.queue is not None and progress.step > self._queue_start:
             for micro_batch in carry:
                 self.queue.push(all_gather(micro_batch["embeddings"]))

@@ -1,7 +1,7 @@
-"""DINO's head: an MLP to a bottleneck, L2 normalisation, and cosines with a large number of prototypes.
+"""DINO's head: an MLP to a bottleneck, L2 normalization, and cosines with a large number of prototypes.
 
 Caron et al., *Emerging Properties in Self-Supervised Vision Transformers*, https://arxiv.org/abs/2104.14294,
-section 3.2 and appendix C; weight normalisation: Salimans & Kingma, https://arxiv.org/abs/1602.07868.
+section 3.2 and appendix C; weight normalization: Salimans & Kingma, https://arxiv.org/abs/1602.07868.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class WeightNormLinear(nn.Module):
         gain: g, (out, 1), 1 at first; None where it is fixed to 1.
     """
 
-    #: As a part of the weights, like those of torch's own weight normalisation.
+    #: As a part of the weights, like those of torch's own weight normalization.
     parameter_roles: ClassVar[dict[str, Role]] = {"gain": "weight"}
 
     gain: Tensor | None
@@ -79,7 +79,7 @@ class DINOHead(nn.Module):
         """Args:
         input_dim: D of the features.
         hidden_dim: width between the MLP's layers; unused with one layer.
-        bottleneck_dim: length of the vectors that are normalised.
+        bottleneck_dim: length of the vectors that are normalized.
         prototypes: K, number of logits.
         layers: linear layers of the MLP, at least 1.
         norm: what stands between a hidden layer and its GELU.

@@ -9,7 +9,7 @@ from torch import nn
 
 from sslcli.contracts.options import Options
 
-from .norms import NormName, StandardisedLinear, build_norm
+from .norms import NormName, StandardizedLinear, build_norm
 
 #: What a contrastive projector may have after its linear layers; `mlp` itself knows every `NormName`.
 Norm = Literal["batch", "none"]
@@ -40,7 +40,7 @@ def mlp(
     last_norm: LastNorm = "none",
     last_bias: bool = True,
     groups: int = 32,
-    weight_standardisation: bool = False,
+    weight_standardization: bool = False,
 ) -> nn.Sequential:
     """Builds `layers` linear layers with ReLU between them: (N, input_dim) → (N, output_dim).
 
@@ -55,7 +55,7 @@ def mlp(
         last_norm: what follows the last one.
         last_bias: whether the last linear layer has a bias; ignored where a batch norm follows.
         groups: how many groups the norm `group` makes.
-        weight_standardisation: whether every linear layer is a `StandardisedLinear`.
+        weight_standardization: whether every linear layer is a `StandardizedLinear`.
 
     Raises:
         ValueError: if there is no layer.
@@ -63,7 +63,7 @@ def mlp(
     """
     if layers < 1:
         raise ValueError(f"an MLP needs at least one layer, not {layers}")
-    linear = StandardisedLinear if weight_standardisation else nn.Linear
+    linear = StandardizedLinear if weight_standardization else nn.Linear
     hidden_bias = norm not in ("batch", "batch_renorm")
     parts: list[nn.Module] = []
     width = input_dim

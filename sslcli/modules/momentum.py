@@ -30,10 +30,10 @@ def cosine_momentum(start: float, step: int, total_steps: int, final: float = 1.
 
 
 class MomentumEncoder(nn.Module):
-    """Copies of a backbone and a projector, never trained: `update` moves them towards the online ones.
+    """Copies of a backbone and a projector, never trained: `update` moves them toward the online ones.
 
     Only parameters follow. Buffers (the running statistics of batch norm) stay the copy's own: in training mode it
-    normalises with its own batch, as BYOL's and MoCo's do.
+    normalizes with its own batch, as BYOL's and MoCo's do.
     """
 
     def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:

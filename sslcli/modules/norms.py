@@ -1,4 +1,4 @@
-"""Norms for heads: which layer a name stands for, batch renormalisation, and linear layers with standardised weights.
+"""Norms for heads: which layer a name stands for, batch renormalization, and linear layers with standardized weights.
 
 They exist to ask whether a method lives on batch statistics, as Richemond et al. did of BYOL,
 https://arxiv.org/abs/2010.10241.
@@ -19,12 +19,12 @@ NormName = Literal["none", "batch", "layer", "group", "batch_renorm"]
 
 
 class BatchRenorm1d(nn.Module):
-    """Batch norm corrected towards the running statistics: Ioffe, https://arxiv.org/abs/1702.03275, algorithm 1.
+    """Batch norm corrected toward the running statistics: Ioffe, https://arxiv.org/abs/1702.03275, algorithm 1.
 
     x̂ = (x − μ_B)/σ_B · r + d with r = σ_B/σ clipped to [1/r_max, r_max] and d = (μ_B − μ)/σ clipped to ±d_max, both
     without gradient. The limits start at 1 and 0, where it is plain batch norm, and are relaxed as in the paper. What
     they depend on is counted in a buffer, so that a resumed run goes on where it was. Not a subclass of torch's batch
-    norm, which SyncBN's converter would replace: each process normalises with its own samples, and the training loop
+    norm, which SyncBN's converter would replace: each process normalizes with its own samples, and the training loop
     makes the running statistics equal after each step.
 
     Attributes:
@@ -94,7 +94,7 @@ class BatchRenorm1d(nn.Module):
 
     def _train(self, x: Tensor) -> Tensor:
         if len(x) < 2:
-            raise ValueError(f"batch renormalisation needs more than one sample in training mode, got {tuple(x.shape)}")
+            raise ValueError(f"batch renormalization needs more than one sample in training mode, got {tuple(x.shape)}")
         variance, mean = torch.var_mean(x, dim=0, correction=0)
         std = (variance + self.eps).sqrt()
         with torch.no_grad():
@@ -110,7 +110,7 @@ class BatchRenorm1d(nn.Module):
         return (x - mean) / std * r + d
 
 
-class StandardisedLinear(nn.Linear):
+class StandardizedLinear(nn.Linear):
     """A linear layer whose every row of weights is brought to mean 0 and variance 1/fan-in before use.
 
     Ŵ = (W − μ)/√(fan-in · σ²), per output: Qiao et al., https://arxiv.org/abs/1903.10520, with the fan-in scaling of

@@ -54,7 +54,7 @@ def prediction_cosines(*directions: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     matrix is made: the sum over all pairs is the product of the two sums.
 
     Args:
-        directions: pairs of (N, D), each compared with the other; they are L2-normalised here.
+        directions: pairs of (N, D), each compared with the other; they are L2-normalized here.
     """
     positive, negative = [], []
     for a, b in directions:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 
 class Prototypes(nn.Linear):
-    """A linear layer without bias whose rows have length 1, from the start and after each `normalise`.
+    """A linear layer without bias whose rows have length 1, from the start and after each `normalize`.
 
-    Nothing holds them at length 1 while the optimizer moves them: call `normalise` after each step.
+    Nothing holds them at length 1 while the optimizer moves them: call `normalize` after each step.
     """
 
     def __init__(self, dim: int, count: int) -> None:
@@ -23,20 +23,20 @@ class Prototypes(nn.Linear):
         count: K, how many prototypes.
         """
         super().__init__(dim, count, bias=False)
-        self.normalise()
+        self.normalize()
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Returns the scores (N, K), float32 at least whatever the autocast: divided by ε = 0.05, half precision's
         rounding would show.
 
         Args:
-            embeddings: (N, D), L2-normalised for the scores to be cosines.
+            embeddings: (N, D), L2-normalized for the scores to be cosines.
         """
         with torch.autocast(embeddings.device.type, enabled=False):
             dtype = torch.promote_types(torch.promote_types(embeddings.dtype, self.weight.dtype), torch.float32)
             return F.linear(embeddings.to(dtype), self.weight.to(dtype))
 
     @torch.no_grad()
-    def normalise(self) -> None:
+    def normalize(self) -> None:
         """Brings every row back to length 1, in place; a row of zeros stays."""
         self.weight.copy_(F.normalize(self.weight, dim=1))

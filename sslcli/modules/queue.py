@@ -13,7 +13,7 @@ from torch import Tensor, nn
 class Queue(nn.Module):
     """The last `length` embeddings, oldest overwritten first; all of it lies in buffers, so that it survives a restart.
 
-    The batch need not divide the length: a push wraps around. Filled with normalised random vectors at first, as
+    The batch need not divide the length: a push wraps around. Filled with normalized random vectors at first, as
     MoCo's is, from torch's global generator.
 
     Attributes:

@@ -1,7 +1,7 @@
 """Shuffled batch norm: each process encodes samples of all processes, so that batch statistics give no answer away.
 
 He et al. (MoCo), https://arxiv.org/abs/1911.05722, section 3.3: where a query and its key share their batch's
-statistics, these tell which key is the right one. Synchronised batch norm does away with the same leak.
+statistics, these tell which key is the right one. Synchronized batch norm does away with the same leak.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .sync_norm import local_batch_norms
 
 
 def has_local_batch_norm(module: nn.Module) -> bool:
-    """Returns whether a batch norm, or batch renormalisation, in it sees this process's samples alone."""
+    """Returns whether a batch norm, or batch renormalization, in it sees this process's samples alone."""
     return bool(local_batch_norms(module))
 
 

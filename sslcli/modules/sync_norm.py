@@ -1,4 +1,4 @@
-"""Batch normalisation over all processes' samples, on any device (torch's own SyncBatchNorm wants a GPU).
+"""Batch normalization over all processes' samples, on any device (torch's own SyncBatchNorm wants a GPU).
 
 With it a run on several processes is the run of one process on the joined batch.
 """
@@ -47,8 +47,8 @@ class SyncedBatchNorm(_BatchNorm):
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         mean: Tensor = _Mean.apply(x.mean(dim=dims))
-        centred = x - mean.view(shape)
-        variance: Tensor = _Mean.apply(centred.square().mean(dim=dims))
+        centered = x - mean.view(shape)
+        variance: Tensor = _Mean.apply(centered.square().mean(dim=dims))
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             count = x.numel() // x.shape[1] * world_size()
             with torch.no_grad():
@@ -57,7 +57,7 @@ class SyncedBatchNorm(_BatchNorm):
                 self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), rate)
                 unbiased = variance.detach() * (count / (count - 1))
                 self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)
-        result = centred * (variance + self.eps).rsqrt().view(shape)
+        result = centered * (variance + self.eps).rsqrt().view(shape)
         if self.weight is not None:
             result = result * self.weight.view(shape)
         if self.bias is not None:
@@ -65,7 +65,7 @@ class SyncedBatchNorm(_BatchNorm):
         return result.to(input.dtype)
 
 
-def synchronise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
+def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
     """Replaces every batch norm in `module` by one over all processes, keeping its parameters and buffers."""
     if device.type == "cuda":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
@@ -74,7 +74,7 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module
         if isinstance(child, _BatchNorm) and type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             setattr(module, name, _converted(child))
         else:
-            synchronise_batch_norm(child, device)
+            synchronize_batch_norm(child, device)
     return module
 
 
@@ -91,7 +91,7 @@ def _converted(norm: _BatchNorm) -> SyncedBatchNorm:
 
 
 def local_batch_norms(module: nn.Module) -> list[_BatchNorm | BatchRenorm1d]:
-    """Lists the norms in `module` that see this process's samples alone: batch renormalisation always does."""
+    """Lists the norms in `module` that see this process's samples alone: batch renormalization always does."""
     synced = (nn.SyncBatchNorm, SyncedBatchNorm)
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm | BatchRenorm1d)]
     return [norm for norm in norms if not isinstance(norm, synced)]

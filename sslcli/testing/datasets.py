@@ -48,10 +48,10 @@ def check_dataset(cls: type[Dataset], options: Mapping[str, Any] | None = None) 
     _check_repeats(dataset, parsed)
     parts: tuple[Part, Part] = ("train", "eval")
     for part in parts:
-        labelled = cls.labelled(parsed, part)
+        labeled = cls.labeled(parsed, part)
         require(
-            labelled is None or isinstance(labelled, cls.Options),
-            f"{cls.__name__}.labelled({part!r}) must return options of the data set, or None",
+            labeled is None or isinstance(labeled, cls.Options),
+            f"{cls.__name__}.labeled({part!r}) must return options of the data set, or None",
         )
 
 

@@ -1,4 +1,4 @@
-"""Checks of evaluators and exporters, on a small trained backbone and labelled images in memory."""
+"""Checks of evaluators and exporters, on a small trained backbone and labeled images in memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_evaluator(cls: type[Evaluator], options: Mapping[str, Any] | None = No
     try:
         result = cls(parsed).evaluate(_sealed(cls, subject))
     except UserError as error:
-        raise AssertionError(f"{label} fails on labelled images of four classes: {error}") from error
+        raise AssertionError(f"{label} fails on labeled images of four classes: {error}") from error
     except SslError as error:  # it broke the seal
         raise AssertionError(f"{label}: {error}") from error
     require(isinstance(result, EvaluationResult), f"{label}.evaluate must return an EvaluationResult")

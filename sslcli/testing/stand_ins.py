@@ -15,7 +15,7 @@ from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import BackboneCard, Trained
 from sslcli.contracts.method import Progress
-from sslcli.evaluation.extraction import normaliser
+from sslcli.evaluation.extraction import normalizer
 from sslcli.plugins import load
 from sslcli.version import __version__
 
@@ -52,7 +52,7 @@ def pixels(count: int, channels: int, height: int, width: int, seed: int = 0) ->
 
 
 class MemoryDataset(Dataset):
-    """Random images whose mean colour tells the class."""
+    """Random images whose mean color tells the class."""
 
     splits = ("train", "test")
 
@@ -62,8 +62,8 @@ class MemoryDataset(Dataset):
         super().__init__(DatasetOptions(split=split))
         classes = torch.arange(count) % len(CLASSES)
         noise = pixels(count, channels, size, size, seed=self.splits.index(split))
-        colour = pixels(len(CLASSES), channels, 1, 1, seed=7)[classes]
-        self._images = (noise // 2 + colour // 2).to(torch.uint8)
+        color = pixels(len(CLASSES), channels, 1, 1, seed=7)[classes]
+        self._images = (noise // 2 + color // 2).to(torch.uint8)
         self.labels = classes if labels else None
         names = CLASSES if labels else None
         self.info = DataInfo("memory", channels, (size, size), (MEAN,) * channels, (STD,) * channels, names)
@@ -107,7 +107,7 @@ class WatchedRun(RunContext):
             "train": MemoryDataset("train", labels=labels),
             "eval": MemoryDataset("test", labels=labels),
         }
-        self._normalise = normaliser((MEAN,) * 3, (STD,) * 3, self.device)
+        self._normalize = normalizer((MEAN,) * 3, (STD,) * 3, self.device)
         self.classes = len(CLASSES) if labels else None
         self.logged: list[dict[str, float]] = []
         self.told: list[str] = []
@@ -122,11 +122,11 @@ class WatchedRun(RunContext):
     def encoder(self) -> Backbone:
         return self._encoder
 
-    def labelled(self, part: Part) -> Dataset | None:
+    def labeled(self, part: Part) -> Dataset | None:
         return self._parts[part]
 
-    def normalise(self, images: Tensor) -> Tensor:
-        return self._normalise(images)
+    def normalize(self, images: Tensor) -> Tensor:
+        return self._normalize(images)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         self.logged.append(dict(metrics))

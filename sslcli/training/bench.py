@@ -144,10 +144,10 @@ def _measure(loop: BenchLoop, steps: int, rounds: int, tell: Callable[[str], Non
     session, stream = loop.session, loop.batches
     tell(f"warming up: {WARM_UP} steps")
     _run(loop, stream, WARM_UP)
-    _synchronise(session.device)
+    _synchronize(session.device)
     peak = PeakMemory(session.device)
     _run(loop, stream, MEMORY_STEPS)
-    _synchronise(session.device)
+    _synchronize(session.device)
     peak_bytes = peak.bytes()
     # Made after memory was measured: a training has no second batch of views.
     stored = itertools.repeat(loop.ready(next(stream)))
@@ -175,7 +175,7 @@ def _run(loop: Loop, batches: Iterator[list[SourceBatch]], steps: int) -> None:
 def _settle(loop: Loop, batches: Iterator[list[SourceBatch]]) -> None:
     """Makes the steps after which workers are as far ahead as these steps let them be, whatever went before."""
     _run(loop, batches, loop.session.source.ahead)
-    _synchronise(loop.session.device)
+    _synchronize(loop.session.device)
 
 
 def _seconds(loop: Loop, batches: Iterator[list[SourceBatch]], steps: int) -> float:
@@ -183,7 +183,7 @@ def _seconds(loop: Loop, batches: Iterator[list[SourceBatch]], steps: int) -> fl
     _settle(loop, batches)
     began = time.perf_counter()
     _run(loop, batches, steps)
-    _synchronise(loop.session.device)
+    _synchronize(loop.session.device)
     return (time.perf_counter() - began) / steps
 
 
@@ -194,11 +194,11 @@ def _phases(loop: Loop, batches: Iterator[list[SourceBatch]], steps: int) -> dic
     with clock.running():
         _run(loop, batches, steps)
         with phase("waiting"):
-            _synchronise(loop.session.device)
+            _synchronize(loop.session.device)
     return {name: seconds / steps for name, seconds in clock.seconds().items()}
 
 
-def _synchronise(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

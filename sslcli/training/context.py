@@ -33,7 +33,7 @@ class Context(RunContext):
         self.last_step = session.last_step
         self.progress = Progress(0, session.info.total_steps, session.info.steps_per_epoch)
         self._tell = tell
-        self._labelled: dict[Part, Dataset | None] = {}
+        self._labeled: dict[Part, Dataset | None] = {}
 
     @property
     def callbacks(self) -> list[Callback]:
@@ -42,13 +42,13 @@ class Context(RunContext):
     def encoder(self) -> Backbone:
         return self.session.method.encoder()
 
-    def labelled(self, part: Part) -> Dataset | None:
-        if part not in self._labelled:
-            self._labelled[part] = self.session.labelled(part)
-        return self._labelled[part]
+    def labeled(self, part: Part) -> Dataset | None:
+        if part not in self._labeled:
+            self._labeled[part] = self.session.labeled(part)
+        return self._labeled[part]
 
-    def normalise(self, images: Tensor) -> Tensor:
-        return self.session.normalise(images)
+    def normalize(self, images: Tensor) -> Tensor:
+        return self.session.normalize(images)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         if not self.is_main:

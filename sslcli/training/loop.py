@@ -107,7 +107,7 @@ class Loop:
         from torch.nn.parallel import DistributedDataParallel  # takes seconds to import
 
         device = self.session.device
-        # Buffers are equal on all ranks without being broadcast: batch norm is synchronised, queues hold gathered keys.
+        # Buffers are equal on all ranks without being broadcast: batch norm is synchronized, queues hold gathered keys.
         new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
         quiet: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
         devices = [device.index] if device.type == "cuda" else None

@@ -23,13 +23,13 @@ from sslcli.data.crops import wanted_side
 from sslcli.data.files import FileOptions
 from sslcli.data.source import open_source
 from sslcli.modules.headed import HeadedBackbone
-from sslcli.modules.sync_norm import synchronise_batch_norm
+from sslcli.modules.sync_norm import synchronize_batch_norm
 from sslcli.optimizers.groups import build_groups, effective_lr
 from sslcli.randomness import seed_for
 from sslcli.runs.device import resolve_device, resolve_precision
 from sslcli.runs.weights import start_from
 from sslcli.version import __version__
-from sslcli.views.normalize import normalise
+from sslcli.views.normalize import normalize
 from sslcli.views.pipeline import ViewMaker
 
 from .compilation import compile_parts
@@ -67,16 +67,16 @@ class Session:
     def image_size(self) -> int:
         return max(view.size for view in self.config.views)
 
-    def labelled(self, part: Part) -> Dataset | None:
-        """Opens the labelled images to fit or to judge a probe on; None where the data have none."""
-        options = self.dataset.labelled(self.dataset.options, part)
+    def labeled(self, part: Part) -> Dataset | None:
+        """Opens the labeled images to fit or to judge a probe on; None where the data have none."""
+        options = self.dataset.labeled(self.dataset.options, part)
         if options is None:
             return None
         return self.dataset if options == self.dataset.options else type(self.dataset).open(options)
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (N, C, H, W) on the device → float32, normalised as in training."""
-        return normalise(images, self.dataset.info.mean, self.dataset.info.std)
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) on the device → float32, normalized as in training."""
+        return normalize(images, self.dataset.info.mean, self.dataset.info.std)
 
     def encoder_prefix(self) -> str:
         """The name of the exported backbone within the method, with its dot."""
@@ -147,7 +147,7 @@ def build(
     )  # fmt: skip
     method = _build_method(config, dataset, info, tell if fresh else None).to(device)
     if training.sync_batch_norm and distributed.is_distributed():
-        synchronise_batch_norm(method, device)
+        synchronize_batch_norm(method, device)
     if training.channels_last:
         method = method.to(memory_format=torch.channels_last)
     config = compile_parts(config, source, views, method, tell if compiled else None, fresh=fresh)

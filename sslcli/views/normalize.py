@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def normalise(images: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequence[float]) -> Tensor:
+def normalize(images: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequence[float]) -> Tensor:
     """Returns (images − mean) / std, channel by channel.
 
     Args:

@@ -20,7 +20,7 @@ from sslcli.plugins import load
 from sslcli.randomness import uniform
 
 from .draws import Draws
-from .normalize import normalise
+from .normalize import normalize
 
 #: Numbers worked on at once by eager code on a CPU, so that what one operation wrote the next finds in the cache.
 _CHUNK = 1 << 19
@@ -76,7 +76,7 @@ class ViewKind:
             cropped: the geometric operation is done already, but not a flip after it.
 
         Returns:
-            (N, C, size, size) float32, normalised.
+            (N, C, size, size) float32, normalized.
         """
         steps = list(zip(self.operations, parameters, strict=True))
         operation, chances = steps.pop(0)
@@ -88,7 +88,7 @@ class ViewKind:
             images = operation.apply(images, chances)
         for operation, chances in steps:
             images = operation.apply(images, chances)
-        return normalise(images, mean, std)
+        return normalize(images, mean, std)
 
     def make_in_chunks(
         self, images: Tensor, parameters: list[Parameters], mean: Tensor, std: Tensor, cropped: bool = False
@@ -211,7 +211,7 @@ class ViewMaker:
             cropped: `images` are what `crop_one` made, stacked.
 
         Returns:
-            for each view (N, C, size, size) float32, normalised.
+            for each view (N, C, size, size) float32, normalized.
         """
         if len(images) not in (1, len(self)):
             raise ValueError(f"{len(images)} batches of images for {len(self)} views; give one, or one for each")

@@ -84,11 +84,11 @@ def test_without_output_a_run_is_called_by_method_data_and_hash(tmp_path, monkey
         ({"optimizer": {"name": "sgd", "lr": object()}}, "optimizer: a object cannot stand in a config"),
         ({"overrides": {"data": Arrays(8)}}, "overrides: a Arrays cannot stand in a config"),
         ({"callbacks": "knn"}, "callbacks: should be a list of objects and names, or a mapping"),
-        ({"data": Arrays(8), "labelled": Arrays(8)}, "labelled: should be a pair of data sets"),
-        ({"data": Arrays(8), "labelled": (Arrays(8),)}, "labelled: should be a pair of data sets"),
+        ({"data": Arrays(8), "labeled": Arrays(8)}, "labeled: should be a pair of data sets"),
+        ({"data": Arrays(8), "labeled": (Arrays(8),)}, "labeled: should be a pair of data sets"),
         ({"overrides": ["optimizer.lr=1"]}, "overrides: should be a mapping, of options by dotted key, not a list"),
         ({"optimiser": "sgd"}, r"sslcli\.train: optimiser: unknown keyword; did you mean optimizer\?"),
-        ({"data": "shapes", "labelled": (Arrays(8), Arrays(8))}, "labelled: goes with a data set that is given as an"),
+        ({"data": "shapes", "labeled": (Arrays(8), Arrays(8))}, "labeled: goes with a data set that is given as an"),
     ],
 )
 def test_what_has_no_place_in_a_section_is_refused_in_one_line(sections, message, tmp_path) -> None:

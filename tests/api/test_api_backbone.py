@@ -82,8 +82,8 @@ def test_weights_of_a_module_are_loaded_into_one_like_it(tmp_path) -> None:
 
 def test_an_opened_run_asks_for_its_module_and_evaluates_with_it(tmp_path) -> None:
     data, test = Arrays(40), Arrays(20, seed=1)
-    run = tiny_run(tmp_path / "run", data=data, labelled=(data, test))
-    opened = sslcli.Run(run.path, backbone=Net(), data=data, labelled=(data, test))
+    run = tiny_run(tmp_path / "run", data=data, labeled=(data, test))
+    opened = sslcli.Run(run.path, backbone=Net(), data=data, labeled=(data, test))
     assert opened.evaluate("knn", k=[3]).metrics == run.evaluate("knn", k=[3]).metrics
     assert states_equal(opened.backbone(), run.backbone())
     with pytest.raises(UserError, match=r"give it again: sslcli.Run\(path, backbone=…\)"):

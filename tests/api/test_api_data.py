@@ -25,11 +25,11 @@ from sslcli.data.objects.wrapped import WrappedDataset, WrappedOptions, wrap_dat
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 RGB = torch.from_numpy(PIXELS).permute(2, 0, 1)
-GREY = RGB[0]
+GRAY = RGB[0]
 
 
 def opened(dataset: Any, *, tell: Any = print, test: Any = None, **options: Any) -> WrappedDataset:
-    given = {"train": dataset} if test is None else {"labelled": dataset, "test": test}
+    given = {"train": dataset} if test is None else {"labeled": dataset, "test": test}
     held = {split: Given(each, "python:Mine", tell) for split, each in given.items()}
     return wrap_datasets(held).open(WrappedOptions.parse({"split": next(iter(held)), **options}))
 
@@ -87,7 +87,7 @@ def test_names_as_labels_are_numbered_alike_in_both_parts_of_a_pair() -> None:
     train, test = named("cat", "ant", "cat"), named("bee", "cat")
     first = opened(train, test=test)
     assert (first.info.classes, first.labels.tolist()) == (("ant", "bee", "cat"), [2, 0, 2])
-    other = type(first).open(type(first).labelled(first.options, "eval"))
+    other = type(first).open(type(first).labeled(first.options, "eval"))
     assert (other.info.classes, other.labels.tolist()) == (("ant", "bee", "cat"), [1, 2])
 
 
@@ -107,11 +107,11 @@ def test_images_that_are_alike_are_kept_in_memory_and_others_are_not() -> None:
         opened([PIXELS, PIXELS[:4]], in_memory=True)
 
 
-def test_grey_images_stay_grey_unless_asked_for_colour() -> None:
-    greys = [Image.fromarray(GREY.numpy())] * 4
-    assert opened(greys).info.channels == 1
-    assert opened(greys, channels=3).image(0).shape == (3, 5, 7)
-    assert opened([*greys, PIXELS]).info.channels == 3
+def test_gray_images_stay_gray_unless_asked_for_color() -> None:
+    grays = [Image.fromarray(GRAY.numpy())] * 4
+    assert opened(grays).info.channels == 1
+    assert opened(grays, channels=3).image(0).shape == (3, 5, 7)
+    assert opened([*grays, PIXELS]).info.channels == 3
 
 
 def test_a_data_set_that_gives_other_pixels_each_time_is_told_and_never_kept() -> None:
@@ -135,12 +135,12 @@ def test_the_limit_takes_the_same_share_of_each_class() -> None:
         assert torch.equal(some.image(index), to_pixels(data.pixels[place], 3))
 
 
-def test_normalisation_is_imagenets_given_or_measured() -> None:
+def test_normalization_is_imagenets_given_or_measured() -> None:
     data = Arrays(20)
     assert opened(data).info.mean == (0.485, 0.456, 0.406)
     assert opened(data, mean=[0.1, 0.2, 0.3], std=[0.5, 0.5, 0.5]).info.mean == (0.1, 0.2, 0.3)
     mean, std = channel_statistics(torch.from_numpy(data.pixels).permute(0, 3, 1, 2))
-    measured = opened(data, normalisation="measured").info
+    measured = opened(data, normalization="measured").info
     assert measured.mean == pytest.approx(mean, abs=1e-5)
     assert measured.std == pytest.approx(std, abs=1e-5)
     for wrong in ({"mean": [0.1, 0.2, 0.3]}, {"mean": [0.1], "std": [0.1]}, {"mean": [0, 0, 0], "std": [1, 1, 0]}):
@@ -259,7 +259,7 @@ def test_where_processes_are_spawned_what_cannot_travel_is_read_in_this_one(tmp_
 def test_torchvisions_cifar10_works_as_it_is(tiny_root, tmp_path) -> None:  # noqa: F811
     write_cifar10(tiny_root)
     train, test = (datasets.CIFAR10(tiny_root, train=part) for part in (True, False))
-    run = tiny_run(tmp_path / "run", data=train, labelled=(train, test), callbacks={"progress": None})
+    run = tiny_run(tmp_path / "run", data=train, labeled=(train, test), callbacks={"progress": None})
     assert (run.config["data"]["name"], run.config["data"]["count"]) == ("python:CIFAR10", 100)
     assert run.config["views"][0]["size"] == 32
     assert any("knn_top1" in record for record in run.metrics)
@@ -270,10 +270,10 @@ def test_torchvisions_cifar10_works_as_it_is(tiny_root, tmp_path) -> None:  # no
     assert torch.equal(opened(tensors).images(), opened(train).images())
 
 
-def test_labelled_data_for_one_evaluation_need_no_labels_in_the_run(tmp_path) -> None:
-    unlabelled = [image for image, _ in (Arrays(40)[index] for index in range(40))]
-    run = tiny_run(tmp_path / "run", data=unlabelled)
-    with pytest.raises(UserError, match=r"no labelled images|has no labels"):
+def test_labeled_data_for_one_evaluation_need_no_labels_in_the_run(tmp_path) -> None:
+    unlabeled = [image for image, _ in (Arrays(40)[index] for index in range(40))]
+    run = tiny_run(tmp_path / "run", data=unlabeled)
+    with pytest.raises(UserError, match=r"no labeled images|has no labels"):
         run.evaluate("knn", k=[3])
     result = run.evaluate("knn", train=Arrays(40, seed=1), eval=Arrays(20, seed=2), k=[3])
     assert (result.protocol["train"]["images"], result.protocol["eval"]["images"]) == (40, 20)

@@ -144,7 +144,7 @@ def test_every_sample_has_its_own_box() -> None:
 
 
 @SHAPES
-def test_resize_is_torchvisions_resize_and_centre_crop(height: int, width: int, size: int) -> None:
+def test_resize_is_torchvisions_resize_and_center_crop(height: int, width: int, size: int) -> None:
     operation, images = Resize(Resize.Options(), size), sources(2, height, width)
     ours = operation.apply(images, operation.parameters(torch.zeros(2, 0), sides(2, height, width)))
     if (height, width) == (size, size):

@@ -1,4 +1,4 @@
-"""Flip, solarize, normalisation, and the two ways of working on chosen samples."""
+"""Flip, solarize, normalization, and the two ways of working on chosen samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sslcli.augmentations.selected import on_chosen
 from sslcli.augmentations.solarize import Solarize
 from sslcli.contracts.views import Operation
 from sslcli.randomness import uniform
-from sslcli.views.normalize import normalise
+from sslcli.views.normalize import normalize
 
 CHOSEN = torch.tensor([True, False, True])
 
@@ -49,14 +49,14 @@ def test_p_decides_for_every_sample_by_itself(kind: type[Operation]) -> None:
         assert parameters["chosen"].float().mean() == pytest.approx(p, abs=0.04 if 0 < p < 1 else 0)
 
 
-def test_normalised_images_have_the_mean_and_std_taken_out(images: Tensor) -> None:
+def test_normalized_images_have_the_mean_and_std_taken_out(images: Tensor) -> None:
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     expected = tv.normalize(images, list(mean), list(std))
-    torch.testing.assert_close(normalise(images, mean, std), expected, atol=1e-5, rtol=0)
-    grey_levels = (images * 255).round().to(torch.uint8)
-    expected = tv.normalize(grey_levels.float() / 255, list(mean), list(std))
+    torch.testing.assert_close(normalize(images, mean, std), expected, atol=1e-5, rtol=0)
+    gray_levels = (images * 255).round().to(torch.uint8)
+    expected = tv.normalize(gray_levels.float() / 255, list(mean), list(std))
     torch.testing.assert_close(
-        normalise(grey_levels, torch.tensor(mean), torch.tensor(std)), expected, atol=1e-5, rtol=0
+        normalize(gray_levels, torch.tensor(mean), torch.tensor(std)), expected, atol=1e-5, rtol=0
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from sslcli.augmentations import jitter as colour
+from sslcli.augmentations import jitter as color
 from sslcli.augmentations.grayscale import Grayscale
 from sslcli.augmentations.jitter import HUE, Jitter, turn_hue
 from sslcli.contracts.views import Parameters
@@ -25,7 +25,7 @@ ADJUST = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adj
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The jitter by samples of one order, as on a CPU, and with static shapes, as elsewhere."""
     if request.param == "static":
-        monkeypatch.setattr(colour, "takes_subsets", lambda images: False)
+        monkeypatch.setattr(color, "takes_subsets", lambda images: False)
     return request.param
 
 
@@ -35,7 +35,7 @@ def jitter(**options: Any) -> Jitter:
 
 def pictures(count: int) -> Tensor:
     images = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    images[:, :, :2] = (images[:, :, :2] * 3).round() / 3  # ties between channels, greys, blacks and whites
+    images[:, :, :2] = (images[:, :, :2] * 3).round() / 3  # ties between channels, grays, blacks and whites
     return images
 
 

@@ -117,7 +117,7 @@ def test_a_probe_learns_from_one_crop_and_flip(size: int) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(130, 170), (300, 200), (96, 128)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_a_probe_is_judged_on_torchvisions_resize_and_centre_crop(height: int, width: int, interpolation: str) -> None:
+def test_a_probe_is_judged_on_torchvisions_resize_and_center_crop(height: int, width: int, interpolation: str) -> None:
     made, images = maker("probe_eval", 112, interpolation=interpolation), sources(2, height, width)
     (ours,) = made.apply([images], made.draw(0, torch.arange(2), sides(2, height, width)))
     expected = images.double() / 255

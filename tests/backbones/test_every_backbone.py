@@ -71,7 +71,7 @@ def build(name: str, channels: int = 3, **options: Any) -> Backbone:
 
 
 @contextmanager
-def without_initialisation() -> Iterator[None]:
+def without_initialization() -> Iterator[None]:
     """Weights made in here are whatever lies in memory: they are to be loaded."""
     with pytest.MonkeyPatch.context() as patch:
         for function in [name for name in vars(nn.init) if name.endswith("_") and not name.startswith("_")]:
@@ -84,7 +84,7 @@ def check(name: str) -> None:
     backbone, size = build(name).eval(), size_of(name)
     assert backbone.spec.minimum_size <= size
     x = torch.randn(2, 3, size, size)
-    with torch.no_grad(), without_initialisation():
+    with torch.no_grad(), without_initialization():
         expected = backbone(x).pooled
     assert expected.shape == (2, backbone.spec.feature_dim)
     assert torch.isfinite(expected).all()
@@ -175,7 +175,7 @@ def test_the_first_convolution_takes_the_channels_asked_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["torchvision/vit_b_32", "torchvision/squeezenet1_1", "torchvision/swin_t"])
-def test_greyscale_goes_through_and_its_lines_build_the_same_model(name: str) -> None:
+def test_grayscale_goes_through_and_its_lines_build_the_same_model(name: str) -> None:
     with without_memory():
         backbone = build(name, 1)
         state, lines = backbone.export_state()

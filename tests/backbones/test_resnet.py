@@ -65,7 +65,7 @@ def test_zero_init_residual_starts_every_block_as_the_identity() -> None:
     assert 0.0 not in last_norms(False)
 
 
-def test_the_stem_is_initialised_like_torchvision_s() -> None:
+def test_the_stem_is_initialized_like_torchvision_s() -> None:
     torch.manual_seed(0)
     weight = ResNet18(ResNetOptions(width=64)).network.conv1.weight
     assert weight.std().item() == pytest.approx((2 / (64 * 7 * 7)) ** 0.5, rel=0.05)

@@ -1,4 +1,4 @@
-"""Weight-standardised ResNets: standardised filters, group norm, and features that know nothing of the batch."""
+"""Weight-standardized ResNets: standardized filters, group norm, and features that know nothing of the batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sslcli.backbones.resnet import ResNet18, ResNetOptions
-from sslcli.backbones.ws_resnet import EPS, StandardisedConv2d, WSResNet18, WSResNet50, WSResNetOptions
+from sslcli.backbones.ws_resnet import EPS, StandardizedConv2d, WSResNet18, WSResNet50, WSResNetOptions
 from sslcli.contracts.errors import UserError
 from sslcli.modules.roles import parameter_roles
 
@@ -21,14 +21,14 @@ def reference(weight: torch.Tensor) -> torch.Tensor:
         values = weight[o].reshape(-1).tolist()
         mean = sum(values) / len(values)
         variance = sum((value - mean) ** 2 for value in values) / len(values)
-        standardised = [(value - mean) / (variance + EPS) ** 0.5 for value in values]
-        result[o] = torch.tensor(standardised, dtype=weight.dtype).reshape(weight[o].shape)
+        standardized = [(value - mean) / (variance + EPS) ** 0.5 for value in values]
+        result[o] = torch.tensor(standardized, dtype=weight.dtype).reshape(weight[o].shape)
     return result
 
 
-def test_a_filter_is_standardised_over_its_inputs_and_pixels() -> None:
+def test_a_filter_is_standardized_over_its_inputs_and_pixels() -> None:
     torch.manual_seed(0)
-    conv = StandardisedConv2d(3, 5, 3, stride=2, padding=1).double()
+    conv = StandardizedConv2d(3, 5, 3, stride=2, padding=1).double()
     x = torch.randn(2, 3, 7, 7, dtype=torch.float64)
     expected = nn.functional.conv2d(x, reference(conv.weight.detach()), conv.bias, stride=2, padding=1)
     torch.testing.assert_close(conv(x), expected)
@@ -36,7 +36,7 @@ def test_a_filter_is_standardised_over_its_inputs_and_pixels() -> None:
 
 def test_gradients_go_through_mean_and_deviation() -> None:
     torch.manual_seed(0)
-    conv = StandardisedConv2d(2, 2, 2, bias=False).double()
+    conv = StandardizedConv2d(2, 2, 2, bias=False).double()
     x = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
 
     def run(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -47,7 +47,7 @@ def test_gradients_go_through_mean_and_deviation() -> None:
 
 def test_shifting_and_scaling_a_filter_changes_nothing() -> None:
     torch.manual_seed(0)
-    conv = StandardisedConv2d(3, 4, 3).double()
+    conv = StandardizedConv2d(3, 4, 3).double()
     x = torch.randn(1, 3, 5, 5, dtype=torch.float64)
     with torch.no_grad():
         conv.weight.mul_(10)
@@ -57,13 +57,13 @@ def test_shifting_and_scaling_a_filter_changes_nothing() -> None:
 
 
 def test_a_filter_of_equal_weights_is_zero_and_not_nan() -> None:
-    conv = StandardisedConv2d(1, 1, 3, bias=False)
+    conv = StandardizedConv2d(1, 1, 3, bias=False)
     nn.init.ones_(conv.weight)
     assert torch.equal(conv(torch.randn(1, 1, 4, 4)), torch.zeros(1, 1, 2, 2))
 
 
-def test_weights_are_standardised_in_float32_under_autocast() -> None:
-    conv = StandardisedConv2d(4, 4, 3, bias=False)
+def test_weights_are_standardized_in_float32_under_autocast() -> None:
+    conv = StandardizedConv2d(4, 4, 3, bias=False)
     with torch.no_grad():
         conv.weight.mul_(1e-3).add_(10)  # in bfloat16 all of these would be the same number
     x = torch.randn(2, 4, 6, 6)
@@ -73,11 +73,11 @@ def test_weights_are_standardised_in_float32_under_autocast() -> None:
     torch.testing.assert_close(found.float(), conv(x), rtol=0.05, atol=0.1)
 
 
-def test_every_convolution_is_standardised_and_every_norm_a_group_norm() -> None:
+def test_every_convolution_is_standardized_and_every_norm_a_group_norm() -> None:
     backbone = WSResNet50(WSResNetOptions(width=32))
     convolutions = [part for part in backbone.modules() if isinstance(part, nn.Conv2d)]
     assert len(convolutions) == 53
-    assert {type(part) for part in convolutions} == {StandardisedConv2d}
+    assert {type(part) for part in convolutions} == {StandardizedConv2d}
     norms = {type(part) for part in backbone.modules() if "Norm" in type(part).__name__}
     assert norms == {nn.GroupNorm}
     assert {part.num_groups for part in backbone.modules() if isinstance(part, nn.GroupNorm)} == {32}

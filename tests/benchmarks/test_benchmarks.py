@@ -143,7 +143,7 @@ def test_photographs_reports_every_way(tmp_path: Path) -> None:
     done = run("photographs.py", str(tmp_path / "train"), "--size", "32", "--count", "8", "--repeats", "1")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    expected = {"ours", "ours_cached", "colour", "torchvision", "torchvision_crop", "lightly"}
+    expected = {"ours", "ours_cached", "color", "torchvision", "torchvision_crop", "lightly"}
     assert set(report["images_per_second"]) == expected
     assert report["cache"]["bytes"] > 0
 

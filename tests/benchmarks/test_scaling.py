@@ -26,7 +26,7 @@ def test_the_exponent_of_a_power_law_is_found(scaling: ModuleType, power: float)
 
 
 def test_a_summary_has_medians_and_the_slope_at_the_end(scaling: ModuleType) -> None:
-    found = scaling.summarise({1: [5.0, 1.0, 1.0], 2: [2.0, 2.0, 2.0], 4: [8.0, 7.0, 9.0]})
+    found = scaling.summarize({1: [5.0, 1.0, 1.0], 2: [2.0, 2.0, 2.0], 4: [8.0, 7.0, 9.0]})
     assert found["points"][0] == {"value": 1, "median": 1.0, "min": 1.0, "max": 5.0}
     assert found["last_exponent"] == 2
     assert found["exponent"] == 1.5
@@ -89,7 +89,7 @@ def test_photographs_are_files_that_can_be_read(
 
 def test_the_same_figures_draw_the_same_pictures(scaling: ModuleType, tmp_path: Path) -> None:
     times = {n: [0.1 * n, 0.1 * n * math.sqrt(2)] for n in (16, 32, 64)}
-    entry = {"label": "batch size", "seconds_of": "step", "rounds": 2, "series": {"steps": scaling.summarise(times)}}
+    entry = {"label": "batch size", "seconds_of": "step", "rounds": 2, "series": {"steps": scaling.summarize(times)}}
     (first,) = scaling.draw({"axes": {"batch": entry}}, tmp_path / "a")
     (second,) = scaling.draw({"axes": {"batch": entry}}, tmp_path / "b")
     assert first.name == "scaling-batch.svg"

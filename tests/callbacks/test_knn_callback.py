@@ -35,7 +35,7 @@ def test_the_start_tells_pixels_and_the_untrained_encoder_in_one_line():
     assert context.told == [
         f"kNN top-1: raw pixels {pixels}, the encoder before training {encoder} (30 images among 90, k 20)"
     ]
-    assert metrics["knn_top1_pixels"] > 0.6  # the class is the mean colour
+    assert metrics["knn_top1_pixels"] > 0.6  # the class is the mean color
 
 
 def test_it_measures_every_n_epochs_and_at_the_end_but_never_twice_at_a_step():
@@ -125,7 +125,7 @@ def test_it_logs_what_the_evaluator_measures():
     train, test = parts()
     context = Watched(train, test, given.backbone)
     subject = FrozenSubject(given, train, test, torch.device("cpu"))
-    context.scale = subject.normalise
+    context.scale = subject.normalize
     started(context)
     expected = KNN(KNNOptions(k=(20,), temperature=(0.07,))).evaluate(subject).metrics["top1"]
     assert context.logged[0][1]["knn_top1"] == expected

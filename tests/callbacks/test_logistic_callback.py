@@ -1,4 +1,4 @@
-"""The logistic monitor fits on one half of a labelled part and is judged on the other."""
+"""The logistic monitor fits on one half of a labeled part and is judged on the other."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_halves_of_class_sorted_data_are_shuffled(monkeypatch):
         10,
         10,
     ]  # the first half would be all of one class and half of another
-    assert context.logged[0][1]["logistic_top1"] > 0.6  # the class is the mean colour
+    assert context.logged[0][1]["logistic_top1"] > 0.6  # the class is the mean color
 
 
 def test_no_image_is_fitted_on_and_judged(monkeypatch):

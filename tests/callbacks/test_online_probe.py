@@ -42,7 +42,7 @@ def go(probe, context, first, last):
 
 
 def test_it_is_softmax_regression_by_gradient_descent():
-    options = {"optimizer": PLAIN, "schedule": {"name": "constant"}, "standardise": False, "lr": 0.3}
+    options = {"optimizer": PLAIN, "schedule": {"name": "constant"}, "standardize": False, "lr": 0.3}
     probe, context = run(**options)
     go(probe, context, 1, 3)
     weight, bias = torch.zeros(CLASSES, 6), torch.zeros(CLASSES)
@@ -81,9 +81,9 @@ def test_its_learning_rate_falls_by_a_cosine_over_the_whole_run():
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars", "larc"])
-@pytest.mark.parametrize("standardise", [False, True])
-def test_a_restored_probe_is_the_one_that_never_stopped(name, standardise):
-    options = {"optimizer": {"name": name, "weight_decay": 0.01}, "standardise": standardise}
+@pytest.mark.parametrize("standardize", [False, True])
+def test_a_restored_probe_is_the_one_that_never_stopped(name, standardize):
+    options = {"optimizer": {"name": name, "weight_decay": 0.01}, "standardize": standardize}
     straight, context = run(**options)
     go(straight, context, 1, 8)
     stopped, context = run(**options)
@@ -102,9 +102,9 @@ def test_a_restored_probe_is_the_one_that_never_stopped(name, standardise):
 
 
 def test_another_kind_of_probe_starts_afresh_and_says_so():
-    probe, context = run(standardise=True)
+    probe, context = run(standardize=True)
     go(probe, context, 1, 2)
-    other = OnlineProbe(OnlineProbeOptions(standardise=False))
+    other = OnlineProbe(OnlineProbeOptions(standardize=False))
     other.load_state_dict(probe.state_dict())
     other.on_start(context)
     go(other, context, 3, 3)

@@ -77,7 +77,7 @@ def test_several_targets_make_one_table_on_the_same_data(run):
     assert [row.split()[0] for row in rows] == ["run", "other", "resnet18"]
     assert rows[0].split()[1:] == rows[1].split()[1:]
     assert len({len(row) for row in (header, *rows)}) == 1
-    assert "all are judged on shapes, as run was trained on, each in its own size and normalisation" in err
+    assert "all are judged on shapes, as run was trained on, each in its own size and normalization" in err
     assert "only shown, not written: resnet18; --output FILE keeps it" in err
     assert all((Path(name) / "eval" / "knn.json").is_file() for name in ("run", "other"))
 
@@ -196,10 +196,10 @@ def test_data_without_labels_leave_what_needs_some_out_and_refuse_it_alone(run):
     code, _, err = ssl("eval", "run", *data)
     assert (code, err) == (
         2,
-        "ssl: images: there are no labelled images to fit and to judge on; name data that have some\n",
+        "ssl: images: there are no labeled images to fit and to judge on; name data that have some\n",
     )
     out, err = done("eval", "run", "--method", "all", *data)
-    assert "left out, there are no labelled images to fit and to judge on: knn" in err
+    assert "left out, there are no labeled images to fit and to judge on: knn" in err
     assert "rank_me" in out.splitlines()[0]
     assert [path.stem for path in Path("run/eval").glob("*.json")] == ["quality"]
     for number in range(8):
@@ -207,7 +207,7 @@ def test_data_without_labels_leave_what_needs_some_out_and_refuse_it_alone(run):
         Path(f"photos/{number}.png").rename(f"classes/{'ab'[number % 2]}/{number}.png")
     code, _, err = ssl("eval", "run", "data.name=folder", "data.root=classes")
     assert (code, err.count("\n")) == (2, 1)
-    assert "ssl: folder: all labelled images are one part" in err
+    assert "ssl: folder: all labeled images are one part" in err
 
 
 def test_an_evaluator_that_peeks_ends_with_one_line_and_writes_nothing(run):

@@ -298,3 +298,11 @@ def test_the_plain_config_holds_every_value_that_is_used(tmp_path: Path) -> None
     keys = {".".join(map(str, key)) for key in leaves(plain)}
     assert {"method.temperature", "backbone.stem", "data.split", "optimizer.weight_decay", "checkpoints.keep",
             "training.precision", "callbacks.knn.k", "views.0.operations.0.scale.0"} <= keys  # fmt: skip
+
+
+def test_the_british_spelling_of_version_0_1_is_still_understood(tmp_path):
+    config = from_text(tmp_path, "method: byol\ndata: {name: images, root: ., normalisation: measured}\n")
+    assert config.data.options.normalization == "measured"
+    assert "normalisation" not in config.plain()["data"]
+    stored = from_text(tmp_path, "method: {name: byol, predictor: {weight_standardisation: true}}\ndata: shapes\n")
+    assert stored.method.options.predictor.weight_standardization

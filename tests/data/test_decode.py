@@ -21,7 +21,7 @@ SIZE = (12, 8)  # width, height
 
 
 def ramp() -> np.ndarray:
-    """(8, 12, 3): every pixel differs from its neighbours, so that a swapped axis or channel shows."""
+    """(8, 12, 3): every pixel differs from its neighbors, so that a swapped axis or channel shows."""
     y, x = np.mgrid[0:8, 0:12]
     return np.stack([x * 20, y * 30, 255 - x * 10 - y * 10], 2).astype(np.uint8)
 
@@ -62,7 +62,7 @@ def test_jpeg_is_what_was_saved_but_for_its_losses(tmp_path: Path) -> None:
     assert int(error.abs().max()) < 12
 
 
-def test_grey_jpeg_becomes_three_equal_channels(tmp_path: Path) -> None:
+def test_gray_jpeg_becomes_three_equal_channels(tmp_path: Path) -> None:
     Image.fromarray(ramp()).convert("L").save(tmp_path / "a.jpg")
     image = decode(tmp_path / "a.jpg")
     assert image.shape == (3, 8, 12)
@@ -118,16 +118,16 @@ def test_transparent_palette_entry_is_laid_on_white(tmp_path: Path) -> None:
     assert pixels[:, 0, 11].tolist() == [255, 255, 255]
 
 
-@pytest.mark.parametrize(("mode", "colour"), [("RGBA", (200, 100, 0, 128)), ("LA", (100, 128))])
-def test_half_transparent_pixels_are_half_white(tmp_path: Path, mode: str, colour: tuple[int, ...]) -> None:
-    Image.new(mode, SIZE, colour).save(tmp_path / "a.png")
-    solid = colour[:3] if mode == "RGBA" else (colour[0],) * 3
+@pytest.mark.parametrize(("mode", "color"), [("RGBA", (200, 100, 0, 128)), ("LA", (100, 128))])
+def test_half_transparent_pixels_are_half_white(tmp_path: Path, mode: str, color: tuple[int, ...]) -> None:
+    Image.new(mode, SIZE, color).save(tmp_path / "a.png")
+    solid = color[:3] if mode == "RGBA" else (color[0],) * 3
     half = [(value + 255) / 2 for value in solid]
     assert decode(tmp_path / "a.png")[:, 3, 3].tolist() == pytest.approx(half, abs=1.5)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_higher_byte_of_sixteen_bit_grey_is_kept(tmp_path: Path, name: str) -> None:
+def test_higher_byte_of_sixteen_bit_gray_is_kept(tmp_path: Path, name: str) -> None:
     values = (np.arange(96, dtype=np.uint16) * 680).reshape(8, 12)
     Image.fromarray(values).save(tmp_path / name)
     image = decode(tmp_path / name)

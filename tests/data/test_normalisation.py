@@ -10,7 +10,7 @@ from PIL import Image
 
 from sslcli.contracts.data import channel_statistics
 from sslcli.contracts.errors import UserError
-from sslcli.data import normalization as normalisation
+from sslcli.data import normalization as normalization
 from sslcli.data.normalization import measure
 from sslcli.datasets.folder import Folder, FolderOptions
 
@@ -32,7 +32,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def options(root: Path) -> FolderOptions:
-    return FolderOptions(root=root, normalisation="measured")
+    return FolderOptions(root=root, normalization="measured")
 
 
 def test_measured_values_are_those_of_the_images(photos: Path) -> None:
@@ -55,7 +55,7 @@ def test_values_are_cached_until_an_image_changes(photos: Path, cache: Path, mon
     (file,) = cache.iterdir()
     assert json.loads(file.read_text())["mean"] == list(first.mean)
     with monkeypatch.context() as patch:
-        patch.setattr(normalisation, "decode", lambda *arguments: pytest.fail("measured again"))
+        patch.setattr(normalization, "decode", lambda *arguments: pytest.fail("measured again"))
         assert Folder(options(photos)).info == first
     Image.new("RGB", (9, 9), (255, 255, 255)).save(photos / "a" / "0.png")
     assert Folder(options(photos)).info.mean > first.mean
@@ -82,5 +82,5 @@ def test_unreadable_images_are_left_out_and_none_readable_is_told(photos: Path) 
     expected = measure(photos / "a", ["1.png", "2.png"], 3)
     (photos / "a" / "bad.png").write_bytes(b"nothing")
     assert measure(photos / "a", ["1.png", "2.png", "bad.png"], 3) == expected
-    with pytest.raises(UserError, match=r"^data\.normalisation: none of the 1 images[^\n]*$"):
+    with pytest.raises(UserError, match=r"^data\.normalization: none of the 1 images[^\n]*$"):
         measure(photos / "a", ["bad.png"], 3)

@@ -19,11 +19,11 @@ class Numbered(Dataset):
     """Image i is filled with i; its label is i modulo 3."""
 
     def __init__(
-        self, length: int, keeps: bool = True, size: tuple[int, int] | None = (2, 4), labelled: bool = True
+        self, length: int, keeps: bool = True, size: tuple[int, int] | None = (2, 4), labeled: bool = True
     ) -> None:
         super().__init__(DatasetOptions())
         self.info = DataInfo("numbered", 3, size, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c"))
-        self.labels = torch.arange(length) % 3 if labelled else None
+        self.labels = torch.arange(length) % 3 if labeled else None
         self.length, self.keeps = length, keeps
 
     def __len__(self) -> int:
@@ -129,7 +129,7 @@ def test_order_is_made_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_data_without_labels_have_none() -> None:
-    assert take(resident(Numbered(10, labelled=False), CPU, 5), 0, 1)[0][0].labels is None
+    assert take(resident(Numbered(10, labeled=False), CPU, 5), 0, 1)[0][0].labels is None
 
 
 @pytest.mark.parametrize(("accumulate", "world_size", "multiple"), [(3, 1, 3), (1, 3, 3), (4, 4, 16)])

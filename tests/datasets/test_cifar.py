@@ -85,7 +85,7 @@ def test_limit_takes_the_same_share_of_each_class_with_its_images(tiny: Path) ->
 
 def test_probe_is_fitted_on_the_limited_train_split_and_judged_on_all_of_test(tiny: Path) -> None:
     options = CIFAR10Options(root=tiny, limit=10)
-    fit, judge = CIFAR10.labelled(options, "train"), CIFAR10.labelled(options, "eval")
+    fit, judge = CIFAR10.labeled(options, "train"), CIFAR10.labeled(options, "eval")
     assert fit == options
     assert judge == CIFAR10Options(root=tiny, split="test")
     assert len(CIFAR10(CIFAR10Options(root=tiny, limit=10, split="test"))) == 10
@@ -153,7 +153,7 @@ def test_download_does_not_write_to_stdout(
 @pytest.mark.skipif(
     not (REAL / "cifar-10-batches-py").is_dir(), reason=f"no CIFAR-10 in {REAL}; SSLCLI_TEST_DATA says where it is"
 )
-def test_real_data_have_the_statistics_that_views_are_normalised_with() -> None:
+def test_real_data_have_the_statistics_that_views_are_normalized_with() -> None:
     data = CIFAR10(CIFAR10Options(root=REAL))
     assert len(data) == 50_000
     assert data.info.classes == tuple(NAMES)

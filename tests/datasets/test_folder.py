@@ -64,22 +64,22 @@ def test_train_and_val_folders_are_splits(tmp_path: Path, held_out: str) -> None
     options = FolderOptions(root=tmp_path)
     assert names(Folder(options)) == ["a/1.png", "b/2.png"]
     assert names(Folder(FolderOptions(root=tmp_path, split="val"))) == ["a/3.png", "b/4.png"]
-    assert Folder.labelled(options, "train") == options
-    assert Folder.labelled(options, "eval") == FolderOptions(root=tmp_path, split="val")
+    assert Folder.labeled(options, "train") == options
+    assert Folder.labeled(options, "eval") == FolderOptions(root=tmp_path, split="val")
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     put(tmp_path, "bus/1.png", "train/2.png")
     data = Folder(FolderOptions(root=tmp_path))
     assert data.info.classes == ("bus", "train")
-    assert Folder.labelled(data.options, "eval") is None
+    assert Folder.labeled(data.options, "eval") is None
 
 
 def test_split_all_reads_the_root_itself(tmp_path: Path) -> None:
     put(tmp_path, "train/1.png", "val/2.png")
     options = FolderOptions(root=tmp_path, split="all")
     assert Folder(options).info.classes == ("train", "val")
-    assert Folder.labelled(options, "train") is None
+    assert Folder.labeled(options, "train") is None
 
 
 def test_labels_of_val_are_those_of_train_where_a_class_is_missing(tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_limit_belongs_to_the_split_it_was_given_for(tmp_path: Path) -> None:
     data = Folder(options)
     assert data.labels.bincount().tolist() == [2, 2]
     assert all(name.startswith("ab"[label]) for name, label in zip(names(data), data.labels.tolist(), strict=True))
-    assert Folder.labelled(options, "eval") == FolderOptions(root=tmp_path, split="val")
+    assert Folder.labeled(options, "eval") == FolderOptions(root=tmp_path, split="val")
     on_val = FolderOptions(root=tmp_path, split="val", limit=1)
-    assert Folder.labelled(on_val, "train") == FolderOptions(root=tmp_path, split="train")
+    assert Folder.labeled(on_val, "train") == FolderOptions(root=tmp_path, split="train")
 
 
 def test_missing_folder_file_and_split_are_told(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HOME", str(tmp_path))
     options = FolderOptions(root=Path("~/photos"))
     assert len(Folder(options)) == 1
-    assert Folder.labelled(options, "eval") is not None
+    assert Folder.labeled(options, "eval") is not None
     assert len(Images(ImagesOptions(root=Path("~/photos")))) == 2
 
 
@@ -141,18 +141,18 @@ def test_images_have_no_labels(tmp_path: Path) -> None:
     data = Images(ImagesOptions(root=tmp_path))
     assert data.labels is None
     assert data.info.classes is None
-    assert Images.labelled(data.options, "train") is None
+    assert Images.labeled(data.options, "train") is None
     assert len(Images(ImagesOptions(root=tmp_path, limit=1))) == 1
 
 
-def test_grey_on_request_with_one_channel_of_statistics(tmp_path: Path) -> None:
+def test_gray_on_request_with_one_channel_of_statistics(tmp_path: Path) -> None:
     put(tmp_path, "a/1.png")
     data = Folder(FolderOptions(root=tmp_path, channels=1))
     assert data.image(0).shape == (1, 4, 6)
     assert (data.info.channels, len(data.info.mean)) == (1, 1)
-    colour = Folder(FolderOptions(root=tmp_path))
-    assert (colour.info.mean, colour.info.std) == IMAGENET[3]
-    assert (colour.info.image_size, Folder.view_size(colour.options)) == (None, 224)
+    color = Folder(FolderOptions(root=tmp_path))
+    assert (color.info.mean, color.info.std) == IMAGENET[3]
+    assert (color.info.image_size, Folder.view_size(color.options)) == (None, 224)
 
 
 def test_damaged_image_is_unreadable_when_it_is_read_and_not_before(tmp_path: Path) -> None:

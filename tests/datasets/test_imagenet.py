@@ -62,7 +62,7 @@ def test_what_is_known_of_the_data(tiny: Path) -> None:
     assert ImageNet.view_size(ImageNetOptions()) == 224
 
 
-def test_gray_and_four_coloured_jpegs_become_rgb(tmp_path: Path) -> None:
+def test_gray_and_four_colored_jpegs_become_rgb(tmp_path: Path) -> None:
     put(tmp_path, f"train/{TENCH}/gray.JPEG", mode="L")
     put(tmp_path, f"train/{TENCH}/print.JPEG", mode="CMYK")
     data = ImageNet(ImageNetOptions(root=tmp_path))
@@ -75,7 +75,7 @@ def test_kaggles_layout_is_found(tmp_path: Path, layout: str) -> None:
     split(tmp_path / layout / "val", 1)
     options = ImageNetOptions(root=tmp_path)
     assert len(ImageNet(options)) == 6
-    judged = ImageNet.labelled(options, "eval")
+    judged = ImageNet.labeled(options, "eval")
     assert judged == ImageNetOptions(root=tmp_path, split="val")
     assert len(ImageNet(judged)) == 3
 
@@ -116,17 +116,17 @@ def test_class_that_only_val_has_is_refused(tmp_path: Path) -> None:
 def test_limit_takes_the_same_share_of_each_class_and_belongs_to_its_split(tiny: Path) -> None:
     options = ImageNetOptions(root=tiny, limit=6)
     assert ImageNet(options).labels.bincount().tolist() == [2, 2, 2]
-    assert ImageNet.labelled(options, "train") == options
-    assert ImageNet.labelled(options, "eval") == ImageNetOptions(root=tiny, split="val")
+    assert ImageNet.labeled(options, "train") == options
+    assert ImageNet.labeled(options, "eval") == ImageNetOptions(root=tiny, split="val")
     on_val = ImageNetOptions(root=tiny, split="val", limit=3)
-    assert ImageNet.labelled(on_val, "train") == ImageNetOptions(root=tiny)
+    assert ImageNet.labeled(on_val, "train") == ImageNetOptions(root=tiny)
 
 
 def test_without_one_of_the_splits_there_is_nothing_to_fit_and_judge_a_probe_on(tmp_path: Path) -> None:
     split(tmp_path / "train", 1)
     options = ImageNetOptions(root=tmp_path)
-    assert ImageNet.labelled(options, "train") is None
-    assert ImageNet.labelled(options, "eval") is None
+    assert ImageNet.labeled(options, "train") is None
+    assert ImageNet.labeled(options, "eval") is None
 
 
 def test_missing_folder_and_splits_are_told(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_home_is_expanded(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tiny.parent))
     options = ImageNetOptions(root=Path("~") / tiny.name)
     assert len(ImageNet(options)) == 9
-    assert ImageNet.labelled(options, "eval") is not None
+    assert ImageNet.labeled(options, "eval") is not None
 
 
 def test_split_that_is_none_is_refused() -> None:

@@ -93,15 +93,15 @@ def test_textures_are_the_distances_that_their_names_say() -> None:
     assert torch.equal(checker < 0, torch.tensor([True, False, False]))
 
 
-def test_neither_light_nor_colour_gives_the_form_away() -> None:
+def test_neither_light_nor_color_gives_the_form_away() -> None:
     data = Shapes(ShapesOptions(count=2400))
-    colours = data.images().float().mean(dim=(2, 3)) / 255
+    colors = data.images().float().mean(dim=(2, 3)) / 255
     for form in range(len(FORMS)):
-        of_form = colours[data.labels // len(TEXTURES) == form]
-        assert float((of_form.mean(dim=0) - colours.mean(dim=0)).abs().max()) < 0.02
+        of_form = colors[data.labels // len(TEXTURES) == form]
+        assert float((of_form.mean(dim=0) - colors.mean(dim=0)).abs().max()) < 0.02
 
 
-def test_statistics_that_views_are_normalised_with_are_those_of_the_pictures() -> None:
+def test_statistics_that_views_are_normalized_with_are_those_of_the_pictures() -> None:
     mean, std = channel_statistics(Shapes(ShapesOptions(count=1000)).images())
     assert mean == pytest.approx(MEAN, abs=0.01)
     assert std == pytest.approx(STD, abs=0.01)
@@ -119,8 +119,8 @@ def test_limit_takes_the_same_share_of_each_class_and_draws_the_same_pictures() 
 
 def test_count_speaks_only_of_the_split_it_was_given_for() -> None:
     options = ShapesOptions(count=200, seed=4, limit=50)
-    assert Shapes.labelled(options, "train") == options
-    assert Shapes.labelled(options, "eval") == ShapesOptions(split="test", seed=4)
+    assert Shapes.labeled(options, "train") == options
+    assert Shapes.labeled(options, "eval") == ShapesOptions(split="test", seed=4)
 
 
 @pytest.mark.parametrize("wrong", [{"size": 8}, {"count": 0}, {"split": "val"}, {"seed": -1}, {"count": "9"}])

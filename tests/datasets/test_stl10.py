@@ -55,7 +55,7 @@ def test_images_are_upright_and_labels_count_from_zero(tiny: Path) -> None:
     assert STL10.view_size(data.options) == 96
 
 
-def test_splits_are_those_of_the_files_and_the_unlabelled_ones_have_no_labels(tiny: Path) -> None:
+def test_splits_are_those_of_the_files_and_the_unlabeled_ones_have_no_labels(tiny: Path) -> None:
     test = STL10(STL10Options(root=tiny, split="test"))
     assert (len(test), test.labels is None) == (10, False)
     unlabeled = STL10(STL10Options(root=tiny, split="unlabeled"))
@@ -91,11 +91,11 @@ def test_limit_takes_the_same_share_of_each_class(tiny: Path) -> None:
 
 def test_probe_is_fitted_on_train_and_judged_on_test_whatever_was_trained_on(tiny: Path) -> None:
     options = STL10Options(root=tiny, split="train+unlabeled", limit=5, folds=1)
-    assert STL10.labelled(options, "train") == STL10Options(root=tiny, split="train")
-    assert STL10.labelled(options, "eval") == STL10Options(root=tiny, split="test")
+    assert STL10.labeled(options, "train") == STL10Options(root=tiny, split="train")
+    assert STL10.labeled(options, "eval") == STL10Options(root=tiny, split="test")
     train = STL10Options(root=tiny, split="train", limit=5, folds=1)
-    assert STL10.labelled(train, "train") == train
-    assert STL10.labelled(train, "eval") == STL10Options(root=tiny, split="test")
+    assert STL10.labeled(train, "train") == train
+    assert STL10.labeled(train, "eval") == STL10Options(root=tiny, split="test")
 
 
 def test_missing_and_damaged_files_are_told(tiny: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The picture of a confusion matrix: readable, row by row in per cent, and made without any global state."""
+"""The picture of a confusion matrix: readable, row by row in percent, and made without any global state."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from evaluation_helpers import InMemory, TinyBackbone, trained
 
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import Trained
-from sslcli.evaluation.extraction import extract_features, load_images, normaliser
+from sslcli.evaluation.extraction import extract_features, load_images, normalizer
 from sslcli.evaluation.subject import FrozenSubject, require_parts, share_images
 
 CPU = torch.device("cpu")
@@ -16,9 +16,9 @@ LABELS = torch.arange(23) % 3
 
 
 def extract(backbone, images, batch_size=8, size=8, precision="fp32"):
-    scale = normaliser((0.5,) * 3, (0.25,) * 3, CPU)
+    scale = normalizer((0.5,) * 3, (0.25,) * 3, CPU)
     return extract_features(
-        backbone, images, image_size=size, normalise=scale, device=CPU, batch_size=batch_size, precision=precision
+        backbone, images, image_size=size, normalize=scale, device=CPU, batch_size=batch_size, precision=precision
     )
 
 
@@ -111,7 +111,7 @@ def subject(train=True, test=True, **options):
     return FrozenSubject(trained(), parts[0], parts[1], CPU, **options)
 
 
-def test_a_subject_computes_features_once_and_normalises_with_the_card():
+def test_a_subject_computes_features_once_and_normalizes_with_the_card():
     it = subject(batch_size=10)
     first = it.features("train")
     calls = it.backbone.calls
@@ -121,7 +121,7 @@ def test_a_subject_computes_features_once_and_normalises_with_the_card():
     expected = (images.float() / 255 - torch.tensor((0.4, 0.5, 0.6)).view(3, 1, 1)) / torch.tensor(
         (0.2, 0.2, 0.3)
     ).view(3, 1, 1)
-    torch.testing.assert_close(it.normalise(images), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(it.normalize(images), expected, rtol=1e-5, atol=1e-5)
     assert it.describe()["train"] == {"name": "memory", "images": 23, "split": "train", "limit": None, "unreadable": 0}
     assert it.describe()["digest"] == "abc"
 
@@ -137,7 +137,7 @@ def test_a_subject_leaves_the_given_backbone_alone():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: subject(test=False), "no labelled images for the part 'eval'"),
+        (lambda: subject(test=False), "no labeled images for the part 'eval'"),
         (lambda: FrozenSubject(trained(), InMemory(None, 5), InMemory(LABELS, 23, split="test"), CPU), "has no labels"),
         (
             lambda: FrozenSubject(trained(), InMemory(LABELS, 23), InMemory(LABELS % 2, 23, split="test"), CPU),

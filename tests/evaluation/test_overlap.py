@@ -76,7 +76,7 @@ def root(tmp_path: Path) -> Path:
 
 def folders(root: Path) -> tuple[Folder, Folder]:
     options = Folder.Options.parse({"root": str(root)})
-    return Folder.open(Folder.labelled(options, "train")), Folder.open(Folder.labelled(options, "eval"))
+    return Folder.open(Folder.labeled(options, "train")), Folder.open(Folder.labeled(options, "eval"))
 
 
 def test_other_files_are_no_overlap(root):

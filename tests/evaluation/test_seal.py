@@ -148,15 +148,15 @@ def test_an_evaluation_that_changes_or_freezes_the_backbone_is_refused_with_its_
 
 
 def test_features_changed_in_place_are_refused_because_others_share_them():
-    class Centres(Plain):
+    class Centers(Plain):
         chooses = False
 
         def evaluate(self, subject):
             subject.features("train").features[:2].sub_(1)
             return super().evaluate(subject)
 
-    with pytest.raises(SslError, match="'centres' has changed the features of the part 'train' in place"):
-        run_evaluator("centres", Centres(Options()), subject(), 0)
+    with pytest.raises(SslError, match="'centers' has changed the features of the part 'train' in place"):
+        run_evaluator("centers", Centers(Options()), subject(), 0)
 
 
 @pytest.mark.parametrize("name", [plugin.name for plugin in BUILT_IN if load_found(plugin).needs_labels])

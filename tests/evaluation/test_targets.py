@@ -27,8 +27,8 @@ from sslcli.testing.stand_ins import MEAN, STD, MemoryDataset, small_trained
 NARROW = ["backbone.stem=small", "backbone.width=4"]
 
 
-def parts(labelled: bool = True, size: int = 16) -> Parts:
-    return Parts(MemoryDataset("train", size=size), MemoryDataset("test", size=size), labelled, size, {})
+def parts(labeled: bool = True, size: int = 16) -> Parts:
+    return Parts(MemoryDataset("train", size=size), MemoryDataset("test", size=size), labeled, size, {})
 
 
 def network(word: str, *overrides: str, seed: int = 0, size: int = 16) -> tuple[Trained, list[str]]:
@@ -37,7 +37,7 @@ def network(word: str, *overrides: str, seed: int = 0, size: int = 16) -> tuple[
     return load_network(target, document, shown, parts(size=size), seed=seed, tell=told.append), told
 
 
-def test_a_name_is_an_untrained_network_with_the_datas_own_normalisation():
+def test_a_name_is_an_untrained_network_with_the_datas_own_normalization():
     found, told = network("resnet18", *NARROW)
     assert (found.card.method, found.card.mean, found.card.std) == ("untrained", (MEAN,) * 3, (STD,) * 3)
     assert (found.card.image_size, found.card.feature_dim, found.run) == (16, 32, None)
@@ -52,7 +52,7 @@ def test_untrained_weights_follow_the_seed_and_leave_torchs_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_normalisation_and_size_can_be_said():
+def test_normalization_and_size_can_be_said():
     found, _ = network("resnet18", *NARROW, "mean=[0.1, 0.2, 0.3]", "std=[0.4, 0.5, 0.6]", "image_size=24")
     assert (found.card.mean, found.card.std, found.card.image_size) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 24)
 
@@ -90,14 +90,14 @@ def test_a_plain_weight_file_of_torchvision_is_loaded_into_the_network_that_is_n
         torch.testing.assert_close(found.backbone(images).pooled, reference.eval()(images))
 
 
-def test_published_weights_are_asked_for_and_get_imagenets_normalisation(monkeypatch, state):
+def test_published_weights_are_asked_for_and_get_imagenets_normalization(monkeypatch, state):
     monkeypatch.setattr(load("backbones", "resnet18"), "published_state", lambda self: state)
     found, _ = network("resnet18", "backbone.pretrained=true", size=32)
     assert (found.card.method, found.card.mean) == ("published weights", IMAGENET[3][0])
     assert torch.equal(found.backbone.network.conv1.weight, state["conv1.weight"])
 
 
-def test_weights_of_ours_bring_their_own_normalisation(tmp_path):
+def test_weights_of_ours_bring_their_own_normalization(tmp_path):
     given = small_trained()
     save_backbone(tmp_path / "b.safetensors", given.backbone, given.card)
     assert find_target(tmp_path / "b.safetensors").kind == "trained"
@@ -164,7 +164,7 @@ def tokens_of(word: str, feature: Any, *overrides: str) -> FrozenSubject:
 def test_tokens_are_the_mean_of_the_patches_and_the_protocol_says_so():
     vit = ("vit_tiny", "backbone.depth=1", "backbone.patch_size=4")
     it, pooled = tokens_of(vit[0], "tokens", *vit[1:]), tokens_of(vit[0], "pooled", *vit[1:])
-    images = it.normalise(it.dataset("eval").images())
+    images = it.normalize(it.dataset("eval").images())
     with torch.no_grad():
         expected = pooled.backbone(images).tokens.mean(dim=1)
     torch.testing.assert_close(it.features("eval").features, expected)
@@ -185,9 +185,9 @@ def test_what_is_in_memory_is_judged_as_what_lies_in_files():
     assert len(result.protocol["weights_sha256"]) == 64
 
 
-def test_a_run_on_the_judged_images_is_recognised_by_its_options():
+def test_a_run_on_the_judged_images_is_recognized_by_its_options():
     cls = load("datasets", "shapes")
-    judged = cls.open(cls.labelled(cls.Options.parse({"count": 20, "size": 16}), "eval"))
+    judged = cls.open(cls.labeled(cls.Options.parse({"count": 20, "size": 16}), "eval"))
     stored = {"name": "shapes", **judged.options.plain()}
     assert pretrained_on(stored, judged)
     assert not pretrained_on({**stored, "split": "train"}, judged)

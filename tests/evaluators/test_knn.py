@@ -1,4 +1,4 @@
-"""Weighted k nearest neighbours, held to a literal transcription."""
+"""Weighted k nearest neighbors, held to a literal transcription."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sslcli.evaluation.scores import accuracy, confusion, exact_float32, in_top,
 
 
 def literal_knn(bank, bank_labels, features, classes, k, temperature):
-    """Loops in float64: normalise, sort by cosine, sum exp(s / τ) per class."""
+    """Loops in float64: normalize, sort by cosine, sum exp(s / τ) per class."""
     result = []
     for f in features.double().tolist():
         norm = math.sqrt(sum(v * v for v in f))
@@ -145,7 +145,7 @@ def test_the_precision_of_products_is_put_back():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_neighbours_on_a_gpu_are_those_of_the_cpu_even_with_tf32_on():
+def test_neighbors_on_a_gpu_are_those_of_the_cpu_even_with_tf32_on():
     g = torch.Generator().manual_seed(0)
     bank, test = torch.rand(500, 64, generator=g), torch.rand(100, 64, generator=g)
     torch.set_float32_matmul_precision("high")
@@ -162,6 +162,6 @@ def test_features_that_are_all_zero_do_not_give_nan():
     assert bool(torch.isfinite(scores).all())
 
 
-def test_a_single_number_of_neighbours_or_temperature_needs_no_list():
+def test_a_single_number_of_neighbors_or_temperature_needs_no_list():
     options = knn.KNN.Options.parse({"k": 50, "temperature": 0.2})
     assert (options.k, options.temperature) == ((50,), (0.2,))

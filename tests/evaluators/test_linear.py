@@ -20,7 +20,7 @@ from sslcli.evaluators.linear.heads import (
     CachedBatches,
     best_head,
     judge_heads,
-    standardisations,
+    standardizations,
     stratified_split,
     train_heads,
 )
@@ -38,15 +38,15 @@ def training(name="sgd", schedule=None, init="zero", epochs=4, batch_size=16, **
 SGD = training(weight_decay=1e-3, exclude=[])
 
 
-def fitted(features, labels, rows, classes, rates, standardise, how=SGD, seed=0, **more):
+def fitted(features, labels, rows, classes, rates, standardize, how=SGD, seed=0, **more):
     batches = CachedBatches(features, labels, rows, how.batch_size, seed)
-    return train_heads(batches, standardisations(features, rows, standardise), classes, rates, how, seed, **more)
+    return train_heads(batches, standardizations(features, rows, standardize), classes, rates, how, seed, **more)
 
 
-def torch_head(features, labels, rows, classes, rate, standardised, seed, epochs=4, batch_size=16, **options):
+def torch_head(features, labels, rows, classes, rate, standardized, seed, epochs=4, batch_size=16, **options):
     """The same training by torch's own layer, SGD and schedule, in float64."""
     x = features.double()
-    if standardised:
+    if standardized:
         x = (x - x[rows].mean(dim=0)) / (x[rows].var(dim=0, correction=0) + 1e-5).sqrt()
     layer = nn.Linear(x.shape[1], classes, dtype=torch.float64)
     nn.init.zeros_(layer.weight)
@@ -69,15 +69,15 @@ def torch_head(features, labels, rows, classes, rate, standardised, seed, epochs
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("standardised", [False, True])
-def test_a_head_equals_torchs_own_sgd_in_float64(standardised, nesterov):
+@pytest.mark.parametrize("standardized", [False, True])
+def test_a_head_equals_torchs_own_sgd_in_float64(standardized, nesterov):
     data = clusters(75, 4)
     rows = torch.arange(0, 75, 2)
     features = data.features.double()
     how = training(weight_decay=1e-3, exclude=[], nesterov=nesterov)
-    heads, found = fitted(features, data.labels, rows, 4, [0.01, 0.1], [False, standardised], how, 3)
+    heads, found = fitted(features, data.labels, rows, 4, [0.01, 0.1], [False, standardized], how, 3)
     for place, rate in enumerate([0.01, 0.1]):
-        layer, curve = torch_head(features, data.labels, rows, 4, rate, standardised, 3, nesterov=nesterov)
+        layer, curve = torch_head(features, data.labels, rows, 4, rate, standardized, 3, nesterov=nesterov)
         torch.testing.assert_close(heads.weight[1, place], layer.weight.detach(), rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(heads.bias[1, place], layer.bias.detach(), rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(found.losses[:, 1, place], curve, rtol=1e-9, atol=0)
@@ -95,7 +95,7 @@ def test_the_joint_sweep_equals_a_run_of_the_chosen_rate_alone():
     data = clusters(120, 4)
     rows = torch.arange(100)
     joint, curve = fitted(data.features, data.labels, rows, 4, [0.001, 0.03, 1e30], [False, True])
-    assert not bool(torch.isfinite(curve.losses[:, :, 2]).all())  # a diverged neighbour
+    assert not bool(torch.isfinite(curve.losses[:, :, 2]).all())  # a diverged neighbor
     alone, own = fitted(data.features, data.labels, rows, 4, [0.03], [True])
     torch.testing.assert_close(joint.weight[1, 1], alone.weight[0, 0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(curve.losses[:, 1, 1], own.losses[:, 0, 0], rtol=1e-5, atol=1e-6)
@@ -254,7 +254,7 @@ def test_any_top_k_is_reported_and_one_that_is_always_right_is_not():
 
 
 def test_a_single_rate_is_used_as_it_is_with_nothing_held_out():
-    result, subject = evaluate(lr=0.03, standardise=True)
+    result, subject = evaluate(lr=0.03, standardize=True)
     assert result.protocol["fit_images"] == 200
     assert "sweep" not in result.details
     assert [row["held_out_top1"] for row in result.details["curve"]] == [None] * 5
@@ -266,11 +266,11 @@ def test_without_refit_the_chosen_classifier_is_judged_as_it_is():
     assert result.protocol["fit_images"] == 180
     assert result.protocol["after_choice"] == "judged as it was chosen"
     assert "final_curve" not in result.details
-    assert subject.decided == {"lr": result.protocol["chosen_lr"], "standardise": result.protocol["chosen_standardise"]}
+    assert subject.decided == {"lr": result.protocol["chosen_lr"], "standardize": result.protocol["chosen_standardize"]}
 
 
 def test_mocos_published_setting_is_what_its_options_make():
-    options = LinearOptions.parse({"lr": 30, "standardise": False, "init": "normal", "schedule": {"name": "step"}})
+    options = LinearOptions.parse({"lr": 30, "standardize": False, "init": "normal", "schedule": {"name": "step"}})
     how = Training.of(options, 10_000)
     schedule = how.schedule_for(30.0, 10)
     values = [schedule(step) for step in (0, 599, 600, 799, 800, 999)]
@@ -320,9 +320,9 @@ def test_a_warm_up_longer_than_the_training_is_a_user_error():
 
 def test_rates_that_all_diverge_and_single_images_are_user_errors():
     with pytest.raises(UserError, match="every learning rate diverged"):
-        evaluate(lr=[1e38, 3e38], standardise=[False])
+        evaluate(lr=[1e38, 3e38], standardize=[False])
     with pytest.raises(UserError, match=r"with lr 1e\+38 it diverged"):
-        evaluate(lr=[1e38], standardise=[False])
+        evaluate(lr=[1e38], standardize=[False])
     single = FeatureSet(torch.randn(4, 5), torch.arange(4))
     with pytest.raises(UserError, match="held out"):
         evaluate(train=single)

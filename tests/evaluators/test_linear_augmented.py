@@ -1,4 +1,4 @@
-"""The classic linear protocol: fresh views of each image, a backbone that stays frozen, its own normalisation."""
+"""The classic linear protocol: fresh views of each image, a backbone that stays frozen, its own normalization."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import nn
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.datasets.folder import Folder
-from sslcli.evaluation.extraction import normaliser
+from sslcli.evaluation.extraction import normalizer
 from sslcli.evaluation.seal import SealedSubject, state_digest
 from sslcli.evaluation.subject import FrozenSubject
 from sslcli.evaluators.linear.augmented import AugmentedFeatures
 from sslcli.evaluators.linear.evaluator import Linear, LinearOptions
 from sslcli.evaluators.linear.heads import stratified_split
-from sslcli.evaluators.probes.images import Subset, ViewBatches, normalisation_of, stratified_share
+from sslcli.evaluators.probes.images import Subset, ViewBatches, normalization_of, stratified_share
 
 CPU = torch.device("cpu")
 
 
-class MeanColour(Backbone):
-    """Mean colour and its square: enough for images whose colour tells the class."""
+class MeanColor(Backbone):
+    """Mean color and its square: enough for images whose color tells the class."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def evaluate(on, **options):
 
 def test_a_toy_problem_is_solved_and_the_protocol_says_how():
     told = []
-    result = evaluate(subject(MeanColour(), told=told), epochs=20, batch_size=24, lr=[0.01, 0.3, 1.0])
+    result = evaluate(subject(MeanColor(), told=told), epochs=20, batch_size=24, lr=[0.01, 0.3, 1.0])
     assert result.metrics["top1"] > 0.95
     json.dumps([result.protocol, result.details], allow_nan=False)
     assert result.protocol["protocol"] == "augmented"
@@ -73,7 +73,7 @@ def test_a_probe_never_runs_the_frozen_backbone_in_training_mode():
     before = state_digest(on.backbone)
     modes = []
     on.backbone.norm.register_forward_hook(lambda module, *_: modes.append(module.training))
-    evaluate(on, lr=0.1, standardise=False)
+    evaluate(on, lr=0.1, standardize=False)
     on.backbone.norm._forward_hooks.clear()
     assert state_digest(on.backbone) == before
     assert len(modes) > 3
@@ -98,9 +98,9 @@ def test_each_sample_and_each_epoch_has_a_view_of_its_own():
     assert not torch.equal(first, again)
 
 
-def test_views_are_normalised_as_the_backbone_was_trained_and_not_as_the_data_are():
+def test_views_are_normalized_as_the_backbone_was_trained_and_not_as_the_data_are():
     on = subject(count=8)
-    mean, std = normalisation_of(on, 3)
+    mean, std = normalization_of(on, 3)
     assert mean == pytest.approx(list(on.card.mean), abs=1e-5)
     assert std == pytest.approx(list(on.card.std), abs=1e-5)
     options = LinearOptions.parse({"protocol": "augmented", "views": {"preset": "probe_eval"}})
@@ -112,7 +112,7 @@ def test_views_are_normalised_as_the_backbone_was_trained_and_not_as_the_data_ar
 
 
 def _pairs(on, images):
-    plain = normaliser(on.card.mean, on.card.std, CPU)(on.dataset("train").pixels)
+    plain = normalizer(on.card.mean, on.card.std, CPU)(on.dataset("train").pixels)
     for image in images:
         assert float((plain - image).abs().amax(dim=(1, 2, 3)).min()) < 1e-4
         yield plain, image
@@ -121,7 +121,7 @@ def _pairs(on, images):
 def test_the_sweep_is_a_literal_loop_at_the_chosen_rate():
     """One pass for all rates, against autograd, torch's own SGD and the same views, for the chosen rate alone."""
     on = subject()
-    found = evaluate(on, lr=[0.03, 0.3], standardise=False, refit=False, batch_size=22)
+    found = evaluate(on, lr=[0.03, 0.3], standardize=False, refit=False, batch_size=22)
     lr = found.protocol["chosen_lr"]
     kept, _ = stratified_split(on.dataset("train").labels, 0.1, on.seed)
     options = LinearOptions.parse({"protocol": "augmented", "workers": 0})
@@ -151,7 +151,7 @@ def test_the_sweep_is_a_literal_loop_at_the_chosen_rate():
 
 
 def test_workers_and_resident_images_see_the_same_pixels():
-    inside, outside = (evaluate(subject(MeanColour(), resident=r), lr=0.3, standardise=False) for r in (True, False))
+    inside, outside = (evaluate(subject(MeanColor(), resident=r), lr=0.3, standardize=False) for r in (True, False))
     # Workers hand on 8-bit crops, so that the last bits differ.
     for a, b in zip(inside.details["curve"], outside.details["curve"], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
@@ -159,20 +159,20 @@ def test_workers_and_resident_images_see_the_same_pixels():
 
 def test_folders_of_images_of_uneven_sizes_are_probed_in_worker_processes(tmp_path):
     for split in ("train", "val"):
-        for number, colour in enumerate([(220, 30, 30), (30, 30, 220)]):
+        for number, color in enumerate([(220, 30, 30), (30, 30, 220)]):
             folder = tmp_path / split / f"class {number}"
             folder.mkdir(parents=True)
             for place in range(8):
-                Image.new("RGB", (20 + place, 26), colour).save(folder / f"{place}.png")
+                Image.new("RGB", (20 + place, 26), color).save(folder / f"{place}.png")
     parts = [Folder(Folder.Options.parse({"root": str(tmp_path), "split": split})) for split in ("train", "val")]
-    on = FrozenSubject(trained(MeanColour()), parts[0], parts[1], CPU)
-    result = evaluate(on, lr=[0.3, 1.0], standardise=False, epochs=8, batch_size=4, workers=1)
+    on = FrozenSubject(trained(MeanColor()), parts[0], parts[1], CPU)
+    result = evaluate(on, lr=[0.3, 1.0], standardize=False, epochs=8, batch_size=4, workers=1)
     assert result.metrics["top1"] == 1.0
 
 
 def test_held_out_images_are_never_trained_on():
     """Their labels are wrong; a training that saw them would not fit the others as it does."""
-    on = subject(MeanColour())
+    on = subject(MeanColor())
     seen = []
     original = ViewBatches.__init__
 

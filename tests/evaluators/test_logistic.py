@@ -45,17 +45,17 @@ def test_the_objective_is_the_literal_one_and_nothing_near_is_lower(monkeypatch)
 
 
 @pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
-@pytest.mark.parametrize("standardise", [False, True])
-def test_it_finds_the_optimum_of_scikit_learn(C, standardise):
+@pytest.mark.parametrize("standardize", [False, True])
+def test_it_finds_the_optimum_of_scikit_learn(C, standardize):
     linear_model = pytest.importorskip("sklearn.linear_model")
     preprocessing = pytest.importorskip("sklearn.preprocessing")
     train, test = clusters(200, 4), clusters(60, 4, seed=1)
     x, x_test = (part.features.double().numpy() for part in (train, test))
-    scaler = preprocessing.StandardScaler(with_std=standardise).fit(x)
+    scaler = preprocessing.StandardScaler(with_std=standardize).fit(x)
     theirs = linear_model.LogisticRegression(C=C, tol=1e-10, max_iter=10_000)
     theirs.fit(scaler.transform(x), train.labels.numpy())
-    ours = fit_logistic(train.features, train.labels, 4, C, standardise=standardise, tolerance=1e-8)
-    coefficients = torch.from_numpy(theirs.coef_.T / scaler.scale_[:, None] if standardise else theirs.coef_.T)
+    ours = fit_logistic(train.features, train.labels, 4, C, standardize=standardize, tolerance=1e-8)
+    coefficients = torch.from_numpy(theirs.coef_.T / scaler.scale_[:, None] if standardize else theirs.coef_.T)
     torch.testing.assert_close(ours.weight, coefficients, rtol=1e-3, atol=1e-4)
     probabilities = torch.from_numpy(theirs.predict_proba(scaler.transform(x_test)))
     scores = ours.scores(test.features)
@@ -64,14 +64,14 @@ def test_it_finds_the_optimum_of_scikit_learn(C, standardise):
     assert float((scores.argmax(dim=1) == test.labels).double().mean()) == (predicted == test.labels.numpy()).mean()
 
 
-@pytest.mark.parametrize("standardise", [False, True])
-def test_where_it_starts_does_not_change_where_it_ends(standardise):
+@pytest.mark.parametrize("standardize", [False, True])
+def test_where_it_starts_does_not_change_where_it_ends(standardize):
     data = clusters(80, 3)
-    cold = fit_logistic(data.features, data.labels, 3, 10.0, standardise=standardise, tolerance=1e-8)
-    first = fit_logistic(data.features, data.labels, 3, 1.0, standardise=standardise)
-    warm = fit_logistic(data.features, data.labels, 3, 10.0, standardise=standardise, tolerance=1e-8, start=first)
+    cold = fit_logistic(data.features, data.labels, 3, 10.0, standardize=standardize, tolerance=1e-8)
+    first = fit_logistic(data.features, data.labels, 3, 1.0, standardize=standardize)
+    warm = fit_logistic(data.features, data.labels, 3, 10.0, standardize=standardize, tolerance=1e-8, start=first)
     torch.testing.assert_close(warm.weight, cold.weight, rtol=1e-3, atol=1e-4)
-    again = fit_logistic(data.features, data.labels, 3, 10.0, standardise=standardise, tolerance=1e-7, start=cold)
+    again = fit_logistic(data.features, data.labels, 3, 10.0, standardize=standardize, tolerance=1e-7, start=cold)
     assert again.iterations <= 1
     torch.testing.assert_close(again.bias, cold.bias)
 
@@ -79,8 +79,8 @@ def test_where_it_starts_does_not_change_where_it_ends(standardise):
 def test_a_feature_that_never_changes_does_no_harm():
     data = clusters(60, 3)
     wide = torch.cat([data.features, torch.full((60, 1), 0.1)], dim=1)
-    with_it = fit_logistic(wide, data.labels, 3, 1.0, standardise=True, tolerance=1e-9)
-    without = fit_logistic(data.features, data.labels, 3, 1.0, standardise=True, tolerance=1e-9)
+    with_it = fit_logistic(wide, data.labels, 3, 1.0, standardize=True, tolerance=1e-9)
+    without = fit_logistic(data.features, data.labels, 3, 1.0, standardize=True, tolerance=1e-9)
     assert with_it.weight[-1].abs().max() == 0
     torch.testing.assert_close(with_it.weight[:-1], without.weight)
 

@@ -49,11 +49,11 @@ def test_it_repeats_to_the_bit_and_another_seed_changes_the_views_alone():
     assert {**first.metrics, "alignment": 0} == {**other.metrics, "alignment": 0}
 
 
-def test_views_without_chance_are_aligned_and_normalised_as_the_features_are():
+def test_views_without_chance_are_aligned_and_normalized_as_the_features_are():
     it = subject()
     still = {"preset": "probe_eval"}
     assert evaluate(it, views=still).metrics["alignment"] == pytest.approx(0, abs=1e-10)
-    # One view as it is, one mirrored: the literal forward, with the card's normalisation.
+    # One view as it is, one mirrored: the literal forward, with the card's normalization.
     mirrored = {"preset": "probe_eval", "1": {"flip": 1.0}}
     with pytest.raises(UserError, match="1 views, numbered from 0"):
         two_views(mirrored, 8)
@@ -61,7 +61,7 @@ def test_views_without_chance_are_aligned_and_normalised_as_the_features_are():
     found = evaluate(it, views={**listed, "0": {"flip": 0}, "1": {"flip": 1.0}}).metrics["alignment"]
     images = it.dataset("eval").pixels
     with torch.no_grad():
-        z1, z2 = (it.backbone(it.normalise(x)).pooled for x in (images, images.flip(-1)))
+        z1, z2 = (it.backbone(it.normalize(x)).pooled for x in (images, images.flip(-1)))
     assert found == pytest.approx(float(alignment(z1, z2)), rel=1e-3)
 
 

@@ -79,7 +79,7 @@ def wanted(it: Trained, images: Tensor) -> Tensor:
 
 
 def scaled(it: Trained, images: Tensor) -> Tensor:
-    """Images in [0, 1] → normalised."""
+    """Images in [0, 1] → normalized."""
     mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (it.card.mean, it.card.std))
     return (images - mean) / std
 

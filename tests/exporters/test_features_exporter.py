@@ -16,7 +16,7 @@ from safetensors import safe_open
 import sslcli
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions
 from sslcli.contracts.errors import UnreadableImage, UserError
-from sslcli.evaluation.extraction import extract_features, normaliser
+from sslcli.evaluation.extraction import extract_features, normalizer
 from sslcli.exporters.features import exporter as module
 from sslcli.exporters.features.exporter import FeaturesExporter
 from sslcli.plugins import load
@@ -60,9 +60,9 @@ def given(monkeypatch):
 
 
 def expected(it, dataset):
-    scale = normaliser(it.card.mean, it.card.std, CPU)
+    scale = normalizer(it.card.mean, it.card.std, CPU)
     found = extract_features(
-        it.backbone, dataset, image_size=it.card.image_size, normalise=scale, device=CPU, batch_size=5
+        it.backbone, dataset, image_size=it.card.image_size, normalize=scale, device=CPU, batch_size=5
     )
     return found.features, found.labels
 

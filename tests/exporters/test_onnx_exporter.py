@@ -51,9 +51,9 @@ def test_onnxruntime_gives_the_trained_features_for_any_batch_size(onnx, tmp_pat
         torch.testing.assert_close(features_of(model, images), wanted(it, images), rtol=1e-4, atol=1e-4)
 
 
-def test_normalise_takes_images_between_0_and_1(onnx, tmp_path, monkeypatch):
+def test_normalize_takes_images_between_0_and_1(onnx, tmp_path, monkeypatch):
     it, images = trained("cifar_resnet20", {"width": 4}), torch.rand(3, 3, 16, 16)
-    exported = export(ONNXExporter, it, tmp_path / "b.onnx", normalise=True)
+    exported = export(ONNXExporter, it, tmp_path / "b.onnx", normalize=True)
     model = pasted(exported.how_to_load, tmp_path, monkeypatch)["model"]
     torch.testing.assert_close(features_of(model, images), wanted(it, scaled(it, images)), rtol=1e-4, atol=1e-4)
 
@@ -65,7 +65,7 @@ def test_the_model_is_valid_and_carries_what_one_needs_to_use_it(onnx, tmp_path)
     onnx.checker.check_model(model, full_check=True)
     found = {each.key: each.value for each in model.metadata_props}
     assert json.loads(found["mean"]) == [0.4, 0.5, 0.6]
-    assert (found["method"], found["image_size"], found["normalise"]) == ("simclr", "16", "false")
+    assert (found["method"], found["image_size"], found["normalize"]) == ("simclr", "16", "false")
     (images,), (features,) = model.graph.input, model.graph.output
     assert (images.name, features.name) == ("images", "features")
     shape = images.type.tensor_type.shape.dim
@@ -82,7 +82,7 @@ def test_a_model_with_other_features_is_not_written(onnx, tmp_path, monkeypatch)
     other = trained("cifar_resnet20", {"width": 4})
     with torch.no_grad():
         other.backbone.bn1.bias.add_(0.5)
-    wrong = ONNXExporter(ONNXExporter.Options())._convert(Network(other, normalise=False), other)
+    wrong = ONNXExporter(ONNXExporter.Options())._convert(Network(other, normalize=False), other)
     monkeypatch.setattr(ONNXExporter, "_convert", lambda self, network, it: wrong)
     with pytest.raises(SslError, match="not written: its features differ from torch's by"):
         export(ONNXExporter, trained("cifar_resnet20", {"width": 4}), tmp_path / "b.onnx")

@@ -54,9 +54,9 @@ def test_the_printed_lines_give_the_trained_features_for_any_batch_size(tmp_path
         torch.testing.assert_close(features_of(model, images), wanted(it, images), rtol=1e-5, atol=1e-5)
 
 
-def test_normalise_takes_images_between_0_and_1(tmp_path, monkeypatch):
+def test_normalize_takes_images_between_0_and_1(tmp_path, monkeypatch):
     it, images = trained(), torch.rand(3, 3, 16, 16)
-    exported = export(TorchExporter, it, tmp_path / "b.pt2", normalise=True)
+    exported = export(TorchExporter, it, tmp_path / "b.pt2", normalize=True)
     assert "in [0, 1]\n" in exported.how_to_load
     model = pasted(exported.how_to_load, tmp_path, monkeypatch)["model"]
     torch.testing.assert_close(features_of(model, images), wanted(it, scaled(it, images)), rtol=1e-5, atol=1e-5)
@@ -71,10 +71,10 @@ def test_a_program_is_loaded_without_sslcli(tmp_path):
 
 
 def test_the_program_carries_what_one_needs_to_use_it(tmp_path):
-    found = dict.fromkeys(["mean", "method", "image_size", "backbone_package", "normalise"], "")
+    found = dict.fromkeys(["mean", "method", "image_size", "backbone_package", "normalize"], "")
     export(TorchExporter, trained(), tmp_path / "b.pt2")
     torch.export.load(tmp_path / "b.pt2", extra_files=found)
-    expected = {"method": "simclr", "image_size": "16", "backbone_package": "sslcli", "normalise": "false"}
+    expected = {"method": "simclr", "image_size": "16", "backbone_package": "sslcli", "normalize": "false"}
     text = {name: each.decode() if isinstance(each, bytes) else each for name, each in found.items()}
     assert {name: text[name] for name in expected} == expected
     assert json.loads(text["mean"]) == [0.4, 0.5, 0.6]
@@ -97,7 +97,7 @@ def test_a_program_with_other_features_is_not_written(tmp_path, monkeypatch):
     real, other = torch_export.trace, trained()
     with torch.no_grad():
         other.backbone.network.bn1.bias.add_(0.5)
-    monkeypatch.setattr(torch_export, "trace", lambda network, card: real(Network(other, normalise=False), card))
+    monkeypatch.setattr(torch_export, "trace", lambda network, card: real(Network(other, normalize=False), card))
     with pytest.raises(SslError, match="not written: its features differ from torch's by"):
         export(TorchExporter, trained(), tmp_path / "b.pt2")
     assert list(tmp_path.iterdir()) == []

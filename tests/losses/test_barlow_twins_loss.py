@@ -20,7 +20,7 @@ def pair(images: int = 6, dim: int = 4, seed: int = 0, dtype: torch.dtype = torc
 
 
 def column(z: Tensor, i: int) -> list[float]:
-    """Dimension i over the batch, standardised."""
+    """Dimension i over the batch, standardized."""
     values = z[:, i].tolist()
     mean = sum(values) / len(values)
     variance = sum((v - mean) ** 2 for v in values) / len(values)
@@ -59,7 +59,7 @@ def test_barlow_twins_gradient_is_right() -> None:
     assert torch.autograd.gradcheck(lambda a, b: barlow_twins(a, b, 0.5), (z1, z2))
 
 
-def test_barlow_is_not_normalised_over_features() -> None:
+def test_barlow_is_not_normalized_over_features() -> None:
     """Scaling and shifting a dimension changes nothing; scaling a sample does."""
     z1, z2 = pair()
     loss = barlow_twins(z1, z2, 0.5)

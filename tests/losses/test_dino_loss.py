@@ -56,7 +56,7 @@ def test_dino_gradient_is_right() -> None:
     assert torch.autograd.gradcheck(lambda *s: dino(s[:3], teacher, CENTER, s[3], 0.2), (*student, tau))
 
 
-def test_dino_teacher_and_centre_get_no_gradient() -> None:
+def test_dino_teacher_and_center_get_no_gradient() -> None:
     student, teacher = views(2), [t.requires_grad_() for t in views(2, seed=1)]
     center = CENTER.clone().requires_grad_()
     assert not dino(student, teacher, center, 0.1, 0.04).requires_grad
@@ -79,7 +79,7 @@ def test_dino_never_compares_a_view_with_itself() -> None:
     assert second.grad.abs().sum() > 0
 
 
-def test_dino_centre_is_subtracted_from_the_teacher_alone() -> None:
+def test_dino_center_is_subtracted_from_the_teacher_alone() -> None:
     student, teacher = views(3), views(2, seed=1)
     shifted = [t + CENTER for t in teacher]
     expected = dino(student, teacher, torch.zeros(5, dtype=torch.float64), 0.1, 0.04)
@@ -87,7 +87,7 @@ def test_dino_centre_is_subtracted_from_the_teacher_alone() -> None:
     assert abs(dino(student, teacher, CENTER, 0.1, 0.04) - expected) > 1e-2
 
 
-def test_dino_takes_the_centre_as_a_row_too() -> None:
+def test_dino_takes_the_center_as_a_row_too() -> None:
     student, teacher = views(3), views(2, seed=1)
     assert torch.equal(dino(student, teacher, CENTER, 0.1, 0.04), dino(student, teacher, CENTER[None], 0.1, 0.04))
 
@@ -103,7 +103,7 @@ def test_dino_order_of_images_prototypes_and_local_views_does_not_matter() -> No
     torch.testing.assert_close(dino([student[1], student[0], *student[2:]], teacher[::-1], CENTER, 0.1, 0.04), loss)
 
 
-def test_dino_is_not_normalised_and_ignores_what_is_added_to_all_prototypes() -> None:
+def test_dino_is_not_normalized_and_ignores_what_is_added_to_all_prototypes() -> None:
     student, teacher = views(3), views(2, seed=1)
     loss = dino(student, teacher, CENTER, 0.1, 0.04)
     torch.testing.assert_close(dino([s + 7 for s in student], [t - 3 for t in teacher], CENTER, 0.1, 0.04), loss)

@@ -102,7 +102,7 @@ def test_one_takes_the_first_view_as_anchor_and_any_other_order_of_the_rest_give
     assert abs(sup_con(z[:, [1, 0, 2]], LABELS, 0.2, contrast="one") - loss) > 1e-3
 
 
-def test_sup_con_normalises_its_embeddings() -> None:
+def test_sup_con_normalizes_its_embeddings() -> None:
     z = embeddings()
     lengths = torch.logspace(-2, 2, 16, dtype=torch.float64).view(8, 2, 1)
     torch.testing.assert_close(sup_con(z * lengths, LABELS, 0.1), sup_con(z, LABELS, 0.1))
@@ -224,13 +224,13 @@ def test_view_cosines_without_a_negative_pair_are_zero() -> None:
 
 
 @pytest.mark.parametrize("contrast", ["all", "one"])
-@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("labeled", [True, False])
 def test_a_process_compares_its_own_anchors_with_everyone_s(
-    monkeypatch: pytest.MonkeyPatch, contrast: str, labelled: bool
+    monkeypatch: pytest.MonkeyPatch, contrast: str, labeled: bool
 ) -> None:
     """The mean of what two of two processes say, the other's rows given, is what one says of the joined batch."""
     z, module = embeddings(), sys.modules["sslcli.losses.sup_con"]
-    labels = LABELS if labelled else None
+    labels = LABELS if labeled else None
     halves = (slice(0, 4), slice(4, 8))
     unit = torch.nn.functional.normalize(torch.cat([z[half].transpose(0, 1).flatten(0, 1) for half in halves]), dim=1)
     classes = torch.cat([LABELS[half].repeat(2) for half in halves])

@@ -17,7 +17,7 @@ from sslcli.contracts.data import DataInfo
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, Progress, RunInfo, View
 from sslcli.methods.byol import BYOL
-from sslcli.modules.norms import BatchRenorm1d, StandardisedLinear
+from sslcli.modules.norms import BatchRenorm1d, StandardizedLinear
 
 
 def build(seed: int = 0, **options: Any) -> BYOL:
@@ -144,7 +144,7 @@ def test_byol_stopped_early_keeps_the_ema_schedule_of_the_whole_run() -> None:
         assert torch.equal(value, early.state_dict()[name]), name
 
 
-def test_byol_target_normalises_with_its_own_batch_while_training() -> None:
+def test_byol_target_normalizes_with_its_own_batch_while_training() -> None:
     method = build().train()
     x = batch().views[0].image
     target = method.momentum_encoder
@@ -188,15 +188,15 @@ def test_byol_heads_end_in_a_plain_linear_layer() -> None:
         ("batch_renorm", BatchRenorm1d),
     ],
 )
-@pytest.mark.parametrize("standardised", [False, True])
-def test_byol_heads_take_any_norm_and_weight_standardisation(
-    norm: str, kind: type[nn.Module] | None, standardised: bool
+@pytest.mark.parametrize("standardized", [False, True])
+def test_byol_heads_take_any_norm_and_weight_standardization(
+    norm: str, kind: type[nn.Module] | None, standardized: bool
 ) -> None:
-    head = {"hidden_dim": 8, "norm": norm, "groups": 4, "weight_standardisation": standardised}
+    head = {"hidden_dim": 8, "norm": norm, "groups": 4, "weight_standardization": standardized}
     method = build(projector={**head, "output_dim": 5}, predictor=head)
     for part in (method.projector, method.predictor, method.momentum_encoder.projector):
         layers = [type(m) for m in part.modules() if not list(m.children())]
-        linear = StandardisedLinear if standardised else nn.Linear
+        linear = StandardizedLinear if standardized else nn.Linear
         assert layers == [linear, *([kind] if kind else []), nn.ReLU, linear]
     train(method, 0, 2)
     assert math.isfinite(method(batch()).loss.item())

@@ -1,4 +1,4 @@
-"""DINO: what student and teacher see, the loss, the teacher's way, the centre, and what a step reports."""
+"""DINO: what student and teacher see, the loss, the teacher's way, the center, and what a step reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sslcli.modules.momentum import cosine_momentum
 
 def test_dino_loss_is_that_of_all_views_against_the_teachers_global_ones() -> None:
     method = build(teacher_temperature=0.07)
-    train(method, 0, 2)  # so that the teacher is no longer the student, and the centre not 0
+    train(method, 0, 2)  # so that the teacher is no longer the student, and the center not 0
     data = batch(method, step=7)
     images = [view.image for view in data.views]
     big, small = (method.backbone(torch.cat(part)).pooled for part in (images[:2], images[2:]))
@@ -29,7 +29,7 @@ def test_dino_loss_is_that_of_all_views_against_the_teachers_global_ones() -> No
 
 
 def test_dino_steps_are_those_of_the_papers_algorithm_1() -> None:
-    """Four steps of plain gradient descent beside a transcription with torch's own weight normalisation."""
+    """Four steps of plain gradient descent beside a transcription with torch's own weight normalization."""
     method = build(freeze_last_layer_epochs=0, teacher_temperature=0.07).double()
     student, teacher = (Literal(method).train() for _ in range(2))
     center = torch.zeros(1, 7, dtype=torch.float64)
@@ -140,7 +140,7 @@ def test_dino_evaluates_and_exports_the_teacher() -> None:
     assert not features.requires_grad
 
 
-def test_dino_centre_follows_the_mean_of_the_teachers_logits() -> None:
+def test_dino_center_follows_the_mean_of_the_teachers_logits() -> None:
     method = build(center_momentum=0.75)
     data = batch(method)
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_dino_centre_follows_the_mean_of_the_teachers_logits() -> None:
     torch.testing.assert_close(method.center, 0.75 * 0.25 * mean + 0.25 * mean)
 
 
-def test_dino_centre_takes_the_mean_of_all_micro_batches_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dino_center_takes_the_mean_of_all_micro_batches_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     method = build(center_momentum=0.5)
     module = __import__("sys").modules["sslcli.methods.dino"]
     own, others = torch.arange(7.0), torch.full((7,), 5.0)
@@ -162,7 +162,7 @@ def test_dino_centre_takes_the_mean_of_all_micro_batches_and_processes(monkeypat
     torch.testing.assert_close(method.center, 0.5 * (own + others) / 2)
 
 
-def test_dino_centre_and_teacher_are_not_changed_by_a_validation_pass() -> None:
+def test_dino_center_and_teacher_are_not_changed_by_a_validation_pass() -> None:
     method = build()
     train(method, 0, 2)
     before = {name: value.clone() for name, value in method.state_dict().items()}
@@ -173,7 +173,7 @@ def test_dino_centre_and_teacher_are_not_changed_by_a_validation_pass() -> None:
     assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())
 
 
-def test_dino_resumed_keeps_centre_teacher_and_schedules() -> None:
+def test_dino_resumed_keeps_center_teacher_and_schedules() -> None:
     options = {"teacher_temperature": 0.08, "teacher_temperature_warmup_epochs": 2, "freeze_last_layer_epochs": 1}
     whole = build(**options)
     train(whole, 0, 8)

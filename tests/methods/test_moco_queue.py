@@ -64,7 +64,7 @@ def embed(backbone: nn.Module, projector: nn.Module, x: Tensor) -> Tensor:
 def test_moco_training_is_the_papers_algorithm(cls: type[QueueContrast]) -> None:
     """Algorithm 1 in its own order: keys, logits, update of the query network, of the key network, then the queue."""
     method = build(cls, momentum=0.9).double()
-    with torch.no_grad():  # drawn and normalised in float32
+    with torch.no_grad():  # drawn and normalized in float32
         method.queues[0].keys.copy_(F.normalize(method.queues[0].keys, dim=1))
     f_q = nn.ModuleList((copy.deepcopy(method.backbone), copy.deepcopy(method.projector)))
     f_k = copy.deepcopy(f_q).requires_grad_(False)
@@ -107,7 +107,7 @@ def test_moco_queue_length_need_not_be_a_multiple_of_the_batch_nor_as_long(cls: 
 
 
 @every
-def test_moco_keys_enter_the_queue_after_the_step_and_normalised(cls: type[QueueContrast]) -> None:
+def test_moco_keys_enter_the_queue_after_the_step_and_normalized(cls: type[QueueContrast]) -> None:
     method = build(cls)
     before = method.queues[0].keys.clone()
     data = batch()

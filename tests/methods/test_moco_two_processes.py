@@ -16,7 +16,7 @@ from sslcli.contracts.method import Batch, Method, Progress, RunInfo, View
 from sslcli.methods.moco_v2 import MoCoV2
 from sslcli.methods.moco_v3 import MoCoV3
 from sslcli.modules.shuffle import shuffled
-from sslcli.modules.sync_norm import synchronise_batch_norm
+from sslcli.modules.sync_norm import synchronize_batch_norm
 from sslcli.randomness import hash_bits
 
 COUNT = 32  #: images in the joined batch
@@ -41,7 +41,7 @@ def run(cls: type[Method], rows: slice, *, synced: bool, **options: Any) -> dict
     """Two steps without an optimizer: losses, the keys of the second, the queues."""
     method = build(cls, **options)
     if synced:
-        synchronise_batch_norm(method, torch.device("cpu"))
+        synchronize_batch_norm(method, torch.device("cpu"))
     losses = []
     for step in range(2):
         images = pictures(step)
@@ -119,7 +119,7 @@ def test_a_shuffle_is_a_function_of_its_number(two: Found) -> None:
 
 
 @pytest.mark.parametrize("name", ["moco_v2", "moco_v3"])
-def test_two_processes_with_synchronised_norms_are_one(name: str, two: Found) -> None:
+def test_two_processes_with_synchronized_norms_are_one(name: str, two: Found) -> None:
     alone = CASES[name](slice(None))
     torch.testing.assert_close((two[0][name]["losses"] + two[1][name]["losses"]) / 2, alone["losses"])
     for key in (key for key in alone if key.startswith("queues.")):
@@ -133,7 +133,7 @@ def test_queues_are_equal_on_both_processes(name: str, two: Found) -> None:
     assert all(torch.equal(two[0][name][key], two[1][name][key]) for key in names)
 
 
-def test_moco_keys_are_normalised_in_shuffled_groups(two: Found) -> None:
+def test_moco_keys_are_normalized_in_shuffled_groups(two: Found) -> None:
     """Each key is what the momentum encoder says of its image within the group that the shuffle has put it into."""
     encoder: Any = build(MoCoV2, queue_size=11).momentum_encoder
     images = pictures(1)[1]

@@ -24,7 +24,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Progress
 from sslcli.losses import byol_regression, info_nce, vicreg
 from sslcli.methods.moco import MoCo
-from sslcli.modules.norms import BatchRenorm1d, StandardisedLinear
+from sslcli.modules.norms import BatchRenorm1d, StandardizedLinear
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce"])
@@ -197,13 +197,13 @@ def test_the_momentum_stays_or_goes_to_where_it_is_told() -> None:
         ("batch_renorm", BatchRenorm1d),
     ],
 )
-@pytest.mark.parametrize("standardised", [False, True])
-def test_heads_take_any_norm_weight_standardisation_and_last_norm(
-    norm: str, kind: type[nn.Module] | None, standardised: bool
+@pytest.mark.parametrize("standardized", [False, True])
+def test_heads_take_any_norm_weight_standardization_and_last_norm(
+    norm: str, kind: type[nn.Module] | None, standardized: bool
 ) -> None:
-    head = {"layers": 2, "norm": norm, "groups": 4, "weight_standardisation": standardised, "last_norm": "no_affine"}
+    head = {"layers": 2, "norm": norm, "groups": 4, "weight_standardization": standardized, "last_norm": "no_affine"}
     method = build(projector=head, predictor=head)
-    linear = StandardisedLinear if standardised else nn.Linear
+    linear = StandardizedLinear if standardized else nn.Linear
     for part in (method.projector, method.predictor, method.momentum_encoder.projector):
         layers = [type(m) for m in part.modules() if not list(m.children())]
         assert layers == [linear, *([kind] if kind else []), nn.ReLU, linear, nn.BatchNorm1d]

@@ -13,11 +13,11 @@ from workbench_helpers import COUNT, TOTAL, batch, build
 
 from sslcli.contracts.method import Batch, Progress, View
 from sslcli.methods.moco import MoCo
-from sslcli.modules.sync_norm import synchronise_batch_norm
+from sslcli.modules.sync_norm import synchronize_batch_norm
 
 HALF = COUNT // 2
 
-#: Settings, and whether batch norms are synchronised.
+#: Settings, and whether batch norms are synchronized.
 CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "moco_v2": ({"preset": "moco_v2", "both_views_as_queries": True}, True),
     "simclr": ({"preset": "simclr"}, True),
@@ -35,7 +35,7 @@ def method_of(name: str) -> MoCo:
     knobs, synced = CASES[name]
     method = build(**knobs).double()
     if synced:
-        synchronise_batch_norm(method, torch.device("cpu"))
+        synchronize_batch_norm(method, torch.device("cpu"))
     return method
 
 
@@ -82,7 +82,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 
 @pytest.mark.parametrize("name", ALIKE)
-def test_two_processes_with_synchronised_norms_are_one(name: str, two: Found) -> None:
+def test_two_processes_with_synchronized_norms_are_one(name: str, two: Found) -> None:
     alone = run(name, slice(None))
     for key in ("losses", "gradient"):  # DDP averages gradients
         torch.testing.assert_close((two[0][name][key] + two[1][name][key]) / 2, alone[key])
@@ -107,7 +107,7 @@ def test_without_gathering_a_process_has_its_own_negatives_alone(two: Found) -> 
     assert bool((apart < gathered - 0.1).all())  # fewer negatives, a smaller loss
 
 
-def test_keys_are_normalised_in_groups_of_both_processes_images(two: Found) -> None:
+def test_keys_are_normalized_in_groups_of_both_processes_images(two: Found) -> None:
     shuffled, unshuffled = (torch.cat([each[name]["keys1"] for each in two]) for name in ("shuffled", "unshuffled"))
     method = method_of("unshuffled")
     alone = [method.momentum_encoder(part(1, slice(HALF * r, HALF * (r + 1))).views[1].image) for r in range(2)]

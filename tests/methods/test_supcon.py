@@ -55,7 +55,7 @@ def test_supcon_is_nt_xent_where_each_image_is_its_own_class() -> None:
     torch.testing.assert_close(method(given).loss, nt_xent(z[:, 0], z[:, 1], 0.2))
 
 
-def test_supcon_normalises_its_embeddings() -> None:
+def test_supcon_normalizes_its_embeddings() -> None:
     method, given = supcon(), batch()
     before = method(given).loss
     with torch.no_grad():

@@ -101,11 +101,11 @@ def test_swav_prototype_use_is_one_when_all_images_have_one_prototype() -> None:
     with torch.no_grad():
         method.prototypes.weight.copy_(-embed(method, data)[0].mean(dim=0).expand(10, 6))
         method.prototypes.weight[4].neg_()
-        method.prototypes.normalise()
+        method.prototypes.normalize()
     assert method(data).metrics["prototype_use"] < 2
 
 
-def test_swav_prototypes_are_normalised_before_every_forward() -> None:
+def test_swav_prototypes_are_normalized_before_every_forward() -> None:
     method = build(frozen_steps=2)
     for _ in descend(method, 0, 5):
         torch.testing.assert_close(method.prototypes.weight.norm(dim=1), torch.ones(10))

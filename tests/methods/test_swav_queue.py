@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslcli.contracts.method import Progress, View
 from sslcli.losses import sinkhorn, swapped_prediction
-from sslcli.modules.sync_norm import synchronise_batch_norm
+from sslcli.modules.sync_norm import synchronize_batch_norm
 
 
 def test_swav_queue_smaller_than_the_batch_is_no_queue_and_does_not_crash() -> None:
@@ -82,7 +82,7 @@ def test_swav_multi_crop_with_a_queue_is_one_graph_that_serves_every_step() -> N
 
 def two_steps(rows: slice) -> dict[str, Tensor]:
     """The third step's gradients and the queue, of this process's share of each batch, in float64."""
-    method = synchronise_batch_norm(build(queue_size=16, queue_start_epoch=0).double(), torch.device("cpu"))
+    method = synchronize_batch_norm(build(queue_size=16, queue_start_epoch=0).double(), torch.device("cpu"))
     for step in range(3):
         data = batch(seed=step)
         data.views = [View(view.image[rows].double()) for view in data.views]

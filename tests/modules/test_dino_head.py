@@ -1,4 +1,4 @@
-"""DINO's head: what it computes, its weight normalisation, its beginning, and its way to a file and back."""
+"""DINO's head: what it computes, its weight normalization, its beginning, and its way to a file and back."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_the_last_batch_norm_has_the_parameters_asked_for(last_norm: str, names:
     assert {name for name, _ in last.named_parameters()} == names
 
 
-def test_a_batch_norm_without_bias_standardises_and_trains() -> None:
+def test_a_batch_norm_without_bias_standardizes_and_trains() -> None:
     torch.manual_seed(0)
     head = mlp(8, 6, 4, 2, last_norm="no_bias")
     z = head(torch.randn(64, 8))

@@ -1,4 +1,4 @@
-"""Norms for heads: batch renormalisation against a transcription, weight standardisation, the choice by name."""
+"""Norms for heads: batch renormalization against a transcription, weight standardization, the choice by name."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sslcli.contracts.errors import UserError
-from sslcli.modules.norms import BatchRenorm1d, StandardisedLinear, build_norm
+from sslcli.modules.norms import BatchRenorm1d, StandardizedLinear, build_norm
 from sslcli.modules.roles import parameter_roles
-from sslcli.modules.sync_norm import local_statistics, synchronise_batch_norm
+from sslcli.modules.sync_norm import local_statistics, synchronize_batch_norm
 
 
 def literal(x: Tensor, mean: Tensor, var: Tensor, r_limit: float, d_limit: float, eps: float) -> list[list[float]]:
@@ -54,8 +54,8 @@ def test_batch_renorm_sends_no_gradient_through_its_corrections() -> None:
     r = (std / running).clamp(0.5, 2)
     by_hand, by_norm = x.clone().requires_grad_(), x.clone().requires_grad_()
     weights = torch.randn(6, 3, dtype=torch.float64)
-    centred = by_hand - by_hand.mean(0)
-    ((centred / (by_hand.var(0, correction=0) + norm.eps).sqrt() * r + (mean - mean)) * weights).sum().backward()
+    centered = by_hand - by_hand.mean(0)
+    ((centered / (by_hand.var(0, correction=0) + norm.eps).sqrt() * r + (mean - mean)) * weights).sum().backward()
     (norm(by_norm) * weights).sum().backward()
     assert by_norm.grad is not None
     assert torch.allclose(by_norm.grad, by_hand.grad, rtol=1e-10)
@@ -90,9 +90,9 @@ def test_batch_renorm_parameters_are_norm_parameters() -> None:
     assert parameter_roles(nn.Sequential(BatchRenorm1d(4))) == {"0.weight": "norm", "0.bias": "norm"}
 
 
-def test_standardised_rows_have_mean_zero_and_variance_one_over_fan_in() -> None:
+def test_standardized_rows_have_mean_zero_and_variance_one_over_fan_in() -> None:
     torch.manual_seed(0)
-    layer = StandardisedLinear(50, 3, bias=False).double()
+    layer = StandardizedLinear(50, 3, bias=False).double()
     with torch.no_grad():
         layer.weight.mul_(9).add_(4)
     used = layer(torch.eye(50, dtype=torch.float64)).T
@@ -100,8 +100,8 @@ def test_standardised_rows_have_mean_zero_and_variance_one_over_fan_in() -> None
     assert torch.allclose(used.var(1, correction=0), torch.full((3,), 1 / 50, dtype=torch.float64), rtol=1e-5)
 
 
-def test_standardised_layer_trains_its_weights() -> None:
-    layer = StandardisedLinear(5, 3)
+def test_standardized_layer_trains_its_weights() -> None:
+    layer = StandardizedLinear(5, 3)
     layer(torch.randn(4, 5)).square().sum().backward()
     assert layer.weight.grad is not None
     assert layer.weight.grad.abs().sum() > 0
@@ -128,11 +128,11 @@ def test_groups_that_do_not_divide_are_a_user_error() -> None:
         build_norm("group", 8, groups=3)
 
 
-def test_batch_renormalisation_is_local_to_a_process_even_where_batch_norms_are_synchronised() -> None:
+def test_batch_renormalization_is_local_to_a_process_even_where_batch_norms_are_synchronized() -> None:
     """Its running statistics are what the training loop must make equal: they are part of its training output."""
     renorm, batch_norm = BatchRenorm1d(2), nn.BatchNorm1d(2)
     net = nn.Sequential(batch_norm, renorm)
     expected = [batch_norm.running_mean, batch_norm.running_var, renorm.running_mean, renorm.running_var]
     assert [id(found) for found in local_statistics(net)] == [id(tensor) for tensor in expected]
-    synchronise_batch_norm(net, torch.device("cpu"))
+    synchronize_batch_norm(net, torch.device("cpu"))
     assert [id(found) for found in local_statistics(net)] == [id(tensor) for tensor in expected[2:]]

@@ -15,17 +15,17 @@ def build(seed: int = 0) -> Prototypes:
     return Prototypes(6, 10)
 
 
-def test_prototypes_are_normalised_before_the_first_forward() -> None:
+def test_prototypes_are_normalized_before_the_first_forward() -> None:
     torch.testing.assert_close(build().weight.norm(dim=1), torch.ones(10))
 
 
-def test_normalise_brings_moved_rows_back_to_length_one_in_their_direction() -> None:
+def test_normalize_brings_moved_rows_back_to_length_one_in_their_direction() -> None:
     prototypes = build()
     lengths = torch.linspace(0.1, 7, 10).unsqueeze(1)
     before = prototypes.weight.detach().clone()
     with torch.no_grad():
         prototypes.weight.mul_(lengths)
-    prototypes.normalise()
+    prototypes.normalize()
     torch.testing.assert_close(prototypes.weight.detach(), before)
     assert prototypes.weight.requires_grad
 
@@ -34,7 +34,7 @@ def test_a_row_of_zeros_stays_and_is_not_nan() -> None:
     prototypes = build()
     with torch.no_grad():
         prototypes.weight[3] = 0
-    prototypes.normalise()
+    prototypes.normalize()
     assert torch.equal(prototypes.weight[3], torch.zeros(6))
     assert torch.isfinite(prototypes.weight).all()
 

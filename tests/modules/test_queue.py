@@ -38,7 +38,7 @@ def test_queue_length_need_not_be_a_multiple_of_the_batch(pushes: list[int]) -> 
     assert bool(queue.full()) == (sum(pushes) >= 8)
 
 
-def test_queue_starts_as_normalised_random_vectors() -> None:
+def test_queue_starts_as_normalized_random_vectors() -> None:
     torch.manual_seed(0)
     queue = Queue(50, 16)
     assert torch.allclose(queue.keys.norm(dim=1), torch.ones(50))

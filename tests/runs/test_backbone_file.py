@@ -73,7 +73,7 @@ def test_the_digest_follows_weights_and_card(tmp_path, path, backbone):
     assert load_backbone_file(tmp_path / "later.safetensors").digest != first
 
 
-def test_saving_leaves_no_other_file_and_honours_the_umask(tmp_path, path, backbone):
+def test_saving_leaves_no_other_file_and_honors_the_umask(tmp_path, path, backbone):
     assert os.listdir(tmp_path) == ["b.safetensors"]
     before = os.umask(0o027)
     try:

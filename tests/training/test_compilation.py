@@ -126,12 +126,12 @@ def test_features_are_computed_by_the_eager_backbone(tiny):
     backbone.compile(dynamic=False, backend=backend)
     images = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
 
-    def normalise(images: Tensor) -> Tensor:
-        return session.normalise(images)
+    def normalize(images: Tensor) -> Tensor:
+        return session.normalize(images)
 
-    extract_features(backbone, images, image_size=16, normalise=normalise, device=CPU, batch_size=8)
+    extract_features(backbone, images, image_size=16, normalize=normalize, device=CPU, batch_size=8)
     assert compiled == []
-    backbone(normalise(images))
+    backbone(normalize(images))
     assert compiled != []
 
 

@@ -28,7 +28,7 @@ STEPS, HALF = 6, 3
 
 
 def config(name: str, steps: int) -> RunConfig:
-    """A run of 12 steps, 4 an epoch, on 32 labelled images, that ends after `steps`."""
+    """A run of 12 steps, 4 an epoch, on 32 labeled images, that ends after `steps`."""
     document = Document(copy.deepcopy(TINY), {(): "test"})
     # Each method with the optimizer of its paper (LARC, AdamW with a schedule of the weight decay …).
     del document.data["optimizer"], document.data["schedule"]

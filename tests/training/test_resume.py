@@ -78,7 +78,7 @@ def test_chance_within_the_model_and_callbacks_go_on_where_they_were(tiny, tmp_p
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_finishes_the_step_saves_and_resumes(tiny, tmp_path, odd_plugins, number):
-    result = run(tiny(f"callbacks.signaller={{step: 6, number: {int(number)}}}"), tmp_path / "parts")
+    result = run(tiny(f"callbacks.signaler={{step: 6, number: {int(number)}}}"), tmp_path / "parts")
     assert (result.signal, result.step) == (number, 6)
     assert not (tmp_path / "parts" / "backbone.safetensors").exists()
     assert run(tiny(), tmp_path / "parts", resume=True).signal is None

@@ -17,7 +17,7 @@ from sslcli.views.pipeline import ViewMaker
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 CROP, FLIP = {"name": "crop", "options": {"interpolation": "bicubic"}}, {"name": "flip"}
-COLOURS: list[dict[str, Any]] = [
+COLORS: list[dict[str, Any]] = [
     {"name": "jitter"},
     {"name": "grayscale"},
     {"name": "blur", "options": {"p": 0.5}},
@@ -30,7 +30,7 @@ def spec(*operations: dict[str, Any], count: int = 2, size: int = 16) -> ViewSpe
 
 
 def maker(*specs: ViewSpec, seed: int = 1) -> ViewMaker:
-    return ViewMaker(specs or (spec(CROP, FLIP, *COLOURS), spec(CROP, FLIP, count=1, size=8)), 3, MEAN, STD, seed)
+    return ViewMaker(specs or (spec(CROP, FLIP, *COLORS), spec(CROP, FLIP, count=1, size=8)), 3, MEAN, STD, seed)
 
 
 def sources(count: int, height: int = 24, width: int = 30) -> Tensor:
@@ -106,7 +106,7 @@ def test_a_flip_after_a_crop_is_the_same_folded_or_not(monkeypatch: pytest.Monke
 
 def test_views_cropped_by_workers_are_the_resident_ones_to_one_level() -> None:
     views, images, positions = (
-        maker(spec(CROP, FLIP, *COLOURS[:2]), spec(CROP, FLIP, size=8)),
+        maker(spec(CROP, FLIP, *COLORS[:2]), spec(CROP, FLIP, size=8)),
         sources(8),
         torch.arange(8),
     )
@@ -120,7 +120,7 @@ def test_views_cropped_by_workers_are_the_resident_ones_to_one_level() -> None:
     cropped = views.apply(stacked, views.draw(2, positions, None), cropped=True)
     for one, other in zip(resident[2:], cropped[2:], strict=True):  # crop and flip alone
         assert ((one - other) * torch.tensor(STD).view(-1, 1, 1) * 255).abs().max() <= 1.001
-    for one, other in zip(resident[:2], cropped[:2], strict=True):  # with colours, which amplify a level
+    for one, other in zip(resident[:2], cropped[:2], strict=True):  # with colors, which amplify a level
         assert (one - other).abs().mean() < 0.02
 
 
@@ -150,11 +150,11 @@ def test_a_maker_wants_one_batch_of_images_or_one_for_each_view() -> None:
         views.apply([sources(2)] * 2, views.draw(0, torch.arange(2), sides(2)))
 
 
-def test_colours_are_refused_for_grey_images_and_the_rest_is_not() -> None:
+def test_colors_are_refused_for_gray_images_and_the_rest_is_not() -> None:
     with pytest.raises(UserError, match=r"'jitter' works on images with 3 channels, but these have 1; leave it out"):
-        ViewMaker([spec(CROP, FLIP, *COLOURS)], 1, [0.5], [0.5], 0)
-    grey = ViewMaker([spec(CROP, FLIP, *COLOURS[2:])], 1, [0.5], [0.5], 0)
-    assert grey.apply([sources(2)[:, :1]], grey.draw(0, torch.arange(2), sides(2)))[0].shape == (2, 1, 16, 16)
+        ViewMaker([spec(CROP, FLIP, *COLORS)], 1, [0.5], [0.5], 0)
+    gray = ViewMaker([spec(CROP, FLIP, *COLORS[2:])], 1, [0.5], [0.5], 0)
+    assert gray.apply([sources(2)[:, :1]], gray.draw(0, torch.arange(2), sides(2)))[0].shape == (2, 1, 16, 16)
 
 
 @pytest.mark.parametrize("operations", [[], [FLIP], [FLIP, CROP], [CROP, CROP]])

@@ -87,7 +87,7 @@ class AlignUniform(Method):
 
     @classmethod
     def recipe(cls, options: AlignUniformOptions, image_size: int) -> RecipeSection:
-        """The paper's views on STL-10: crops, flips, strong colour jitter, grayscale, no blur."""
+        """The paper's views on STL-10: crops, flips, strong color jitter, grayscale, no blur."""
         jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.4, "p": 1.0}
         return {"preset": "simclr", "interpolation": "bilinear", "jitter": jitter, "blur": 0.0}
 

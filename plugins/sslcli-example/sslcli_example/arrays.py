@@ -25,7 +25,7 @@ class ArraysOptions(RootedOptions):
 
 
 class Arrays(Dataset):
-    """Images of one size, all kept in memory; normalised with their own statistics.
+    """Images of one size, all kept in memory; normalized with their own statistics.
 
     Raises:
         UserError: if a file is missing, or holds something else.
@@ -67,8 +67,8 @@ class Arrays(Dataset):
         return 32
 
     @classmethod
-    def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
-        found = super().labelled(options, part)
+    def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+        found = super().labeled(options, part)
         has_labels = isinstance(found, ArraysOptions) and (_folder(found) / "labels.npy").is_file()
         return found if has_labels else None
 

@@ -22,7 +22,7 @@ class CutoutOptions(Options):
 
 
 class Cutout(Operation):
-    """Hides a square whose centre lies anywhere in the image, so that some of it may lie outside."""
+    """Hides a square whose center lies anywhere in the image, so that some of it may lie outside."""
 
     Options = CutoutOptions
     draws = 3
@@ -30,8 +30,8 @@ class Cutout(Operation):
 
     def parameters(self, uniform: Tensor, sizes: Tensor) -> Parameters:
         """Returns `chosen` (N,) bool and `corner` (N, 2) int64, top and left, which may be negative."""
-        centre = (uniform[:, 1:] * self.size).floor().long()
-        return {"chosen": uniform[:, 0] < self.options.p, "corner": centre - self._side // 2}
+        center = (uniform[:, 1:] * self.size).floor().long()
+        return {"chosen": uniform[:, 0] < self.options.p, "corner": center - self._side // 2}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         places = torch.arange(self.size, device=images.device)

@@ -77,8 +77,8 @@ def test_arrays_say_which_file_is_wrong(root: Path) -> None:
 
 
 def test_arrays_without_labels_are_trained_on_but_not_judged(root: Path) -> None:
-    assert Arrays.labelled(ArraysOptions(root=root), "eval") is not None
+    assert Arrays.labeled(ArraysOptions(root=root), "eval") is not None
     (root / "test" / "labels.npy").unlink()
     options = ArraysOptions(root=root, split="test")
     assert Arrays(options).labels is None
-    assert Arrays.labelled(options, "eval") is None
+    assert Arrays.labeled(options, "eval") is None

@@ -38,7 +38,7 @@ class Look:
 
     Attributes:
         size: (height, width) if theirs is the same, else None.
-        channels: 1 if all of them are grey, else 3.
+        channels: 1 if all of them are gray, else 3.
         labels: by place, those that the items carry.
         changing: the same item came with other pixels when it was asked for again.
     """

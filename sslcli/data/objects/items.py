@@ -51,7 +51,7 @@ def _label(value: Any) -> Label | None:
 
 
 def channels_of(image: Any) -> int:
-    """Returns 1 for a grey image, 3 for any other."""
+    """Returns 1 for a gray image, 3 for any other."""
     if isinstance(image, Image.Image):
         return 1 if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16") else 3
     pixels = _planes(image)
@@ -64,7 +64,7 @@ def to_pixels(image: Any, channels: int) -> Tensor:
     Args:
         image: PIL of any mode; an array (H, W) or (H, W, C); a tensor (H, W) or (C, H, W). Arrays and tensors are
             uint8, or floating point in [0, 1]. A fourth channel is transparency, laid on white.
-        channels: 3, or 1 for grey (ITU-R 601 luma).
+        channels: 3, or 1 for gray (ITU-R 601 luma).
 
     Raises:
         ValueError: it is none of these; says what it is.
@@ -80,8 +80,8 @@ def to_pixels(image: Any, channels: int) -> Tensor:
         return pixels
     if channels == 3:
         return pixels.expand(3, -1, -1)
-    grey = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).convert("L")
-    return torch.from_numpy(np.array(grey))[None]
+    gray = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).convert("L")
+    return torch.from_numpy(np.array(gray))[None]
 
 
 def _planes(image: Any) -> Tensor:
@@ -109,7 +109,7 @@ def _bytes(planes: Tensor) -> Tensor:
     low, high = float(planes.min()), float(planes.max())
     if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
         raise ValueError(
-            f"floating-point pixels are in [0, 1], these reach from {low:.3g} to {high:.3g}; leave any normalisation "
+            f"floating-point pixels are in [0, 1], these reach from {low:.3g} to {high:.3g}; leave any normalization "
             "to sslcli"
         )
     return (planes.float() * 255).round().clamp(0, 255).to(torch.uint8)
@@ -119,7 +119,7 @@ def declared_labels(dataset: Any) -> list[Label] | None:
     """Returns the labels of all items where the data set tells them without reading one: `targets`, `labels`.
 
     Looks through torch's `Subset` and `ConcatDataset`. None where it does not tell them, where they are no whole
-    numbers from 0 or names (STL-10's unlabelled images have −1), and where a `target_transform` would make others of
+    numbers from 0 or names (STL-10's unlabeled images have −1), and where a `target_transform` would make others of
     them.
     """
     if isinstance(dataset, torch.utils.data.Subset):

@@ -29,16 +29,16 @@ _VIEW = 224
 class WrappedOptions(DatasetOptions):
     """Options of a data set that is given as an object."""
 
-    split: Literal["train", "labelled", "test"] = "train"
-    """The images to train on, or of a labelled pair those to fit a probe on and those to judge it on."""
+    split: Literal["train", "labeled", "test"] = "train"
+    """The images to train on, or of a labeled pair those to fit a probe on and those to judge it on."""
     count: int | None = Field(default=None, ge=1)
     """How many items the object has; `sslcli.train` fills it in, so that a run is not resumed with another object."""
     channels: Literal[1, 3] | None = None
-    """3 for colour, 1 to read everything as grey; null: grey if the images are."""
-    normalisation: Literal["imagenet", "measured"] = "imagenet"
+    """3 for color, 1 to read everything as gray; null: gray if the images are."""
+    normalization: Literal["imagenet", "measured"] = "imagenet"
     """Mean and standard deviation: ImageNet's, or those of (up to 2,000 of) the images."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel for images in [0, 1], in the place of `normalisation`; along with `std`."""
+    """Mean of each channel for images in [0, 1], in the place of `normalization`; along with `std`."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel, likewise."""
     labels: Literal["auto", "read", "none"] = "auto"
@@ -65,14 +65,14 @@ class Parts:
             return None
         if given.declared is not None:
             return given.declared
-        wanted = how == "read" or kept or split != "train" or self._is_labelled(given)
+        wanted = how == "read" or kept or split != "train" or self._is_labeled(given)
         return given.everything(channels, keep=kept)[1] if given.look.labels and wanted else None
 
-    def _is_labelled(self, given: Given) -> bool:
-        return any(self.given[name].dataset is given.dataset for name in ("labelled", "test") if name in self.given)
+    def _is_labeled(self, given: Given) -> bool:
+        return any(self.given[name].dataset is given.dataset for name in ("labeled", "test") if name in self.given)
 
     def numbered(self, own: list[Label], channels: int) -> tuple[Tensor, tuple[str, ...]]:
-        """Turns labels into numbers, along with the class names: those of all labelled parts, so that they agree."""
+        """Turns labels into numbers, along with the class names: those of all labeled parts, so that they agree."""
         every = set(own)
         for split, given in self.given.items():
             every |= set(self.labels(split, "auto", channels, kept=given.fits(channels)) or ())
@@ -88,14 +88,14 @@ class Parts:
 
 
 class WrappedDataset(Dataset):
-    """An object of a Python program; `parts` holds it, and the labelled pair that came with it.
+    """An object of a Python program; `parts` holds it, and the labeled pair that came with it.
 
     Raises:
         UserError: its items are no images, or the options do not go with them.
     """
 
     Options = WrappedOptions
-    splits = ("train", "labelled", "test")
+    splits = ("train", "labeled", "test")
     options: WrappedOptions
     parts: ClassVar[Parts]
 
@@ -138,10 +138,10 @@ class WrappedDataset(Dataset):
             if len(options.mean) != channels or len(options.std) != channels or min(options.std) <= 0:
                 raise UserError(f"data.mean, data.std: should be {channels} numbers each, those of std above 0")
             return options.mean, options.std
-        return IMAGENET[channels] if options.normalisation == "imagenet" else self._measured()
+        return IMAGENET[channels] if options.normalization == "imagenet" else self._measured()
 
     def _measured(self) -> Statistics:
-        """Each of (up to 2,000) images counting alike, as `normalisation.measure` does."""
+        """Each of (up to 2,000) images counting alike, as `normalization.measure` does."""
         moments = []
         for index in stratified_choice(torch.zeros(len(self), dtype=torch.int64), SAMPLE).tolist():
             try:
@@ -151,7 +151,7 @@ class WrappedDataset(Dataset):
             moments.append(torch.stack([mean, std.square() + mean.square()]))
         if not moments:
             raise UserError(
-                f"data.normalisation: none of the images of {self.info.name} that were looked at can be read"
+                f"data.normalization: none of the images of {self.info.name} that were looked at can be read"
             )
         mean, square = torch.stack(moments).mean(0)
         std = (square - mean.square()).clamp_min(1e-12).sqrt()
@@ -183,9 +183,9 @@ class WrappedDataset(Dataset):
         return _VIEW if size is None else min(*size, _VIEW)
 
     @classmethod
-    def labelled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
-        """The labelled pair that was given; to fit on, else the training images. A limit holds for these alone."""
-        given, wanted = cls.parts.given, "labelled" if part == "train" else "test"
+    def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+        """The labeled pair that was given; to fit on, else the training images. A limit holds for these alone."""
+        given, wanted = cls.parts.given, "labeled" if part == "train" else "test"
         if wanted not in given:
             return options if part == "train" and "train" in given else None
         same = next(name for name in given if given[name].dataset is given[wanted].dataset)  # one object, one split
@@ -203,6 +203,6 @@ def _restored(state: dict[str, Any]) -> WrappedDataset:
 
 
 def wrap_datasets(given: Mapping[str, Given]) -> type[WrappedDataset]:
-    """Returns a data set class that holds the given objects by split: `train`, `labelled`, `test`."""
+    """Returns a data set class that holds the given objects by split: `train`, `labeled`, `test`."""
     name = type(next(iter(given.values())).dataset).__name__
     return type(name, (WrappedDataset,), {"parts": Parts(given)})

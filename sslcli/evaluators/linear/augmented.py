@@ -17,12 +17,12 @@ from torch import Tensor
 
 from sslcli.contracts.evaluation import Subject
 from sslcli.evaluation.extraction import extract_features
-from sslcli.evaluation.subject import labelled_features
+from sslcli.evaluation.subject import labeled_features
 from sslcli.randomness import seed_for
 from sslcli.runs.device import resolve_precision
 
 from ..probes.images import ImageOptions, Subset, ViewBatches, labels_of
-from .heads import Batches, CachedBatches, standardisations
+from .heads import Batches, CachedBatches, standardizations
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _VIEWS = 4
@@ -58,7 +58,7 @@ class CachedFeatures(Material):
     """Features that are computed once, each image as it is."""
 
     def __init__(self, subject: Subject) -> None:
-        self.features, self.labels = labelled_features(subject, "train")
+        self.features, self.labels = labeled_features(subject, "train")
 
     def batches(self, rows: Tensor, batch_size: int, seed: int) -> Batches:
         return CachedBatches(self.features, self.labels, rows, batch_size, seed)
@@ -68,7 +68,7 @@ class CachedFeatures(Material):
         return self.features[place], self.labels[place]
 
     def scalings(self, rows: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
-        return standardisations(self.features, rows.to(self.features.device), wanted)
+        return standardizations(self.features, rows.to(self.features.device), wanted)
 
     def describe(self) -> dict[str, Any]:
         return {"protocol": "features", "train_view": "each image once, as in the evaluation"}
@@ -93,7 +93,7 @@ class AugmentedFeatures(Material):
     def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         subject = self.subject
         found = extract_features(
-            subject.backbone, Subset(self.data, rows), image_size=subject.image_size, normalise=subject.normalise,
+            subject.backbone, Subset(self.data, rows), image_size=subject.image_size, normalize=subject.normalize,
             device=subject.device, batch_size=256,
         )  # fmt: skip
         assert found.labels is not None
@@ -102,7 +102,7 @@ class AugmentedFeatures(Material):
     def scalings(self, rows: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
         if any(wanted):
             features, _ = self.plain(rows)
-            return standardisations(features, torch.arange(len(features), device=features.device), wanted)
+            return standardizations(features, torch.arange(len(features), device=features.device), wanted)
         mean = torch.zeros(len(wanted), self.subject.backbone.spec.feature_dim, device=self.subject.device)
         return mean, torch.ones_like(mean)
 
@@ -111,7 +111,7 @@ class AugmentedFeatures(Material):
             "protocol": "augmented",
             "train_view": self.view,
             "train_precision": self.precision,
-            "standardised_by": "the training images as they are",
+            "standardized_by": "the training images as they are",
         }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
 from sslcli.evaluation.scores import exact_float32
-from sslcli.evaluation.subject import labelled_features, require_parts
+from sslcli.evaluation.subject import labeled_features, require_parts
 
 from ..probes.images import PROBE_TRAIN, ImageOptions
 from ..probes.training import ProbeOptions, Rates, Training, as_list, curve_rows, finite, judged
@@ -25,15 +25,15 @@ Scalings = Annotated[tuple[bool, ...], BeforeValidator(as_list), Field(min_lengt
 
 
 class LinearOptions(ProbeOptions, ImageOptions):
-    """MoCo's published protocol: `protocol=augmented lr=30 standardise=false init=normal schedule=step`."""
+    """MoCo's published protocol: `protocol=augmented lr=30 standardize=false init=normal schedule=step`."""
 
     protocol: Literal["features", "augmented"] = "features"
     """features: computed once from each image as it is; augmented: the papers' protocol, a fresh crop and flip of each
     image in each epoch through the frozen backbone, which takes as many passes over the images as there are epochs."""
     lr: Rates = RATES
     """Learning rates to choose from, before the optimizer's `scale_lr`; all are trained at once. One alone (and one
-    `standardise`) is used as it is."""
-    standardise: Scalings = (False, True)
+    `standardize`) is used as it is."""
+    standardize: Scalings = (False, True)
     """Scalings to choose from: the features as they are (false), or with mean 0 and variance 1 (true), which is a batch
     norm without weights."""
 
@@ -57,7 +57,7 @@ class Linear(Evaluator):
         material: Material = AugmentedFeatures(subject, options) if augmented else CachedFeatures(subject)
         labels = material.labels
         everything = torch.arange(len(labels))
-        candidates = len(options.lr) * len(options.standardise)
+        candidates = len(options.lr) * len(options.standardize)
         details: dict[str, Any] = {}
         place, fit, heads = (0, 0), everything, None
         if candidates > 1 or not options.refit:
@@ -68,7 +68,7 @@ class Linear(Evaluator):
                 )
             subject.tell(f"linear: {candidates} classifiers for {options.epochs} epochs on {len(fit):,} images")
             plain = material.plain(held_out)
-            sweep, curve = self._train(subject, material, fit, classes, options.lr, options.standardise, plain)
+            sweep, curve = self._train(subject, material, fit, classes, options.lr, options.standardize, plain)
             top1, loss = judge_heads(sweep, *plain)
             best = best_head(top1, loss)
             if best is None:
@@ -80,31 +80,31 @@ class Linear(Evaluator):
                 "held_out_images": len(plain[1]),
                 "sweep": _sweep_rows(options, top1, loss),
             }
-        lr, standardise = options.lr[place[1]], options.standardise[place[0]]
-        chosen = f"linear: lr {lr:g}{', standardised' if standardise else ''}"
+        lr, standardize = options.lr[place[1]], options.standardize[place[0]]
+        chosen = f"linear: lr {lr:g}{', standardized' if standardize else ''}"
         if heads is None or options.refit:
             subject.tell(f"{chosen}; training it on all {len(labels):,}")
             fit = everything
-            heads, curve = self._train(subject, material, everything, classes, (lr,), (standardise,), None)
+            heads, curve = self._train(subject, material, everything, classes, (lr,), (standardize,), None)
             details["final_curve" if details else "curve"] = _rows(curve, 0, 0)
             if not bool(torch.isfinite(curve.losses[-1]).all()):
                 raise UserError(f"linear: with lr {lr:g} it diverged; give a lower one with lr=…")
         else:
             subject.tell(chosen)
         # Only now, with everything chosen and trained, are the images of the evaluation part looked at.
-        subject.decide({"lr": lr, "standardise": standardise} if candidates > 1 else {})
-        test_features, test_labels = labelled_features(subject, "eval")
+        subject.decide({"lr": lr, "standardize": standardize} if candidates > 1 else {})
+        test_features, test_labels = labeled_features(subject, "eval")
         with torch.no_grad(), exact_float32():
             scores = heads.scores(test_features)[0, 0]
         names = subject.dataset("eval").info.classes or ()
-        metrics, judgement = judged(scores, test_labels, options.top, names)
+        metrics, judgment = judged(scores, test_labels, options.top, names)
         protocol = {
             **subject.describe(),
             "evaluator": "linear",
             **material.describe(),
             **Training.of(options, len(fit), whole=augmented).describe(),
             "lr": list(options.lr),
-            "standardise": list(options.standardise),
+            "standardize": list(options.standardize),
             "choice": "highest top-1 on the held-out training images, of equal ones the lowest loss there",
             "after_choice": "trained again on all training images" if options.refit else "judged as it was chosen",
             "held_out": options.held_out,
@@ -112,9 +112,9 @@ class Linear(Evaluator):
             "train_images": len(labels),
             "eval_images": len(test_labels),
             "chosen_lr": lr,
-            "chosen_standardise": standardise,
+            "chosen_standardize": standardize,
         }
-        details = {"chosen": {"lr": lr, "standardise": standardise}, **details, **judgement}
+        details = {"chosen": {"lr": lr, "standardize": standardize}, **details, **judgment}
         return EvaluationResult(metrics, protocol, details)
 
     def _train(
@@ -124,13 +124,13 @@ class Linear(Evaluator):
         rows: Tensor,
         classes: int,
         rates: tuple[float, ...],
-        standardise: tuple[bool, ...],
+        standardize: tuple[bool, ...],
         held_out: tuple[Tensor, Tensor] | None,
     ) -> tuple[Heads, Curve]:
         augmented = self.options.protocol == "augmented"
         training = Training.of(self.options, len(rows), whole=augmented)
         batches = material.batches(rows, training.batch_size, subject.seed)
-        scalings = material.scalings(rows, standardise)
+        scalings = material.scalings(rows, standardize)
         # Epochs on cached features pass by the second; those through the backbone are worth a line now and then.
         tell = _teller(subject, training.epochs) if augmented else _silent
         return train_heads(
@@ -163,10 +163,10 @@ def _rows(curve: Curve, scaling: int, rate: int) -> list[dict[str, Any]]:
 def _sweep_rows(options: LinearOptions, top1: Tensor, loss: Tensor) -> list[dict[str, Any]]:
     """One row per head; no numbers where it diverged."""
     rows = []
-    for v, standardise in enumerate(options.standardise):
+    for v, standardize in enumerate(options.standardize):
         for r, lr in enumerate(options.lr):
             measured = finite(float(loss[v, r]))
-            row: dict[str, Any] = {"lr": lr, "standardise": standardise, "diverged": measured is None}
+            row: dict[str, Any] = {"lr": lr, "standardize": standardize, "diverged": measured is None}
             row["held_out_top1"] = None if measured is None else float(top1[v, r])
             row["held_out_loss"] = measured
             rows.append(row)

@@ -141,11 +141,11 @@ def train_heads(
 ) -> tuple[Heads, Curve]:
     """Trains one head for each scaling and rate, all from the same weights and on the same batches.
 
-    The loss is cross-entropy; features are not normalised but by the scalings.
+    The loss is cross-entropy; features are not normalized but by the scalings.
 
     Args:
         batches: what to train on.
-        scalings: mean and scale, (V, D) each, as `standardisations` makes them; their type is the arithmetic's.
+        scalings: mean and scale, (V, D) each, as `standardizations` makes them; their type is the arithmetic's.
         classes: C.
         rates: R learning rates.
         training: the rest.
@@ -238,7 +238,7 @@ def best_head(top1: Tensor, loss: Tensor) -> tuple[int, int] | None:
     return divmod(max(fit, key=lambda i: (accuracies[i], -losses[i], -i)), R) if fit else None
 
 
-def standardisations(features: Tensor, rows: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
+def standardizations(features: Tensor, rows: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
     """Returns what to take off and what to multiply with, (V, D) each: nothing, or as a batch norm without weights.
 
     Args:
@@ -253,11 +253,11 @@ def standardisations(features: Tensor, rows: Tensor, wanted: Sequence[bool]) -> 
         square = torch.zeros_like(total)
         for part in torch.split(rows, 65536):  # all rows at once would be a copy of everything
             total += features[part].double().sum(dim=0)
-        centre = total / len(rows)
+        center = total / len(rows)
         for part in torch.split(rows, 65536):
-            square += (features[part].double() - centre).square().sum(dim=0)
+            square += (features[part].double() - center).square().sum(dim=0)
         factor = (square / len(rows) + 1e-5).rsqrt()
         for place, true in enumerate(wanted):
             if true:
-                mean[place], scale[place] = centre.to(mean.dtype), factor.to(mean.dtype)
+                mean[place], scale[place] = center.to(mean.dtype), factor.to(mean.dtype)
     return mean, scale

@@ -1,4 +1,4 @@
-"""Labelled images for probes that augment: parts of a data set by place, and batches of one view of them."""
+"""Labeled images for probes that augment: parts of a data set by place, and batches of one view of them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Subset(Dataset):
     """The images of a data set at given places, in the order of these.
 
     Args:
-        data: labelled images.
+        data: labeled images.
         places: (K,) int64.
     """
 
@@ -121,22 +121,22 @@ def labels_of(data: Dataset) -> Tensor:
     return data.labels
 
 
-def normalisation_of(subject: Subject, channels: int) -> tuple[list[float], list[float]]:
-    """Returns mean and std, per channel of images in [0, 1], of the subject's normalisation, which is affine."""
+def normalization_of(subject: Subject, channels: int) -> tuple[list[float], list[float]]:
+    """Returns mean and std, per channel of images in [0, 1], of the subject's normalization, which is affine."""
     ends = torch.tensor([0, 255], dtype=torch.uint8, device=subject.device).reshape(2, 1, 1, 1)
-    black, white = subject.normalise(ends.expand(2, channels, 1, 1)).double().flatten(1).cpu()
+    black, white = subject.normalize(ends.expand(2, channels, 1, 1)).double().flatten(1).cpu()
     std = 1 / (white - black)
     return (-black * std).tolist(), std.tolist()
 
 
 class ViewBatches:
-    """Endless batches of one view of each image, normalised as the backbone was trained, with labels.
+    """Endless batches of one view of each image, normalized as the backbone was trained, with labels.
 
     An incomplete last batch of an epoch is left out; which images it would hold changes from epoch to epoch.
 
     Args:
-        subject: whose device and normalisation are used.
-        data: labelled images.
+        subject: whose device and normalization are used.
+        data: labeled images.
         options: what the view is, and how many workers may decode.
         batch_size: at most the number of images.
         seed: of the images' order and of all draws.
@@ -150,7 +150,7 @@ class ViewBatches:
         (spec,) = build_view(options.views, subject.image_size)
         self.view = spec.plain()
         self.device = subject.device
-        mean, std = normalisation_of(subject, data.info.channels)
+        mean, std = normalization_of(subject, data.info.channels)
         self._maker = ViewMaker([spec], data.info.channels, mean, std, seed)
         self._tell = subject.tell
         self._source = open_source(

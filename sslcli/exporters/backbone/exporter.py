@@ -24,7 +24,7 @@ class BackboneExportOptions(Options):
 
 class BackboneExporter(Exporter):
     """Writes the backbone alone, under the names that other tools know, with all that one needs to use it in the
-    header: normalisation, image size, method, data set, step, and the package that the architecture is from."""
+    header: normalization, image size, method, data set, step, and the package that the architecture is from."""
 
     Options = BackboneExportOptions
     options: BackboneExportOptions

@@ -18,7 +18,7 @@ from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import Exported, Exporter, Trained
 from sslcli.contracts.options import Options
-from sslcli.evaluation.extraction import Precision, feature_blocks, normaliser
+from sslcli.evaluation.extraction import Precision, feature_blocks, normalizer
 from sslcli.plugins import load
 from sslcli.runs.backbone_file import describe
 from sslcli.runs.files import header
@@ -137,7 +137,7 @@ class FeaturesExporter(Exporter):
         told = 0
         with _moved(trained, self.device) as backbone:
             for block, places in feature_blocks(
-                backbone, dataset, image_size=card.image_size, normalise=normaliser(card.mean, card.std, self.device),
+                backbone, dataset, image_size=card.image_size, normalize=normalizer(card.mean, card.std, self.device),
                 device=self.device, batch_size=self.options.batch_size, precision=self.options.precision,
             ):  # fmt: skip
                 block = block.cpu()

@@ -60,7 +60,7 @@ def root(tmp_path: Path) -> Path:
     folder = tmp_path / "photographs"
     for number in range(8):
         write(folder / f"class{number % 2}" / f"{number}.jpg", 30 + 3 * number, 23 + number, number, quality=95)
-    write(folder / "class0" / "grey.png", 33, 21, 8)
+    write(folder / "class0" / "gray.png", 33, 21, 8)
     turned = Image.Exif()
     turned[0x0112] = 6
     write(folder / "class1" / "turned.jpg", 40, 26, 9, exif=turned)
@@ -439,7 +439,7 @@ def test_what_is_being_read_stays_when_another_process_begins_again(root: Path) 
     data = opened(root, "disk")
     expected = [data.image_for(index, None).clone() for index in range(10)]
     for file in root.rglob("*.*"):
-        shutil.copyfile(root / "class0" / "grey.png", file) if file.name != "grey.png" else os.utime(file, ns=(5, 5))
+        shutil.copyfile(root / "class0" / "gray.png", file) if file.name != "gray.png" else os.utime(file, ns=(5, 5))
     opened(root, "disk")
     assert all(torch.equal(data.image_for(index, None), image) for index, image in enumerate(expected))
 

@@ -11,7 +11,7 @@ from sslcli.data.objects.items import split_item, to_pixels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 RGB = torch.from_numpy(PIXELS).permute(2, 0, 1)
-GREY = RGB[0]
+GRAY = RGB[0]
 
 
 @pytest.mark.parametrize(
@@ -24,10 +24,10 @@ GREY = RGB[0]
         (RGB.float() / 255, RGB),
         (RGB.double().numpy().transpose(1, 2, 0) / 255, RGB),
         (RGB.half() / 255, RGB),
-        (GREY, GREY.expand(3, -1, -1)),
-        (GREY[None], GREY.expand(3, -1, -1)),
-        (GREY.numpy(), GREY.expand(3, -1, -1)),
-        (Image.fromarray(GREY.numpy()), GREY.expand(3, -1, -1)),
+        (GRAY, GRAY.expand(3, -1, -1)),
+        (GRAY[None], GRAY.expand(3, -1, -1)),
+        (GRAY.numpy(), GRAY.expand(3, -1, -1)),
+        (Image.fromarray(GRAY.numpy()), GRAY.expand(3, -1, -1)),
         (torch.cat([RGB, torch.full_like(RGB[:1], 255)]), RGB),
         (torch.cat([RGB, torch.zeros_like(RGB[:1])]), torch.full_like(RGB, 255)),
     ],
@@ -38,7 +38,7 @@ def test_an_image_of_any_usual_kind_becomes_the_same_pixels(image, expected) -> 
     assert torch.equal(pixels, expected)
 
 
-def test_colour_becomes_grey_as_pillow_does_it() -> None:
+def test_color_becomes_gray_as_pillow_does_it() -> None:
     luma = torch.from_numpy(np.array(Image.fromarray(PIXELS).convert("L")))[None]
     assert torch.equal(to_pixels(RGB, 1), luma)
     assert torch.equal(to_pixels(Image.fromarray(PIXELS), 1), luma)
@@ -47,7 +47,7 @@ def test_colour_becomes_grey_as_pillow_does_it() -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ((RGB.float() - 100) / 50, r"floating-point pixels are in \[0, 1\], these reach from -2 .* normalisation"),
+        ((RGB.float() - 100) / 50, r"floating-point pixels are in \[0, 1\], these reach from -2 .* normalization"),
         (torch.full((3, 2, 2), float("nan")), "floating-point pixels are in"),
         (
             RGB.permute(1, 2, 0),
