@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.options import Options
 
 #: Two stages halve the image: the smallest side whose last map has one pixel.
 MINIMUM_SIZE = 4
@@ -53,7 +52,7 @@ class _Block(nn.Module):
 class CIFARResNet(Backbone):
     """What the CIFAR ResNets share: 6n + 2 layers, of which the last, the classifier, is left out."""
 
-    Options: ClassVar[type[Options]] = CIFARResNetOptions
+    Options = CIFARResNetOptions
     name: ClassVar[str]
     blocks: ClassVar[int]
 

@@ -15,7 +15,6 @@ from torchvision.models import resnet
 
 from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.options import Options
 
 from .published import PublishedOptions, published_state
 
@@ -83,7 +82,7 @@ class ResidualNetwork(resnet.ResNet):  # type: ignore[misc]  # torchvision has n
 class ResidualBackbone(Backbone):
     """What all ResNets share; `network` is the torchvision model."""
 
-    Options: ClassVar[type[Options]] = ResidualOptions
+    Options = ResidualOptions
     name: ClassVar[str]
     block: ClassVar[type[resnet.BasicBlock] | type[resnet.Bottleneck]]
     layers: ClassVar[tuple[int, ...]]
@@ -135,7 +134,7 @@ class ResidualBackbone(Backbone):
 class ResNet(ResidualBackbone):
     """A ResNet as torchvision has it, with batch norm."""
 
-    Options: ClassVar[type[Options]] = ResNetOptions
+    Options = ResNetOptions
 
     def published_state(self) -> dict[str, Tensor] | None:
         return published_state(self.name) if self.options.pretrained else None

@@ -18,7 +18,6 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from sslcli.contracts.backbone import Backbone, BackboneProvider, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.options import Options
 from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCheckpointingOptions
 
 from .published import PublishedOptions, published_state
@@ -50,7 +49,7 @@ class _MNASNet(MNASNet):  # type: ignore[misc]  # torchvision has no types
 class TorchvisionBackbone(Backbone):
     """A classification model of torchvision without its classifier; `network` is the model."""
 
-    Options: ClassVar[type[Options]] = PublishedOptions
+    Options = PublishedOptions
     name: ClassVar[str]
 
     def __init__(self, options: Any, channels: int, image_size: int) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.options import Options
 from sslcli.modules.drop_path import DropPath, grow_drop_path
 from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCheckpointingOptions
 
@@ -105,7 +104,7 @@ class ViT(Backbone):
         patch_projection: the layer that embeds patches (MoCo v3 freezes it).
     """
 
-    Options: ClassVar[type[Options]] = ViTOptions
+    Options = ViTOptions
     name: ClassVar[str]
     dim: ClassVar[int]
     heads: ClassVar[int]

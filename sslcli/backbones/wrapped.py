@@ -25,7 +25,7 @@ class WrappedBackbone(Backbone):
     Options = BackboneOptions
     title: ClassVar[str]
     template: ClassVar[nn.Module]
-    in_place: ClassVar[bool] = False
+    in_place = False
 
     def __init__(self, network: nn.Module, spec: BackboneSpec) -> None:
         super().__init__()

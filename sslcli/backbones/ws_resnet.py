@@ -7,7 +7,7 @@ https://arxiv.org/abs/1903.10520; group norm: Wu, He, https://arxiv.org/abs/1803
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.options import Options
 
 from .resnet import ResidualBackbone, ResidualNetwork, ResidualOptions
 
@@ -55,7 +54,7 @@ def standardize_convolutions(module: nn.Module) -> None:
 class WSResNet(ResidualBackbone):
     """A ResNet with group norm and weight standardization."""
 
-    Options: ClassVar[type[Options]] = WSResNetOptions
+    Options = WSResNetOptions
 
     @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> ResidualBackbone:

@@ -61,8 +61,8 @@ class QueueContrast(Method):
         label: the method's name, for messages.
     """
 
-    Options: ClassVar[type[MethodOptions]] = QueueOptions
-    minimum_views: ClassVar[int] = 2
+    Options = QueueOptions
+    minimum_views = 2
     label: ClassVar[str]
 
     options: QueueOptions

@@ -6,13 +6,10 @@ https://arxiv.org/abs/2103.03230.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 from pydantic import Field
 
 from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, MethodOptions, RunInfo, Step
+from sslcli.contracts.method import Batch, Method, RunInfo, Step
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import barlow_twins_terms
@@ -51,11 +48,11 @@ class BarlowTwins(Method):
     With more views it is the mean over each two views of which one at least is global (of the first one's size).
     """
 
-    Options: ClassVar[type[MethodOptions]] = BarlowTwinsOptions
-    batch_coupled: ClassVar[bool] = True
-    minimum_views: ClassVar[int] = 2
-    paper: ClassVar[str] = "https://arxiv.org/abs/2103.03230"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    Options = BarlowTwinsOptions
+    batch_coupled = True
+    minimum_views = 2
+    paper = "https://arxiv.org/abs/2103.03230"
+    defaults = {
         "optimizer": {
             "name": "lars",
             "lr": 0.2,

@@ -7,15 +7,12 @@ https://arxiv.org/abs/2010.10241.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunInfo, Step
+from sslcli.contracts.method import Batch, Method, Progress, RunInfo, Step
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import byol_regression
@@ -68,11 +65,11 @@ class BYOL(Method):
     first one's size), and the loss is twice the mean over these pairs: with two views the paper's sum.
     """
 
-    Options: ClassVar[type[MethodOptions]] = BYOLOptions
-    batch_coupled: ClassVar[bool] = True
-    minimum_views: ClassVar[int] = 2
-    paper: ClassVar[str] = "https://arxiv.org/abs/2006.07733"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    Options = BYOLOptions
+    batch_coupled = True
+    minimum_views = 2
+    paper = "https://arxiv.org/abs/2006.07733"
+    defaults = {
         "optimizer": {"name": "lars", "lr": 0.2, "weight_decay": 1.5e-6, "scale_lr": "batch/256"},
         "schedule": {"name": "cosine", "warmup_epochs": 10},
     }

@@ -5,8 +5,7 @@ Caron et al., *Emerging Properties in Self-Supervised Vision Transformers*, http
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Self
 
 import torch
 from pydantic import Field, model_validator
@@ -87,11 +86,11 @@ class DINO(Method):
     Evaluated and exported: the teacher.
     """
 
-    Options: ClassVar[type[MethodOptions]] = DINOOptions
-    batch_coupled: ClassVar[bool] = True  # the center, and batch norm where the backbone has it
-    minimum_views: ClassVar[int] = 2
-    paper: ClassVar[str] = "https://arxiv.org/abs/2104.14294"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    Options = DINOOptions
+    batch_coupled = True  # the center, and batch norm where the backbone has it
+    minimum_views = 2
+    paper = "https://arxiv.org/abs/2104.14294"
+    defaults = {
         "optimizer": {
             "name": "adamw",
             "lr": 5e-4,

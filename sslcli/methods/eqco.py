@@ -9,8 +9,6 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from sslcli.contracts.method import MethodOptions
-
 from .moco_v2 import MoCoV2, MoCoV2Options
 
 
@@ -26,8 +24,8 @@ class EqCoOptions(MoCoV2Options):
 class EqCo(MoCoV2):
     """−log( e^{l₊} / (e^{l₊} + (α/K)·Σ e^{l₋}) ) on MoCo v2's embeddings."""
 
-    Options: ClassVar[type[MethodOptions]] = EqCoOptions
-    paper: ClassVar[str] = "https://arxiv.org/abs/2010.01929"
+    Options = EqCoOptions
+    paper = "https://arxiv.org/abs/2010.01929"
     label: ClassVar[str] = "eqco"
 
     options: EqCoOptions

@@ -5,14 +5,11 @@ He et al. (MoCo), https://arxiv.org/abs/1911.05722; Chen et al. (MoCo v2), https
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunInfo, Step
+from sslcli.contracts.method import Batch, Method, Progress, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import all_gather, is_distributed
 from sslcli.losses import vicreg_terms
@@ -55,11 +52,11 @@ class MoCo(Method):
         steps: optimizer steps done, a 0-dim int64 tensor; shuffled batch norm draws by it.
     """
 
-    Options: ClassVar[type[MethodOptions]] = MoCoOptions
-    batch_coupled: ClassVar[bool] = True
-    view_count: ClassVar[int | None] = 2
-    paper: ClassVar[str] = "https://arxiv.org/abs/2003.04297"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    Options = MoCoOptions
+    batch_coupled = True
+    view_count = 2
+    paper = "https://arxiv.org/abs/2003.04297"
+    defaults = {
         "optimizer": {
             "name": "sgd",
             "lr": 0.5,

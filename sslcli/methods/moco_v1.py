@@ -5,14 +5,13 @@ He et al., *Momentum Contrast for Unsupervised Visual Representation Learning*, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 from torch import nn
 
 from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import MethodOptions, RunInfo
+from sslcli.contracts.method import RunInfo
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 
@@ -38,9 +37,9 @@ class MoCoV1Options(QueueOptions):
 class MoCoV1(QueueContrast):
     """InfoNCE with one linear layer behind the backbone; the paper trains 200 epochs with batches of 256."""
 
-    Options: ClassVar[type[MethodOptions]] = MoCoV1Options
-    paper: ClassVar[str] = "https://arxiv.org/abs/1911.05722"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    Options = MoCoV1Options
+    paper = "https://arxiv.org/abs/1911.05722"
+    defaults = {
         "optimizer": SGD,
         "schedule": {"name": "step", "milestones": [0.6, 0.8], "factor": 0.1},
     }

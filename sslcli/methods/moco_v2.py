@@ -5,13 +5,12 @@ Chen, Fan, Girshick, He, *Improved Baselines with Momentum Contrastive Learning*
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import MethodOptions, RunInfo
+from sslcli.contracts.method import RunInfo
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.modules.heads import mlp
@@ -38,9 +37,9 @@ class MoCoV2Options(QueueOptions):
 class MoCoV2(QueueContrast):
     """InfoNCE with an MLP of two layers behind the backbone."""
 
-    Options: ClassVar[type[MethodOptions]] = MoCoV2Options
-    paper: ClassVar[str] = "https://arxiv.org/abs/2003.04297"
-    defaults: ClassVar[Mapping[str, Any]] = {"optimizer": SGD, "schedule": {"name": "cosine"}}
+    Options = MoCoV2Options
+    paper = "https://arxiv.org/abs/2003.04297"
+    defaults = {"optimizer": SGD, "schedule": {"name": "cosine"}}
     label: ClassVar[str] = "moco_v2"
 
     def __init__(self, backbone: Backbone, options: MoCoV2Options, run: RunInfo) -> None:

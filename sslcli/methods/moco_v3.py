@@ -5,16 +5,13 @@ Chen, Xie, He, *An Empirical Study of Training Self-Supervised Vision Transforme
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunInfo, Step
+from sslcli.contracts.method import Batch, Method, Progress, RunInfo, Step
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import rank
@@ -68,11 +65,11 @@ class MoCoV3(Method):
     of all global views but itself. The loss is twice the mean over these pairs: with two views, the paper's sum.
     """
 
-    Options: ClassVar[type[MethodOptions]] = MoCoV3Options
-    batch_coupled: ClassVar[bool] = True
-    minimum_views: ClassVar[int] = 2
-    paper: ClassVar[str] = "https://arxiv.org/abs/2104.02057"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    Options = MoCoV3Options
+    batch_coupled = True
+    minimum_views = 2
+    paper = "https://arxiv.org/abs/2104.02057"
+    defaults = {
         "optimizer": {"name": "lars", "lr": 0.3, "weight_decay": 1e-6, "scale_lr": "batch/256"},
         "schedule": {"name": "cosine", "warmup_epochs": 10},
     }

@@ -6,9 +6,6 @@ arXiv:2002.05709. Its second version is `simclr_v2`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -35,11 +32,11 @@ class SimCLROptions(MethodOptions):
 class SimCLR(Method):
     """NT-Xent on the projections of two views; with more views, the mean over all pairs of an image's views."""
 
-    Options: ClassVar[type[MethodOptions]] = SimCLROptions
-    batch_coupled: ClassVar[bool] = True
-    minimum_views: ClassVar[int] = 2
-    paper: ClassVar[str] = "https://arxiv.org/abs/2002.05709"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    Options = SimCLROptions
+    batch_coupled = True
+    minimum_views = 2
+    paper = "https://arxiv.org/abs/2002.05709"
+    defaults = {
         "optimizer": {"name": "lars_simclr", "lr": 0.3, "weight_decay": 1e-6, "scale_lr": "batch/256"},
         "schedule": {"name": "cosine", "warmup_epochs": 10},
     }

@@ -6,8 +6,7 @@ Chen, Kornblith, Swersky, Norouzi, Hinton, *Big Self-Supervised Models are Stron
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -53,11 +52,11 @@ class SimCLRv2Options(MethodOptions):
 class SimCLRv2(Method):
     """NT-Xent on the projections of two views or more, as `simclr`."""
 
-    Options: ClassVar[type[MethodOptions]] = SimCLRv2Options
-    batch_coupled: ClassVar[bool] = True
-    minimum_views: ClassVar[int] = 2
-    paper: ClassVar[str] = "https://arxiv.org/abs/2006.10029"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    Options = SimCLRv2Options
+    batch_coupled = True
+    minimum_views = 2
+    paper = "https://arxiv.org/abs/2006.10029"
+    defaults = {
         "optimizer": {"name": "lars_simclr", "lr": 0.075, "weight_decay": 1e-4, "scale_lr": "sqrt"},
         "schedule": {"name": "cosine", "warmup_epochs": 10},
     }

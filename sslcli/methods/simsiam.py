@@ -5,15 +5,12 @@ Chen & He, *Exploring Simple Siamese Representation Learning*, https://arxiv.org
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from pydantic import Field
 from torch import nn
 
 from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, MethodOptions, ParameterGroup, RunInfo, Step
+from sslcli.contracts.method import Batch, Method, ParameterGroup, RunInfo, Step
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import negative_cosine
@@ -66,11 +63,11 @@ class SimSiam(Method):
     first one's size).
     """
 
-    Options: ClassVar[type[MethodOptions]] = SimSiamOptions
-    batch_coupled: ClassVar[bool] = True
-    minimum_views: ClassVar[int] = 2
-    paper: ClassVar[str] = "https://arxiv.org/abs/2011.10566"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    Options = SimSiamOptions
+    batch_coupled = True
+    minimum_views = 2
+    paper = "https://arxiv.org/abs/2011.10566"
+    defaults = {
         "optimizer": {
             "name": "sgd",
             "lr": 0.05,

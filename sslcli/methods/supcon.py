@@ -5,9 +5,6 @@ Khosla et al., *Supervised Contrastive Learning*, NeurIPS 2020, https://arxiv.or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from pydantic import Field
 
@@ -39,13 +36,13 @@ class SupConOptions(MethodOptions):
 class SupCon(Method):
     """The supervised contrastive loss on the projections of two views or more."""
 
-    Options: ClassVar[type[MethodOptions]] = SupConOptions
-    batch_coupled: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = True
-    minimum_views: ClassVar[int] = 2
-    paper: ClassVar[str] = "https://arxiv.org/abs/2004.11362"
+    Options = SupConOptions
+    batch_coupled = True
+    needs_labels = True
+    minimum_views = 2
+    paper = "https://arxiv.org/abs/2004.11362"
     # The authors' code has 0.05 at its batch of 256 and decays every parameter.
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults = {
         "optimizer": {
             "name": "sgd",
             "lr": 0.05,

@@ -7,9 +7,6 @@ assigned, and many small ones, which only predict.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -70,13 +67,13 @@ class SwAV(Method):
     """z = projector(backbone(x))/‖·‖, scores = z·C; −Σ q log softmax(scores/τ) with q = sinkhorn(scores) of another
     view."""
 
-    Options: ClassVar[type[MethodOptions]] = SwAVOptions
-    batch_coupled: ClassVar[bool] = True
-    minimum_views: ClassVar[int] = 2
-    paper: ClassVar[str] = "https://arxiv.org/abs/2006.09882"
+    Options = SwAVOptions
+    batch_coupled = True
+    minimum_views = 2
+    paper = "https://arxiv.org/abs/2006.09882"
     #: The paper's small-batch run (256). Its batch of 4096 has lr 4.8 (here 0.3 with `scale_lr`), 10 warm-up epochs
     #: from 0.3, and no queue.
-    defaults: ClassVar[Mapping[str, Any]] = {
+    defaults = {
         "optimizer": {
             "name": "larc",
             "lr": 0.6,

@@ -6,13 +6,10 @@ https://arxiv.org/abs/2105.04906.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 from pydantic import Field
 
 from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, MethodOptions, RunInfo, Step
+from sslcli.contracts.method import Batch, Method, RunInfo, Step
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import vicreg_terms
@@ -55,11 +52,11 @@ class VICReg(Method):
     With more views it is the mean over each two views of which one at least is global (of the first one's size).
     """
 
-    Options: ClassVar[type[MethodOptions]] = VICRegOptions
-    batch_coupled: ClassVar[bool] = True
-    minimum_views: ClassVar[int] = 2
-    paper: ClassVar[str] = "https://arxiv.org/abs/2105.04906"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    Options = VICRegOptions
+    batch_coupled = True
+    minimum_views = 2
+    paper = "https://arxiv.org/abs/2105.04906"
+    defaults = {
         "optimizer": {"name": "lars", "lr": 0.2, "weight_decay": 1e-6, "scale_lr": "batch/256"},
         "schedule": {"name": "cosine", "warmup_epochs": 10, "final": 0.001},
     }

@@ -7,7 +7,7 @@ Self-Supervised Models are Strong Semi-Supervised Learners*, https://arxiv.org/a
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class HeadedBackbone(Backbone):
         options: what `head` consists of.
     """
 
-    Options: ClassVar[type[Options]] = KeptLayersOptions
+    Options = KeptLayersOptions
 
     def __init__(self, backbone: Backbone, options: KeptLayersOptions, head: nn.Sequential | None = None) -> None:
         """Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -24,8 +24,8 @@ class AdamOptions(OptimizerOptions):
 class Adam(OptimizerPlugin):
     """Adam; its weight decay is an L2 penalty, part of the gradient."""
 
-    Options: ClassVar[type[OptimizerOptions]] = AdamOptions
-    paper: ClassVar[str] = "https://arxiv.org/abs/1412.6980"
+    Options = AdamOptions
+    paper = "https://arxiv.org/abs/1412.6980"
 
     @classmethod
     def build(cls, groups: list[dict[str, Any]], options: AdamOptions) -> torch.optim.Optimizer:

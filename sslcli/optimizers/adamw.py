@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin
+from sslcli.contracts.optimizer import OptimizerPlugin
 
 from .adam import AdamOptions
 from .kernels import kernels
@@ -15,8 +15,8 @@ from .kernels import kernels
 class AdamW(OptimizerPlugin):
     """Adam with decoupled weight decay."""
 
-    Options: ClassVar[type[OptimizerOptions]] = AdamOptions
-    paper: ClassVar[str] = "https://arxiv.org/abs/1711.05101"
+    Options = AdamOptions
+    paper = "https://arxiv.org/abs/1711.05101"
 
     @classmethod
     def build(cls, groups: list[dict[str, Any]], options: AdamOptions) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ exclude: []` it is the optimizer that solo-learn calls LARS.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -132,8 +132,8 @@ class LARCPlugin(OptimizerPlugin):
     What `exclude` names gets neither weight decay nor that rate; SwAV has `exclude: []` and `clip: false`.
     """
 
-    Options: ClassVar[type[OptimizerOptions]] = LARCOptions
-    paper: ClassVar[str] = "https://arxiv.org/abs/1708.03888"
+    Options = LARCOptions
+    paper = "https://arxiv.org/abs/1708.03888"
 
     @classmethod
     def build(cls, groups: list[dict[str, Any]], options: LARCOptions) -> torch.optim.Optimizer:

@@ -109,8 +109,8 @@ class LARSOptions(OptimizerOptions):
 class LARSPlugin(OptimizerPlugin):
     """LARS for large batches."""
 
-    Options: ClassVar[type[OptimizerOptions]] = LARSOptions
-    paper: ClassVar[str] = "https://arxiv.org/abs/1708.03888"
+    Options = LARSOptions
+    paper = "https://arxiv.org/abs/1708.03888"
     kind: ClassVar[type[LARS]] = LARS
 
     @classmethod
@@ -127,5 +127,5 @@ class LARSPlugin(OptimizerPlugin):
 class LARSSimCLRPlugin(LARSPlugin):
     """LARS as in SimCLR's code, with the learning rate inside of the momentum."""
 
-    paper: ClassVar[str] = "https://arxiv.org/abs/2002.05709"
+    paper = "https://arxiv.org/abs/2002.05709"
     kind: ClassVar[type[LARS]] = LARSSimCLR

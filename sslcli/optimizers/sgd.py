@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from pydantic import model_validator
@@ -30,7 +30,7 @@ class SGDOptions(OptimizerOptions):
 class SGD(OptimizerPlugin):
     """Stochastic gradient descent with momentum."""
 
-    Options: ClassVar[type[OptimizerOptions]] = SGDOptions
+    Options = SGDOptions
 
     @classmethod
     def build(cls, groups: list[dict[str, Any]], options: SGDOptions) -> torch.optim.Optimizer:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
-from sslcli.contracts.optimizer import ScheduleOptions
 from sslcli.modules.cosine import half_cosine
 
 from .warmup import Warmup, WarmupOptions
@@ -34,7 +33,7 @@ class Cosine(Warmup):
     code: `final` would be reached at t = T, one step after the last.
     """
 
-    Options: ClassVar[type[ScheduleOptions]] = CosineOptions
+    Options = CosineOptions
     options: CosineOptions
 
     def __init__(self, options: CosineOptions, base: float, total_steps: int, steps_per_epoch: int) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
-
-from sslcli.contracts.optimizer import ScheduleOptions
 
 from .warmup import Warmup, WarmupOptions
 
@@ -23,7 +21,7 @@ class MilestonesOptions(WarmupOptions):
 class Milestones(Warmup):
     """The base value × factor for each milestone passed: from step round(milestone·T) on, with T steps in the run."""
 
-    Options: ClassVar[type[ScheduleOptions]] = MilestonesOptions
+    Options = MilestonesOptions
     options: MilestonesOptions
 
     def share(self, step: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -39,7 +39,7 @@ class Warmup(Schedule):
     """Linear warm-up over W steps: the value at step t < W is base·(start + (1 − start)·t/W), and with `linspace` the
     same with W − 1 for W (a warm-up of one step is its start then); from step W on `share`."""
 
-    Options: ClassVar[type[ScheduleOptions]] = WarmupOptions
+    Options = WarmupOptions
     options: WarmupOptions
 
     def __init__(self, options: WarmupOptions, base: float, total_steps: int, steps_per_epoch: int) -> None:

@@ -7,8 +7,6 @@ ICML 2020, arXiv:2005.10242.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -69,11 +67,11 @@ class AlignUniformOptions(MethodOptions):
 class AlignUniform(Method):
     """align_weight·alignment + uniform_weight·uniformity of the projections of two views."""
 
-    Options: ClassVar[type[MethodOptions]] = AlignUniformOptions
-    batch_coupled: ClassVar[bool] = True
-    view_count: ClassVar[int | None] = 2
-    paper: ClassVar[str] = "https://arxiv.org/abs/2005.10242"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    Options = AlignUniformOptions
+    batch_coupled = True
+    view_count = 2
+    paper = "https://arxiv.org/abs/2005.10242"
+    defaults = {
         "optimizer": {"name": "sgd", "lr": 0.12, "momentum": 0.9, "weight_decay": 1e-4, "scale_lr": "batch/256"},
         "schedule": {"name": "step", "milestones": [0.775, 0.85, 0.925], "factor": 0.1},
     }

@@ -31,7 +31,7 @@ class Arrays(Dataset):
         UserError: if a file is missing, or holds something else.
     """
 
-    Options: ClassVar[type[DatasetOptions]] = ArraysOptions
+    Options = ArraysOptions
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
     options: ArraysOptions
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -49,7 +47,7 @@ class _Block(nn.Module):
 class ConvMixer(Backbone):
     """Patches, then blocks of one size all through, then the mean over all places."""
 
-    Options: ClassVar[type[Options]] = ConvMixerOptions
+    Options = ConvMixerOptions
 
     def __init__(self, options: ConvMixerOptions, channels: int) -> None:
         super().__init__()

@@ -3,7 +3,7 @@ arXiv:2302.06675, algorithm 2)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -63,8 +63,8 @@ class LionOptions(OptimizerOptions):
 class LionPlugin(OptimizerPlugin):
     """Steps of one size for every weight: the sign of a momentum."""
 
-    Options: ClassVar[type[OptimizerOptions]] = LionOptions
-    paper: ClassVar[str] = "https://arxiv.org/abs/2302.06675"
+    Options = LionOptions
+    paper = "https://arxiv.org/abs/2302.06675"
 
     @classmethod
     def build(cls, groups: list[dict[str, Any]], options: LionOptions) -> torch.optim.Optimizer:

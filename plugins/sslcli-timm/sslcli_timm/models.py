@@ -16,7 +16,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslcli.contracts.backbone import Backbone, BackboneProvider, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.options import Options
 from sslcli.modules.gradient_checkpointing import GradientCheckpointingOptions
 
 #: The smallest view that a model is tried with; where it fails, the size that it is built for is its smallest.
@@ -51,7 +50,7 @@ class TimmOptions(GradientCheckpointingOptions):
 class TimmBackbone(Backbone):
     """A model of timm without its classifier; `network` is the model."""
 
-    Options: ClassVar[type[Options]] = TimmOptions
+    Options = TimmOptions
     name: ClassVar[str]
 
     def __init__(self, options: TimmOptions, channels: int, image_size: int) -> None:
