@@ -66,7 +66,7 @@ class ThreeViews(SimCLR):
 class BadDefaults(SimCLR):
     """Its paper's optimizer has a typo."""
 
-    defaults = {"optimizer": {"name": "sgd", "lr": 0.1, "momemtum": 0.9}}  # noqa: RUF012
+    defaults = {"optimizer": {"name": "sgd", "lr": 0.1, "momemtum": 0.9}}
 
 
 class Detached(SimCLR):

@@ -39,7 +39,7 @@ class Document:
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalar rules of YAML 1.2's core schema."""
 
-    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012  # an instance variable to its stubs
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # an instance variable to its stubs
 
 
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")

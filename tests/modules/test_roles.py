@@ -28,7 +28,7 @@ class OwnRMSNorm(nn.Module):
 
 
 class Declared(nn.Module):
-    parameter_roles = {"matrix": "weight"}  # noqa: RUF012
+    parameter_roles = {"matrix": "weight"}
 
     def __init__(self) -> None:
         super().__init__()
