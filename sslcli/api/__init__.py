@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from sslcli.config.document import Document
 from sslcli.config.merge import apply_overrides, as_arguments, merge, read_config
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sslcli.evaluation.tables import Row
     from sslcli.training.train import TrainResult
 
-    Target = Run | TrainResult | str | Path
+    Target: TypeAlias = Run | TrainResult | str | Path
 
 __all__ = ["Run", "evaluate", "evaluate_all", "export", "from_config", "load_backbone", "train"]
 
