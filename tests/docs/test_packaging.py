@@ -1,4 +1,4 @@
-"""What the package says about itself: one version, complete metadata, types that a user's program can be checked with."""
+"""Packaging: one version, complete metadata, and types with which a user's program is checked."""
 
 from __future__ import annotations
 
