@@ -43,6 +43,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "exclude-members": "model_config,model_post_init"}
 default_role = "code"  # the docstrings write code in single backticks, as Markdown does
 napoleon_numpy_docstring = False
+napoleon_attr_annotations = False
 napoleon_use_rtype = False
 toc_object_entries_show_parents = "hide"
 
@@ -57,6 +58,8 @@ def link_to_repository(app: Sphinx, name: str, source: list[str]) -> None:
 
 def as_restructured_text(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Escapes what is markup in reStructuredText only (`|P(i)|`), and makes an indented formula a literal block."""
+    if what == "attribute" and lines:
+        lines[0] = f": {lines[0]}"  # or else napoleon takes what is before a colon for the type
     literal = None  # the indent of the line that introduces the formula
     for index, line in enumerate(lines):
         indent = len(line) - len(line.lstrip())
