@@ -1,10 +1,10 @@
-"""Writes what the documentation has from the code and from measured results.
+"""Writes the generated parts of docs/methods.md and docs/plugins.md: tables from the code and from measured results.
 
-    python docs/generate.py            rewrites the generated parts of docs/methods.md in place
-    python docs/generate.py --check    exit code 1 if anything in it would change
+    python docs/generate.py            rewrites them in place
+    python docs/generate.py --check    exit code 1 if anything would change
 
-A generated part of that page is between `<!-- options: METHOD -->` or `<!-- results -->` and `<!-- end -->`. The site's
-option pages and API pages (`write_pages`) are written at each build and not committed.
+A generated part is between `<!-- options: METHOD -->`, `<!-- exports: PACKAGE -->` or `<!-- results -->` and
+`<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,16 @@ from typing import Any
 from sslcli.cli.listing import option_rows
 from sslcli.plugins import GROUPS, find, load, load_found
 
-REPOSITORY = "https://github.com/sslcli/sslcli"
 PAGE = Path(__file__).with_name("methods.md")
+GUIDE = Path(__file__).with_name("plugins.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "methods-cifar10-cpu.json"
-PART = re.compile(r"(<!-- (?:options: (?P<method>\w+)|results) -->\n).*?(<!-- end -->)", re.DOTALL)
-#: Packages with an API page, and how many of their modules it shows: all, or only what the package itself exports.
+PART = re.compile(
+    r"(<!-- (?:options: (?P<method>\w+)|exports: (?P<package>\w+)|results) -->\n).*?(<!-- end -->)", re.DOTALL
+)
+
+#: Where links to files that are no pages of the site lead.
+REPOSITORY = "https://github.com/sslcli/sslcli"
+#: Packages with an API page: of each of their modules, or of what the package itself exports.
 API = {"contracts": "modules", "losses": "package", "modules": "modules", "testing": "package"}
 
 
@@ -36,14 +41,17 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def options(cls: Any) -> str:
+def options(method: str) -> str:
+    """The options of a method, with types, defaults and help."""
+    return option_table(load("methods", method))
+
+
+def option_table(cls: Any) -> str:
     """The options of a plugin class, with types, defaults and help."""
+    rows = option_rows(cls.Options)
     return table(
         ["option", "type", "default", ""],
-        [
-            [f"`{row['name']}`", _code(row["type"]), _code(_default(row)), _plain(row["help"])]
-            for row in option_rows(cls.Options)
-        ],
+        [[f"`{row['name']}`", _code(row["type"]), _code(_default(row)), _plain(row["help"])] for row in rows],
     )
 
 
@@ -64,7 +72,7 @@ def results() -> str:
     found = json.loads(RESULTS.read_text())["methods"]
     rows = []
     for name, entry in found.items():
-        if "learn" not in entry or "cost" not in entry:  # the benchmark was interrupted here
+        if "learn" not in entry or "cost" not in entry:  # a benchmark that has not come to its end
             continue
         learned, cost = entry["learn"].values(), entry["cost"].values()
         shares = [_percent(learned, key) for key in ("knn_before", "knn_after")]
@@ -84,9 +92,40 @@ def _percent(rows: Collection[dict[str, float]], key: str) -> str:
     return f"{100 * _mean(rows, key):.1f} ± {100 * spread:.1f} %"
 
 
+def exports(package: str) -> str:
+    """What plugins can import from `sslcli.PACKAGE`: its `__all__`, and of `modules` every public name of each file."""
+    whole = importlib.import_module(f"sslcli.{package}")
+    rows = []
+    for found in pkgutil.iter_modules(whole.__path__):
+        module = importlib.import_module(f"{whole.__name__}.{found.name}")
+        for name, value in vars(module).items():
+            own = getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
+            exported = name in whole.__all__
+            if own and callable(value) and (exported or package == "modules"):
+                origin = whole if exported else module
+                rows.append([f"`{name}{_parameters(value)}`", f"`{origin.__name__}`", _plain(_sentence(value))])
+    return table(["name", "in", ""], rows)
+
+
+def _parameters(value: Any) -> str:
+    return "" if inspect.isclass(value) else f"({', '.join(inspect.signature(value).parameters)})"
+
+
+def _sentence(value: Any) -> str:
+    """The first sentence of a docstring's first paragraph."""
+    paragraph = " ".join((value.__doc__ or "").split("\n\n")[0].split())
+    return re.split(r"(?<=[^.]{3}\.) (?=[A-Z])", paragraph)[0]
+
+
 def generated(text: str) -> str:
-    """Returns the page of methods with every generated part rewritten."""
-    return PART.sub(lambda m: m[1] + (options(load("methods", m["method"])) if m["method"] else results()) + m[3], text)
+    """Returns a page with every generated part written anew."""
+
+    def part(found: re.Match[str]) -> str:
+        if found["package"]:
+            return exports(found["package"])
+        return options(found["method"]) if found["method"] else results()
+
+    return PART.sub(lambda found: found[1] + part(found) + found[4], text)
 
 
 def options_page(group: str) -> str:
@@ -103,7 +142,7 @@ def options_page(group: str) -> str:
             cls = load(group, f"{plugin.name}/{names[0]}")
         if paper := getattr(cls, "paper", ""):
             page.append(f"Paper: <{paper}>\n")
-        page.append(options(cls) if cls.Options.model_fields else "No options.\n")
+        page.append(option_table(cls) if cls.Options.model_fields else "No options.\n")
     return "\n".join(page)
 
 
@@ -127,7 +166,7 @@ def api_page(package: str, shown: str) -> str:
 
 
 def write_pages(folder: Path) -> None:
-    """Writes the site's option pages and API pages into `folder`."""
+    """Writes the site's option pages and API pages into `folder`; `conf.py` does so at each build."""
     pages = {f"options-{group}": options_page(group) for group in GROUPS}
     pages |= {f"api-{package}": api_page(package, shown) for package, shown in API.items()}
     folder.mkdir(exist_ok=True)
@@ -140,14 +179,16 @@ def write_pages(folder: Path) -> None:
 
 
 def main() -> int:
-    text = PAGE.read_text(encoding="utf-8")
-    new = generated(text)
-    if "--check" in sys.argv[1:]:
-        if new != text:
-            print(f"{PAGE.name} is out of date: run `python docs/generate.py`", file=sys.stderr)
-        return int(new != text)
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
+    stale = 0
+    for page in (PAGE, GUIDE):
+        text = page.read_text(encoding="utf-8")
+        new = generated(text)
+        if "--check" not in sys.argv[1:]:
+            page.write_text(new, encoding="utf-8")
+        elif new != text:
+            print(f"{page.name} is out of date: run `python docs/generate.py`", file=sys.stderr)
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":
