@@ -6,6 +6,7 @@ Importing this imports neither torch nor anything else of ours: the functions co
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from sslcli.api import load_backbone as load_backbone
     from sslcli.api import train as train
     from sslcli.version import __version__ as __version__
+
+# A library leaves it to the program where its messages go.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = ["Run", "__version__", "evaluate", "evaluate_all", "export", "from_config", "load_backbone", "train"]
 

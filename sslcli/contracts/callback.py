@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from .backbone import Backbone
 from .data import Dataset, Part
 from .method import Progress
 from .options import Options
+
+log = logging.getLogger(__name__)
 
 Outcome = Literal["done", "interrupted", "failed"]
 
@@ -63,9 +66,9 @@ class RunContext(ABC):
     def log(self, metrics: Mapping[str, float]) -> None:
         """Writes a line to `metrics.jsonl` (with step and epoch) and tells every callback's `on_log`."""
 
-    @abstractmethod
     def tell(self, text: str) -> None:
-        """Shows a line to the user, above the progress bar."""
+        """Shows a line to the user, above the progress bar, once however many processes there are."""
+        log.info(text)
 
 
 class Callback:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from torch import Tensor
 from .backbone import Backbone
 from .data import Dataset, Part
 from .options import Options
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -71,9 +74,9 @@ class Subject(ABC):
         """Returns the part of the protocol that does not depend on the evaluator: data, feature, normalization, …"""
         return {}
 
-    @abstractmethod
     def tell(self, text: str) -> None:
         """Shows a line of progress."""
+        log.info(text)
 
 
 @dataclass

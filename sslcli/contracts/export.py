@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,8 @@ import torch
 
 from .backbone import Backbone
 from .options import Options
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,6 @@ class Exporter(ABC):
     Attributes:
         suffix: of the file, with its dot, where the user names none.
         device: where to compute, for exporters that do.
-        tell: shows a line to the user.
     """
 
     Options: ClassVar[type[Options]] = Options
@@ -92,7 +93,6 @@ class Exporter(ABC):
     def __init__(self, options: Any) -> None:
         self.options = options
         self.device = torch.device("cpu")
-        self.tell: Callable[[str], None] = _say_nothing
 
     def default_suffix(self) -> str:
         """Returns `suffix`, or what the options make of it."""
@@ -102,10 +102,10 @@ class Exporter(ABC):
         """Returns all files that `export` writes for this `path`: what must not be there, unless it may be replaced."""
         return [path]
 
+    def tell(self, text: str) -> None:
+        """Shows a line to the user."""
+        log.info(text)
+
     @abstractmethod
     def export(self, trained: Trained, path: Path) -> Exported:
         """Writes `path` whole or not at all."""
-
-
-def _say_nothing(text: str) -> None:
-    pass

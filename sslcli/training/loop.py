@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from sslcli.randomness import seed_for
 
 from .context import Context
 from .setup import SEED_STEP, Session
+
+log = logging.getLogger(__name__)
 
 
 class RunFailed(SslError):
@@ -217,7 +220,7 @@ class Loop:
         for message in source_batch.replaced:
             if message not in self.replaced:
                 self.replaced.add(message)
-                self.context.tell(f"unreadable, another image takes its place: {message}")
+                log.warning(f"unreadable image replaced: {message}")
 
     def _update(self) -> None:
         scaler, clip = self.session.precision.scaler, self.session.config.training.clip

@@ -186,7 +186,7 @@ def test_images_with_other_channels_are_refused(tmp_path, given):
 
 
 def test_the_data_are_the_run_s_own_unless_others_are_named(tiny, tmp_path):
-    directory = train(tiny("training.max_steps=1"), tmp_path / "run", tell=lambda text: None).directory
+    directory = train(tiny("training.max_steps=1"), tmp_path / "run").directory
     folder = tmp_path / "images"
     folder.mkdir()
     for place in range(3):

@@ -129,7 +129,7 @@ def test_files_of_a_run_give_the_kept_layers_back(run: Path, tiny, tmp_path: Pat
         assert loaded.spec.feature_dim == 24
         with torch.no_grad():
             assert torch.equal(loaded(images).pooled, expected)
-    card = load_trained(run, quiet).card
+    card = load_trained(run).card
     assert card.feature_dim == 24
     assert card.backbone["name"] == "resnet18"
     assert card.head == {"layers": 1, "hidden_dim": 24, "norm": "batch"}
