@@ -17,7 +17,7 @@ class FlipOptions(Options):
 
 
 class Flip(Operation):
-    """Mirrors left and right. Right after a crop it costs nothing: the crop does it (see `pipeline`)."""
+    """Horizontal flip. Directly after a crop or resize it is free: that operation does it (see `views/pipeline.py`)."""
 
     Options = FlipOptions
     key = "flip"
