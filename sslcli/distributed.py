@@ -126,7 +126,7 @@ def first_of_machine(work: Callable[[], T]) -> T:
     # Destroyed with the run's own group: torch 2.6 sometimes hangs if a gloo group is destroyed before.
     patient: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
     made: list[Any] = [None]
-    problem: SslError | None = SslError("the first process of this machine did not finish the others' work")
+    problem: SslError | None = SslError("the first process of this machine ended before its work was done")
     try:
         if local == 0:
             made = [work()]
