@@ -67,7 +67,6 @@ class Clock(ABC):
 
     def seconds(self) -> dict[str, float]:
         """Returns the total seconds of each of `PHASES`. On a device this waits for the last mark."""
-        self._wait(self._marks[-1][1])
         spent = dict.fromkeys(PHASES, 0.0)
         for (name, begin), (_, end) in pairwise(self._marks):
             spent[name] += self._between(begin, end)
@@ -79,9 +78,6 @@ class Clock(ABC):
     @abstractmethod
     def _between(self, begin: Any, end: Any) -> float: ...
 
-    @abstractmethod
-    def _wait(self, mark: Any) -> None: ...
-
 
 class HostClock(Clock):
     """Reads the host's clock: correct where the host itself computes."""
@@ -91,9 +87,6 @@ class HostClock(Clock):
 
     def _between(self, begin: float, end: float) -> float:
         return end - begin
-
-    def _wait(self, mark: float) -> None:
-        pass
 
 
 class CUDAClock(Clock):
@@ -113,10 +106,8 @@ class CUDAClock(Clock):
         return event
 
     def _between(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        end.synchronize()
         return begin.elapsed_time(end) / 1000
-
-    def _wait(self, mark: torch.cuda.Event) -> None:
-        mark.synchronize()
 
 
 def clock_for(device: torch.device) -> Clock:

@@ -17,7 +17,7 @@ class FlipOptions(Options):
 
 
 class Flip(Operation):
-    """Horizontal flip. Directly after a crop or resize it is free: that operation does it (see `views/pipeline.py`)."""
+    """Horizontal flip; free directly after a crop or resize, which then does both."""
 
     Options = FlipOptions
     key = "flip"

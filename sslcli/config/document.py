@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,24 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[Any, Any] = {}  # the stubs declare an instance variable
 
 
-_NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
-_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
-_INT = re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
+def _integer(text: str) -> int:
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    return int(text[2:] if base != 10 else text, base)
+
+
 _NUMBER = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-_FLOAT = re.compile(rf"^(?:{_NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$")
 _PREFIX = "tag:yaml.org,2002:"
-for _tag, _pattern in (("null", _NULL), ("bool", _BOOL), ("int", _INT), ("float", _FLOAT)):
+#: The text of each type of scalar, and the function that reads it.
+_SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
+    "null": (re.compile(r"^(?:~|null|Null|NULL|)$"), lambda text: None),
+    "bool": (re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), lambda text: text.lower() == "true"),
+    "int": (re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), _integer),
+    "float": (
+        re.compile(rf"^(?:{_NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+        lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    ),
+}
+for _tag, (_pattern, _) in _SCALARS.items():
     _Loader.add_implicit_resolver(_PREFIX + _tag, _pattern, None)
 
 
@@ -147,7 +158,6 @@ class _Reader:
         self.source, self.numbered = source, numbered
         self.where: dict[Key, str] = {}
         self.problems: list[str] = []
-        self.lines: dict[Key, int] = {}
         self.open: set[int] = set()
         self.count = 0
 
@@ -189,10 +199,10 @@ class _Reader:
             name = name_node.value
             child_key = (*key, name)
             if name in result:
-                first = f" (first on line {self.lines[child_key]})" if self.numbered else ""
+                first = f" (first on line {self.where[child_key].rpartition(':')[2]})" if self.numbered else ""
                 self.complain(name_node, child_key, f"duplicate key{first}")
                 continue
-            self.where[child_key], self.lines[child_key] = self.origin(name_node), name_node.start_mark.line + 1
+            self.where[child_key] = self.origin(name_node)
             result[name] = self.value(child, child_key)
         return result
 
@@ -200,18 +210,13 @@ class _Reader:
         text, tag = node.value, node.tag.removeprefix(_PREFIX)
         if tag == "str":
             return text
-        if tag == "null" and _NULL.match(text):
+        if tag not in _SCALARS:
+            self.complain(node, key, f"the tag {_short(node.tag)} is not supported")
             return None
-        if tag == "bool" and _BOOL.match(text):
-            return text.lower() == "true"
-        if tag == "int" and _INT.match(text) and len(text) < _MOST_DIGITS:
-            base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-            return int(text[2:] if base != 10 else text, base)
-        if tag == "float" and _FLOAT.match(text):
-            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        known = tag in ("null", "bool", "int", "float")
-        message = f"{text[:40]!r} is not a valid {tag}" if known else f"the tag {_short(node.tag)} is not supported"
-        self.complain(node, key, message)
+        pattern, read = _SCALARS[tag]
+        if pattern.match(text) and not (tag == "int" and len(text) > _MOST_DIGITS):
+            return read(text)
+        self.complain(node, key, f"{text[:40]!r} is not a valid {tag}")
         return None
 
 

@@ -44,15 +44,14 @@ class Draws:
     @classmethod
     def pack(cls, values: Sequence[Sequence[Parameters]]) -> Draws:
         """Copies parameters on the CPU, `values[view][operation]`, into one buffer."""
-        slots: list[list[dict[str, Slot]]] = []
         end = 0
-        for view in values:
-            slots.append([])
-            for operation in view:
-                slots[-1].append({})
-                for name, value in operation.items():
-                    slots[-1][-1][name] = Slot(end, value.dtype, tuple(value.shape))
-                    end += math.ceil(value.nbytes / _ALIGNMENT) * _ALIGNMENT
+
+        def slot(value: Tensor) -> Slot:
+            nonlocal end
+            start, end = end, end + math.ceil(value.nbytes / _ALIGNMENT) * _ALIGNMENT
+            return Slot(start, value.dtype, tuple(value.shape))
+
+        slots = [[{name: slot(value) for name, value in operation.items()} for operation in view] for view in values]
         draws = cls(torch.zeros(end, dtype=torch.uint8), slots)
         for view, packed in zip(values, draws.values, strict=True):
             for operation, tensors in zip(view, packed, strict=True):
