@@ -36,7 +36,7 @@ class MultiCropOptions(Options):
     @classmethod
     def _shares(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] <= value[1] <= 1:
-            raise ValueError("must be two shares of the image, above 0 and at most 1, the smaller one first")
+            raise ValueError("must be two shares of the image in ascending order, above 0 and at most 1")
         return value
 
     @model_validator(mode="after")

@@ -208,7 +208,7 @@ def test_local_views_as_large_as_global_ones_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"local_scale": [0.5, 0.1]}, "views.local_scale: .*smaller one first"),
+        ({"local_scale": [0.5, 0.1]}, "views.local_scale: .*ascending order"),
         ({"global_scale": [0.5, 1.5]}, "views.global_scale: .*at most 1"),
         ({"local_size": 20, "local_multiple": 16}, "local_size 20 is not a multiple of local_multiple 16"),
         ({"local_cuont": 3}, "unknown option .*local_count"),
