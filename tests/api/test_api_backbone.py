@@ -119,7 +119,10 @@ class Tuple(Net):
         (Net, r"backbone: give a Net that is made, not the class: Net\(…\)"),
         (nn.Conv2d(3, 4, 3), r"returned \(2, 4, 14, 14\); it should be .* add a pooling"),
         (Tuple(), r"returned a tuple; it should be a tensor \(N, D\)"),
-        (nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, -1))), "for two images; the first dimension must be the batch"),
+        (
+            nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, -1))),
+            "for two images; the first dimension must be the batch",
+        ),
         (nn.Conv2d(1, 4, 3), r"cannot take images \(2, 3, 16, 16\): RuntimeError: Given groups=1"),
         (nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), "has uninitialized lazy layers: call it once"),
     ],
