@@ -84,24 +84,27 @@ def test_seeds_are_non_negative_and_differ() -> None:
     torch.Generator().manual_seed(max(seeds))
 
 
-@pytest.mark.parametrize("sorts", [True, False])
+@pytest.fixture(params=[10_000, 0], ids=["sorted", "feistel"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permutations by sorting, and item by item."""
+    monkeypatch.setattr(randomness, "SORT_LIMIT", request.param)
+
+
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("length", [1, 2, 3, 17, 1000, 4097])
-def test_permutation_contains_each_item_once(monkeypatch: pytest.MonkeyPatch, sorts: bool, length: int) -> None:
-    monkeypatch.setattr(randomness, "SORT_LIMIT", 10_000 if sorts else 0)
+def test_permutation_contains_each_item_once(length: int) -> None:
     assert torch.equal(permutation(5, 1, length).sort().values, torch.arange(length))
 
 
-@pytest.mark.parametrize("sorts", [True, False])
-def test_chunks_of_a_permutation_join_to_the_whole(monkeypatch: pytest.MonkeyPatch, sorts: bool) -> None:
-    monkeypatch.setattr(randomness, "SORT_LIMIT", 10_000 if sorts else 0)
+@pytest.mark.usefixtures("both_ways")
+def test_chunks_of_a_permutation_join_to_the_whole() -> None:
     whole = permutation(5, 1, 1000)
     chunks = [permutation(5, 1, 1000, start, min(start + 300, 1000)) for start in range(0, 1000, 300)]
     assert torch.equal(torch.cat(chunks), whole)
 
 
-@pytest.mark.parametrize("sorts", [True, False])
-def test_permutation_changes_with_seed_and_epoch(monkeypatch: pytest.MonkeyPatch, sorts: bool) -> None:
-    monkeypatch.setattr(randomness, "SORT_LIMIT", 10_000 if sorts else 0)
+@pytest.mark.usefixtures("both_ways")
+def test_permutation_changes_with_seed_and_epoch() -> None:
     orders = [permutation(seed, epoch, 1000) for seed in range(3) for epoch in range(3)]
     for i, first in enumerate(orders):
         for second in orders[:i]:

@@ -85,40 +85,34 @@ def test_crop_boxes_are_distributed_as_torchvisions() -> None:
 
 @BOTH
 @SHAPES
-def test_crop_is_torchvisions_in_float64(interpolation: str, height: int, width: int, size: int) -> None:
+def test_crop_is_torchvisions_in_float64_and_pils_to_one_8_bit_level(
+    interpolation: str, height: int, width: int, size: int
+) -> None:
     operation, images = crop(size, interpolation=interpolation), sources(12, height, width)
     parameters = operation.parameters(uniform(5, torch.arange(12), count=22), sides(12, height, width))
     ours = operation.apply(images, parameters)
+    mode, pil_mode = MODES[interpolation]
     assert ours.dtype == torch.float32
     for image, view, (top, left, h, w) in zip(images, ours, boxes_of(parameters), strict=True):
         box = image[:, top : top + h, left : left + w].double() / 255
         if interpolation == "bilinear":
-            expected = tv.resize(box, [size, size], interpolation=MODES[interpolation][0], antialias=True)
+            expected = tv.resize(box, [size, size], interpolation=mode, antialias=True)
         else:  # PIL clips after each of its two passes
-            wide = tv.resize(box, [h, size], interpolation=MODES[interpolation][0], antialias=True).clamp(0, 1)
-            expected = tv.resize(wide, [size, size], interpolation=MODES[interpolation][0], antialias=True).clamp(0, 1)
+            wide = tv.resize(box, [h, size], interpolation=mode, antialias=True).clamp(0, 1)
+            expected = tv.resize(wide, [size, size], interpolation=mode, antialias=True).clamp(0, 1)
         torch.testing.assert_close(view.double(), expected, atol=1e-5, rtol=0)
+        cut = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((left, top, left + w, top + h))
+        pils = torch.from_numpy(np.array(cut.resize((size, size), pil_mode))).permute(2, 0, 1)
+        assert ((view * 255).round() - pils.float()).abs().max() <= 1
 
 
 @BOTH
 @SHAPES
-def test_crop_is_pils_to_one_8_bit_level(interpolation: str, height: int, width: int, size: int) -> None:
-    operation, images = crop(size, interpolation=interpolation), sources(12, height, width)
-    parameters = operation.parameters(uniform(6, torch.arange(12), count=22), sides(12, height, width))
-    ours = (operation.apply(images, parameters) * 255).round()
-    for image, view, (top, left, h, w) in zip(images, ours, boxes_of(parameters), strict=True):
-        box = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((left, top, left + w, top + h))
-        expected = torch.from_numpy(np.array(box.resize((size, size), MODES[interpolation][1]))).permute(2, 0, 1)
-        assert (view - expected.float()).abs().max() <= 1
-
-
-@BOTH
-@SHAPES
-@pytest.mark.parametrize("kind", [Crop, Resize])
+@pytest.mark.parametrize("cls", [Crop, Resize])
 def test_workers_make_the_same_views_to_one_8_bit_level(
-    kind: type[Crop] | type[Resize], interpolation: str, height: int, width: int, size: int
+    cls: type[Crop] | type[Resize], interpolation: str, height: int, width: int, size: int
 ) -> None:
-    operation = kind(kind.Options.parse({"interpolation": interpolation}), size)
+    operation = cls(cls.Options.parse({"interpolation": interpolation}), size)
     images = sources(12, height, width)
     parameters = operation.parameters(uniform(7, torch.arange(12), count=operation.draws), sides(12, height, width))
     batched = (operation.apply(images, parameters) * 255).round()

@@ -16,11 +16,8 @@ from sslcli.config.problems import Problems
 from sslcli.config.views_section import resolve_views
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.views import ViewSpec
-from sslcli.plugins import find, load
-from sslcli.testing import check_preset
+from sslcli.plugins import load
 from sslcli.views.pipeline import ViewMaker
-
-PRESETS = [plugin.name for plugin in find("augmentations") if hasattr(load("augmentations", plugin.name), "views")]
 
 
 def resolved(name: str, size: int = 224, **changes: Any) -> tuple[tuple[ViewSpec, ...], list[str]]:
@@ -111,12 +108,6 @@ def test_views_are_as_published(name: str) -> None:
         found = numbers(view)
         assert (view.count, view.size, found) == (count, size, expected)
         assert list(found) == list(expected)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_built_in_presets_pass_the_conformance_checks(name: str) -> None:
-    assert name in PUBLISHED
-    check_preset(load("augmentations", name), sizes=(32, 80))
 
 
 @pytest.mark.parametrize("size", [32, 64])

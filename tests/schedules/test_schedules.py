@@ -12,7 +12,6 @@ from sslcli.contracts.optimizer import Schedule
 from sslcli.schedules.constant import Constant
 from sslcli.schedules.cosine import Cosine
 from sslcli.schedules.step import Milestones
-from sslcli.testing import check_schedule
 
 EVERY = pytest.mark.parametrize("cls", [Cosine, Constant, Milestones])
 
@@ -25,73 +24,47 @@ def values(made: Schedule) -> list[float]:
     return [made(step) for step in range(made.total_steps)]
 
 
-#: Class, options, (base, steps, steps per epoch), values.
+LINSPACE = {"warmup": "linspace", "warmup_start": 0.2}
+#: Class, options, (base, steps, steps per epoch), values; computed by hand with cos 30° = 0.8660254, cos 45° =
+#: 0.70710678, cos 60° = ½. The last four are as published, in short runs: SwAV 4.8 → 0.0048 from 0.3 at a batch of 4096, DINO
+#: 0.0005·B/256 → 1e-6 at B = 1024, Barlow Twins and VICReg base → base/1000, solo-learn from 3e-5.
 TABLES: dict[str, tuple[type[Schedule], dict[str, Any], tuple[float, int, int], list[float]]] = {
-    # W = 4: 0, ¼, ½, ¾ of 2; then 2·(0.1 + 0.9·(1 + cos(π·k/6))/2), k = 0…5; cos 30° = 0.8660254, cos 60° = ½.
+    # W = 4: 0, ¼, ½, ¾ of 2; then 2·(0.1 + 0.9·(1 + cos(π·k/6))/2), k = 0…5
     "cosine with warm-up": (
-        Cosine,
-        {"warmup_epochs": 1, "final": 0.1},
-        (2.0, 10, 4),
+        Cosine, {"warmup_epochs": 1, "final": 0.1}, (2.0, 10, 4),
         [0.0, 0.5, 1.0, 1.5, 2.0, 1.8794229, 1.55, 1.1, 0.65, 0.3205771],
     ),
     "cosine": (Cosine, {}, (2.0, 6, 4), [2.0, 1.8660254, 1.5, 1.0, 0.5, 0.1339746]),
     "constant": (Constant, {}, (2.0, 4, 4), [2.0] * 4),
     "warm-up from 0.2": (Constant, {"warmup_steps": 4, "warmup_start": 0.2}, (2.0, 5, 4), [0.4, 0.8, 1.2, 1.6, 2.0]),
-    "linspace": (
-        Constant,
-        {"warmup_steps": 5, "warmup_start": 0.2, "warmup": "linspace"},
-        (2.0, 7, 4),
-        [0.4, 0.8, 1.2, 1.6, 2.0, 2.0, 2.0],
-    ),
-    "linspace of one step": (
-        Constant,
-        {"warmup_steps": 1, "warmup_start": 0.2, "warmup": "linspace"},
-        (2.0, 3, 4),
-        [0.4, 2.0, 2.0],
-    ),
+    "linspace": (Constant, {**LINSPACE, "warmup_steps": 5}, (2.0, 7, 4), [0.4, 0.8, 1.2, 1.6, 2.0, 2.0, 2.0]),
+    "linspace of one step": (Constant, {**LINSPACE, "warmup_steps": 1}, (2.0, 3, 4), [0.4, 2.0, 2.0]),
     "linspace of no step": (Constant, {"warmup": "linspace"}, (2.0, 3, 4), [2.0] * 3),
     # round(5.5) is 6 (to even), round(8) is 8.
     "milestones": (
-        Milestones,
-        {"milestones": [0.8, 0.55], "factor": 0.5, "warmup_steps": 1},
-        (2.0, 10, 4),
+        Milestones, {"milestones": [0.8, 0.55], "factor": 0.5, "warmup_steps": 1}, (2.0, 10, 4),
         [0.0, 2, 2, 2, 2, 2, 1, 1, 0.5, 0.5],
     ),
-    # As published, in runs short enough to compute by hand: SwAV 4.8 → 0.0048 from 0.3 at a batch of 4096, DINO
-    # 0.0005·B/256 → 1e-6 at B = 1024, Barlow Twins and VICReg base → base/1000, solo-learn from 3e-5. cos 45° =
-    # 0.70710678.
     "swav": (
-        Cosine,
-        {"warmup": "linspace", "warmup_start_lr": 0.3, "final_lr": 0.0048, "warmup_epochs": 1},
-        (4.8, 8, 4),
+        Cosine, {"warmup": "linspace", "warmup_start_lr": 0.3, "final_lr": 0.0048, "warmup_epochs": 1}, (4.8, 8, 4),
         [0.3, 1.8, 3.3, 4.8, 4.8, 4.0977592, 2.4024, 0.7070408],
     ),
     "dino": (
-        Cosine,
-        {"warmup": "linspace", "final_lr": 1e-6, "warmup_epochs": 1},
-        (0.002, 6, 3),
+        Cosine, {"warmup": "linspace", "final_lr": 1e-6, "warmup_epochs": 1}, (0.002, 6, 3),
         [0.0, 0.001, 0.002, 0.002, 0.00150025, 0.00050075],
     ),
     "barlow_twins": (Cosine, {"final": 0.001, "warmup_epochs": 1}, (0.2, 4, 2), [0.0, 0.1, 0.2, 0.1001]),
     "solo-learn": (
-        Cosine,
-        {"warmup": "linspace", "warmup_start_lr": 3e-5, "warmup_epochs": 1},
-        (0.3, 6, 4),
+        Cosine, {"warmup": "linspace", "warmup_start_lr": 3e-5, "warmup_epochs": 1}, (0.3, 6, 4),
         [3e-5, 0.10002, 0.20001, 0.3, 0.3, 0.15],
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_values_are_those_of_tables_computed_by_hand(name: str) -> None:
     cls, options, (base, total, per_epoch), table = TABLES[name]
     assert values(schedule(cls, base, total, per_epoch, **options)) == pytest.approx(table, rel=1e-6, abs=1e-7)
-
-
-@EVERY
-@pytest.mark.parametrize("options", [{}, {"warmup_epochs": 0.4, "warmup": "linspace"}], ids=str)
-def test_built_in_schedules_pass_the_conformance_checks(cls: type[Schedule], options: dict[str, Any]) -> None:
-    check_schedule(cls, options)
 
 
 @EVERY
