@@ -26,8 +26,8 @@ def values(made: Schedule) -> list[float]:
 
 LINSPACE = {"warmup": "linspace", "warmup_start": 0.2}
 #: Class, options, (base, steps, steps per epoch), values; computed by hand with cos 30° = 0.8660254, cos 45° =
-#: 0.70710678, cos 60° = ½. The last four are as published, in short runs: SwAV 4.8 → 0.0048 from 0.3 at a batch of 4096, DINO
-#: 0.0005·B/256 → 1e-6 at B = 1024, Barlow Twins and VICReg base → base/1000, solo-learn from 3e-5.
+#: 0.70710678, cos 60° = ½. The last four are as published, in short runs: SwAV 4.8 → 0.0048 from 0.3 at a batch of
+#: 4096, DINO 0.0005·B/256 → 1e-6 at B = 1024, Barlow Twins and VICReg base → base/1000, solo-learn from 3e-5.
 TABLES: dict[str, tuple[type[Schedule], dict[str, Any], tuple[float, int, int], list[float]]] = {
     # W = 4: 0, ¼, ½, ¾ of 2; then 2·(0.1 + 0.9·(1 + cos(π·k/6))/2), k = 0…5
     "cosine with warm-up": (
