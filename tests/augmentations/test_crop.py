@@ -132,6 +132,11 @@ def test_a_mirrored_crop_is_the_crop_flipped() -> None:
     assert torch.equal(mirrored[[1, 3]], plain[[1, 3]])
 
 
+def test_every_sample_has_its_own_box() -> None:
+    parameters = crop(32).parameters(uniform(9, torch.arange(64), count=22), sides(64, 200, 200))
+    assert len(set(boxes_of(parameters))) == 64
+
+
 @SHAPES
 def test_resize_is_torchvisions_resize_and_center_crop(height: int, width: int, size: int) -> None:
     operation, images = Resize(Resize.Options(), size), sources(2, height, width)
