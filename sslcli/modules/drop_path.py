@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class DropPath(nn.Module):
     """Zeroes a branch's output for each sample with probability `rate`, and divides the others' by 1 − rate.
 
-    Stands between a residual branch and its sum. In evaluation mode, and with rate 0, it returns its input and draws
+    Belongs between a residual branch and its sum. In evaluation mode, and with rate 0, it returns its input and draws
     nothing; else it draws from torch's global generator of the input's device, which the training loop seeds for each
     step.
 
