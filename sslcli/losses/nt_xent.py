@@ -59,8 +59,8 @@ def _logits(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> tuple[Tensor
     i; and j(i), the column of each anchor's positive (2N,)."""
     check_pair(z1, z2)
     check_temperature(temperature)
-    u = unit_rows(torch.cat((z1, z2)))  # 2N×D
-    with torch.autocast(u.device.type, enabled=False):
+    with torch.autocast(z1.device.type, enabled=False):
+        u = unit_rows(torch.cat((z1, z2)))  # 2N×D
         # Dividing the 2N×D factor is cheaper than dividing the 2N×2NW product.
         logits = (u / temperature) @ all_gather(u, gradient=True).T  # 2N×2NW
     start = len(u) * rank()
