@@ -71,10 +71,7 @@ class QueueContrast(Method):
     queues: Any
 
     def __init__(self, backbone: Backbone, options: QueueOptions, run: RunInfo, projector: nn.Module, dim: int) -> None:
-        """Args:
-        backbone: as for every method.
-        options: as for every method.
-        run: as for every method.
+        """Args, beside those of every method:
         projector: (N, feature_dim) → (N, dim).
         dim: of the embeddings.
         """

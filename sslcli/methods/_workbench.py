@@ -102,6 +102,8 @@ class MoCoOptions(KeyOptions, VICRegWeights):
     do. Off: one view at a time."""
     momentum_encoder: bool = True
     """Compute the keys, without gradient, by a momentum encoder. Off: by the online network."""
+    temperature: float = Field(default=0.2, gt=0)
+    """Divides the inner products in `ce` and `bce`."""
     momentum: float = Field(default=0.996, ge=0, lt=1)
     """EMA momentum of the momentum encoder (initial momentum, if `final_momentum` is set)."""
     stop_gradient: bool = True

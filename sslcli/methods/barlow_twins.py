@@ -38,13 +38,7 @@ class BarlowTwins(Method):
     minimum_views = 2
     paper = "https://arxiv.org/abs/2103.03230"
     defaults = {
-        "optimizer": {
-            "name": "lars",
-            "lr": 0.2,
-            "lr_excluded": 0.0048,
-            "weight_decay": 1e-6,
-            "scale_lr": "batch/256",
-        },
+        "optimizer": {"name": "lars", "lr": 0.2, "lr_excluded": 0.0048, "weight_decay": 1e-6, "scale_lr": "batch/256"},
         "schedule": {"name": "cosine", "warmup_epochs": 10, "final": 0.001},
     }
 

@@ -57,7 +57,7 @@ class MoCoV3Options(ViewsTogetherOptions, MomentumOptions):
     momentum: float = Field(default=0.99, ge=0, lt=1)
     """Initial EMA momentum of the momentum encoder; the paper has 0.996 for 1000 epochs."""
     freeze_patch_projection: bool | None = None
-    """Keep a ViT's patch projection at its random initialization; null: wherever there is one."""
+    """Keep a ViT's patch projection at its initial values; null: wherever there is one."""
 
 
 class MoCoV3(Method):

@@ -1,4 +1,4 @@
-"""Parts of networks and methods that several methods share; each file says what for.
+"""Parts of networks and methods that several methods share.
 
 Methods of plugins may use everything in here; what most of them need can be imported from this package.
 """

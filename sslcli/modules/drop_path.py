@@ -29,7 +29,7 @@ class DropPath(nn.Module):
         """(N, …) → (N, …)."""
         if not self.training or self.rate == 0:
             return x
-        # Drawn in float32 and for each sample alone: half precision would round the probability.
+        # Drawn in float32, one number for each sample: half precision would round the probability.
         drawn = torch.rand((len(x), *[1] * (x.ndim - 1)), dtype=torch.float32, device=x.device)
         return x * (drawn >= self.rate).to(x.dtype) / (1 - self.rate)
 

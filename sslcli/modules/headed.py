@@ -60,7 +60,7 @@ class HeadedBackbone(Backbone):
     def build(cls, options: Any, channels: int, image_size: int) -> Backbone:
         """Raises UserError: the options do not say which backbone it follows."""
         raise UserError(
-            "backbone: projector layers alone are no backbone: name one, and let the method keep the layers"
+            "backbone: projector layers are not a backbone by themselves: name one, and let the method keep the layers"
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:

@@ -39,33 +39,18 @@ class BatchRenorm1d(nn.Module):
     running_var: Tensor
     steps: Tensor
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
-        r_max: float = 3.0,
-        d_max: float = 5.0,
-        plain_steps: int = 5000,
-        r_steps: int = 40000,
-        d_steps: int = 25000,
-    ) -> None:
+    #: Added to variances; share of the batch's statistics in the running ones' update.
+    eps, momentum = 1e-5, 0.1
+    #: Final limits of r and d.
+    r_max, d_max = 3.0, 5.0
+    #: Forwards as plain batch norm, before the limits grow linearly; those after which r's and d's limits are final.
+    plain_steps, r_steps, d_steps = 5000, 40000, 25000
+
+    def __init__(self, features: int) -> None:
         """Args:
         features: D.
-        eps: added to variances.
-        momentum: share of the batch's statistics in the running ones' update.
-        r_max: where r's limit ends.
-        d_max: where d's limit ends.
-        plain_steps: forwards as plain batch norm before the limits begin to grow, linearly.
-        r_steps: forwards after which r's limit is `r_max`.
-        d_steps: forwards after which d's limit is `d_max`.
         """
         super().__init__()
-        self.eps = eps
-        self.momentum = momentum
-        self.r_max, self.d_max = r_max, d_max
-        self.plain_steps, self.r_steps, self.d_steps = plain_steps, r_steps, d_steps
         self.weight = nn.Parameter(torch.ones(features))
         self.bias = nn.Parameter(torch.zeros(features))
         self.register_buffer("running_mean", torch.zeros(features))

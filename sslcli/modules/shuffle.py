@@ -20,7 +20,7 @@ from .sync_norm import local_batch_norms
 def encode_shuffled(encoder: nn.Module, images: Tensor, number: Tensor, *, enabled: bool = True) -> Tensor:
     """Runs a momentum encoder, on a shuffled share of all processes' images where that makes a difference.
 
-    It does while training on several processes with batch norms that see their own process's samples alone. With
+    It does while training on several processes with batch norms that see only their own process's samples. With
     synchronized norms a shuffle would move all images between processes, and change nothing.
 
     Args:

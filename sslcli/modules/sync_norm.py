@@ -91,7 +91,7 @@ def _converted(norm: _BatchNorm) -> SyncedBatchNorm:
 
 
 def local_batch_norms(module: nn.Module) -> list[_BatchNorm | BatchRenorm1d]:
-    """Lists the norms in `module` that see this process's samples alone: batch renormalization always does."""
+    """Lists the norms in `module` that see only this process's samples; batch renormalization always does."""
     synced = (nn.SyncBatchNorm, SyncedBatchNorm)
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm | BatchRenorm1d)]
     return [norm for norm in norms if not isinstance(norm, synced)]

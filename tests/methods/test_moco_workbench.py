@@ -149,7 +149,7 @@ def test_a_preset_of_another_name_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "said"),
+    ("knobs", "message"),
     [
         ({"negatives": "none"}, "loss 'ce' is always 0 without negatives: set negatives to queue or batch"),
         ({"loss": "ip"}, "loss 'ip' does not use negatives, and they are 'queue': set negatives to none"),
@@ -174,6 +174,6 @@ def test_a_preset_of_another_name_is_refused() -> None:
         ({"queue": 3}, "Extra inputs"),
     ],
 )
-def test_incompatible_options_are_refused(knobs: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_incompatible_options_are_refused(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         MoCo.Options.parse(knobs)

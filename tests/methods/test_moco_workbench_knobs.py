@@ -1,4 +1,4 @@
-"""The workbench `moco`: each knob does what it says."""
+"""The workbench `moco`: what each option does."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_vic_may_work_on_the_unit_sphere() -> None:
 
 
 @pytest.mark.parametrize("loss", ["ip", "bce"])
-def test_positive_pairs_alone(loss: str) -> None:
+def test_only_positive_pairs(loss: str) -> None:
     method, data = build(loss=loss, negatives="none", unit_sphere=False), batch()
     value = method(data).loss
     _, p, k = embeddings(method, data)
@@ -93,7 +93,7 @@ def test_positive_pairs_alone(loss: str) -> None:
 
 
 def gradient_through_the_key(method: MoCo) -> bool:
-    """Whether anything of view 2, which is a key alone, gets a gradient."""
+    """Whether anything of view 2, which is only a key, gets a gradient."""
     data = batch()
     data.views[1].image.requires_grad_()
     method(data).loss.backward()

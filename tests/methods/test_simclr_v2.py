@@ -86,7 +86,7 @@ def test_kept_layers_refuse_masks_and_follow_another_backbone_only() -> None:
     encoder = method(keep_projector_layers=1).encoder()
     with pytest.raises(UserError, match="no tokens to mask"):
         encoder(batch().views[0].image, torch.zeros(6, 4, dtype=torch.bool))
-    with pytest.raises(UserError, match="alone are no backbone"):
+    with pytest.raises(UserError, match="not a backbone by themselves"):
         type(encoder).build(encoder.options, 3, 16)
 
 
@@ -143,13 +143,13 @@ def test_a_card_whose_head_does_not_fit_the_weights_is_refused_in_one_line(run: 
     from sslcli.runs.backbone_file import load_backbone_file, save_backbone
 
     it = load_backbone_file(run / "backbone.safetensors")
-    for head, said in [
+    for head, message in [
         ({"layers": 1, "hidden_dim": 25}, "do not fit"),
         ({"layers": 0}, "refuses"),
         (None, "do not fit"),
     ]:
         save_backbone(tmp_path / "b.safetensors", it.backbone, replace(it.card, head=head))
-        with pytest.raises(UserError, match=said) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             load_backbone_file(tmp_path / "b.safetensors")
         assert "\n" not in str(caught.value)
 

@@ -29,9 +29,9 @@ SIZE = 32
 def pair(name: str = "vit_tiny", **options: Any) -> tuple[Backbone, Backbone]:
     """The same backbone without and with gradient checkpointing."""
     cls, found = load("backbones", name), []
-    for wanted in (False, True):
+    for expected in (False, True):
         torch.manual_seed(0)
-        values = {**OPTIONS.get(name, {}), **options, "gradient_checkpointing": wanted}
+        values = {**OPTIONS.get(name, {}), **options, "gradient_checkpointing": expected}
         backbone = cls.build(cls.Options.parse(values), 3, SIZE)
         for part in backbone.modules():
             if isinstance(part, nn.Dropout):
@@ -73,9 +73,9 @@ def saved_bytes(backbone: Backbone, x: Tensor) -> int:
     return found
 
 
-def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    assert found.keys() == wanted.keys()
-    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -164,11 +164,11 @@ def test_blocks_keep_their_names() -> None:
 
 def test_a_run_may_resume_with_it_and_stays_bitwise_the_same(tiny: ConfigMaker, tmp_path: Path) -> None:
     vit = "backbone={name: vit_tiny, patch_size: 8, depth: 2, drop_path: 0.3, gradient_checkpointing: %s}"
-    said: list[str] = []
-    train(tiny(vit % "false"), tmp_path / "whole", tell=said.append)
-    train(tiny(vit % "false", "training.max_steps=5"), tmp_path / "parts", tell=said.append)
-    train(tiny(vit % "true"), tmp_path / "parts", resume=True, tell=said.append)
-    assert not [line for line in said if "gradient_checkpointing" in line]
+    messages: list[str] = []
+    train(tiny(vit % "false"), tmp_path / "whole", tell=messages.append)
+    train(tiny(vit % "false", "training.max_steps=5"), tmp_path / "parts", tell=messages.append)
+    train(tiny(vit % "true"), tmp_path / "parts", resume=True, tell=messages.append)
+    assert not [line for line in messages if "gradient_checkpointing" in line]
     whole, parts = (
         read_checkpoint(list_checkpoints(tmp_path / kind / "checkpoints")[0]) for kind in ("whole", "parts")
     )
@@ -183,10 +183,10 @@ def test_forward_is_one_graph_with_the_same_gradients() -> None:
     torch.compile(checkpointed, fullgraph=True, dynamic=False, backend=graphs)(images())
     assert graphs.frame_count == 1
     compiled = torch.compile(checkpointed, fullgraph=True, dynamic=False, backend="aot_eager")
-    found, wanted = passed(compiled, images()), passed(plain, images())
-    torch.testing.assert_close(found[0].pooled, wanted[0].pooled)
-    assert len(found[1]) == len(wanted[1])
-    for a, b in zip(found[1].values(), wanted[1].values(), strict=True):
+    found, expected = passed(compiled, images()), passed(plain, images())
+    torch.testing.assert_close(found[0].pooled, expected[0].pooled)
+    assert len(found[1]) == len(expected[1])
+    for a, b in zip(found[1].values(), expected[1].values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 

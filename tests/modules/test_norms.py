@@ -32,7 +32,8 @@ def literal(x: Tensor, mean: Tensor, var: Tensor, r_limit: float, d_limit: float
 def relaxed() -> BatchRenorm1d:
     """Half of the way between plain batch norm and the final limits: r to 2, d to 2.5."""
     torch.manual_seed(0)
-    norm = BatchRenorm1d(3, plain_steps=0, r_steps=20, d_steps=20).double()
+    norm = BatchRenorm1d(3).double()
+    norm.plain_steps, norm.r_steps, norm.d_steps = 0, 20, 20
     norm.steps.fill_(10)
     norm.running_mean.copy_(torch.tensor([0.5, -1.0, 40.0]))
     norm.running_var.copy_(torch.tensor([0.8, 1e-2, 2.0]))  # r within the limits, far above them, d far below
