@@ -107,6 +107,14 @@ class Dropping(Flat):
         self.dropout = nn.Dropout(0.5)
 
 
+class Picky(Flat):
+    """Says in its spec which images it takes, and checks none."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.spec = BackboneSpec(6, channels, minimum_size=16, size_multiple=8)
+
+
 class SignalOptions(Options):
     step: int = 5
     number: int = signal.SIGINT

@@ -94,7 +94,7 @@ def test_a_package_is_found_without_being_imported(install: Install) -> None:
 def test_a_group_can_be_named_in_full(install: Install) -> None:
     assert find("sslcli.methods") == find("methods")
     assert "did you mean methods" in message(lambda: find("methds"))
-    assert "there are: augmentations, backbones" in message(lambda: find("zzz"))
+    assert "available: augmentations, backbones" in message(lambda: find("zzz"))
 
 
 def test_plugins_are_sorted_whatever_the_order_in_the_metadata(install: Install) -> None:
@@ -114,7 +114,7 @@ def test_a_typo_is_answered_with_the_nearest_names() -> None:
 
 
 def test_a_name_like_no_other_is_answered_with_the_list() -> None:
-    assert "unknown exporter 'qqqq'; there are: backbone" in message(lambda: load("exporters", "qqqq"))
+    assert "unknown exporter 'qqqq'; available: backbone" in message(lambda: load("exporters", "qqqq"))
 
 
 def test_a_name_of_two_packages_is_an_error_only_when_it_is_used(install: Install) -> None:
@@ -384,7 +384,7 @@ def test_a_file_cannot_take_the_name_of_another_plugin_silently(tmp_path: Path) 
         ("mine.py", "raise SystemExit", "SystemExit"),
         ("mine.py", "x = 1", "defines no plugin class"),
         ("mine.py", "from sslcli.contracts.callback import Callback", "defines no plugin class"),
-        ("mine.txt", CALLBACK, "not a Python file (its name must end in .py)"),
+        ("mine.txt", CALLBACK, "is not a Python file (its name must end in .py)"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, name: str, source: str, reason: str) -> None:
