@@ -64,15 +64,16 @@ def _go(callback: Callback, run: WatchedRun, first: int, last: int, outcome: Out
         for step in range(first + 1, last + 1):
             run.at(step)
             callback.on_step(run)
-            record = {
-                "step": step, "epoch": run.progress.epoch, "loss": 1.0, "lr": 0.1, "images_per_second": 100.0,
-                "data_wait": 0.0, "feature_std": 0.5, "feature_rank": 4.0,
-                **(callback.on_record(run) if run.is_main else {}),
-            }  # fmt: skip
-            callback.on_log(run, record)
+            if run.is_main:
+                record = {
+                    "step": step, "epoch": run.progress.epoch, "loss": 1.0, "lr": 0.1, "images_per_second": 100.0,
+                    "data_wait": 0.0, "feature_std": 0.5, "feature_rank": 4.0, **callback.on_record(run),
+                }  # fmt: skip
+                callback.on_log(run, record)
             if step % run.progress.steps_per_epoch == 0:
                 callback.on_epoch(run)
-        callback.on_log(run, {"step": last, "epoch": run.progress.epoch, "another_callbacks": 1.0})
+        if run.is_main:
+            callback.on_log(run, {"step": last, "epoch": run.progress.epoch, "another_callbacks": 1.0})
         callback.on_end(run, outcome)
     except Exception as error:
         where = f"step {run.progress.step}, main process: {run.is_main}"
