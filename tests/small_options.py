@@ -29,16 +29,10 @@ def reduced(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def small(options: type[Options]) -> dict[str, Any]:
-    """The defaults that are too large, lowered; nested options are complete."""
+    """The defaults that are too large, lowered."""
     fields = {name: field for name, field in options.model_fields.items() if not field.is_required()}
     defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
-    plain = {name: value.plain() if isinstance(value, Options) else value for name, value in defaults.items()}
-    lower = reduced(plain)
-    return {name: _merged(plain[name], value) if isinstance(value, dict) else value for name, value in lower.items()}
-
-
-def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    return {**old, **{k: _merged(old[k], v) if isinstance(v, dict) else v for k, v in new.items()}}
+    return reduced({n: value.plain() if isinstance(value, Options) else value for n, value in defaults.items()})
 
 
 def method_cases() -> list[str]:
