@@ -28,14 +28,16 @@ def generate() -> ModuleType:
 
 
 def test_option_tables_and_results_are_up_to_date(generate: ModuleType) -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert generate.generated(text) == text, "run `python docs/generate.py`"
+    for page in (PAGE, PAGE.with_name("plugins.md")):
+        text = page.read_text(encoding="utf-8")
+        assert generate.generated(text) == text, "run `python docs/generate.py`"
 
 
 def test_a_stale_table_is_found(generate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stale = tmp_path / "methods.md"
     stale.write_text(PAGE.read_text(encoding="utf-8").replace("`temperature`", "`temperatur`"), encoding="utf-8")
     monkeypatch.setattr(generate, "PAGE", stale)
+    monkeypatch.setattr(generate, "GUIDE", stale)
     monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
     assert generate.main() == 1
     monkeypatch.setattr(sys, "argv", ["generate.py"])
