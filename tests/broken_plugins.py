@@ -86,12 +86,12 @@ METHODS = [
     broken("Lax", SimCLR, "accepts unknown keys", SMALL, Options=LaxOptions),
     broken("Unresolvable", SimCLR, "recipe cannot be resolved: .*flop", SMALL,
            recipe=classmethod(lambda cls, options, size: {"preset": "simclr", "flop": 0.5})),
-    broken("ThreeViews", SimCLR, "recipe has 2 views, not 3", SMALL, view_count=3),
+    broken("ThreeViews", SimCLR, "the recipe's number of views is 2, not 3", SMALL, view_count=3),
     broken("BadDefaults", SimCLR, "defaults.'optimizer'. is not valid: .*momemtum", SMALL, defaults=TYPO),
     broken("BadSection", SimCLR, "defaults.'optimiser'.: there is no such section", SMALL, defaults={"optimiser": {}}),
     broken("ReturnsLoss", SimCLR, "forward returns Tensor, not Step", SMALL,
            forward=lambda self, batch: SimCLR.forward(self, batch).loss),
-    broken("VectorLoss", SimCLR, r"the loss must be 0-dim float32, not torch.float32 \(1,\)", SMALL,
+    broken("VectorLoss", SimCLR, r"the loss is torch.float32 \(1,\), not torch.float32 \(\)", SMALL,
            forward=changed_step(lambda self, step: setattr(step, "loss", step.loss[None]))),
     broken("Detached", SimCLR, "no gradient reaches backbone.layers.0.weight", SMALL, forward=without_gradient),
     broken("OtherEncoder", SimCLR, r"encoder\(\) must be a Backbone within the method", SMALL,
@@ -100,7 +100,7 @@ METHODS = [
            forward=changed_step(lambda self, step: step.metrics.update(again=step.loss * 2))),
     broken("AttachedCarry", SimCLR, "carry.'keys'. must be detached", SMALL,
            forward=changed_step(lambda self, step: step.carry.update(keys=step.loss * 2))),
-    broken("AllFeatures", SimCLR, r"Step.features is \(16, 16\), not \(8, 16\): one view's", SMALL,
+    broken("AllFeatures", SimCLR, r"the shape of Step.features is \(16, 16\), not \(8, 16\)", SMALL,
            forward=changed_step(lambda self, step: setattr(step, "features", step.features.repeat(2, 1)))),
     broken("CountsInForward", SimCLR, "forward changes 'seen'; state changes in after_step", SMALL,
            __init__=with_buffer, forward=changed_step(lambda self, step: self.seen.add_(1))),
@@ -132,7 +132,7 @@ def own_seed(cls: Any, options: Any, channels: int, image_size: int) -> SmallBac
 
 
 BACKBONES = [
-    broken("WrongDim", SmallBackbone, r"are \(2, 16\), the spec says \(2, 17\)", __init__=with_spec),
+    broken("WrongDim", SmallBackbone, r"\(2, 16\), not torch.float32 \(2, 17\)", __init__=with_spec),
     broken("AlwaysDrops", SmallBackbone, r"two passes over the same images in eval\(\) differ",
            forward=other_features(lambda pooled: F.dropout(pooled, training=True))),
     broken("BatchNormInEval", SmallBackbone, "depend on the others in its batch",
@@ -146,7 +146,7 @@ BACKBONES = [
            import_state=lambda self, state: self.load_state_dict(state, strict=False)),
     broken("NoPython", SmallBackbone, "the lines are not Python: SyntaxError",
            export_state=lambda self: (dict(self.state_dict()), "model = (")),
-    broken("ThreeChannels", SmallBackbone, "spec.channels is 3 when built for 1",
+    broken("ThreeChannels", SmallBackbone, "spec.channels is 3, not 1",
            build=classmethod(lambda cls, options, channels, image_size: cls(3, 16))),
 ]  # fmt: skip
 
@@ -207,9 +207,12 @@ def first_ones(self: Any) -> None:
 
 
 DATASETS = [
-    broken("FloatImages", Pictures, r"image\(0\) is not a uint8 tensor", image=lambda self, i: self.pixels[i] / 255),
+    broken("FloatImages", Pictures, r"image\(0\) is torch.float32 \(3, 8, 8\), not torch.uint8",
+           image=lambda self, i: self.pixels[i] / 255),
+    broken("ArrayImages", Pictures, r"image\(0\) is ndarray, not torch.uint8",
+           image=lambda self, i: self.pixels[i].numpy()),
     broken("OtherImages", Pictures, r"images\(\)\[0\] is not image\(0\)", images=lambda self: self.pixels.flip(0)),
-    broken("Limitless", Pictures, "with limit=12 has 24 images", limited=False),
+    broken("Limitless", Pictures, "images with limit=12 is 24, not 12", limited=False),
     broken("FirstOnes", Pictures, "does not keep the share of each class", limited=False, finish=first_ones),
     broken("TooManyLabels", Pictures, "labels go to 3, but there are 3 classes",
            finish=lambda self: setattr(self, "labels", self.labels + 1)),
@@ -273,9 +276,9 @@ OPERATIONS = [
     broken("BatchMean", Dim, "a sample depends on the others in its batch",
            apply=lambda self, images, p: (images * p["factor"] + images.mean(dim=0)) / 2),
     broken("TooBright", Dim, r"not in \[0, 1\]", apply=lambda self, images, p: images + p["factor"]),
-    broken("SmallerView", Dim, r"not float32 \(64, 1, 16, 16\)",
+    broken("SmallerView", Dim, r"apply is .*, not torch.float32 \(64, 1, 16, 16\)",
            apply=lambda self, images, p: (images * p["factor"])[..., 1:]),
-    broken("ColorOnly", Dim, "not float32|fails on images with 4 channels",
+    broken("ColorOnly", Dim, "not torch.float32|fails on images with 4 channels",
            apply=lambda self, images, p: images * p["factor"] * torch.ones(1, 3, 1, 1)),
     broken("BottomRight", TopLeft, "apply_one differs from apply by up to",
            apply_one=lambda self, image, p: image[..., -self.size :, -self.size :]),

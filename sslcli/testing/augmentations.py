@@ -13,7 +13,7 @@ from sslcli.contracts.views import Operation, Parameters, Preset
 from sslcli.randomness import uniform
 from sslcli.views.pipeline import ViewMaker
 
-from .common import check_options, check_views, equal, reported, require, require_same
+from .common import check_options, check_views, equal, kind, reported, require, require_is, require_same
 from .stand_ins import MEAN, STD, pixels, sizes_of
 
 #: Enough samples that one with a small probability is among them.
@@ -120,11 +120,7 @@ def _check_apply(operation: Operation, images: Tensor, parameters: Parameters) -
     given = {"images": images, **parameters}
     before = {name: tensor.clone() for name, tensor in given.items()}
     made = operation.apply(images, parameters)
-    shape = (len(images), images.shape[1], size, size)
-    require(
-        made.dtype == torch.float32 and tuple(made.shape) == shape,
-        f"{label}.apply returns {made.dtype} {tuple(made.shape)}, not float32 {shape}",
-    )
+    require_is(f"{label}.apply", kind(made), f"torch.float32 {(*images.shape[:2], size, size)}")
     low, high = float(made.min()), float(made.max())
     require(low >= -1e-6 and high <= 1 + 1e-6, f"{label}.apply returns values from {low:g} to {high:g}, not in [0, 1]")
     require_same(before, given, f"{label}.apply changes its input {{}}")
@@ -155,9 +151,6 @@ def _check_apply_one(operation: Operation, images: Tensor, parameters: Parameter
     label, whole = type(operation).__name__, operation.apply(images, parameters)
     for index, image in enumerate(images):
         one = operation.apply_one(image, _rows(parameters, index))
-        require(
-            one.dtype == torch.uint8 and tuple(one.shape) == (len(image), operation.size, operation.size),
-            f"{label}.apply_one returns {one.dtype} {tuple(one.shape)}, not uint8 (C, size, size)",
-        )
+        require_is(f"{label}.apply_one", kind(one), f"torch.uint8 {(len(image), operation.size, operation.size)}")
         levels = float((one.float() - whole[index] * 255).abs().max())
         require(levels <= 2.0, f"{label}.apply_one differs from apply by up to {levels:.1f} 8-bit levels")

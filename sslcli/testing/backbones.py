@@ -12,7 +12,7 @@ from torch import Tensor
 from sslcli.contracts.backbone import Backbone, BackboneProvider, BackboneSpec, Features
 from sslcli.runs import files
 
-from .common import changed, check_options, equal, refusal, reported, require, require_same, snapshot
+from .common import changed, check_options, equal, kind, refusal, reported, require, require_is, require_same, snapshot
 
 
 def check_backbone(
@@ -71,7 +71,7 @@ def _check_build(cls: type[Backbone], options: Any, channels: int, image_size: i
     spec = getattr(backbone, "spec", None)
     require(isinstance(spec, BackboneSpec), f"{label}.spec is not set to a BackboneSpec by __init__")
     assert isinstance(spec, BackboneSpec)
-    require(spec.channels == channels, f"{label}.spec.channels is {spec.channels} when built for {channels}")
+    require_is(f"{label}.spec.channels", spec.channels, channels)
     require(
         image_size >= spec.minimum_size and image_size % spec.size_multiple == 0,
         f"{label} takes sides from {spec.minimum_size} in multiples of {spec.size_multiple}; check it with such an "
@@ -79,18 +79,12 @@ def _check_build(cls: type[Backbone], options: Any, channels: int, image_size: i
     )
     found = backbone.train()(torch.randn(2, channels, image_size, image_size))
     require(isinstance(found, Features), f"{label}.forward returns {type(found).__name__}, not Features")
-    shape, expected = tuple(found.pooled.shape), (2, spec.feature_dim)
-    require(shape == expected, f"{label}: pooled features are {shape}, the spec says {expected}")
-    require(found.pooled.is_floating_point(), f"{label}: pooled features are {found.pooled.dtype}")
+    require_is(f"{label}: the pooled features' type", kind(found.pooled), f"torch.float32 {(2, spec.feature_dim)}")
     require(found.pooled.requires_grad, f"{label}: no gradient can reach its weights from the pooled features")
     if found.tokens is not None:
         require(found.grid is not None, f"{label} returns tokens without their grid")
         rows, columns = found.grid or (0, 0)
-        require(
-            found.tokens.ndim == 3 and tuple(found.tokens.shape[:2]) == (2, rows * columns),
-            f"{label}: tokens are {tuple(found.tokens.shape)}; a grid of {rows}×{columns} needs "
-            f"(2, {rows * columns}, D)",
-        )
+        require_is(f"{label}: the shape of tokens on {rows}×{columns}", found.tokens.shape[:2], (2, rows * columns))
     first, second = (snapshot(_build(cls, options, channels, image_size)) for _ in range(2))
     require_same(first, second, f"{label}.build draws {{}} from something other than torch's generator")
     other = snapshot(_build(cls, options, channels, image_size, seed=1))

@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from sslcli.contracts.callback import Callback, Outcome
-from sslcli.runs import files
 
-from .common import check_options, reported, require, require_same, snapshot
+from .common import check_options, reported, require, require_is, require_same, require_savable, snapshot
 from .stand_ins import WatchedRun
 
 
@@ -73,17 +72,11 @@ def _go(callback: Callback, run: WatchedRun, first: int, last: int, outcome: Out
 
 def _check_state(cls: type[Callback], options: Any, watched: Callback) -> None:
     label, state = cls.__name__, watched.state_dict()
-    for key, value in state.items():
-        require(
-            isinstance(value, Tensor | int | float | str), f"{label}: the state {key!r} is a {type(value).__name__}"
-        )
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    with reported(f"{label}: its state cannot be saved", ValueError):
-        files.snapshot(tensors)
+    tensors = require_savable(label, state)
     fresh = cls(options)
     fresh.load_state_dict(state)
     again = fresh.state_dict()
-    require(again.keys() == state.keys(), f"{label}: its state has other keys after load_state_dict")
+    require_is(f"{label}: its state after load_state_dict", sorted(again), sorted(state))
     restored = {key: value for key, value in again.items() if isinstance(value, Tensor)}
     require_same(tensors, restored, f"{label}: load_state_dict does not restore {{}}")
     for key in state.keys() - tensors.keys():

@@ -17,12 +17,31 @@ from sslcli.config.views_section import resolve_views
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import ViewSpec
+from sslcli.runs import files
 
 
 def require(condition: bool, sentence: str) -> None:
     """Raises AssertionError with the sentence unless the condition holds (also under `python -O`)."""
     if not condition:
         raise AssertionError(sentence)
+
+
+def require_is(what: str, found: object, expected: object) -> None:
+    """Requires equal values; the sentence is `WHAT is FOUND, not EXPECTED`."""
+    require(found == expected, f"{what} is {found}, not {expected}")
+
+
+def require_savable(what: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Requires a state that a checkpoint can hold: tensors, numbers and text; returns copies of its tensors."""
+    for key, value in state.items():
+        require(isinstance(value, Tensor | int | float | str), f"{what}: the state {key!r} is a {type(value).__name__}")
+    with reported(f"{what} cannot be saved", ValueError):
+        return files.snapshot({key: value for key, value in state.items() if isinstance(value, Tensor)})
+
+
+def kind(value: object) -> str:
+    """Describes a tensor: `torch.uint8 (3, 32, 32)`; of anything else the class."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 @contextmanager

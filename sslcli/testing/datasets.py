@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part, RootedOptions
 
-from .common import check_options, equal, refusal, reported, require
+from .common import check_options, equal, kind, refusal, reported, require, require_is
 
 #: A folder that does not exist.
 _NOWHERE = Path("/no/such/folder")
@@ -63,9 +62,7 @@ def _check_info(dataset: Dataset) -> None:
     assert isinstance(info, DataInfo)
     require(len(dataset) > 0, f"{label} is empty with these options")
     for name, values in (("mean", info.mean), ("std", info.std)):
-        require(
-            len(values) == info.channels, f"{label}.info.{name} has {len(values)} numbers for {info.channels} channels"
-        )
+        require_is(f"{label}: the length of info.{name}", len(values), info.channels)
         require(all(0 <= v <= 1 for v in values), f"{label}.info.{name} is {values}; it is for images in [0, 1]")
     require(all(v > 0 for v in info.std), f"{label}.info.std has a 0 in it: {info.std}")
     require(bool(dataset.splits), f"{label}.splits is empty")
@@ -79,13 +76,8 @@ def _check_images(dataset: Dataset) -> None:
     label, info = type(dataset).__name__, dataset.info
     for i in _some(dataset):
         image = dataset.image(i)
-        require(
-            isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3,
-            f"{label}.image({i}) is not a uint8 tensor (C, H, W)",
-        )
-        size = (image.shape[1], image.shape[2])
-        require(len(image) == info.channels, f"{label}.image({i}) has {len(image)} channels, not {info.channels}")
-        require(info.image_size in (None, size), f"{label}.image({i}) is {size}, the info says {info.image_size}")
+        size = tuple(getattr(image, "shape", ()))[1:]
+        require_is(f"{label}.image({i})", kind(image), f"torch.uint8 {(info.channels, *(info.image_size or size))}")
         require(equal(dataset.image(i), image), f"{label}.image({i}) differs when it is read again")
         require(equal(dataset.image_for(i, None), image), f"{label}.image_for({i}, None) is not image({i})")
         smaller, side = dataset.image_for(i, 4), min(4, *size)
@@ -99,10 +91,7 @@ def _check_images(dataset: Dataset) -> None:
         return
     require(info.image_size is not None, f"{label}.images() returns images of one size, and its info has no image_size")
     shape = (len(dataset), info.channels, *(info.image_size or ()))
-    require(
-        images.dtype == torch.uint8 and tuple(images.shape) == shape,
-        f"{label}.images() is {images.dtype} {tuple(images.shape)}, not uint8 {shape}",
-    )
+    require_is(f"{label}.images()", kind(images), f"torch.uint8 {shape}")
     for i in _some(dataset):
         require(equal(images[i], dataset.image(i)), f"{label}: images()[{i}] is not image({i})")
 
@@ -111,10 +100,7 @@ def _check_labels(dataset: Dataset) -> None:
     label, labels, classes = type(dataset).__name__, dataset.labels, dataset.info.classes
     if labels is None:
         return
-    require(
-        labels.dtype == torch.int64 and tuple(labels.shape) == (len(dataset),) and labels.device.type == "cpu",
-        f"{label}.labels must be int64 ({len(dataset)},) on the CPU, not {labels.dtype} {tuple(labels.shape)}",
-    )
+    require_is(f"{label}.labels", f"{labels.device} {kind(labels)}", f"cpu torch.int64 {(len(dataset),)}")
     require(int(labels.min()) >= 0, f"{label}.labels has negative numbers; it is None without labels")
     require(classes is not None, f"{label} has labels, and its info no classes")
     count, largest = len(classes or ()), int(labels.max())
@@ -124,10 +110,10 @@ def _check_labels(dataset: Dataset) -> None:
 def _check_limit(dataset: Dataset, options: DatasetOptions) -> None:
     label, limit = type(dataset).__name__, max(1, len(dataset) // 2)
     part = type(dataset).open(options.model_copy(update={"limit": limit}))
-    require(len(part) == limit, f"{label} with limit={limit} has {len(part)} images")
+    require_is(f"{label}: the number of images with limit={limit}", len(part), limit)
     if dataset.labels is None or part.labels is None:
         return
-    require(len(part.labels) == limit, f"{label} with limit={limit} has {len(part.labels)} labels")
+    require_is(f"{label}: the number of labels with limit={limit}", len(part.labels), limit)
     classes = len(dataset.info.classes or ())
     whole = torch.bincount(dataset.labels, minlength=classes) * limit / len(dataset)
     got = torch.bincount(part.labels, minlength=classes)

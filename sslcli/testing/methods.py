@@ -19,7 +19,17 @@ from sslcli.runs import files
 from sslcli.training.state import load_optimizer_state, named_optimizer_state
 from sslcli.views.pipeline import ViewMaker
 
-from .common import check_options, check_views, reported, require, require_finite, require_same, snapshot
+from .common import (
+    check_options,
+    check_views,
+    kind,
+    reported,
+    require,
+    require_finite,
+    require_is,
+    require_same,
+    snapshot,
+)
 from .stand_ins import CLASSES, MEAN, STD, SmallBackbone, pixels, sizes_of
 
 STEPS, PER_EPOCH = 6, 3
@@ -79,7 +89,7 @@ class MethodTrial:
         self.options = check_options(cls, options, MethodOptions)
         specs = check_views(f"{self.label}.recipe", dict(cls.recipe(self.options, image_size)), image_size)
         views = sum(spec.count for spec in specs)
-        require(cls.view_count in (None, views), f"{self.label}.recipe has {views} views, not {cls.view_count}")
+        require_is(f"{self.label}: the recipe's number of views", views, cls.view_count or views)
         self.views = ViewMaker(specs, 3, (MEAN,) * 3, (STD,) * 3, seed=0)
         data = DataInfo("memory", 3, (image_size, image_size), (MEAN,) * 3, (STD,) * 3, CLASSES)
         self.run = RunInfo(STEPS, PER_EPOCH, STEPS // PER_EPOCH, batch_size, 1, data)
@@ -143,10 +153,7 @@ def _check_gradients(trial: MethodTrial) -> None:
     label, method = trial.label, trial.build()
     found = method(trial.batch(method, 0))
     require(isinstance(found, Step), f"{label}.forward returns {type(found).__name__}, not Step")
-    require(
-        found.loss.shape == () and found.loss.dtype == torch.float32,
-        f"{label}: the loss must be 0-dim float32, not {found.loss.dtype} {tuple(found.loss.shape)}",
-    )
+    require_is(f"{label}: the loss", kind(found.loss), "torch.float32 ()")
     require(bool(found.loss.isfinite()), f"{label}: the loss of the first step is {found.loss.item()}")
     require(found.loss.requires_grad, f"{label}: the loss has no gradient")
     torch.autograd.backward(found.loss)
@@ -178,7 +185,7 @@ def _check_reports(trial: MethodTrial) -> None:
     if found.features is not None:
         shape, expected = tuple(found.features.shape), (trial.count, method.encoder().spec.feature_dim)
         require(not found.features.requires_grad, f"{label}: Step.features must be detached")
-        require(shape == expected, f"{label}: Step.features is {shape}, not {expected}: one view's")
+        require_is(f"{label}: the shape of Step.features", shape, expected)
 
 
 def _check_changes(trial: MethodTrial) -> None:

@@ -16,7 +16,7 @@ from sslcli.modules.roles import parameter_roles
 from sslcli.optimizers.groups import split_by_role
 from sslcli.training.state import load_optimizer_state, named_optimizer_state
 
-from .common import changed, check_options, reported, require, require_finite, require_same, snapshot
+from .common import changed, check_options, reported, require, require_finite, require_same, require_savable, snapshot
 
 #: Keys of a group, beside torch's own, that must be there after building.
 KEPT = ("names", "roles", "name", "excluded", "lr_multiplier", "constant_lr")
@@ -128,11 +128,7 @@ def _check_resuming(trial: _Trial, fresh: _Trial) -> None:
         trial.step(step)
     with reported(f"{label} keeps state for something that is not a parameter of the method", KeyError):
         flat = named_optimizer_state(trial.optimizer, trial.module)
-    for name, value in flat.items():
-        require(
-            isinstance(value, Tensor | int | float | str), f"{label}: the state {name!r} is a {type(value).__name__}"
-        )
-    saved = {name: value.clone() if isinstance(value, Tensor) else value for name, value in flat.items()}
+    saved = {**flat, **require_savable(label, flat)}
     fresh.module.load_state_dict(snapshot(trial.module))
     load_optimizer_state(fresh.optimizer, fresh.module, saved)
     for step in range(3, 6):
