@@ -20,7 +20,6 @@ class Flip(Operation):
     """Horizontal flip; free directly after a crop or resize, which then does both."""
 
     Options = FlipOptions
-    key = "flip"
     draws = 1
     options: FlipOptions
 

@@ -157,6 +157,7 @@ def test_a_view_needs_one_geometric_operation_as_its_first(tmp_path: Path, liste
         ("[{count: 1}]", "views: 'simclr' needs at least 2 views of an image, not 1"),
         ("{preset: crop}", "views.preset: 'crop' is a single operation, not a preset of views"),
         ("{preset: [simclr]}", "views: should name a preset, or be a list of views"),
+        ("{blurr: 1}", "views.blurr: unknown option of 'views'; did you mean blur?"),
         ("{strengt: 1}", "views.strengt: unknown option of 'views'; did you mean strength?"),
         ("{strength: high}", "views.strength: should be a valid number, not 'high'"),
         ("{size: 0}", "views.size: should be a side in pixels, 1 or more, not 0"),

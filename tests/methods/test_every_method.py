@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from method_helpers import COUNT, make, train
+from method_helpers import COUNT, make
 from small_options import method_case, method_cases, small
 from torch._dynamo.testing import CompileCounter
 
@@ -31,15 +31,11 @@ def with_views(name: str, *sizes: int) -> tuple[Method, Batch]:
     return method, Batch(views, torch.arange(COUNT) % 4, torch.arange(COUNT), schedule)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", method_cases())
 def test_the_contract_is_kept_around_a_resnet(case: str) -> None:
     name, options = method_case(case)
     check_method(load("methods", name), options, backbone=resnet)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_paper_is_named(name: str) -> None:
-    assert load("methods", name).paper.startswith("https://")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,17 +56,6 @@ def test_views_without_two_global_ones_first_are_refused(name: str, sizes: tuple
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", method_cases())
-def test_forward_is_one_graph_that_serves_every_step(case: str) -> None:
-    name, options = method_case(case)
-    method, graphs = make(load("methods", name), **options), CompileCounter()
-    torch.compiler.reset()
-    method.compile(fullgraph=True, dynamic=False, backend=graphs)
-    train(method, 0, 3)
-    assert graphs.frame_count == 1
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if load("methods", name).view_count is None])
 def test_forward_over_views_of_two_sizes_is_one_graph(name: str) -> None:
     method, batch = with_views(name, 4, 4, 2, 2)
@@ -80,11 +65,3 @@ def test_forward_over_views_of_two_sizes_is_one_graph(name: str) -> None:
     for _ in range(2):
         method(batch).loss.backward()
     assert graphs.frame_count == 1
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("case", method_cases())
-def test_a_step_does_not_wait_for_the_device(case: str) -> None:
-    name, options = method_case(case)
-    check_method(load("methods", name), options, backbone=resnet, device="cuda")
