@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from sslcli.config.document import Document
 from sslcli.config.merge import apply_overrides, as_arguments, merge, read_config
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sslcli.evaluation.tables import Row
     from sslcli.training.train import TrainResult
 
-    Target = Run | TrainResult | str | Path
+    Target: TypeAlias = Run | TrainResult | str | Path
 
 log = logging.getLogger(__name__)
 
