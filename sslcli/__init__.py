@@ -6,6 +6,7 @@ Importing this imports neither torch nor anything else of ours: the functions co
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from sslcli.api import train as train
     from sslcli.version import __version__ as __version__
 
+# A library leaves it to the program where its messages go.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
 __all__ = ["Run", "__version__", "evaluate", "evaluate_all", "export", "from_config", "load_backbone", "train"]
 
 
@@ -26,3 +30,7 @@ def __getattr__(name: str) -> Any:
         module = "version" if name == "__version__" else "api"
         return getattr(importlib.import_module(f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__  # so that a notebook completes names that are not imported yet

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from plugin_helpers import install  # noqa: F401  # a fixture
 
 from sslcli import plugins
 from sslcli.config.document import Document
 from sslcli.config.merge import apply_overrides
 from sslcli.config.resolve import RunConfig, resolve
+from sslcli.logs import lines_to
 
 # Tests work on tiny tensors, which two threads make slower, not faster; and one thread is the same on every machine.
 torch.set_num_threads(1)
@@ -29,6 +31,15 @@ TINY: dict[str, Any] = {
     "checkpoints": {"every_epochs": 1},
     "callbacks": {"knn": None, "online_probe": None, "tensorboard": None, "progress": None},
 }
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """The lines that a user is shown while the test runs."""
+    lines: list[str] = []
+    with lines_to(lines.append):
+        yield lines
+
 
 ConfigMaker = Callable[..., RunConfig]
 

@@ -86,7 +86,6 @@ class PlainSubject(Subject):
         self.parts = {"train": train, "eval": test}
         self.classes, self.seed, self.device = classes, seed, torch.device("cpu")
         self.read: list[str] = []
-        self.told: list[tuple[str, list[str]]] = []
         self.decided: dict[str, object] | None = None
         wide = torch.arange(classes)
         self.data = {"train": InMemory(wide, classes), "eval": InMemory(wide, classes, split="test")}
@@ -99,13 +98,10 @@ class PlainSubject(Subject):
         return self.data[part]
 
     def decide(self, choice):
-        self.decided = dict(choice)
+        self.decided, self.read_at_decision = dict(choice), list(self.read)
 
     def normalize(self, images):
         return images
-
-    def tell(self, text):
-        self.told.append((text, list(self.read)))
 
 
 def clusters(count: int, classes: int, dim: int = 5, seed: int = 0, spread: float = 0.8) -> FeatureSet:
@@ -120,7 +116,7 @@ def clusters(count: int, classes: int, dim: int = 5, seed: int = 0, spread: floa
 
 
 class Watched(RunContext):
-    """A run that keeps what is logged and told."""
+    """A run that keeps what is logged."""
 
     def __init__(self, train: Dataset | None, judged: Dataset | None, backbone: Backbone | None = None) -> None:
         self.directory, self.device, self.seed = Path("none"), torch.device("cpu"), 0
@@ -129,7 +125,6 @@ class Watched(RunContext):
         self.parts = {"train": train, "eval": judged}
         self.backbone = (backbone or TinyBackbone()).train()
         self.logged: list[tuple[int, dict[str, float]]] = []
-        self.told: list[str] = []
         self.scale = normalizer((0.5,) * 3, (0.25,) * 3, self.device)
 
     def at(self, step: int) -> Watched:
@@ -147,6 +142,3 @@ class Watched(RunContext):
 
     def log(self, metrics: Mapping[str, float]) -> None:
         self.logged.append((self.progress.step, dict(metrics)))
-
-    def tell(self, text: str) -> None:
-        self.told.append(text)

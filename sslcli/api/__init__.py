@@ -6,6 +6,7 @@ is named. Options are those of the config; there is no second list of them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
@@ -15,6 +16,7 @@ from sslcli.config.merge import apply_overrides, as_arguments, merge, read_confi
 from sslcli.config.resolve import RunConfig, resolve
 from sslcli.config.schema import TrainingOptions
 from sslcli.contracts.errors import UserError
+from sslcli.logs import on_console
 from sslcli.plugins import PYTHON, registered, suggest
 
 from .objects import Classes, Objects, as_plain, data_classes
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from sslcli.training.train import TrainResult
 
     Target: TypeAlias = Run | TrainResult | str | Path
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Run", "evaluate", "evaluate_all", "export", "from_config", "load_backbone", "train"]
 
@@ -96,7 +100,7 @@ def train(
     objects = Objects(labeled)
     plain = objects.sections(sections)
     path = None if config is None else Path(config).expanduser()
-    with registered(objects.classes):
+    with on_console(), registered(objects.classes):
         resolved = resolve(_document(path, plain, _by_key(overrides)))
         resolved = _without_workers(resolved, objects)
         return _train(resolved, path, output, objects, resume=resume)
@@ -127,28 +131,25 @@ def _without_workers(config: RunConfig, objects: Objects) -> RunConfig:
     """Reads the user's data in this process where others could not get them."""
     from dataclasses import replace
 
-    from sslcli.console import tell
-
     given = objects.given.get("train")
     obstacle = given.worker_obstacle() if given is not None and config.training.workers != 0 else None
     if given is None or obstacle is None:
         return config
-    tell(f"data: {given.title} is read without worker processes: they could not be given it ({obstacle})")
+    log.info(f"data: {given.title} is read without worker processes: they could not be given it ({obstacle})")
     return replace(config, training=config.training.model_copy(update={"workers": 0}))
 
 
 def _train(config: RunConfig, path: Path | None, output: str | Path | None, objects: Objects, *, resume: bool) -> Run:
     from sslcli.cli.train import default_output
-    from sslcli.console import tell
     from sslcli.training.train import train as run_training
 
     words = [config.method.name, config.data.name]
     name = path or Path("-".join(word.rpartition(":")[2].replace("/", "-") for word in words) + ".yaml")
     directory = Path(output).expanduser() if output is not None else default_output(name, config)
     command = [_SOURCE, *([str(path)] if path is not None else [])]
-    result = run_training(config, directory, resume=resume, command=command, tell=tell)
+    result = run_training(config, directory, resume=resume, command=command)
     if result.signal is not None:
-        tell(f"interrupted and saved at step {result.step} of {result.total_steps}; go on with resume=True")
+        log.info(f"interrupted and saved at step {result.step} of {result.total_steps}; go on with resume=True")
     return Run._trained(result, objects.classes)
 
 
@@ -173,7 +174,6 @@ def load_backbone(path: Target, into: nn.Module | None = None) -> nn.Module:
             module and `into` is missing.
     """
     from sslcli.backbones.wrapped import WrappedBackbone, wrap
-    from sslcli.console import tell
     from sslcli.runs.trained import load_trained, stored_card
 
     place, classes = _path(path), _classes([path], {})
@@ -182,8 +182,8 @@ def load_backbone(path: Target, into: nn.Module | None = None) -> nn.Module:
         if not name.startswith(f"{PYTHON}:"):
             raise UserError(f"{place}: its backbone is {name!r}, which needs no module to be loaded into")
         classes["backbones", name.removeprefix(f"{PYTHON}:")] = wrap(into, name, in_place=True)
-    with registered(classes):
-        backbone = load_trained(place, tell).backbone
+    with on_console(), registered(classes):
+        backbone = load_trained(place).backbone
     return backbone.network if isinstance(backbone, WrappedBackbone) else backbone
 
 
@@ -238,7 +238,6 @@ def evaluate_all(
     Raises:
         UserError: as `evaluate`.
     """
-    from sslcli.console import tell
     from sslcli.evaluation.evaluate import evaluate_all as run_evaluations
 
     chosen = _by_key(overrides)
@@ -249,9 +248,9 @@ def evaluate_all(
         chosen["data.name"] = f"{PYTHON}:{EVALUATED}"
     several = list(targets) if isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]
     words = as_arguments(chosen)
-    with registered(_classes(several, given)):
+    with on_console(), registered(_classes(several, given)):
         paths = [_path(target) for target in several]
-        return run_evaluations(paths, method, words, device=device, seed=seed, seeds=seeds, tell=tell)
+        return run_evaluations(paths, method, words, device=device, seed=seed, seeds=seeds)
 
 
 def _by_key(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -286,12 +285,11 @@ def export(target: Target, exporter: str = "backbone", path: str | Path | None =
     Raises:
         UserError: unknown exporter, nothing trained there, wrong options, or a place that cannot be written.
     """
-    from sslcli.console import tell
     from sslcli.evaluation.export import export as run_export
 
     arguments = as_arguments(as_plain("options", options))
-    with registered(_classes([target], {})):
-        return run_export(exporter, _path(target), None if path is None else Path(path), arguments, tell=tell)
+    with on_console(), registered(_classes([target], {})):
+        return run_export(exporter, _path(target), None if path is None else Path(path), arguments)
 
 
 def _path(target: Target) -> Path:

@@ -7,16 +7,18 @@ section that holds it becomes one that names it.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
-from sslcli.console import tell
 from sslcli.contracts.errors import UserError
 from sslcli.plugins import PYTHON, contracts, get_group
 
 if TYPE_CHECKING:
     from sslcli.data.objects.given import Given
+
+log = logging.getLogger(__name__)
 
 #: The sections that name one plugin, and its group.
 GROUPS = {
@@ -146,7 +148,7 @@ def data_classes(datasets: Mapping[str, Any], name: str = "") -> tuple[str, Clas
     seen: dict[int, Given] = {}
     for dataset in datasets.values():
         if id(dataset) not in seen:
-            seen[id(dataset)] = Given(dataset, f"{PYTHON}:{type(dataset).__name__}", tell)
+            seen[id(dataset)] = Given(dataset, f"{PYTHON}:{type(dataset).__name__}", log.info)
     given = {split: seen[id(dataset)] for split, dataset in datasets.items()}
     name = name or type(next(iter(datasets.values()))).__name__
     return f"{PYTHON}:{name}", {("datasets", name): wrap_datasets(given)}, given

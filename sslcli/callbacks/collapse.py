@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from pydantic import Field
 
 from sslcli.contracts.callback import Callback, RunContext
 from sslcli.contracts.options import FREE, Options
+
+log = logging.getLogger(__name__)
 
 
 class CollapseOptions(Options):
@@ -38,8 +41,8 @@ class CollapseWatch(Callback):
         collapsed = std < self.options.std or rank < self.options.rank
         self.bad_lines = self.bad_lines + 1 if collapsed else 0
         if self.bad_lines == self.options.lines:
-            context.tell(
-                f"warning: the representation is collapsing at step {record['step']}: std of the normalized features "
+            log.warning(
+                f"the representation is collapsing at step {record['step']}: std of the normalized features "
                 f"{std:.4f} (1 = spread evenly), effective rank {rank:.2f}; try a smaller optimizer.lr, a longer "
                 "warm-up, or stronger views"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from sslcli.evaluation.subject import share_images
 from sslcli.evaluators.knn import knn_predict
 
 from .shared_features import EpochMonitor, watched_features, watched_images
+
+log = logging.getLogger(__name__)
 
 #: Raw pixels are compared at this side at most; more of them do not make the comparison fairer, only dearer.
 PIXEL_SIDE = 32
@@ -36,7 +39,7 @@ class KNNMonitorOptions(Options):
     limit_eval: int | None = Field(default=2_000, ge=1, json_schema_extra=FREE)
     """How many images to judge."""
     pixels: bool = Field(default=True, json_schema_extra=FREE)
-    """Also tell at the start what raw pixels reach."""
+    """Also report the accuracy of raw pixels at the start."""
 
 
 class KNNMonitor(EpochMonitor):
@@ -64,7 +67,7 @@ class KNNMonitor(EpochMonitor):
         context.log(metrics)
         bank, judged = self.parts
         count = f"{judged.count:,} images among {bank.count:,}, k {self.options.k}"
-        context.tell(f"kNN top-1: {', '.join(texts)} ({count})")
+        log.info(f"kNN top-1: {', '.join(texts)} ({count})")
 
     def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
         bank = watched_features(context, "train", self.options.limit_train)
@@ -77,10 +80,10 @@ class KNNMonitor(EpochMonitor):
         if train is None or judged is None or train.labels is None or judged.labels is None:
             labels = train is not None and train.labels is not None
             why = "there are no labeled images to judge on" if labels else "the data have no labels"
-            context.tell(f"kNN monitor: off, {why}")
+            log.info(f"kNN monitor: off, {why}")
             return False
         if share_images(train, judged):
-            context.tell("kNN monitor: off, it would search the images that it judges")
+            log.info("kNN monitor: off, it would search the images that it judges")
             return False
         self._classes = len(train.info.classes or ()) or int(max(train.labels.max(), judged.labels.max())) + 1
         bank = watched_images(context, "train", self.options.limit_train)

@@ -3,6 +3,8 @@ labeled part and judged on its other half (the protocol of untitled-ai's study o
 
 from __future__ import annotations
 
+import logging
+
 from pydantic import Field
 
 from sslcli.contracts.callback import RunContext
@@ -13,6 +15,8 @@ from sslcli.evaluators.linear.heads import stratified_split
 from sslcli.evaluators.logistic import fit_logistic
 
 from .shared_features import EpochMonitor, watched_features, watched_images
+
+log = logging.getLogger(__name__)
 
 
 class LogisticMonitorOptions(Options):
@@ -43,7 +47,7 @@ class LogisticMonitor(EpochMonitor):
         if not context.is_main:
             return
         if watched_images(context, self.options.part, self.options.limit) is None:
-            context.tell(f"logistic monitor: off, there are no labeled images for the part {self.options.part!r}")
+            log.info(f"logistic monitor: off, there are no labeled images for the part {self.options.part!r}")
             return
         self.ready = True
 

@@ -7,6 +7,7 @@ every one of them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ from sslcli.modules.roles import parameter_roles
 from sslcli.optimizers.groups import set_lr, set_weight_decay, split_by_role, weight_decay_schedule
 
 from .shared_features import EpochMonitor, watched_features
+
+log = logging.getLogger(__name__)
 
 MODULE, OPTIMIZER = "probe.", "optimizer."
 
@@ -94,7 +97,7 @@ class OnlineProbe(EpochMonitor):
         if not self.ready or features is None or labels is None:
             return
         if len(features) != len(labels):
-            context.tell("online probe: off, the method does not give one feature for each image")
+            log.info("online probe: off, the method does not give one feature for each image")
             self.ready = False
             return
         x = distributed.all_gather(features.detach().float())
@@ -177,7 +180,7 @@ class OnlineProbe(EpochMonitor):
         self.steps = 0
         self.probe = probe
         if self.restored and not self._give_back(probe):
-            context.tell("online probe: starts afresh, it was another kind of probe before")
+            log.info("online probe: starts afresh, it was another kind of probe before")
         self.restored = {}
 
     def _give_back(self, probe: Probe) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 from pydantic import Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sslcli.console import console
 from sslcli.contracts.callback import Callback, Outcome, RunContext
 from sslcli.contracts.options import FREE, Options
+from sslcli.logs import console
+
+log = logging.getLogger(__name__)
 
 
 class ProgressOptions(Options):
@@ -32,7 +35,7 @@ class ProgressBar(Callback):
         self.last_line = float("-inf")
 
     def on_start(self, context: RunContext) -> None:
-        if not (context.is_main and console.is_terminal):
+        if not (context.is_main and console.is_terminal and log.isEnabledFor(logging.INFO)):
             return
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]:.1f}"), BarColumn(bar_width=None), MofNCompleteColumn(),
@@ -55,7 +58,7 @@ class ProgressBar(Callback):
             self.bar.update(self.bar.task_ids[0], status=status)
         elif progress.step == context.last_step or now - self.last_line >= self.options.every_seconds:
             self.last_line = now
-            context.tell(f"step {progress.step}/{context.last_step}  epoch {progress.epoch:.1f}  {status}")
+            log.info(f"step {progress.step}/{context.last_step}  epoch {progress.epoch:.1f}  {status}")
 
     def on_end(self, context: RunContext, outcome: Outcome) -> None:
         if self.bar is not None:

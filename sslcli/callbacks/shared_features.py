@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from sslcli.contracts.evaluation import FeatureSet
 from sslcli.data.subset import stratified_choice
 from sslcli.evaluation.extraction import extract_features, load_images
 from sslcli.evaluators.probes.images import Subset, labels_of
+
+log = logging.getLogger(__name__)
 
 BATCH = 256
 #: Images of a part that take no more bytes than this are held, 10,000 of 113 pixels; others are read at each look.
@@ -129,7 +132,7 @@ class EpochMonitor(Callback):
         metrics, text = self.measure(context)
         if metrics:
             context.log(metrics)
-            context.tell(f"{text} after {_epochs(context.progress.epoch)}")
+            log.info(f"{text} after {_epochs(context.progress.epoch)}")
 
 
 def _epochs(count: float) -> str:

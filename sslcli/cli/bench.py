@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+log = logging.getLogger(__name__)
 
 
 def bench(
@@ -38,7 +41,6 @@ def bench(
 
     from rich.console import Console  # from here on torch is needed
 
-    from sslcli.console import tell
     from sslcli.runs.files import check_output, write_text
     from sslcli.training.bench import bench as run_bench
     from sslcli.training.bench_report import as_json, headline, tables
@@ -46,13 +48,13 @@ def bench(
     output = output.expanduser() if output is not None else None
     if output is not None:
         check_output(output)
-    session, measured = run_bench(resolved, steps=steps, rounds=rounds, tell=tell)
+    session, measured = run_bench(resolved, steps=steps, rounds=rounds)
     console = Console(highlight=False)
     console.print(headline(session), markup=False, soft_wrap=True)
     console.print(tables(session, measured))
     if measured.bad_step is not None:
-        tell(f"the loss was not finite in step {measured.bad_step}: a run would have ended there")
+        log.warning(f"the loss was not finite in step {measured.bad_step}: a run would have ended there")
     if output is not None:
         write_text(output, json.dumps(as_json(session, measured, steps, ["ssl", *sys.argv[1:]]), indent=2) + "\n")
-        tell(f"wrote {output}")
+        log.info(f"wrote {output}")
     return 0

@@ -60,12 +60,11 @@ def evaluate(
         choose("evaluators", method)  # a typo is told before torch is loaded
     targets, overrides = split_words(words)
 
-    from sslcli.console import tell
     from sslcli.evaluation.evaluate import evaluate_all
     from sslcli.evaluation.tables import as_json as several_as_json
 
     output = output.expanduser() if output is not None else None
-    rows = evaluate_all(targets, method, overrides, device=device, seed=seed, seeds=seeds, output=output, tell=tell)
+    rows = evaluate_all(targets, method, overrides, device=device, seed=seed, seeds=seeds, output=output)
     single = len(targets) == 1 and method != "all"
     if as_json:
         print(json.dumps(rows[0].plain() if single else several_as_json(rows)))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+log = logging.getLogger(__name__)
 
 
 def export(
@@ -29,10 +32,9 @@ def export(
 
     choose("exporters", name)  # a typo is told before torch is loaded
 
-    from sslcli.console import tell
     from sslcli.evaluation.export import export as run_export
 
-    exported = run_export(name, target, output, overrides or [], replace=force, device=device, tell=tell)
-    tell(f"wrote {exported.path} ({exported.path.stat().st_size / 2**20:.1f} MiB); load it with:")
+    exported = run_export(name, target, output, overrides or [], replace=force, device=device)
+    log.info(f"wrote {exported.path} ({exported.path.stat().st_size / 2**20:.1f} MiB); load it with:")
     print(exported.how_to_load)
     return 0

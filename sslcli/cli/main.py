@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, ParamSpec
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +17,10 @@ from sslcli.version import __version__
 
 from . import bench, evaluate, export, listing, train
 
-P = ParamSpec("P")
+VERBOSITY = {
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")],
+    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show more messages.")],
+}
 
 app = typer.Typer(
     name="ssl",
@@ -26,13 +31,19 @@ app = typer.Typer(
 )
 
 
-def guarded(command: Callable[P, int]) -> Callable[P, None]:
-    """Turns the errors that a user can cause into one line on stderr and an exit code; a bug keeps its traceback."""
+def guarded(command: Callable[..., int]) -> Callable[..., None]:
+    """Gives a command `--quiet` and `--verbose`, and shows its messages.
+
+    The errors that a user can cause become one line on stderr and an exit code; a bug keeps its traceback.
+    """
 
     @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+    def run(*args: Any, quiet: bool = False, verbose: bool = False, **kwargs: Any) -> None:
+        from sslcli.logs import on_console
+
         try:
-            code = command(*args, **kwargs)
+            with on_console(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO):
+                code = command(*args, **kwargs)
         except SslError as error:
             for line in str(error).splitlines() if _speaks() else []:
                 print(f"ssl: {line}", file=sys.stderr)
@@ -48,6 +59,14 @@ def guarded(command: Callable[P, int]) -> Callable[P, None]:
             code = 1
         raise typer.Exit(code)
 
+    signature = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in VERBOSITY.items()
+    ]
+    # What typer reads options from.
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
+    run.__annotations__ = {**command.__annotations__, **VERBOSITY}
     return run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -14,6 +15,8 @@ from sslcli.contracts.errors import UserError
 
 if TYPE_CHECKING:
     from sslcli.config.resolve import RunConfig
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -47,26 +50,17 @@ def train(
     resolved = load_config(config / "config.yaml" if is_run else config, overrides or [])
     directory = output.expanduser() if output is not None else config if is_run else default_output(config, resolved)
 
-    from sslcli.console import tell  # from here on torch is needed
-
     if dry_run:
         _show_plan(resolved, directory)
         return 0
     if devices is not None and devices > 1:
-        from sslcli.training.group import launch
+        from sslcli.training.group import launch  # from here on torch is needed
 
-        words = arguments(config, overrides, directory, plugin) + (["--resume"] if resume else [])
+        words = arguments(config, overrides, directory, plugin) + ["--resume"] * resume
+        level = logging.getLogger("sslcli").level
+        words += ["--quiet"] * (level == logging.WARNING) + ["--verbose"] * (level == logging.DEBUG)
         return launch(words, devices, resolved.training.device)
     from sslcli.training.train import train as run_training
-
-    said: list[str] = []
-
-    def tell_where(text: str) -> None:
-        # Not before there is a directory: a start that fails has made none.
-        if not said and directory.is_dir():
-            tell(f"run directory: {directory}")
-            said.append(text)
-        tell(text)
 
     result = run_training(
         resolved,
@@ -74,13 +68,13 @@ def train(
         resume=resume,
         command=["ssl", *sys.argv[1:]],
         plugin_files=plugin_files,
-        tell=tell_where,
     )
     if os.environ.get("RANK", "0") != "0":
         return 128 + result.signal if result.signal is not None else 0
     if result.signal is not None:
         again = ["ssl", *arguments(config, overrides, directory, plugin), "--resume"]
-        tell(f"interrupted and saved at step {result.step} of {result.total_steps}; go on with: {shlex.join(again)}")
+        where = f"step {result.step} of {result.total_steps}"
+        log.warning(f"interrupted and saved at {where}; resume with: {shlex.join(again)}")
         return 128 + result.signal
     print(next_steps(directory, labeled=resolved.data.cls.labeled(resolved.data.options, "train") is not None))
     return 0

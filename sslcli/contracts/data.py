@@ -165,7 +165,7 @@ class Source(ABC):
     #: Steps whose batches may be made before they are asked for.
     ahead: int = 0
 
-    def prepare(self, tell: Callable[[str], None]) -> None:
+    def prepare(self, tell: Callable[[str], None] | None = None) -> None:
         """Does what takes long before the first batch, once, on every process; `tell` shows a line to the user.
 
         What is not done by then, `batches` does without a word.

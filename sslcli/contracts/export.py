@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,13 +13,15 @@ import torch
 from .backbone import Backbone
 from .options import Options
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class BackboneCard:
-    """What goes along with a backbone's weights, so that the file alone is enough to use it.
+    """The description stored with a backbone's weights, so that the file alone is enough to use it.
 
     Attributes:
-        backbone: name and options, as the config holds them.
+        backbone: name and options, as in the config.
         channels: image channels.
         image_size: side in pixels of the (largest) training views.
         feature_dim: D.
@@ -30,8 +32,8 @@ class BackboneCard:
         step: optimizer steps done.
         epoch: epochs done.
         sslcli: version that trained it.
-        head: the projector's first layers where the backbone goes on through them
-            (`sslcli.modules.headed.KeptLayersOptions`); `feature_dim` is theirs then.
+        head: the projector's first layers if they are part of the backbone
+            (`sslcli.modules.headed.KeptLayersOptions`); `feature_dim` is then theirs.
     """
 
     backbone: dict[str, Any]
@@ -54,11 +56,11 @@ class Trained:
 
     Attributes:
         backbone: in `eval()`, on the CPU.
-        card: what it is.
+        card: its description.
         run: the run directory it came from; None for a file alone.
-        digest: sha256 that covers everything in the file it was read from.
-        source: that file, a checkpoint or a backbone file; None where there is none.
-        plugin: `package` and `version` of the backbone's class when it was trained; None where that is not known.
+        digest: sha256 of everything in the file it was read from.
+        source: that file, a checkpoint or a backbone file, or None.
+        plugin: `package` and `version` of the backbone's class when it was trained; None if unknown.
     """
 
     backbone: Backbone
@@ -71,19 +73,18 @@ class Trained:
 
 @dataclass
 class Exported:
-    """Where the file is, and Python lines that load it as they stand."""
+    """The file, and complete Python lines that load it."""
 
     path: Path
     how_to_load: str
 
 
 class Exporter(ABC):
-    """Writes a trained backbone for others.
+    """Writes a trained backbone for other tools.
 
     Attributes:
-        suffix: of the file, with its dot, where the user names none.
-        device: where to compute, for exporters that do.
-        tell: shows a line to the user.
+        suffix: file suffix with its dot, used if the user names no file.
+        device: where to compute, for exporters that do; set by the caller.
     """
 
     Options: ClassVar[type[Options]] = Options
@@ -92,20 +93,27 @@ class Exporter(ABC):
     def __init__(self, options: Any) -> None:
         self.options = options
         self.device = torch.device("cpu")
-        self.tell: Callable[[str], None] = _say_nothing
 
     def default_suffix(self) -> str:
-        """Returns `suffix`, or what the options make of it."""
+        """Returns the suffix for these options; by default `suffix`."""
         return self.suffix
 
     def outputs(self, path: Path) -> list[Path]:
-        """Returns all files that `export` writes for this `path`: what must not be there, unless it may be replaced."""
+        """Returns all files that `export` writes for this `path`; existing ones are an error without `--force`."""
         return [path]
+
+    def tell(self, text: str) -> None:
+        """Shows a line to the user."""
+        log.info(text)
 
     @abstractmethod
     def export(self, trained: Trained, path: Path) -> Exported:
-        """Writes `path` whole or not at all."""
+        """Writes `path` completely or not at all.
 
+        Args:
+            trained: the backbone in `eval()` on the CPU, with its card.
+            path: the file to write; it does not exist, or may be replaced.
 
-def _say_nothing(text: str) -> None:
-    pass
+        Raises:
+            UserError: the file cannot be written, or this backbone cannot be exported.
+        """

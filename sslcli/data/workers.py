@@ -3,6 +3,7 @@ it for all its views, with the draws that a resident image would get; the device
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 SLICE = 32
 #: Slices on the way at most (each is some 10 MB for two views of 224 px) beyond the two that every worker needs.
 _IN_FLIGHT = 64
+
+log = logging.getLogger(__name__)
 
 
 class WorkerSource(Source):
@@ -64,19 +67,19 @@ class WorkerSource(Source):
         self._stream = torch.cuda.Stream(self.device) if cuda else None  # type: ignore[no-untyped-call]
         self._running: Generator[list[SourceBatch], None, None] | None = None
 
-    def prepare(self, tell: Callable[[str], None]) -> None:
+    def prepare(self, tell: Callable[[str], None] | None = None) -> None:
         dataset = self._cropper.dataset
         work = "decode and crop the images"
         if isinstance(dataset, CachedDataset):
-            dataset.prepare(tell)
+            dataset.prepare(log.info)
             work = "crop the cached images"
         who = f"{self.workers} worker processes" if self.workers > 1 else "a worker process of its own"
-        tell(f"training.workers: {who if self.workers else 'the training process itself'} will {work}")
+        log.info(f"training.workers: {who if self.workers else 'the training process itself'} will {work}")
         self._prepared = True
 
     def batches(self, step: int) -> Iterator[list[SourceBatch]]:
         if not self._prepared:
-            self.prepare(lambda text: None)
+            self.prepare()
         self.close()
         self._running = self._batches(step)
         return self._running

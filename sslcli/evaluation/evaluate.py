@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from sslcli.contracts.evaluation import EvaluationResult, Evaluator
 from sslcli.contracts.export import Trained
 from sslcli.runs.device import resolve_device
 from sslcli.runs.files import check_output
-from sslcli.runs.trained import Tell, load_trained
+from sslcli.runs.trained import load_trained
 
 from .confusion import can_draw
 from .parts import Parts, open_parts, pretrained_on
@@ -25,6 +26,8 @@ from .selection import ALL, Chosen, choose_evaluators, only_fitting
 from .subject import Feature, FrozenSubject
 from .tables import Row
 from .targets import Target, find_target, load_network, read_shown, stored_data
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -36,10 +39,9 @@ def evaluate(
     seed: int = 0,
     seeds: int = 1,
     output: Path | None = None,
-    tell: Tell,
 ) -> EvaluationResult:
     """Evaluates one target by one evaluator; see `evaluate_all`. Metrics are means where there are several seeds."""
-    rows = evaluate_all([target], method, overrides, device=device, seed=seed, seeds=seeds, output=output, tell=tell)
+    rows = evaluate_all([target], method, overrides, device=device, seed=seed, seeds=seeds, output=output)
     return rows[0].result
 
 
@@ -52,7 +54,6 @@ def evaluate_all(
     seed: int = 0,
     seeds: int = 1,
     output: Path | None = None,
-    tell: Tell,
 ) -> list[Row]:
     """Evaluates, and writes `eval/METHOD.json` into each target that is a run.
 
@@ -68,7 +69,6 @@ def evaluate_all(
         seed: the first seed for whatever the evaluation draws.
         seeds: how many.
         output: a JSON file to write all results to; must not exist.
-        tell: shows a line to the user.
 
     Returns:
         a row for each target and evaluator.
@@ -84,43 +84,43 @@ def evaluate_all(
         if not isinstance(value, int) or value < least:
             raise UserError(f"{name}: should be a whole number from {least}, not {value!r}")
     document = overrides_as_data(overrides)
-    chosen = choose_evaluators(method, document, tell)
+    chosen = choose_evaluators(method, document)
     found = [find_target(word) for word in targets]
     shown = read_shown(document, found)
     if output is not None:
         _check_output(output)
     place = resolve_device(device)
-    loaded = [load_trained(target.path, tell) if target.kind == "trained" else None for target in found]
+    loaded = [load_trained(target.path) if target.kind == "trained" else None for target in found]
     stored = [stored_data(target) for target in found]
     first = next((place for place, data in enumerate(stored) if data is not None), None)
     needs_labels = any(each.evaluator.needs_labels for each in chosen)
     own = None if first is None else stored[first]
-    parts = open_parts(own, document, tell, needs_labels=needs_labels, required=method != ALL)
-    chosen = only_fitting(chosen, parts.labeled, tell)
+    parts = open_parts(own, document, needs_labels=needs_labels, required=method != ALL)
+    chosen = only_fitting(chosen, parts.labeled)
     if len(found) > 1:
         whose = "" if first is None or "data" in document.data else f", as {found[first].word} was trained on"
-        tell(f"all are judged on {parts.judged.info.name}{whose}, each in its own size and normalization")
+        log.info(f"all are judged on {parts.judged.info.name}{whose}, each in its own size and normalization")
     everyone = [
-        trained or load_network(target, document, shown, parts, seed=seed, tell=tell)
+        trained or load_network(target, document, shown, parts, seed=seed)
         for target, trained in zip(found, loaded, strict=True)
     ]
     subjects = [
-        _subject(target, trained, parts, place, shown.feature, seed, tell)
+        _subject(target, trained, parts, place, shown.feature, seed)
         for target, trained in zip(found, everyone, strict=True)
     ]
     rows: list[Row] = []
     for target, trained, data in zip(found, everyone, stored, strict=True):
         subject = subjects.pop(0)  # its features are let go with it
         if len(found) > 1:
-            tell(f"{target.word}:")
+            log.info(f"{target.word}:")
         seen = pretrained_on(data, parts.judged)
         if seen:
-            tell(f"{target.word}: was trained on the very images that it is judged on (without their labels)")
+            log.info(f"{target.word}: was trained on the very images that it is judged on (without their labels)")
         mine = replace(parts, overlap={**parts.overlap, "pretrained_on_judged": seen})
-        rows += _judge(target, trained, subject, chosen, mine, range(seed, seed + seeds), tell, strict=method != ALL)
+        rows += _judge(target, trained, subject, chosen, mine, range(seed, seed + seeds), strict=method != ALL)
     if not rows:
         raise UserError("no evaluation could be made; the lines above say why")
-    _keep(rows, output, parts.judged, tell)
+    _keep(rows, output, parts.judged)
     return rows
 
 
@@ -132,15 +132,14 @@ def judge(
     *,
     device: str = "auto",
     seed: int = 0,
-    tell: Tell,
 ) -> EvaluationResult:
     """Evaluates what is in memory already, on data that are open already; writes nothing.
 
     Raises:
         UserError, SslError: as `evaluate_all`.
     """
-    (chosen,) = choose_evaluators(method, overrides_as_data(overrides), tell)
-    subject = FrozenSubject(trained, parts.train, parts.judged, resolve_device(device), seed=seed, tell=tell)
+    (chosen,) = choose_evaluators(method, overrides_as_data(overrides))
+    subject = FrozenSubject(trained, parts.train, parts.judged, resolve_device(device), seed=seed)
     result = run_evaluator(chosen.name, chosen.evaluator, subject, seed)
     return _with_protocol(chosen, over_seeds([result], [seed]), trained, subject, parts)
 
@@ -160,10 +159,10 @@ def run_evaluator(name: str, evaluator: Evaluator, subject: FrozenSubject, seed:
 
 
 def _subject(
-    target: Target, trained: Trained, parts: Parts, device: torch.device, feature: Feature, seed: int, tell: Tell
+    target: Target, trained: Trained, parts: Parts, device: torch.device, feature: Feature, seed: int
 ) -> FrozenSubject:
     try:
-        return FrozenSubject(trained, parts.train, parts.judged, device, seed=seed, feature=feature, tell=tell)
+        return FrozenSubject(trained, parts.train, parts.judged, device, seed=seed, feature=feature)
     except UserError as error:
         raise UserError(f"{target.word}: {error}") from error
 
@@ -175,7 +174,6 @@ def _judge(
     chosen: list[Chosen],
     parts: Parts,
     seeds: range,
-    tell: Tell,
     *,
     strict: bool,
 ) -> list[Row]:
@@ -183,25 +181,25 @@ def _judge(
     for each in chosen:
         own = seeds if type(each.evaluator).seeded else seeds[:1]
         if len(own) < len(seeds):
-            tell(f"{each.name}: nothing is drawn, so that one seed stands for all")
+            log.info(f"{each.name}: nothing is drawn, so that one seed stands for all")
         try:
             results = []
             for seed in own:
                 if len(own) > 1:
-                    tell(f"{each.name}: seed {seed}")
+                    log.info(f"{each.name}: seed {seed}")
                 results.append(run_evaluator(each.name, each.evaluator, subject, seed))
         except UserError as error:
             if strict:
                 raise
-            tell(f"left out: {each.name}: {error}")
+            log.warning(f"left out: {each.name}: {error}")
             continue
         result = _with_protocol(each, over_seeds(results, own), trained, subject, parts)
         row = Row(target.word, each.name, result)
         if trained.run is not None:
             try:
-                row.written = write_result(trained.run, row, parts.judged.info.classes or (), tell)
+                row.written = write_result(trained.run, row, parts.judged.info.classes or ())
             except UserError as error:  # a run of someone else's, say: what was computed is shown all the same
-                tell(str(error))
+                log.warning(str(error))
         rows.append(row)
     return rows
 
@@ -226,15 +224,15 @@ def _check_output(path: Path) -> None:
         check_output(file)
 
 
-def _keep(rows: list[Row], output: Path | None, judged: Dataset, tell: Tell) -> None:
+def _keep(rows: list[Row], output: Path | None, judged: Dataset) -> None:
     if any(has_picture(row) for row in rows) and not can_draw():
-        tell("no picture of the confusion matrix without matplotlib: pip install 'sslcli[plots]'")
+        log.info("no picture of the confusion matrix without matplotlib: pip install 'sslcli[plots]'")
     if output is not None:
         write_output(output, rows)
-        tell(f"wrote {output}")
+        log.info(f"wrote {output}")
         if len(rows) == 1:
-            draw(rows[0], output.with_suffix(".png"), judged.info.classes or (), tell)
+            draw(rows[0], output.with_suffix(".png"), judged.info.classes or ())
         return
     nowhere = list(dict.fromkeys(row.target for row in rows if row.written is None))
     if nowhere:
-        tell(f"only shown, not written: {', '.join(nowhere)}; --output FILE keeps it")
+        log.info(f"only shown, not written: {', '.join(nowhere)}; --output FILE keeps it")

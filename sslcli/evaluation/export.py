@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from sslcli.config.options import parse_options
@@ -22,7 +21,6 @@ def export(
     *,
     replace: bool = True,
     device: str = "auto",
-    tell: Callable[[str], None],
 ) -> Exported:
     """Exports.
 
@@ -34,14 +32,13 @@ def export(
         replace: whether files that are there may be replaced. The `backbone.safetensors` that every run has is, if no
             other file is named: it was made from the run, as the new one is.
         device: where exporters that compute do so: `auto`, `cpu`, `cuda`, `cuda:N`.
-        tell: shows a line to the user.
 
     Raises:
         UserError: unknown exporter, nothing trained there, wrong options, or a place that cannot be written.
     """
     cls: type[Exporter] = load("exporters", name)
     exporter = cls(parse_options(cls.Options, overrides, repr(name)))
-    exporter.device, exporter.tell = resolve_device(device), tell
+    exporter.device = resolve_device(device)
     target = target.expanduser()
     own = RunDirectory(target).backbone if path is None and target.is_dir() else None
     path = _default_output(name, target, exporter) if path is None else path.expanduser()
@@ -52,7 +49,7 @@ def export(
     for file in exporter.outputs(path):
         if file.exists() and not replace and file != own:
             raise UserError(f"{file}: exists already; choose another --output, or replace it with --force")
-    return exporter.export(load_trained(target, tell), path)
+    return exporter.export(load_trained(target), path)
 
 
 def _default_output(name: str, target: Path, exporter: Exporter) -> Path:

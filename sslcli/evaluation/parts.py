@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,11 @@ from sslcli.config.options import validate
 from sslcli.contracts.data import Dataset, DatasetOptions, Part
 from sslcli.contracts.errors import UserError
 from sslcli.plugins import load
-from sslcli.runs.trained import Tell
 
 from .overlap import check_overlap
 from .subject import same_source
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -36,14 +38,13 @@ class Parts:
 
 
 def open_parts(
-    stored: dict[str, Any] | None, document: Document, tell: Tell, *, needs_labels: bool, required: bool = True
+    stored: dict[str, Any] | None, document: Document, *, needs_labels: bool, required: bool = True
 ) -> Parts:
     """Opens the data that `data.…` overrides name, or else the stored ones changed by them.
 
     Args:
         stored: the options of the data that a run was trained on; None where that is not known.
         document: the command line.
-        tell: shows a line to the user.
         needs_labels: a probe will be fitted, so that the parts may not share images.
         required: refuse data without labels then; otherwise all images are both parts.
 
@@ -78,7 +79,7 @@ def open_parts(
     train, judged = cls.open(to_fit), cls.open(to_judge)
     overlap, line = check_overlap(train, judged) if needs_labels else ({}, None)
     if line is not None:
-        tell(line)
+        log.warning(line)
     return Parts(train, judged, True, cls.view_size(options), overlap)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,11 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult
 from sslcli.runs import files
 from sslcli.runs.directory import RunDirectory
-from sslcli.runs.trained import Tell
 
 from .confusion import can_draw, write_confusion
 from .tables import Row
+
+log = logging.getLogger(__name__)
 
 #: Images of more classes are told by the file alone: no picture has room for so many.
 PICTURE_CLASSES = 200
@@ -49,7 +51,7 @@ def over_seeds(results: Sequence[EvaluationResult], seeds: Sequence[int]) -> Eva
     )
 
 
-def write_result(run: Path, row: Row, classes: Sequence[str], tell: Tell) -> Path:
+def write_result(run: Path, row: Row, classes: Sequence[str]) -> Path:
     """Writes `eval/METHOD.json` and `.png`; earlier ones of that name become `METHOD.1.json`, `METHOD.2.json`, …
 
     Raises:
@@ -70,8 +72,8 @@ def write_result(run: Path, row: Row, classes: Sequence[str], tell: Tell) -> Pat
         files.write_text(path, json.dumps(row.full(), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    tell(f"wrote {path}")
-    draw(row, path.with_suffix(".png"), classes, tell)
+    log.info(f"wrote {path}")
+    draw(row, path.with_suffix(".png"), classes)
     return path
 
 
@@ -94,7 +96,7 @@ def has_picture(row: Row) -> bool:
     return 2 <= len(row.result.details.get("confusion") or ()) <= PICTURE_CLASSES
 
 
-def draw(row: Row, path: Path, classes: Sequence[str], tell: Tell) -> None:
+def draw(row: Row, path: Path, classes: Sequence[str]) -> None:
     """Draws the confusion matrix as PNG, where the result has one and matplotlib is there.
 
     Raises:
@@ -112,4 +114,4 @@ def draw(row: Row, path: Path, classes: Sequence[str], tell: Tell) -> None:
         write_confusion(path, matrix, names, title)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    tell(f"wrote {path}")
+    log.info(f"wrote {path}")

@@ -79,9 +79,6 @@ class SealedSubject(Subject):
     def describe(self) -> dict[str, Any]:
         return {**self._behind.describe(), "seed": self.seed}
 
-    def tell(self, text: str) -> None:
-        self._behind.tell(text)
-
     def _open(self, part: Part) -> None:
         if part != "eval":
             return

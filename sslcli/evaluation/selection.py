@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from sslcli.config.document import Document
@@ -9,9 +10,10 @@ from sslcli.config.options import validate
 from sslcli.contracts.errors import ConfigError, UserError
 from sslcli.contracts.evaluation import Evaluator
 from sslcli.plugins import PluginError, find, load, load_found, suggest
-from sslcli.runs.trained import Tell
 
 from .targets import ShownOptions
+
+log = logging.getLogger(__name__)
 
 ALL = "all"
 #: What the command line sets that is no evaluator's option.
@@ -26,7 +28,7 @@ class Chosen:
     evaluator: Evaluator
 
 
-def choose_evaluators(method: str, document: Document, tell: Tell) -> list[Chosen]:
+def choose_evaluators(method: str, document: Document) -> list[Chosen]:
     """Builds the evaluator called `method`, or with `all` every installed one that is made for that.
 
     With `all` an option goes to each evaluator that has it, and one that cannot be loaded is told and left out.
@@ -43,13 +45,13 @@ def choose_evaluators(method: str, document: Document, tell: Tell) -> list[Chose
         try:
             loaded: type[Evaluator] = load_found(plugin)
         except PluginError as error:
-            tell(f"left out: {error}")
+            log.warning(f"left out: {error}")
             continue
         name = plugin.name if plugin.name not in classes else f"{plugin.package}:{plugin.name}"
         if loaded.in_all:
             classes[name] = loaded
         else:
-            tell(f"left out, it takes long: {name} (--method {name})")
+            log.info(f"left out, it takes long: {name} (--method {name})")
     for key in values:
         if not any(key in cls.Options.model_fields for cls in classes.values()):
             known = sorted({name for cls in classes.values() for name in cls.Options.model_fields})
@@ -64,13 +66,13 @@ def choose_evaluators(method: str, document: Document, tell: Tell) -> list[Chose
     return chosen
 
 
-def only_fitting(chosen: list[Chosen], labeled: bool, tell: Tell) -> list[Chosen]:
+def only_fitting(chosen: list[Chosen], labeled: bool) -> list[Chosen]:
     """Leaves out, and tells, the evaluators that need labels where there are no two labeled parts."""
     if labeled:
         return chosen
     for each in chosen:
         if each.evaluator.needs_labels:
-            tell(f"left out, there are no labeled images to fit and to judge on: {each.name}")
+            log.info(f"left out, there are no labeled images to fit and to judge on: {each.name}")
     fitting = [each for each in chosen if not each.evaluator.needs_labels]
     if not fitting:
         raise UserError("there are no labeled images to fit and to judge on; name data that have some")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from sslcli.contracts.export import Trained
 from .extraction import Precision, extract_features, normalizer
 from .seal import state_digest, unsealed
 from .tokens import MeanOfTokens
+
+log = logging.getLogger(__name__)
 
 #: What a network's output is taken for: what it pools itself, or the mean of its patch tokens.
 Feature = Literal["pooled", "tokens"]
@@ -47,7 +49,6 @@ class FrozenSubject(Subject):
         batch_size: int = 256,
         precision: Precision = "fp32",
         feature: Feature = "pooled",
-        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.card = trained.card
         self.feature = feature
@@ -62,7 +63,6 @@ class FrozenSubject(Subject):
         self.image_size = trained.card.image_size
         self.digest = trained.digest
         self._normalize = normalizer(self.card.mean, self.card.std, device)
-        self._tell = tell
         self._datasets: dict[Part, Dataset | None] = {"train": train, "eval": evaluation}
         self._features: dict[Part, FeatureSet] = {}
         self._versions: dict[Part, int] = {}
@@ -87,7 +87,7 @@ class FrozenSubject(Subject):
             for other, known in self._features.items():
                 if self._datasets[other] is data:
                     return known
-            self.tell(f"features of {len(data):,} images ({part})")
+            log.info(f"features of {len(data):,} images ({part})")
             features = extract_features(
                 self.backbone,
                 data,
@@ -126,9 +126,6 @@ class FrozenSubject(Subject):
 
     def normalize(self, images: Tensor) -> Tensor:
         return self._normalize(images)
-
-    def tell(self, text: str) -> None:
-        self._tell(text)
 
     def describe(self) -> dict[str, Any]:
         card = self.card

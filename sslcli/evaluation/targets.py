@@ -4,6 +4,7 @@ weights or with those of a plain weight file, for which a card is made here."""
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +23,14 @@ from sslcli.data.normalization import IMAGENET
 from sslcli.plugins import PluginError, load
 from sslcli.runs import files
 from sslcli.runs.directory import RunDirectory
-from sslcli.runs.trained import Tell, stored_config
+from sslcli.runs.trained import stored_config
 from sslcli.runs.weights import fit, start_from
 from sslcli.version import __version__
 
 from .parts import Parts
 from .subject import Feature
+
+log = logging.getLogger(__name__)
 
 #: Files that hold weights alone; torchvision and timm write such.
 PLAIN = (".safetensors", ".pth", ".pt", ".bin", ".tar")
@@ -129,9 +132,7 @@ def read_shown(document: Document, targets: list[Target]) -> ShownOptions:
     return shown
 
 
-def load_network(
-    target: Target, document: Document, shown: ShownOptions, parts: Parts, *, seed: int, tell: Tell
-) -> Trained:
+def load_network(target: Target, document: Document, shown: ShownOptions, parts: Parts, *, seed: int) -> Trained:
     """Builds a network without a card, on the CPU, in `eval()`, and makes the card.
 
     Args:
@@ -140,7 +141,6 @@ def load_network(
         shown: normalization and size.
         parts: the data, for what `shown` leaves open.
         seed: of an untrained network's weights.
-        tell: shows a line to the user.
 
     Raises:
         UserError: a weight file without a network's name, wrong options, or weights that do not fit.
@@ -163,10 +163,10 @@ def load_network(
     if target.kind == "weights":
         if published:
             raise UserError(f"{target.word}: the weights are those of this file; leave out pretrained and weights")
-        _fill(backbone, name, target, tell)
+        _fill(backbone, name, target)
         origin, digest = "weight file", _sha256(target.path)
     else:
-        start_from(backbone, name, options, tell)
+        start_from(backbone, name, options)
         origin, digest = ("published weights" if published else "untrained"), ""
     mean, std = (info.mean, info.std) if origin == "untrained" else _published_normalization(options, info.channels)
     card = BackboneCard(
@@ -180,7 +180,7 @@ def load_network(
     if min(card.std) <= 0:
         raise UserError("command line: std: should be numbers above 0")
     hint = "; such weights mostly want more: image_size=224" if origin != "untrained" and size < 128 else ""
-    tell(
+    log.info(
         f"{target.word}: {origin}, images of {size} pixels, mean {_numbers(card.mean)}, std {_numbers(card.std)}{hint}"
     )
     return Trained(backbone.eval(), card, None, digest)
@@ -196,7 +196,7 @@ def _published_normalization(options: Any, channels: int) -> tuple[tuple[float, 
     return IMAGENET[channels]
 
 
-def _fill(backbone: Backbone, name: str, target: Target, tell: Tell) -> None:
+def _fill(backbone: Backbone, name: str, target: Target) -> None:
     wanted = backbone.export_state()[0]
     state, left_out = fit(read_plain(target.path, wanted), wanted, target.word, name)
     try:
@@ -205,7 +205,7 @@ def _fill(backbone: Backbone, name: str, target: Target, tell: Tell) -> None:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{target.word}: does not fit {name!r} ({reason})") from error
     if left_out:
-        tell(f"{target.word}: read without the classifier ({', '.join(left_out)})")
+        log.info(f"{target.word}: read without the classifier ({', '.join(left_out)})")
 
 
 def read_plain(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ https://arxiv.org/abs/2006.10029) is fine-tuned with them.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Mapping
 from contextlib import closing
@@ -35,6 +36,8 @@ from .linear.augmented import DTYPES
 from .linear.heads import stratified_split
 from .probes.images import ImageOptions, Subset, ViewBatches, labels_of, stratified_share
 from .probes.training import ProbeOptions, Rates, Training, curve_rows, draw_weights, finite, judged
+
+log = logging.getLogger(__name__)
 
 _SHARE, _VIEWS, _WEIGHTS, _STEP = 11, 12, 13, 14
 #: Images at once where the network is judged.
@@ -176,7 +179,7 @@ class Finetune(Evaluator):
         losses: list[float] = []
         right: list[float] = []
         loss_there = math.nan
-        subject.tell(f"finetune: lr {lr:g}, {training.epochs} epochs of {len(places):,} images")
+        log.info(f"finetune: lr {lr:g}, {training.epochs} epochs of {len(places):,} images")
         cuda = [device.index or 0] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda), closing(iter(views)) as stream:
             for epoch in range(training.epochs):
@@ -203,7 +206,7 @@ class Finetune(Evaluator):
                     right.append(top1)
                 if (epoch + 1) % max(1, training.epochs // 10) == 0:
                     there = f", top-1 {right[-1]:.2%} on held-out images" if right else ""
-                    subject.tell(f"finetune: epoch {epoch + 1} of {training.epochs}, loss {losses[-1]:.4f}{there}")
+                    log.info(f"finetune: epoch {epoch + 1} of {training.epochs}, loss {losses[-1]:.4f}{there}")
                 if not math.isfinite(losses[-1]):
                     loss_there = math.nan
                     break

@@ -7,6 +7,7 @@ Mathematical Programming 45, 1989, with a strong-Wolfe line search); the same ob
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -22,6 +23,8 @@ from sslcli.evaluation.subject import labeled_features, require_parts
 
 from .linear.heads import stratified_split
 from .probes.training import Places, as_list, judged
+
+log = logging.getLogger(__name__)
 
 #: Numbers held in float64 at once: 128 MiB, of features and of scores each.
 BLOCK = 1 << 24
@@ -177,7 +180,7 @@ class LogisticRegression(Evaluator):
         C, start, sweep, held_out = self._choose(subject, features, labels, classes)
         model = self._fit(features, labels, classes, C, start)
         if model.gradient > options.tolerance:
-            subject.tell(
+            log.info(
                 f"logistic: not at the optimum after {model.iterations} iterations (gradient {model.gradient:.1e}); "
                 "give more with iterations=…, or standardize=true"
             )
@@ -222,7 +225,7 @@ class LogisticRegression(Evaluator):
         fit, held_out = stratified_split(labels, self.options.held_out, subject.seed)
         if len(held_out) == 0:
             raise UserError("logistic: no class of the training part has two images, so none can be held out; use more")
-        subject.tell(f"logistic: {len(strengths)} strengths on {len(fit):,} features")
+        log.info(f"logistic: {len(strengths)} strengths on {len(fit):,} features")
         rows, others = fit.to(features.device), held_out.to(features.device)
         x, y, x_out, y_out = features[rows], labels[rows], features[others], labels[others]
         models: list[Logistic] = []
@@ -238,5 +241,5 @@ class LogisticRegression(Evaluator):
                 }
             )  # fmt: skip
         best = max(range(len(sweep)), key=lambda i: (sweep[i]["held_out_top1"], -sweep[i]["held_out_loss"], -i))
-        subject.tell(f"logistic: C {strengths[best]:g}; fitting it on all {len(labels):,}")
+        log.info(f"logistic: C {strengths[best]:g}; fitting it on all {len(labels):,}")
         return strengths[best], models[best], sweep, len(held_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,6 +25,8 @@ from sslcli.evaluation.quality import alignment, effective_rank, feature_std, ra
 from sslcli.views.pipeline import ViewMaker
 
 from .probes.images import normalization_of
+
+log = logging.getLogger(__name__)
 
 BATCH = 256
 SIMCLR: dict[str, Any] = {"preset": "simclr"}
@@ -77,7 +80,7 @@ class Quality(Evaluator):
         rows = chosen(len(features), options.limit)
         z = features[rows.to(features.device)]
         places = chosen(len(data), options.limit)
-        subject.tell(f"quality: two views of {len(places):,} images ({options.part})")
+        log.info(f"quality: two views of {len(places):,} images ({options.part})")
         z1, z2 = view_features(subject, data, places, pair)
         metrics = {
             "rank_me": float(rank_me(z, options.epsilon)),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from .network import (
     trace,
     whole_file,
 )
+
+log = logging.getLogger(__name__)
 
 INPUT, OUTPUT = "images", "features"
 #: What a protobuf message can hold.
@@ -113,7 +116,7 @@ class ONNXExporter(Exporter):
 
     def _check(self, path: Path, content: bytes, network: Network, trained: Trained) -> None:
         if _missing("onnxruntime"):
-            self.tell(f"{path.name}: not checked, onnxruntime is not installed: {INSTALL}")
+            log.info(f"{path.name}: not checked, onnxruntime is not installed: {INSTALL}")
             return
         session = importlib.import_module("onnxruntime").InferenceSession(content, providers=["CPUExecutionProvider"])
         differences = []
@@ -123,7 +126,7 @@ class ONNXExporter(Exporter):
                 wanted = network(images)
             found = torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
             differences.append(check_same(path, found, wanted))
-        self.tell(f"{path.name}: checked, onnxruntime's features differ from torch's by {max(differences):.1g}")
+        log.info(f"{path.name}: checked, onnxruntime's features differ from torch's by {max(differences):.1g}")
 
 
 def _missing(package: str) -> bool:

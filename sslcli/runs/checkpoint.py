@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ from torch import Tensor
 from sslcli.contracts.errors import SslError
 
 from . import files
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
@@ -53,7 +55,7 @@ def read_checkpoint(path: Path, prefix: str = "") -> Checkpoint:
     return Checkpoint(path, tensors, document)
 
 
-def newest_intact(directory: Path, tell: Callable[[str], None]) -> Checkpoint | None:
+def newest_intact(directory: Path) -> Checkpoint | None:
     """Reads the newest checkpoint that is intact, telling of each damaged one; None where there is no checkpoint.
 
     Raises:
@@ -64,7 +66,7 @@ def newest_intact(directory: Path, tell: Callable[[str], None]) -> Checkpoint | 
         try:
             return read_checkpoint(path)
         except files.DamagedFile as error:
-            tell(f"{error}; trying the one before it")
+            log.warning(f"{error}; trying the one before it")
     if paths:
         raise SslError(f"{directory}: none of the {len(paths)} checkpoints is intact")
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from .card import build_backbone, read_card
 from .checkpoint import list_checkpoints, read_checkpoint
 from .directory import RunDirectory
 
-Tell = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 
 #: Files that hold a network without its class, and who loads them.
 _OTHER_KINDS = {
@@ -25,19 +26,18 @@ _OTHER_KINDS = {
 }
 
 
-def load_trained(target: Path, tell: Tell) -> Trained:
+def load_trained(target: Path) -> Trained:
     """Loads a backbone, on the CPU, in `eval()`.
 
     Args:
         target: a run directory (its newest intact checkpoint is read), a checkpoint, or a backbone file.
-        tell: shows a line to the user (a damaged checkpoint that was passed over, say).
 
     Raises:
         UserError: nothing there to load, or the backbone's plugin is missing or has changed.
     """
     target = target.expanduser()
     if target.is_dir():
-        return _from_run(target, tell)
+        return _from_run(target)
     if not target.exists():
         raise UserError(f"{target}: no such run or file")
     if target.suffix in _OTHER_KINDS:
@@ -54,7 +54,7 @@ def load_trained(target: Path, tell: Tell) -> Trained:
         raise UserError(str(error)) from error
 
 
-def _from_run(target: Path, tell: Tell) -> Trained:
+def _from_run(target: Path) -> Trained:
     run = RunDirectory(target)
     if not run.is_run():
         raise UserError(f"{target}: is no run directory (it has no config.yaml)")
@@ -65,7 +65,7 @@ def _from_run(target: Path, tell: Tell) -> Trained:
         try:
             return _from_checkpoint(path, target)
         except files.DamagedFile as error:
-            tell(f"{error}; trying the one before it")
+            log.warning(f"{error}; trying the one before it")
     raise UserError(f"{run.checkpoints}: none of the {len(paths)} checkpoints is intact")
 
 

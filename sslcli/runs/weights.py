@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,21 @@ from sslcli.contracts.errors import UserError
 
 from . import files
 
+log = logging.getLogger(__name__)
+
 #: What torchvision and timm call the parts behind the features; the last three are auxiliary classifiers.
 CLASSIFIERS = ("fc.", "classifier.", "heads.", "head.", "aux1.", "aux2.", "AuxLogits.")
 #: Missing in files older than the buffer, and of no effect on the features.
 _COUNTER = "num_batches_tracked"
 
 
-def start_from(backbone: Backbone, name: str, options: Any, tell: Callable[[str], None]) -> None:
+def start_from(backbone: Backbone, name: str, options: Any) -> None:
     """Loads the weights that the options name (`weights`, or what `published_state` returns), where they name any.
 
     Args:
         backbone: fresh, on the CPU.
         name: what the config calls it, for messages.
         options: the backbone's options.
-        tell: shows a line to the user.
 
     Raises:
         UserError: no such file, a damaged one, or weights of another network; names the first key that differs.
@@ -47,7 +48,7 @@ def start_from(backbone: Backbone, name: str, options: Any, tell: Callable[[str]
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{source}: do not fit {name!r} ({reason})") from error
     without = f", without the classifier ({', '.join(left_out)})" if left_out else ""
-    tell(f"{source}: the backbone starts from these weights{without}")
+    log.info(f"{source}: the backbone starts from these weights{without}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

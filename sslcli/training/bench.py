@@ -7,9 +7,10 @@ timed in turns in one process, so that a machine's moods meet both sides of a ra
 from __future__ import annotations
 
 import itertools
+import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,8 @@ from .context import Context
 from .loop import Loop
 from .memory import PeakMemory, held_bytes
 from .setup import Session, build
+
+log = logging.getLogger(__name__)
 
 #: Steps before anything is measured: code is compiled, memory and the optimizer's state exist, workers run.
 WARM_UP = 5
@@ -108,14 +111,13 @@ class Measured:
         return sorted(self.phases, key=lambda phases: sum(phases.values()))[(len(self.phases) - 1) // 2]
 
 
-def bench(config: RunConfig, *, steps: int, rounds: int, tell: Callable[[str], None]) -> tuple[Session, Measured]:
+def bench(config: RunConfig, *, steps: int, rounds: int) -> tuple[Session, Measured]:
     """Builds what a training would build, and times its steps.
 
     Args:
         config: the whole configuration.
         steps: optimizer steps of each kind in a round.
         rounds: how often the kinds take turns.
-        tell: shows a line to the user.
 
     Returns:
         the session, its source closed, and what was measured.
@@ -126,12 +128,12 @@ def bench(config: RunConfig, *, steps: int, rounds: int, tell: Callable[[str], N
     """
     if group.described():
         raise UserError("bench: measures one process; start it without torchrun")
-    session = build(config, tell=tell)
+    session = build(config)
     try:
-        session.source.prepare(tell)
+        session.source.prepare()
         # The directory is a name that nobody writes to: without callbacks and saves nothing asks for it.
-        loop = BenchLoop(session, Context(session, RunDirectory(Path()), tell), 0)
-        return session, _measure(loop, steps, rounds, tell)
+        loop = BenchLoop(session, Context(session, RunDirectory(Path())), 0)
+        return session, _measure(loop, steps, rounds)
     except torch.OutOfMemoryError as error:
         raise SslError(
             "out of memory: try a smaller training.batch_size, or the same with training.accumulate=2"
@@ -140,9 +142,9 @@ def bench(config: RunConfig, *, steps: int, rounds: int, tell: Callable[[str], N
         session.source.close()
 
 
-def _measure(loop: BenchLoop, steps: int, rounds: int, tell: Callable[[str], None]) -> Measured:
+def _measure(loop: BenchLoop, steps: int, rounds: int) -> Measured:
     session, stream = loop.session, loop.batches
-    tell(f"warming up: {WARM_UP} steps")
+    log.info(f"warming up: {WARM_UP} steps")
     _run(loop, stream, WARM_UP)
     _synchronize(session.device)
     peak = PeakMemory(session.device)
@@ -160,7 +162,7 @@ def _measure(loop: BenchLoop, steps: int, rounds: int, tell: Callable[[str], Non
             times[kind].append(_seconds(loop, batches, steps))
         phases.append(_phases(loop, stream, steps))
         rate = session.config.training.batch_size / times["whole"][-1]
-        tell(f"round {number + 1} of {rounds}: {rate:,.0f} images/s end to end")
+        log.info(f"round {number + 1} of {rounds}: {rate:,.0f} images/s end to end")
     return Measured(
         times["whole"], times["ready"], phases, peak_bytes, peak.kind, held_bytes(session), loop.meter.bad_step()
     )

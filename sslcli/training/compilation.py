@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -20,6 +20,8 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Method
 from sslcli.data.source import ResidentSource
 from sslcli.views.pipeline import ViewMaker
+
+log = logging.getLogger(__name__)
 
 Choice = Literal["none", "views", "all"]
 
@@ -88,8 +90,8 @@ def compile_parts(
     source: Source,
     views: ViewMaker,
     method: Method,
-    tell: Callable[[str], None] | None,
     *,
+    compiled: bool = True,
     fresh: bool = True,
 ) -> RunConfig:
     """Compiles the views, and with `all` every backbone of a method (the momentum encoder's too).
@@ -102,7 +104,7 @@ def compile_parts(
         source: of its batches.
         views: compiled in place.
         method: with all its copies of the backbone made, on its device; compiled in place.
-        tell: shows a line to the user; None: say what would be compiled, and compile nothing.
+        compiled: compile it; else only return what would be compiled.
         fresh: the run starts here. One that goes on may have been `auto`, and eager where the compiler failed.
 
     Returns:
@@ -122,9 +124,9 @@ def compile_parts(
     small = device.type != "cpu" or min(views.sizes) < _EAGER_ON_CPU
     if choice == "views" and not small:
         choice = "none"
-    if choice != "none" and tell is not None:
+    if choice != "none" and compiled:
         parts = " and ".join(["the views"] * small + ["the backbone"] * (choice == "all"))
-        tell(f"compiling {parts}: half a minute or more, the first time (training.compile=none goes without)")
+        log.info(f"compiling {parts}: half a minute or more, the first time (training.compile=none goes without)")
         # It warns of toolkits without a GPU, which is nobody's concern on a CPU.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         mode = "reduce-overhead" if training.cuda_graphs else None
@@ -134,7 +136,7 @@ def compile_parts(
             problem = f"the compiler failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
             if training.compile != "auto":
                 raise UserError(f"training.compile: {choice}: {problem}; set training.compile=none") from error
-            tell(f"nothing is compiled: {problem}")
+            log.warning(f"nothing is compiled: {problem}")
             views.go_eager()
             choice = "none"
         if choice == "all":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,13 @@ from sslcli.runs.directory import RunDirectory
 
 from .setup import Session
 
+log = logging.getLogger(__name__)
+
 
 class Context(RunContext):
     """Implements `RunContext` on a session and its directory, and calls the callbacks."""
 
-    def __init__(self, session: Session, directory: RunDirectory, tell: Callable[[str], None]) -> None:
+    def __init__(self, session: Session, directory: RunDirectory, tell: Callable[[str], None] | None = None) -> None:
         self.session = session
         self.run_directory = directory
         self.directory: Path = directory.path
@@ -32,7 +35,7 @@ class Context(RunContext):
         self.classes = _class_count(session.dataset)
         self.last_step = session.last_step
         self.progress = Progress(0, session.info.total_steps, session.info.steps_per_epoch)
-        self._tell = tell
+        self._tell = tell or log.info
         self._labeled: dict[Part, Dataset | None] = {}
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from sslcli import distributed
 from sslcli.contracts.data import SourceBatch
-from sslcli.contracts.errors import SslError
+from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.method import Batch, Progress, Step, StepFunction, View
 from sslcli.evaluation.quality import effective_rank, feature_std
 from sslcli.modules.sync_norm import local_statistics
@@ -24,6 +25,8 @@ from sslcli.randomness import seed_for
 
 from .context import Context
 from .setup import SEED_STEP, Session
+
+log = logging.getLogger(__name__)
 
 
 class RunFailed(SslError):
@@ -209,7 +212,12 @@ class Loop:
         views = self.make_views(source_batch)
         batch = Batch([View(view) for view in views], source_batch.labels, source_batch.index, schedule)
         with phase("forward"), self.session.precision.autocast():
-            result: Step = module(batch)
+            result = module(batch)
+        if not isinstance(result, Step):
+            raise UserError(
+                f"method {self.session.config.method.name!r}: {type(self.method).__name__}.forward returned "
+                f"{type(result).__name__}, not Step; return sslcli.contracts.method.Step(loss)"
+            )
         return result
 
     def _tell_replaced(self, source_batch: SourceBatch) -> None:
@@ -217,7 +225,7 @@ class Loop:
         for message in source_batch.replaced:
             if message not in self.replaced:
                 self.replaced.add(message)
-                self.context.tell(f"unreadable, another image takes its place: {message}")
+                log.warning(f"unreadable image replaced: {message}")
 
     def _update(self) -> None:
         scaler, clip = self.session.precision.scaler, self.session.config.training.clip

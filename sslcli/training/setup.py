@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from sslcli.data.cache.dataset import CachedDataset, open_cached
 from sslcli.data.crops import wanted_side
 from sslcli.data.files import FileOptions
 from sslcli.data.source import open_source
+from sslcli.logs import lines_to
 from sslcli.modules.headed import HeadedBackbone
 from sslcli.modules.sync_norm import synchronize_batch_norm
 from sslcli.optimizers.groups import build_groups, effective_lr
@@ -35,6 +37,8 @@ from sslcli.views.pipeline import ViewMaker
 from .compilation import compile_parts
 from .group import local_rank
 from .precision import Precision
+
+log = logging.getLogger(__name__)
 
 #: Separates the streams of random numbers that are drawn from the run's one seed.
 SEED_WEIGHTS, SEED_STEP = 1, 2
@@ -108,7 +112,7 @@ def build(
     *,
     fresh: bool = True,
     compiled: bool = True,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Callable[[str], None] | None = None,
 ) -> Session:
     """Opens the data and builds views, backbone, method, optimizer and callbacks.
 
@@ -116,11 +120,16 @@ def build(
         config: the whole configuration.
         fresh: the run starts here: the backbone gets the weights that its options name. Not to resume one.
         compiled: compile what `training.compile` says; not to look at a plan only.
-        tell: shows a line to the user.
+        tell: shows a line to the user; by default the messages go where those of the logger `sslcli` go.
 
     Raises:
         UserError: whatever does not go together, in one line.
     """
+    with lines_to(tell):
+        return _build(config, fresh=fresh, compiled=compiled)
+
+
+def _build(config: RunConfig, *, fresh: bool, compiled: bool) -> Session:
     config = resolve_autos(config)
     training = config.training
     device = resolve_device(training.device, "training.device")
@@ -135,7 +144,7 @@ def build(
     if config.method.cls.needs_labels and dataset.labels is None:
         raise UserError(f"method: {config.method.name!r} needs labels, and {dataset.info.name!r} has none")
     views = ViewMaker(config.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
-    data = _with_cache(config, dataset, views, tell)
+    data = _with_cache(config, dataset, views)
     config = _cache_resolved(config, data)
     source = open_source(
         data, device, training.batch_size, training.accumulate, config.seed,
@@ -145,12 +154,12 @@ def build(
         total_steps=training.epochs * source.steps_per_epoch, steps_per_epoch=source.steps_per_epoch,
         epochs=training.epochs, batch_size=training.batch_size, world_size=distributed.world_size(), data=dataset.info,
     )  # fmt: skip
-    method = _build_method(config, dataset, info, tell if fresh else None).to(device)
+    method = _build_method(config, dataset, info, fresh=fresh).to(device)
     if training.sync_batch_norm and distributed.is_distributed():
         synchronize_batch_norm(method, device)
     if training.channels_last:
         method = method.to(memory_format=torch.channels_last)
-    config = compile_parts(config, source, views, method, tell if compiled else None, fresh=fresh)
+    config = compile_parts(config, source, views, method, compiled=compiled, fresh=fresh)
     options = config.optimizer.options
     base_lr = effective_lr(options, training.batch_size)
     optimizer = config.optimizer.cls.build(build_groups(method, options), options)
@@ -162,10 +171,10 @@ def build(
     )  # fmt: skip
 
 
-def _with_cache(config: RunConfig, dataset: Dataset, views: ViewMaker, tell: Callable[[str], None]) -> Dataset:
+def _with_cache(config: RunConfig, dataset: Dataset, views: ViewMaker) -> Dataset:
     """The images to train on: those of the data set, or the cache of them that it is asked to keep."""
     # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
-    return open_cached(dataset, wanted_side(views), config.training.epochs, config.training.workers, tell)
+    return open_cached(dataset, wanted_side(views), config.training.epochs, config.training.workers, log.info)
 
 
 def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
@@ -179,7 +188,7 @@ def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
     )
 
 
-def _build_method(config: RunConfig, dataset: Dataset, info: RunInfo, tell: Callable[[str], None] | None) -> Method:
+def _build_method(config: RunConfig, dataset: Dataset, info: RunInfo, *, fresh: bool) -> Method:
     size, channels = max(view.size for view in config.views), dataset.info.channels
     torch.manual_seed(seed_for(config.seed, SEED_WEIGHTS))
     backbone: Backbone = config.backbone.cls.build(config.backbone.options, channels, size)
@@ -191,7 +200,7 @@ def _build_method(config: RunConfig, dataset: Dataset, info: RunInfo, tell: Call
                 f"views.size: {config.backbone.name!r} cannot take images of {view.size} px; "
                 f"it takes {spec.minimum_size} or more{multiple}"
             )
-    if tell is not None:  # before methods copy the backbone
-        start_from(backbone, config.backbone.name, config.backbone.options, tell)
+    if fresh:  # before methods copy the backbone
+        start_from(backbone, config.backbone.name, config.backbone.options)
     method: Method = config.method.cls(backbone, config.method.options, info)
     return method

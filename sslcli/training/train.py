@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from sslcli import distributed
 from sslcli.config.resolve import Choice, RunConfig
 from sslcli.contracts.errors import SslError
+from sslcli.logs import lines_to
 from sslcli.plugins import PluginFile, choose
 from sslcli.runs import files
 from sslcli.runs.backbone_file import save_backbone
@@ -29,7 +31,8 @@ from .interrupt import Interrupt
 from .loop import Loop, RunFailed
 from .setup import Session, build
 
-Tell = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 
@@ -50,7 +53,7 @@ def train(
     resume: bool = False,
     command: Sequence[str] = (),
     plugin_files: Sequence[PluginFile] = (),
-    tell: Tell,
+    tell: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Trains.
 
@@ -60,36 +63,33 @@ def train(
         resume: go on with the run there; start it where there is none yet.
         command: what the user typed, for `environment.json`.
         plugin_files: kept in the run.
-        tell: shows a line to the user.
+        tell: shows a line to the user; by default the messages go where those of the logger `sslcli` go.
 
     Raises:
-        UserError: something about the input; nothing has been written then.
+        UserError: something about the input or a plugin, before anything was trained.
         SslError: the run failed; its last checkpoint is good.
     """
     directory = RunDirectory(output)
     with process_group.joined(config.training.device):
         main = distributed.rank() == 0
-        said = tell if main else _silent
-        checkpoint = together(lambda: _find_checkpoint(directory, said, resume=resume))
-        session = together(lambda: _prepare(config, checkpoint, output, said))
-        try:
-            together(lambda: session.source.prepare(said))
+        with lines_to(tell if main else None):
+            checkpoint = together(lambda: _find_checkpoint(directory, resume=resume))
+            session = together(lambda: _prepare(config, checkpoint, output))
+            try:
+                together(session.source.prepare)
 
-            def begin() -> None:
-                if main:
-                    directory.create(session.config.plain(), list(command), resumed=checkpoint is not None)
-                    _keep_plugin_files(directory, plugin_files)
-                    directory.open_log(from_step=checkpoint.step if checkpoint is not None else 0)
+                def begin() -> None:
+                    if main:
+                        directory.create(session.config.plain(), list(command), resumed=checkpoint is not None)
+                        log.info(f"run directory: {output}")
+                        _keep_plugin_files(directory, plugin_files)
+                        directory.open_log(from_step=checkpoint.step if checkpoint is not None else 0)
 
-            together(begin)
-            return _Run(session, directory, said).go(checkpoint)
-        finally:
-            directory.close()
-            session.source.close()
-
-
-def _silent(text: str) -> None:
-    """What every process but the first says."""
+                together(begin)
+                return _Run(session, directory).go(checkpoint)
+            finally:
+                directory.close()
+                session.source.close()
 
 
 def together(work: Callable[[], T]) -> T:
@@ -106,13 +106,13 @@ def together(work: Callable[[], T]) -> T:
     raise problem or problems[0]
 
 
-def _find_checkpoint(directory: RunDirectory, tell: Tell, *, resume: bool) -> Checkpoint | None:
+def _find_checkpoint(directory: RunDirectory, *, resume: bool) -> Checkpoint | None:
     """The first process decides what there is to resume, and the others read the same file."""
     chosen: Checkpoint | None = None
     problem: SslError | None = None
     if distributed.rank() == 0:
         try:
-            chosen = newest_intact(directory.checkpoints, tell) if directory.check_new(resume=resume) else None
+            chosen = newest_intact(directory.checkpoints) if directory.check_new(resume=resume) else None
         except SslError as error:
             problem = error
     path = distributed.from_main(None if chosen is None else str(chosen.path))
@@ -126,25 +126,28 @@ def _find_checkpoint(directory: RunDirectory, tell: Tell, *, resume: bool) -> Ch
         raise SslError(f"{path}: rank {distributed.rank()} cannot read it: {error}") from error
 
 
-def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path, tell: Tell) -> Session:
+def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path) -> Session:
     if checkpoint is not None:
         stored = checkpoint.document["config"]
         config = resuming.keep_resolved(config, stored)
         for warning in resuming.check(config, stored, str(output)):
-            tell(warning)
+            log.warning(warning)
         before, now = checkpoint.document["world_size"], distributed.world_size()
         if before != now:
-            tell(f"resuming on {now} process(es) a run that was saved on {before}: it goes on, but not to the bit")
-    session = build(config, fresh=checkpoint is None, tell=tell)
+            log.warning(
+                f"resuming on {now} process(es) a run that was saved on {before}: results will not be bitwise identical"
+            )
+    session = build(config, fresh=checkpoint is None)
+    log.debug(f"plan: {', '.join(f'{name} {value}' for name, value in plan(session).items())}")
     if config.training.accumulate > 1 and session.method.batch_coupled:
-        tell(
+        log.info(
             f"training.accumulate: {config.method.name!r} compares the images of a micro-batch with each other, of "
             f"which there are {config.training.batch_size // config.training.accumulate}: not the same as one batch"
         )
     if checkpoint is not None:
         state.restore(checkpoint, session.method, session.optimizer, session.callbacks)
         session.precision.scaler.load_state_dict(checkpoint.document["scaler"])
-        tell(f"resuming {output} from step {checkpoint.step} of {session.last_step}")
+        log.info(f"resuming {output} from step {checkpoint.step} of {session.last_step}")
     return session
 
 
@@ -156,9 +159,9 @@ def _keep_plugin_files(directory: RunDirectory, plugin_files: Sequence[PluginFil
 
 
 class _Run:
-    def __init__(self, session: Session, directory: RunDirectory, tell: Tell) -> None:
+    def __init__(self, session: Session, directory: RunDirectory) -> None:
         self.session, self.directory = session, directory
-        self.context = Context(session, directory, tell)
+        self.context = Context(session, directory)
         self.writer = CheckpointWriter(directory.checkpoints, session.config.checkpoints.keep)
 
     def go(self, checkpoint: Checkpoint | None) -> TrainResult:
@@ -222,6 +225,7 @@ class _Run:
         }
         try:
             self.writer.save(step, files.snapshot(tensors), document)
+            log.debug(f"saving a checkpoint of step {step}")
         except ValueError as error:
             raise SslError(f"method {session.config.method.name!r} cannot be saved: {error}") from error
 

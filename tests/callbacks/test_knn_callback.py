@@ -26,33 +26,33 @@ def started(context=None, **options):
     return monitor, context
 
 
-def test_the_start_tells_pixels_and_the_untrained_encoder_in_one_line():
+def test_the_start_tells_pixels_and_the_untrained_encoder_in_one_line(messages):
     _, context = started()
     [(step, metrics)] = context.logged
     assert step == 0
     assert set(metrics) == {"knn_top1_pixels", "knn_top1"}
     pixels, encoder = f"{metrics['knn_top1_pixels']:.1%}", f"{metrics['knn_top1']:.1%}"
-    assert context.told == [
+    assert messages == [
         f"kNN top-1: raw pixels {pixels}, the encoder before training {encoder} (30 images among 90, k 20)"
     ]
     assert metrics["knn_top1_pixels"] > 0.6  # the class is the mean color
 
 
-def test_it_measures_every_n_epochs_and_at_the_end_but_never_twice_at_a_step():
+def test_it_measures_every_n_epochs_and_at_the_end_but_never_twice_at_a_step(messages):
     monitor, context = started(every_epochs=2)
     for step in (4, 8, 12, 16):
         monitor.on_epoch(context.at(step))
     assert [step for step, _ in context.logged] == [0, 8, 16]
     monitor.on_end(context, "done")
     assert len(context.logged) == 3
-    assert context.told[1].endswith("after 2 epochs")
+    assert messages[1].endswith("after 2 epochs")
 
 
-def test_the_end_is_measured_where_no_epoch_was_due_unless_the_run_was_cut_short():
+def test_the_end_is_measured_where_no_epoch_was_due_unless_the_run_was_cut_short(messages):
     monitor, context = started(every_epochs=2)
     monitor.on_end(context.at(4), "done")
     assert [step for step, _ in context.logged] == [0, 4]
-    assert context.told[-1].endswith("after 1 epoch")
+    assert messages[-1].endswith("after 1 epoch")
     monitor, context = started(every_epochs=2)
     monitor.on_end(context.at(4), "interrupted")
     assert len(context.logged) == 1
@@ -93,31 +93,31 @@ def test_the_encoder_and_the_random_state_are_unchanged_to_the_bit():
         (lambda: Watched(parts()[0], parts()[0]), "would search the images that it judges"),
     ],
 )
-def test_where_nothing_can_be_measured_it_says_so_once_and_is_silent(make, reason):
+def test_where_nothing_can_be_measured_it_says_so_once_and_is_silent(make, reason, messages):
     monitor, context = started(make(), every_epochs=1)
     monitor.on_epoch(context.at(4))
     monitor.on_end(context, "done")
     assert context.logged == []
-    assert len(context.told) == 1
-    assert reason in context.told[0]
+    assert len(messages) == 1
+    assert reason in messages[0]
 
 
-def test_only_the_main_process_measures():
+def test_only_the_main_process_measures(messages):
     context = Watched(*parts())
     context.is_main = False
     monitor, _ = started(context, every_epochs=1)
     monitor.on_epoch(context.at(4))
     monitor.on_end(context, "done")
-    assert (context.logged, context.told) == ([], [])
+    assert (context.logged, messages) == ([], [])
 
 
-def test_limits_keep_the_share_of_each_class():
-    monitor, context = started(limit_train=30, limit_eval=12)
+def test_limits_keep_the_share_of_each_class(messages):
+    monitor, _ = started(limit_train=30, limit_eval=12)
     bank, judged = monitor.parts
     assert torch.bincount(bank.data.labels).tolist() == [10, 10, 10]
     assert torch.bincount(judged.data.labels).tolist() == [4, 4, 4]
     assert bank.images.dtype == torch.uint8
-    assert "12 images among 30" in context.told[0]
+    assert "12 images among 30" in messages[0]
 
 
 def test_it_logs_what_the_evaluator_measures():
@@ -131,21 +131,21 @@ def test_it_logs_what_the_evaluator_measures():
     assert context.logged[0][1]["knn_top1"] == expected
 
 
-def test_large_pixels_are_shrunk_and_may_be_left_out():
+def test_large_pixels_are_shrunk_and_may_be_left_out(messages):
     context = Watched(*parts(30, 12, size=40))
     context.image_size = 40
     _, context = started(context)
     assert "knn_top1_pixels" in context.logged[0][1]
     _, context = started(pixels=False)
     assert list(context.logged[0][1]) == ["knn_top1"]
-    assert context.told[0].startswith("kNN top-1: the encoder before training")
+    assert messages[-1].startswith("kNN top-1: the encoder before training")
 
 
 def test_every_option_may_change_on_resume():
     assert {KNNMonitorOptions.resume_rule(name) for name in KNNMonitorOptions.model_fields} == {"free"}
 
 
-def test_images_that_take_too_much_memory_are_read_again_and_give_the_same(monkeypatch):
+def test_images_that_take_too_much_memory_are_read_again_and_give_the_same(monkeypatch, messages):
     def logged():
         monitor, context = started(every_epochs=1, limit_train=60)
         monitor.on_epoch(context.at(4))
@@ -158,7 +158,7 @@ def test_images_that_take_too_much_memory_are_read_again_and_give_the_same(monke
     assert streamed.parts[0].images is None
     assert streamed.parts[1].images is not None
     assert found.logged == expected.logged
-    assert found.told == expected.told
+    assert messages[:2] == messages[2:]
 
 
 def test_the_default_holds_no_more_than_it_says():

@@ -101,14 +101,14 @@ def test_a_restored_probe_is_the_one_that_never_stopped(name, standardize):
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(found[key])), key
 
 
-def test_another_kind_of_probe_starts_afresh_and_says_so():
+def test_another_kind_of_probe_starts_afresh_and_says_so(messages):
     probe, context = run(standardize=True)
     go(probe, context, 1, 2)
     other = OnlineProbe(OnlineProbeOptions(standardize=False))
     other.load_state_dict(probe.state_dict())
     other.on_start(context)
     go(other, context, 3, 3)
-    assert context.told == ["online probe: starts afresh, it was another kind of probe before"]
+    assert messages == ["online probe: starts afresh, it was another kind of probe before"]
 
 
 def test_features_with_a_gradient_get_none_and_nothing_is_drawn():
@@ -132,7 +132,7 @@ def test_a_step_that_is_not_finite_does_not_stay_in_the_weights():
     assert all(bool(torch.isfinite(torch.as_tensor(value)).all()) for value in probe.state_dict().values())
 
 
-def test_it_is_judged_on_the_eval_part_after_epochs_and_at_the_end():
+def test_it_is_judged_on_the_eval_part_after_epochs_and_at_the_end(messages):
     probe, context = run(every_epochs=2)
     go(probe, context, 1, 8)
     context.at(4)
@@ -143,7 +143,7 @@ def test_it_is_judged_on_the_eval_part_after_epochs_and_at_the_end():
     probe.on_end(context, "done")
     [(step, metrics)] = context.logged
     assert (step, list(metrics)) == (8, ["probe_eval_top1"])
-    assert context.told == [f"online probe top-1 {metrics['probe_eval_top1']:.1%} after 2 epochs"]
+    assert messages == [f"online probe top-1 {metrics['probe_eval_top1']:.1%} after 2 epochs"]
 
 
 def test_the_knn_monitor_and_the_probe_compute_the_features_of_the_same_images_once():
@@ -161,7 +161,7 @@ def test_the_knn_monitor_and_the_probe_compute_the_features_of_the_same_images_o
     assert context.backbone.calls == 2 * after_knn - before  # a later step has other features
 
 
-def test_without_labels_it_is_silent():
+def test_without_labels_it_is_silent(messages):
     context = Watched(None, None, TinyBackbone())
     probe = OnlineProbe(OnlineProbeOptions(every_epochs=1))
     probe.on_start(context)
@@ -169,17 +169,17 @@ def test_without_labels_it_is_silent():
     assert probe.on_record(context) == {}
     probe.on_epoch(context)
     probe.on_end(context, "done")
-    assert (context.logged, context.told, probe.state_dict()) == ([], [], {"measured_step": -1})
+    assert (context.logged, messages, probe.state_dict()) == ([], [], {"measured_step": -1})
 
 
-def test_features_that_are_not_one_for_each_image_switch_it_off_with_a_line():
+def test_features_that_are_not_one_for_each_image_switch_it_off_with_a_line(messages):
     probe, context = run()
     for step in (1, 2):
         features, labels = batch(step)
         context.at(step)
         context.step_features, context.step_labels = torch.cat([features, features]), labels
         probe.on_step(context)
-    assert context.told == ["online probe: off, the method does not give one feature for each image"]
+    assert messages == ["online probe: off, the method does not give one feature for each image"]
 
 
 def test_an_optimizer_that_does_not_exist_is_refused_with_the_options():
@@ -194,8 +194,8 @@ def test_every_option_may_change_on_resume():
 
 
 def trained(config, folder, **keywords):
-    result = train(config, folder, tell=lambda text: None, **keywords)
-    return newest_intact(folder / "checkpoints", lambda text: None), result
+    result = train(config, folder, **keywords)
+    return newest_intact(folder / "checkpoints"), result
 
 
 def records(folder):

@@ -10,12 +10,10 @@ from sslcli.contracts.errors import UserError
 from sslcli.evaluation.export import export
 from sslcli.training.train import train
 
-QUIET = {"tell": lambda text: None}
-
 
 @pytest.fixture
 def run(tiny, tmp_path):
-    return train(tiny("training.epochs=1", "training.max_steps=4"), tmp_path / "run", tell=lambda text: None).directory
+    return train(tiny("training.epochs=1", "training.max_steps=4"), tmp_path / "run").directory
 
 
 def ssl(*arguments):
@@ -23,27 +21,27 @@ def ssl(*arguments):
 
 
 def test_without_an_output_it_goes_into_the_run_or_beside_the_file(run, tmp_path):
-    assert export("features", run, None, [], **QUIET).path == run / "features.safetensors"
-    assert export("features", run, None, ["format=npy"], **QUIET).path == run / "features.npy"
+    assert export("features", run, None, []).path == run / "features.safetensors"
+    assert export("features", run, None, ["format=npy"]).path == run / "features.npy"
     one = run / "backbone.safetensors"
-    assert export("backbone", one, None, [], **QUIET).path == run / "backbone-backbone.safetensors"
+    assert export("backbone", one, None, []).path == run / "backbone-backbone.safetensors"
 
 
 def test_only_the_run_s_own_backbone_is_replaced_unasked(run):
     assert (run / "backbone.safetensors").is_file()
-    export("backbone", run, None, [], replace=False, **QUIET)
-    export("features", run, None, [], replace=False, **QUIET)
+    export("backbone", run, None, [], replace=False)
+    export("features", run, None, [], replace=False)
     with pytest.raises(UserError, match=r"features\.safetensors: exists already; choose another --output"):
-        export("features", run, None, [], replace=False, **QUIET)
+        export("features", run, None, [], replace=False)
     with pytest.raises(UserError, match=r"backbone\.safetensors: exists already"):
-        export("features", run, run / "backbone.safetensors", [], replace=False, **QUIET)
-    export("features", run, None, [], replace=True, **QUIET)
+        export("features", run, run / "backbone.safetensors", [], replace=False)
+    export("features", run, None, [], replace=True)
 
 
 def test_the_file_beside_an_array_is_not_replaced_either(run, tmp_path):
     (tmp_path / "f.json").write_text("mine")
     with pytest.raises(UserError, match=r"f\.json: exists already"):
-        export("features", run, tmp_path / "f.npy", [], replace=False, **QUIET)
+        export("features", run, tmp_path / "f.npy", [], replace=False)
     assert (tmp_path / "f.json").read_text() == "mine"
     assert not (tmp_path / "f.npy").exists()
 

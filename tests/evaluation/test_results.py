@@ -76,30 +76,29 @@ def test_json_of_several_has_a_result_each_without_the_long_details():
     assert [row["file"] for row in found["results"]] == [None, "b/eval/knn.json"]
 
 
-def test_a_result_is_kept_with_its_picture_and_earlier_ones_under_a_number(tmp_path, monkeypatch):
+def test_a_result_is_kept_with_its_picture_and_earlier_ones_under_a_number(tmp_path, monkeypatch, messages):
     pictures = []
     monkeypatch.setattr(results, "can_draw", lambda: True)
     monkeypatch.setattr(
         results, "write_confusion", lambda path, *rest: (pictures.append(rest), path.write_text(rest[2]))
     )
-    told: list[str] = []
     for top1 in (0.25, 0.5):
         row = Row(str(tmp_path), "knn", result(top1))
         row.result.details["confusion"] = [[1, 2], [3, 4]]
-        write_result(tmp_path, row, ("cat", "dog"), told.append)
+        write_result(tmp_path, row, ("cat", "dog"))
     folder = tmp_path / "eval"
     assert {path.name for path in folder.iterdir()} == {"knn.json", "knn.png", "knn.1.json", "knn.1.png"}
     assert json.loads((folder / "knn.json").read_text())["metrics"] == {"top1": 0.5}
     assert (folder / "knn.1.png").read_text().endswith("knn, top-1 25.0%")
     assert pictures[1][:2] == ([[1, 2], [3, 4]], ("cat", "dog"))
-    assert told[-2:] == [f"wrote {folder / 'knn.json'}", f"wrote {folder / 'knn.png'}"]
+    assert messages[-2:] == [f"wrote {folder / 'knn.json'}", f"wrote {folder / 'knn.png'}"]
 
 
 def test_without_matplotlib_there_is_no_picture_and_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "can_draw", lambda: False)
     row = Row("a", "knn", result(0.5))
     row.result.details["confusion"] = [[1, 2], [3, 4]]
-    write_result(tmp_path, row, ("cat", "dog"), lambda text: None)
+    write_result(tmp_path, row, ("cat", "dog"))
     assert [path.name for path in (tmp_path / "eval").iterdir()] == ["knn.json"]
 
 

@@ -20,6 +20,7 @@ from sslcli.evaluation.parts import Parts, pretrained_on
 from sslcli.evaluation.seal import state_digest
 from sslcli.evaluation.subject import FrozenSubject
 from sslcli.evaluation.targets import find_target, load_network, read_shown
+from sslcli.logs import lines_to
 from sslcli.plugins import load
 from sslcli.runs.backbone_file import save_backbone
 from sslcli.testing.stand_ins import MEAN, STD, MemoryDataset, small_trained
@@ -32,9 +33,11 @@ def parts(labeled: bool = True, size: int = 16) -> Parts:
 
 
 def network(word: str, *overrides: str, seed: int = 0, size: int = 16) -> tuple[Trained, list[str]]:
-    document, target, told = overrides_as_data(list(overrides)), find_target(word), []
+    document, target = overrides_as_data(list(overrides)), find_target(word)
+    told: list[str] = []
     shown = read_shown(document, [target])
-    return load_network(target, document, shown, parts(size=size), seed=seed, tell=told.append), told
+    with lines_to(told.append):
+        return load_network(target, document, shown, parts(size=size), seed=seed), told
 
 
 def test_a_name_is_an_untrained_network_with_the_datas_own_normalization():
@@ -179,7 +182,7 @@ def test_a_network_without_tokens_is_told():
 
 
 def test_what_is_in_memory_is_judged_as_what_lies_in_files():
-    result = judge(small_trained(), parts(), "knn", ["k=[5]"], tell=lambda text: None)
+    result = judge(small_trained(), parts(), "knn", ["k=[5]"])
     assert 0 <= result.metrics["top1"] <= 1
     assert result.protocol["k"] == 5
     assert len(result.protocol["weights_sha256"]) == 64

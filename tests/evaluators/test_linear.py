@@ -193,12 +193,11 @@ def test_the_test_labels_have_no_part_in_the_choice():
         assert planted.metrics["top1"] < honest.metrics["top1"]
 
 
-def test_the_test_part_is_not_read_before_the_choice_is_made_and_told():
+def test_the_test_part_is_not_read_before_the_choice_is_made(messages):
     _, subject = evaluate()
     assert subject.read == ["train", "eval"]
-    choice, read_until_then = subject.told[-1]
-    assert choice.startswith("linear: lr ")
-    assert read_until_then == ["train"]
+    assert messages[-1].startswith("linear: lr ")
+    assert subject.read_at_decision == ["train"]
 
 
 def test_the_training_features_outside_the_held_out_part_alone_fit_the_sweep():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +42,8 @@ def trained(
     return Trained(backbone.eval(), card, None, "0" * 64)
 
 
-def export(
-    cls: type[Exporter], it: Trained, path: Path, tell: Callable[[str], None] | None = None, **options: Any
-) -> Exported:
-    exporter = cls(cls.Options.parse(options))
-    if tell is not None:
-        exporter.tell = tell
-    return exporter.export(it, path)
+def export(cls: type[Exporter], it: Trained, path: Path, **options: Any) -> Exported:
+    return cls(cls.Options.parse(options)).export(it, path)
 
 
 def pasted(lines: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

@@ -41,10 +41,12 @@ def without(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "options", "size"), BACKBONES)
-def test_onnxruntime_gives_the_trained_features_for_any_batch_size(onnx, tmp_path, monkeypatch, name, options, size):
-    it, told = trained(name, options, size), []
-    exported = export(ONNXExporter, it, tmp_path / "it's one.onnx", told.append)
-    assert "checked, onnxruntime's features differ from torch's by" in told[-1]
+def test_onnxruntime_gives_the_trained_features_for_any_batch_size(
+    onnx, tmp_path, monkeypatch, name, options, size, messages
+):
+    it = trained(name, options, size)
+    exported = export(ONNXExporter, it, tmp_path / "it's one.onnx")
+    assert "checked, onnxruntime's features differ from torch's by" in messages[-1]
     model = pasted(exported.how_to_load, tmp_path / "elsewhere", monkeypatch)["model"]
     for count in (1, 2, 5):
         images = torch.randn(count, 3, size, size)
@@ -89,22 +91,21 @@ def test_a_model_with_other_features_is_not_written(onnx, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_onnxruntime_the_model_is_written_and_said_to_be_unchecked(onnx, tmp_path, without):
-    told = []
+def test_without_onnxruntime_the_model_is_written_and_said_to_be_unchecked(onnx, tmp_path, without, messages):
     without("onnxruntime")
-    export(ONNXExporter, trained("cifar_resnet20", {"width": 4}), tmp_path / "b.onnx", told.append)
-    assert "not checked, onnxruntime is not installed: pip install 'sslcli[onnx]'" in told[-1]
+    export(ONNXExporter, trained("cifar_resnet20", {"width": 4}), tmp_path / "b.onnx")
+    assert "not checked, onnxruntime is not installed: pip install 'sslcli[onnx]'" in messages[-1]
     assert (tmp_path / "b.onnx").is_file()
 
 
-def test_torch_s_older_exporter_stands_in_where_the_newer_one_fails(onnx, tmp_path, monkeypatch):
+def test_torch_s_older_exporter_stands_in_where_the_newer_one_fails(onnx, tmp_path, monkeypatch, messages):
     def fail(self, network, it):
         raise RuntimeError("no such operator")
 
     monkeypatch.setattr(ONNXExporter, "_by_program", fail)
-    it, told = trained("resnet18"), []
-    export(ONNXExporter, it, tmp_path / "b.onnx", told.append)
-    assert "checked" in told[-1]
+    it = trained("resnet18")
+    export(ONNXExporter, it, tmp_path / "b.onnx")
+    assert "checked" in messages[-1]
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript"])

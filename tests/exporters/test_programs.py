@@ -18,7 +18,6 @@ from sslcli.exporters import torch_export
 from sslcli.exporters.network import Network
 from sslcli.exporters.projector import ProjectorExporter
 from sslcli.exporters.torch_export import TorchExporter
-from sslcli.plugins import load
 from sslcli.runs import files
 from sslcli.runs.projector import load_projector
 from sslcli.runs.trained import load_trained
@@ -80,10 +79,6 @@ def test_the_program_carries_what_one_needs_to_use_it(tmp_path):
     assert json.loads(text["mean"]) == [0.4, 0.5, 0.6]
 
 
-def test_the_exporter_keeps_its_contract():
-    check_exporter(load("exporters", "torch-export"))
-
-
 def test_what_torch_cannot_follow_is_one_line_and_no_file(tmp_path):
     it = trained()
     it.backbone = Unfollowable().eval()
@@ -134,13 +129,13 @@ METHODS = [
 
 def run(tiny, tmp_path, *overrides):
     config = tiny(*overrides, "training.epochs=1", "training.max_steps=2")
-    return train(config, tmp_path / "run", tell=lambda text: None).directory, config
+    return train(config, tmp_path / "run").directory, config
 
 
 @pytest.mark.parametrize("overrides", METHODS, ids=lambda each: each[0].partition("=")[2])
 def test_backbone_and_projector_come_together(tiny, tmp_path, monkeypatch, overrides):
     directory, config = run(tiny, tmp_path, *overrides)
-    it = load_trained(directory, print)
+    it = load_trained(directory)
     exported = export(ProjectorExporter, it, tmp_path / "p.pt2")
     model = pasted(exported.how_to_load, tmp_path / "elsewhere", monkeypatch)["model"]
     images = torch.randn(3, 3, 16, 16)
@@ -161,23 +156,23 @@ def test_backbone_and_projector_come_together(tiny, tmp_path, monkeypatch, overr
 
 def test_the_projector_s_exporter_keeps_its_contract(tiny, tmp_path):
     directory, _ = run(tiny, tmp_path)
-    check_exporter(ProjectorExporter, trained=load_trained(directory, print))
+    check_exporter(ProjectorExporter, trained=load_trained(directory))
 
 
 def test_a_backbone_file_has_no_projector(tiny, tmp_path):
     directory, _ = run(tiny, tmp_path)
     with pytest.raises(UserError, match="holds a backbone alone; name the run or one of its checkpoints"):
-        load_projector(load_trained(directory / "backbone.safetensors", print))
+        load_projector(load_trained(directory / "backbone.safetensors"))
 
 
 def test_a_method_without_a_projector_is_told(tiny, tmp_path, odd_plugins):
     directory, _ = run(tiny, tmp_path, "method=mean_method")
     with pytest.raises(UserError, match="'mean_method' has no projector beside its backbone"):
-        load_projector(load_trained(directory, print))
+        load_projector(load_trained(directory))
 
 
 def test_loading_a_projector_draws_nothing(tiny, tmp_path):
     directory, _ = run(tiny, tmp_path)
-    it, before = load_trained(directory, print), torch.get_rng_state()
+    it, before = load_trained(directory), torch.get_rng_state()
     load_projector(it)
     assert torch.equal(before, torch.get_rng_state())

@@ -25,24 +25,25 @@ def test_the_newest_are_kept_and_sorted_by_step(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_newest_intact_one_is_read_and_each_damaged_one_told(tmp_path):
+def test_the_newest_intact_one_is_read_and_each_damaged_one_is_named(tmp_path, messages):
     save(tmp_path, [1, 2, 3], keep=3)
     checkpoint_path(tmp_path, 3).write_bytes(b"")
     checkpoint_path(tmp_path, 2).write_bytes(checkpoint_path(tmp_path, 2).read_bytes()[:-1])
-    said: list[str] = []
-    found = newest_intact(tmp_path, said.append)
+    found = newest_intact(tmp_path)
     assert found is not None
     assert found.step == 1
     assert torch.equal(found.tensors["x"], torch.ones(3))
-    assert [line.partition(":")[0] for line in said] == [str(checkpoint_path(tmp_path, step)) for step in (3, 2)]
+    assert [line.split(":")[1].strip() for line in messages] == [
+        str(checkpoint_path(tmp_path, step)) for step in (3, 2)
+    ]
 
 
 def test_no_checkpoint_is_none_and_only_damaged_ones_are_an_error(tmp_path):
-    assert newest_intact(tmp_path / "missing", print) is None
+    assert newest_intact(tmp_path / "missing") is None
     save(tmp_path, [1])
     checkpoint_path(tmp_path, 1).write_bytes(b"")
     with pytest.raises(SslError, match="none of the 1 checkpoints is intact"):
-        newest_intact(tmp_path, lambda text: None)
+        newest_intact(tmp_path)
 
 
 def test_a_leftover_of_a_killed_write_is_no_checkpoint(tmp_path):

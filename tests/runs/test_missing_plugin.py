@@ -15,12 +15,12 @@ from sslcli.training.train import train
 def test_a_backbone_from_a_plugin_file_is_missed_with_the_copy_that_the_run_kept(tiny, odd_plugins, tmp_path) -> None:
     run = tmp_path / "run"
     config = tiny("backbone=flat", "training.max_steps=1", "training.epochs=1")
-    train(config, run, plugin_files=[plugins.register_file(odd_plugins)], tell=lambda text: None)
+    train(config, run, plugin_files=[plugins.register_file(odd_plugins)])
     (kept,) = (run / "plugins").iterdir()
-    assert load_trained(run, print).card.backbone["name"] == "flat"
+    assert load_trained(run).card.backbone["name"] == "flat"
     plugins.clear_cache()
     with pytest.raises(UserError) as caught:
-        load_trained(run, print)
+        load_trained(run)
     said = str(caught.value)
     assert said.startswith(f"{run}/checkpoints/step-000000001.safetensors: unknown backbone 'flat'")
     assert said.endswith(f"the run was made with a --plugin file, kept as {kept}: install it as a package")

@@ -48,7 +48,7 @@ def test_every_round_has_its_steps_and_phases_that_add_up(tiny, overrides, monke
         step(loop)
 
     monkeypatch.setattr(Loop, "step", counted)
-    _, found = bench(tiny(*overrides), steps=2, rounds=2, tell=lambda text: None)
+    _, found = bench(tiny(*overrides), steps=2, rounds=2)
     assert calls.count(True) == 2 + 2 * 2
     assert calls.count(False) == 5 + 2 + 2 * 2 * 2
     assert len(found.end_to_end) == len(found.ready) == len(found.phases) == 2
@@ -133,7 +133,7 @@ def test_ready_views_stay_when_their_memory_is_used_again(tiny, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_from_workers_are_timed_and_the_workers_end(tiny, tmp_path, workers):
     overrides = photographs(tmp_path / "photographs")
-    session, found = bench(tiny(*overrides, f"training.workers={workers}"), steps=1, rounds=1, tell=lambda text: None)
+    session, found = bench(tiny(*overrides, f"training.workers={workers}"), steps=1, rounds=1)
     assert found.phases[0]["data"] > 0
     assert session.source._running is None
     assert found.held_bytes["data set"] == 0
@@ -164,20 +164,20 @@ def test_what_is_ready_beforehand_is_used_up_before_the_clock_starts(tiny, monke
 
 
 def test_a_short_run_begins_again(tiny):
-    session, _ = bench(tiny("training.epochs=1"), steps=3, rounds=1, tell=lambda text: None)
+    session, _ = bench(tiny("training.epochs=1"), steps=3, rounds=1)
     assert session.info.total_steps == 4  # and there were 5 + 2 + 2 + 9
 
 
 def test_nothing_is_written(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    bench(tiny("callbacks.tensorboard={}", "output=here"), steps=1, rounds=1, tell=lambda text: None)
+    bench(tiny("callbacks.tensorboard={}", "output=here"), steps=1, rounds=1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_several_processes_are_refused(tiny, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="bench: measures one process; start it without torchrun"):
-        bench(tiny(), steps=1, rounds=1, tell=lambda text: None)
+        bench(tiny(), steps=1, rounds=1)
 
 
 def test_too_little_memory_is_told_in_a_line_and_the_source_is_closed(tiny, monkeypatch):
@@ -188,12 +188,12 @@ def test_too_little_memory_is_told_in_a_line_and_the_source_is_closed(tiny, monk
     monkeypatch.setattr(Loop, "step", fail)
     monkeypatch.setattr("sslcli.data.source.ResidentSource.close", lambda source: closed.append(source))
     with pytest.raises(SslError, match=r"out of memory: try a smaller training\.batch_size"):
-        bench(tiny(), steps=1, rounds=1, tell=lambda text: None)
+        bench(tiny(), steps=1, rounds=1)
     assert len(closed) == 1
 
 
 def test_a_loss_that_is_not_finite_is_noted(tiny, odd_plugins):
-    _, found = bench(tiny("method={name: nan_method, bad_step: 2}"), steps=1, rounds=1, tell=lambda text: None)
+    _, found = bench(tiny("method={name: nan_method, bad_step: 2}"), steps=1, rounds=1)
     assert found.bad_step == 2
 
 
@@ -211,7 +211,7 @@ def test_the_phases_shown_are_those_of_the_median_round():
 
 
 def test_the_file_has_every_figure(tiny):
-    session, found = bench(tiny(), steps=1, rounds=2, tell=lambda text: None)
+    session, found = bench(tiny(), steps=1, rounds=2)
     written = as_json(session, found, 1, ["ssl", "bench"])
     assert set(written) == {
         "time", "command", "sslcli", "python", "torch", "torchvision", "platform", "processor", "cores", "cpu_threads",

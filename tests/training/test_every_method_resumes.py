@@ -40,7 +40,7 @@ def config(name: str, steps: int) -> RunConfig:
 
 def run_all(folder: Path, steps: int, *, resume: bool) -> None:
     for name in NAMES:
-        train(config(name, steps), folder / name, resume=resume, tell=lambda _: None)
+        train(config(name, steps), folder / name, resume=resume)
 
 
 def in_a_new_process(folder: Path, steps: int) -> None:

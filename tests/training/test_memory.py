@@ -127,7 +127,7 @@ def run(settings: dict[str, Any], folder: Path) -> None:
     torch.set_num_threads(1)
     given = {("callbacks", "Watch"): Watch, ("callbacks", "Leak"): Leak, ("datasets", "LeakingFolder"): LeakingFolder}
     with registered(given):
-        train(resolve(Document(settings, {(): "test"})), folder, tell=lambda _: None)
+        train(resolve(Document(settings, {(): "test"})), folder)
 
 
 def measurements(

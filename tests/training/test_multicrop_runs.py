@@ -37,7 +37,7 @@ def config(tiny, name: str, *overrides: str) -> RunConfig:
 def test_a_run_with_a_local_view_learns(name: str, tiny, tmp_path: Path) -> None:
     wanted = config(tiny, name, views(16, 16, 8))
     begun = build(wanted).method
-    train(wanted, tmp_path / "a", tell=lambda _: None)
+    train(wanted, tmp_path / "a")
     lines = read_metrics(tmp_path / "a" / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2]
     ended = read_checkpoint(list_checkpoints(tmp_path / "a" / "checkpoints")[0]).tensors
@@ -65,7 +65,7 @@ def test_a_local_view_takes_part(name: str, tiny) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_local_views_before_the_global_ones_are_refused(name: str, tiny, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"views: {name} needs"):
-        train(config(tiny, name, views(8, 16, 16)), tmp_path / "a", tell=lambda _: None)
+        train(config(tiny, name, views(8, 16, 16)), tmp_path / "a")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -27,7 +27,7 @@ def silent(text: str) -> None:
 @pytest.fixture
 def trained(tiny, tmp_path) -> Path:
     """The backbone file of a tiny run."""
-    train(tiny("training.epochs=1"), tmp_path / "first", tell=silent)
+    train(tiny("training.epochs=1"), tmp_path / "first")
     return tmp_path / "first" / "backbone.safetensors"
 
 
@@ -128,8 +128,8 @@ def test_a_run_is_resumed_and_its_backbone_loaded_when_the_file_is_gone(tiny, tr
     kept = tmp_path / "kept.safetensors"
     shutil.copyfile(trained, kept)
     config = tiny(f"backbone.weights={kept}", "training.epochs=2")
-    train(config, tmp_path / "whole", tell=silent)
-    train(tiny(f"backbone.weights={kept}", "training.epochs=2", "training.max_steps=4"), tmp_path / "run", tell=silent)
+    train(config, tmp_path / "whole")
+    train(tiny(f"backbone.weights={kept}", "training.epochs=2", "training.max_steps=4"), tmp_path / "run")
     kept.unlink()
     said: list[str] = []
     train(config, tmp_path / "run", resume=True, tell=said.append)
@@ -137,9 +137,7 @@ def test_a_run_is_resumed_and_its_backbone_loaded_when_the_file_is_gone(tiny, tr
     whole, run = (read_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[0]) for name in ("whole", "run"))
     assert_equal(whole.tensors, run.tensors)
     for place in (tmp_path / "run", tmp_path / "run" / "backbone.safetensors"):
-        assert_equal(
-            load_trained(place, silent).backbone.export_state()[0], load_file(tmp_path / "run/backbone.safetensors")
-        )
+        assert_equal(load_trained(place).backbone.export_state()[0], load_file(tmp_path / "run/backbone.safetensors"))
     assert isinstance(sslcli.load_backbone(tmp_path / "run" / "backbone.safetensors"), Backbone)
 
 

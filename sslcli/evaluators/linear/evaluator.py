@@ -3,7 +3,7 @@ images and never on the images that it is judged on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -19,6 +19,8 @@ from ..probes.images import PROBE_TRAIN, ImageOptions
 from ..probes.training import ProbeOptions, Rates, Training, as_list, curve_rows, finite, judged
 from .augmented import AugmentedFeatures, CachedFeatures, Material
 from .heads import Curve, Heads, best_head, judge_heads, stratified_split, train_heads
+
+log = logging.getLogger(__name__)
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 Scalings = Annotated[tuple[bool, ...], BeforeValidator(as_list), Field(min_length=1, max_length=2)]
@@ -66,7 +68,7 @@ class Linear(Evaluator):
                 raise UserError(
                     "linear: no class of the training part has two images, so none can be held out; use more"
                 )
-            subject.tell(f"linear: {candidates} classifiers for {options.epochs} epochs on {len(fit):,} images")
+            log.info(f"linear: {candidates} classifiers for {options.epochs} epochs on {len(fit):,} images")
             plain = material.plain(held_out)
             sweep, curve = self._train(subject, material, fit, classes, options.lr, options.standardize, plain)
             top1, loss = judge_heads(sweep, *plain)
@@ -83,14 +85,14 @@ class Linear(Evaluator):
         lr, standardize = options.lr[place[1]], options.standardize[place[0]]
         chosen = f"linear: lr {lr:g}{', standardized' if standardize else ''}"
         if heads is None or options.refit:
-            subject.tell(f"{chosen}; training it on all {len(labels):,}")
+            log.info(f"{chosen}; training it on all {len(labels):,}")
             fit = everything
             heads, curve = self._train(subject, material, everything, classes, (lr,), (standardize,), None)
             details["final_curve" if details else "curve"] = _rows(curve, 0, 0)
             if not bool(torch.isfinite(curve.losses[-1]).all()):
                 raise UserError(f"linear: with lr {lr:g} it diverged; give a lower one with lr=…")
         else:
-            subject.tell(chosen)
+            log.info(chosen)
         # Only now, with everything chosen and trained, are the images of the evaluation part looked at.
         subject.decide({"lr": lr, "standardize": standardize} if candidates > 1 else {})
         test_features, test_labels = labeled_features(subject, "eval")
@@ -131,28 +133,9 @@ class Linear(Evaluator):
         training = Training.of(self.options, len(rows), whole=augmented)
         batches = material.batches(rows, training.batch_size, subject.seed)
         scalings = material.scalings(rows, standardize)
-        # Epochs on cached features pass by the second; those through the backbone are worth a line now and then.
-        tell = _teller(subject, training.epochs) if augmented else _silent
-        return train_heads(
-            batches, scalings, classes, rates, training, subject.seed, held_out=held_out, after_epoch=tell
-        )
-
-
-def _silent(epoch: int, losses: Tensor) -> None:
-    return None
-
-
-def _teller(subject: Subject, epochs: int) -> Callable[[int, Tensor], None]:
-    """Tells some ten times how far it is: the lowest loss of all heads."""
-    every = max(1, epochs // 10)
-
-    def tell(epoch: int, losses: Tensor) -> None:
-        if epoch % every == 0 or epoch == epochs:
-            subject.tell(
-                f"linear: epoch {epoch} of {epochs}, lowest loss {float(losses.nan_to_num(torch.inf).min()):.4f}"
-            )
-
-    return tell
+        # Epochs on cached features take a second; those through the backbone are worth a line now and then.
+        level = logging.INFO if augmented else logging.DEBUG
+        return train_heads(batches, scalings, classes, rates, training, subject.seed, held_out=held_out, level=level)
 
 
 def _rows(curve: Curve, scaling: int, rate: int) -> list[dict[str, Any]]:

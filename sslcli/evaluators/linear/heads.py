@@ -5,8 +5,9 @@ Heads that share a scaling of the features are rows of one matrix, so that a swe
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,6 +22,8 @@ from sslcli.randomness import permutation, seed_for
 from ..probes.images import class_ranks
 from ..probes.training import Training, draw_weights
 from .updates import update_for
+
+log = logging.getLogger(__name__)
 
 #: Scores held at once while heads are judged: 64 MiB.
 BLOCK = 1 << 24
@@ -137,7 +140,7 @@ def train_heads(
     seed: int,
     *,
     held_out: tuple[Tensor, Tensor] | None = None,
-    after_epoch: Callable[[int, Tensor], None] = lambda epoch, losses: None,
+    level: int = logging.DEBUG,
 ) -> tuple[Heads, Curve]:
     """Trains one head for each scaling and rate, all from the same weights and on the same batches.
 
@@ -151,7 +154,7 @@ def train_heads(
         training: the rest.
         seed: of the weights, where they are drawn.
         held_out: features (N, D) and labels (N,) to be judged on after each epoch.
-        after_epoch: is told the epoch, from 1, and its mean losses (V, R), still on the device.
+        level: of the ten log lines, which wait for the device.
 
     Returns:
         the heads and their curves; a rate that is too high leaves NaN or infinity in its own head only.
@@ -167,7 +170,7 @@ def train_heads(
     update = update_for(heads.weight, heads.bias, slopes, rates, training, steps)
     losses = mean.new_zeros(training.epochs, V, R)
     right = None if held_out is None else torch.zeros(training.epochs, V, R, dtype=torch.float64, device=mean.device)
-    device = mean.device.type
+    device, every = mean.device.type, max(1, training.epochs // 10)
     with torch.no_grad(), exact_float32(), torch.autocast(device, enabled=False), closing(iter(batches)) as stream:
         for epoch in range(training.epochs):
             seen = 0
@@ -179,7 +182,9 @@ def train_heads(
             losses[epoch] /= seen
             if right is not None and held_out is not None:
                 right[epoch] = _count(heads, *held_out, with_loss=False)[0] / len(held_out[1])
-            after_epoch(epoch + 1, losses[epoch])
+            if log.isEnabledFor(level) and (epoch + 1 == training.epochs or (epoch + 1) % every == 0):
+                lowest = float(losses[epoch].nan_to_num(torch.inf).min())
+                log.log(level, f"linear: epoch {epoch + 1} of {training.epochs}, lowest loss {lowest:.4f}")
     return heads, Curve(losses, [update.lr(epoch * steps) for epoch in range(training.epochs)], right)
 
 

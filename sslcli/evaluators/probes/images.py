@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +23,8 @@ from sslcli.contracts.views import ViewSpec
 from sslcli.data.source import open_source
 from sslcli.randomness import permutation
 from sslcli.views.pipeline import ViewMaker
+
+log = logging.getLogger(__name__)
 
 PROBE_TRAIN: dict[str, Any] = {"preset": "probe_train"}
 
@@ -152,21 +155,20 @@ class ViewBatches:
         self.device = subject.device
         mean, std = normalization_of(subject, data.info.channels)
         self._maker = ViewMaker([spec], data.info.channels, mean, std, seed)
-        self._tell = subject.tell
         self._source = open_source(
             data, self.device, batch_size, seed=seed, views=self._maker, workers=options.workers
         )  # fmt: skip
         self.steps_per_epoch = self._source.steps_per_epoch
 
     def __iter__(self) -> Generator[tuple[Tensor, Tensor], None, None]:
-        told: set[str] = set()
+        named: set[str] = set()
         # Closing the source's generator ends its workers.
         with closing(cast("Generator[list[SourceBatch], None, None]", self._source.batches(0))) as stream:
             for (batch,) in stream:
                 for name in batch.replaced:
-                    if name not in told:
-                        told.add(name)
-                        self._tell(f"unreadable, another image takes its place: {name}")
+                    if name not in named:
+                        named.add(name)
+                        log.warning(f"unreadable image replaced: {name}")
                 sizes = None
                 if not batch.cropped:
                     sizes = torch.tensor([batch.images[0].shape[-2:]]).expand(len(batch.index), 2)

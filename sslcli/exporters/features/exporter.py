@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -26,6 +27,8 @@ from sslcli.runs.trained import stored_config
 
 from ..network import whole_file
 from .rows import NumpyRows, SafetensorsRows
+
+log = logging.getLogger(__name__)
 
 #: Names and labels are written so many at a time, and progress is told when so many images more are done.
 BLOCK, TELL_EVERY = 4096, 100_000
@@ -117,7 +120,7 @@ class FeaturesExporter(Exporter):
                 rows.finish()
             with sidecar.open("w", encoding="utf-8") as text:
                 _write_sidecar(text, dataset, index, about)
-        self.tell(f"names and labels are in {beside}")
+        log.info(f"names and labels are in {beside}")
         lines = [
             "import json",
             "import numpy",
@@ -132,7 +135,7 @@ class FeaturesExporter(Exporter):
     def _stream(self, trained: Trained, dataset: Dataset, rows: SafetensorsRows | NumpyRows) -> Tensor:
         """Computes and writes all features; returns the places (n,) of the images that could be read."""
         card, name = trained.card, dataset.info.name
-        self.tell(f"features of {len(dataset):,} images ({name}, {dataset.options.split})")
+        log.info(f"features of {len(dataset):,} images ({name}, {dataset.options.split})")
         kept: list[Tensor] = []
         told = 0
         with _moved(trained, self.device) as backbone:
@@ -150,9 +153,9 @@ class FeaturesExporter(Exporter):
                 kept.append(places)
                 if rows.rows // TELL_EVERY > told:
                     told = rows.rows // TELL_EVERY
-                    self.tell(f"{rows.rows:,} of {len(dataset):,} images")
+                    log.info(f"{rows.rows:,} of {len(dataset):,} images")
         if rows.rows < len(dataset):
-            self.tell(f"{len(dataset) - rows.rows:,} images cannot be read and are left out")
+            log.info(f"{len(dataset) - rows.rows:,} images cannot be read and are left out")
         return torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64)
 
     def _about(self, trained: Trained, dataset: Dataset) -> dict[str, Any]:

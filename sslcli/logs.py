@@ -1,0 +1,58 @@
+"""Messages to the user: what the logger `sslcli` gets is shown as plain lines on stderr, by the main process alone.
+
+Every module logs to a logger of its own below `sslcli`. The command line shows `INFO` and above: with
+`--quiet` warnings only, with `--verbose` `DEBUG` too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+#: The one console for progress and messages, so that lines stay above the progress bar.
+console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+logger = logging.getLogger("sslcli")
+
+
+class Lines(logging.Handler):
+    """Hands every message, as the line that a user reads, to a function."""
+
+    def __init__(self, show: Callable[[str], object]) -> None:
+        super().__init__()
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        self._show(f"warning: {text}" if record.levelno >= logging.WARNING else text)
+
+
+@contextmanager
+def lines_to(show: Callable[[str], object] | None, level: int = logging.INFO) -> Iterator[None]:
+    """Hands the messages of a block to `show`; None changes nothing."""
+    if show is None:
+        yield
+        return
+    handler, before = Lines(show), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+@contextmanager
+def on_console(level: int = logging.INFO) -> Iterator[None]:
+    """Shows the messages of a block on the console, on the main process.
+
+    Leaves them to the handlers of a program that has some on `sslcli`, and so to an outer call of this.
+    """
+    is_main = os.environ.get("RANK", "0") == "0"
+    handled = any(not isinstance(each, logging.NullHandler) for each in logger.handlers)
+    with lines_to(console.print if is_main and not handled else None, level):
+        yield
