@@ -1,4 +1,4 @@
-"""The README: every command works in order, and so do its lines of Python.
+"""The README and the pages on training, evaluation and export: every command works, and the README's lines of Python.
 
 `.ci/full` runs this file in an environment that has the wheel, where nothing is imported from the repository.
 """
@@ -22,14 +22,17 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def readme_commands() -> list[str]:
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [" ".join(line.split()) for line in lines if line.strip() and not line.startswith("#")]
+#: In the order in which a reader would follow them; a command that two of them show runs once.
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("training", "evaluation", "export"))]
 
 
-def test_every_command_of_the_readme_works(tmp_path):
+def commands() -> list[str]:
+    blocks = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)]
+    lines = [" ".join(line.split()) for line in "\n".join(blocks).replace("\\\n", " ").splitlines()]
+    return [line for line in dict.fromkeys(lines) if line and not line.startswith("#") and "pip install" not in line]
+
+
+def test_every_command_works(tmp_path):
     """In order, in one folder, each shortened to two steps; installing is what got us here."""
     data = Path(os.environ.get("SSLCLI_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not (data / "cifar10").is_dir():
@@ -53,9 +56,8 @@ def test_every_command_of_the_readme_works(tmp_path):
     cache = tmp_path / "home" / ".cache" / "torch" / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     torch.save(weights, cache / torchvision.models.ResNet50_Weights.DEFAULT.url.rpartition("/")[2])
-    commands = [command for command in readme_commands() if "pip install" not in command]
-    assert len(commands) >= 20
-    for command in commands:
+    assert len(commands()) >= 20
+    for command in commands():
         if "runs/second" in command:
             shutil.copytree(tmp_path / "runs" / "first", tmp_path / "runs" / "second")
         shortened = command
