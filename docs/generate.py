@@ -1,14 +1,18 @@
-"""Writes the generated parts of docs/methods.md: option tables from the code, measured figures from the results.
+"""Writes the generated parts of docs/methods.md and docs/plugins.md: tables from the code and from measured results.
 
     python docs/generate.py            rewrites them in place
     python docs/generate.py --check    exit code 1 if anything would change
 
-A generated part stands between `<!-- options: METHOD -->` or `<!-- results -->` and `<!-- end -->`.
+A generated part is between `<!-- options: METHOD -->`, `<!-- exports: PACKAGE -->` or `<!-- results -->` and
+`<!-- end -->`.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+import pkgutil
 import re
 import statistics
 import sys
@@ -20,8 +24,11 @@ from sslcli.cli.listing import option_rows
 from sslcli.plugins import load
 
 PAGE = Path(__file__).with_name("methods.md")
+GUIDE = Path(__file__).with_name("plugins.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "methods-cifar10-cpu.json"
-PART = re.compile(r"(<!-- (?:options: (?P<method>\w+)|results) -->\n).*?(<!-- end -->)", re.DOTALL)
+PART = re.compile(
+    r"(<!-- (?:options: (?P<method>\w+)|exports: (?P<package>\w+)|results) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -75,20 +82,53 @@ def _percent(rows: Collection[dict[str, float]], key: str) -> str:
     return f"{100 * _mean(rows, key):.1f} ± {100 * spread:.1f} %"
 
 
+def exports(package: str) -> str:
+    """What plugins can import from `sslcli.PACKAGE`: its `__all__`, and of `modules` every public name of each file."""
+    whole = importlib.import_module(f"sslcli.{package}")
+    rows = []
+    for found in pkgutil.iter_modules(whole.__path__):
+        module = importlib.import_module(f"{whole.__name__}.{found.name}")
+        for name, value in vars(module).items():
+            own = getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
+            exported = name in whole.__all__
+            if own and callable(value) and (exported or package == "modules"):
+                origin = whole if exported else module
+                rows.append([f"`{name}{_parameters(value)}`", f"`{origin.__name__}`", _plain(_sentence(value))])
+    return table(["name", "in", ""], rows)
+
+
+def _parameters(value: Any) -> str:
+    return "" if inspect.isclass(value) else f"({', '.join(inspect.signature(value).parameters)})"
+
+
+def _sentence(value: Any) -> str:
+    """The first sentence of a docstring's first paragraph."""
+    paragraph = " ".join((value.__doc__ or "").split("\n\n")[0].split())
+    return re.split(r"(?<=[^.]{3}\.) (?=[A-Z])", paragraph)[0]
+
+
 def generated(text: str) -> str:
-    """Returns the page with every generated part made anew."""
-    return PART.sub(lambda m: m[1] + (options(m["method"]) if m["method"] else results()) + m[3], text)
+    """Returns a page with every generated part written anew."""
+
+    def part(found: re.Match[str]) -> str:
+        if found["package"]:
+            return exports(found["package"])
+        return options(found["method"]) if found["method"] else results()
+
+    return PART.sub(lambda found: found[1] + part(found) + found[4], text)
 
 
 def main() -> int:
-    text = PAGE.read_text(encoding="utf-8")
-    new = generated(text)
-    if "--check" in sys.argv[1:]:
-        if new != text:
-            print(f"{PAGE.name} is out of date: run `python docs/generate.py`", file=sys.stderr)
-        return int(new != text)
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
+    stale = 0
+    for page in (PAGE, GUIDE):
+        text = page.read_text(encoding="utf-8")
+        new = generated(text)
+        if "--check" not in sys.argv[1:]:
+            page.write_text(new, encoding="utf-8")
+        elif new != text:
+            print(f"{page.name} is out of date: run `python docs/generate.py`", file=sys.stderr)
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

@@ -30,3 +30,7 @@ def __getattr__(name: str) -> Any:
         module = "version" if name == "__version__" else "api"
         return getattr(importlib.import_module(f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__  # so that a notebook completes names that are not imported yet

@@ -1,8 +1,8 @@
 """Finds and loads plugins: a name in a group → a class, through entry points and nothing else.
 
 A *found* plugin is a line in a package's metadata; nothing of the package has been imported. `load` imports it. The
-project's own parts are found in the same way as anyone's. Unpackaged classes come in by `register_file` and
-`registered`, which only the command line and the Python API call.
+project's own plugins are found in the same way as any other package's. Classes without a package are added by
+`register_file` (for the command line) and `registered` (for the Python API).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sslcli.contracts.errors import UserError
 
 @dataclass(frozen=True)
 class Group:
-    """A plugin group: what one member is called, and the contracts that its classes fulfil."""
+    """A plugin group: what one member is called, and the contracts that its classes inherit from."""
 
     name: str
     noun: str
@@ -60,7 +60,7 @@ class PluginError(UserError):
 
 @dataclass(frozen=True, order=True)
 class FoundPlugin:
-    """A plugin that a package announces; not yet imported."""
+    """A plugin that a package registers; not yet imported."""
 
     name: str
     package: str
@@ -93,13 +93,14 @@ def get_group(name: str) -> Group:
 
 
 def suggest(name: str, known: list[str], *, otherwise: bool = False) -> str:
-    """Returns `; did you mean …?`, or with `otherwise` the whole list where nothing is near, or an empty string."""
+    """Returns `; did you mean …?`; where no name is close, an empty string, or with `otherwise` the whole list."""
+    known = sorted(set(known))  # a preset's option and a short key can have one name
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
         alike = [difflib.SequenceMatcher(None, other, name).ratio() for other in near]
         near = [other for other, ratio in zip(near, alike, strict=True) if ratio > alike[0] - 0.1]
         return f"; did you mean {' or '.join(near)}?"
-    return f"; there are: {', '.join(sorted(known)) or 'none'}" if otherwise else ""
+    return f"; available: {', '.join(known) or 'none'}" if otherwise else ""
 
 
 @functools.cache
@@ -109,14 +110,14 @@ def _installed() -> tuple[FoundPlugin, ...]:
     for distribution in importlib_metadata.distributions():
         try:
             package = distribution.metadata["Name"]
-            # The same distribution can lie on the path twice (an editable and a wheel install): the first one is what
-            # Python would import, and no clash.
+            # The same distribution can be on the path twice (an editable and a wheel install): Python imports the
+            # first one, so this is not a clash.
             if _normal(package) in seen:
                 continue
             seen.add(_normal(package))
-            announced = [entry for entry in distribution.entry_points if entry.group.startswith("sslcli.")]
-            found += [FoundPlugin(e.name, package, distribution.version, e.value, e.group) for e in announced]
-        except Exception:  # metadata that cannot be read announce nothing, and must not harm the others
+            entries = [entry for entry in distribution.entry_points if entry.group.startswith("sslcli.")]
+            found += [FoundPlugin(e.name, package, distribution.version, e.value, e.group) for e in entries]
+        except Exception:  # unreadable metadata must not affect other packages
             continue
     return tuple(sorted(found))
 
@@ -149,11 +150,11 @@ def choose(group: str, name: str) -> FoundPlugin:
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
-        known = sorted({p.name for p in find(group)})
+        known = [plugin.name for plugin in find(group)]
         raise PluginError(f"unknown {info.noun} {name!r}{suggest(plain, known, otherwise=True)}")
     choices = " or ".join(f"{p.package}:{p.name}" for p in candidates)
     packages = " and ".join(str(p) for p in candidates)
-    raise PluginError(f"{info.noun} {plain!r} is announced by {packages}; write {choices}")
+    raise PluginError(f"{info.noun} {plain!r} is registered by {packages}; write {choices}")
 
 
 def _choose_given(group: Group, name: str) -> FoundPlugin:
@@ -166,7 +167,7 @@ def _choose_given(group: Group, name: str) -> FoundPlugin:
 
 @contextmanager
 def registered(classes: Mapping[tuple[str, str], type]) -> Iterator[None]:
-    """Makes classes known for a while: `("backbones", "MyNet")` is found as `python:MyNet`, and never as `MyNet`."""
+    """Registers classes for a `with` block: `("backbones", "MyNet")` is found as `python:MyNet`, never as `MyNet`."""
     now = [
         (FoundPlugin(name, PYTHON, "", f"{cls.__module__}:{cls.__qualname__}", get_group(group).entry_points), cls)
         for (group, name), cls in classes.items()
@@ -183,7 +184,7 @@ def load_found(plugin: FoundPlugin) -> type:
     """Imports a found plugin.
 
     Raises:
-        PluginError: naming the package, if importing fails or the object is not what its group asks for.
+        PluginError: naming the package, if importing fails or the object is of another kind than its group's.
     """
     for known, cls in [*reversed(_given), *_from_files.get(plugin.group, [])]:
         if known == plugin:
@@ -191,7 +192,7 @@ def load_found(plugin: FoundPlugin) -> type:
     info = get_group(plugin.group)
     try:
         loaded = importlib_metadata.EntryPoint(plugin.name, plugin.target, plugin.group).load()
-    except (Exception, SystemExit) as error:  # whatever a third party's module raises harms only who asks for it
+    except (Exception, SystemExit) as error:  # whatever a third party's module raises affects only this name
         raise PluginError(f"{info.noun} {plugin.name!r} of {plugin} cannot be loaded: {_reason(error)}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, contracts(info))):
         wanted = " or ".join(name for _, name in info.contracts)
@@ -257,8 +258,8 @@ class PluginFile:
 def register_file(path: Path) -> PluginFile:
     """Runs a Python file and registers the plugin classes that it defines.
 
-    A class is registered under its attribute `plugin_name`, or else under its own name in snake case. The file takes
-    the place of a package (`my_method.py` → package `my_method`).
+    A class is registered under its attribute `plugin_name`, or else under its own name in snake case. The file stands
+    for a package (`my_method.py` → package `my_method`).
 
     Raises:
         PluginError: no such file, an error while it runs, or no plugin class in it.
@@ -275,7 +276,7 @@ def register_file(path: Path) -> PluginFile:
         return PluginFile(path, digest, again)
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
-        raise PluginError(f"--plugin {path}: not a Python file (its name must end in .py)")
+        raise PluginError(f"--plugin {path}: is not a Python file (its name must end in .py)")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # classes must be found by name, for pickling to worker processes
     try:

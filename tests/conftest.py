@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from plugin_helpers import install  # noqa: F401  # a fixture
 
 from sslcli import plugins
 from sslcli.config.document import Document

@@ -1,4 +1,4 @@
-"""Plugins that do what a healthy one does not, and parts that make a test exact; for the fixture `odd_plugins`."""
+"""Plugins that fail in some way, and parts that make a test exact; for the fixture `odd_plugins`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FailingOptions(MethodOptions):
 
 
 class NanMethod(Method):
-    """Loses its mind in one step."""
+    """Has a loss of NaN in one step."""
 
     Options = FailingOptions
     count: Tensor
@@ -44,7 +44,7 @@ class NanMethod(Method):
 
 
 class CollapsedMethod(NanMethod):
-    """Says that all its features are the same."""
+    """Returns features that are all the same."""
 
     Options = MethodOptions
 
@@ -54,7 +54,7 @@ class CollapsedMethod(NanMethod):
 
 
 class MeanMethod(NanMethod):
-    """A loss without any coupling between the samples of a batch, and a value that follows the step."""
+    """A loss without any coupling between the samples of a batch, and a value that depends on the step."""
 
     Options = MethodOptions
 
@@ -77,13 +77,13 @@ class TiedMethod(MeanMethod):
 
 
 class LabelMethod(MeanMethod):
-    """Cannot do without labels."""
+    """Needs labels."""
 
     needs_labels = True
 
 
 class Flat(Backbone):
-    """One convolution and dropout: no batch statistics, but chance within the model."""
+    """One convolution and dropout: no batch statistics."""
 
     @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> Flat:
@@ -100,11 +100,19 @@ class Flat(Backbone):
 
 
 class Dropping(Flat):
-    """As `Flat`, with chance within the model."""
+    """As `Flat`, with dropout."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
         self.dropout = nn.Dropout(0.5)
+
+
+class Picky(Flat):
+    """Says in its spec which images it takes, and checks none."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.spec = BackboneSpec(6, channels, minimum_size=16, size_multiple=8)
 
 
 class SignalOptions(Options):

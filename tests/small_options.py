@@ -1,31 +1,38 @@
-"""Options that make any plugin small enough for a test, whatever its other options are."""
+"""Options that make any plugin small enough for a test, whatever they are called."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sslcli.contracts.options import Options
 from sslcli.plugins import find, load
 
+#: Whole numbers above this become this: widths, heads, queues, prototypes, epochs.
+LIMIT = 16
+#: What takes time, or never happens in a short run, at that.
+LOWER = {"depth": 2, "epochs": 2, "every_epochs": 1}
 #: Switches that make another method of it: each is tested beside the plain one.
 SWITCHES = ("views_together",)
 
-#: What options of these names are set to, wherever a plugin has them: enough to run, quick.
-SMALL: dict[str, Any] = {
-    "hidden_dim": 32, "output_dim": 16, "bottleneck_dim": 16, "prototypes": 24, "queue_size": 32, "width": 8,
-    "norm_groups": 4, "depth": 2,
-}  # fmt: skip
+
+def reduced(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values in plain options that are too large for a test, lowered; of nested options only those that change."""
+    lower: dict[str, Any] = {}
+    for name, value in values.items():
+        limit = LOWER.get(name, LIMIT)
+        if isinstance(value, dict) and reduced(value):
+            lower[name] = reduced(value)
+        elif isinstance(value, int) and value > limit:
+            lower[name] = limit
+    return lower
 
 
 def small(options: type[Options]) -> dict[str, Any]:
-    """The options that `SMALL` names, also inside nested options."""
-    values: dict[str, Any] = {}
-    for field, info in options.model_fields.items():
-        if field in SMALL:
-            values[field] = SMALL[field]
-        elif isinstance(info.annotation, type) and issubclass(info.annotation, Options):
-            values[field] = small(info.annotation)
-    return values
+    """The defaults that are too large, lowered."""
+    fields = {name: field for name, field in options.model_fields.items() if not field.is_required()}
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    return reduced({n: value.plain() if isinstance(value, Options) else value for n, value in defaults.items()})
 
 
 def method_cases() -> list[str]:

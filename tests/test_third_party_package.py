@@ -1,4 +1,4 @@
-"""A third party's package: built, installed, used, uninstalled, with nothing but entry points between it and us."""
+"""A third party's package: built, installed, used, uninstalled, connected by entry points alone."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 EXAMPLE = Path(__file__).parent.parent / "plugins" / "sslcli-example"
-PLUGINS = {
-    "methods": ("align_uniform", "sslcli_example.align_uniform:AlignUniform"),
-    "backbones": ("convmixer", "sslcli_example.convmixer:ConvMixer"),
-    "datasets": ("arrays", "sslcli_example.arrays:Arrays"),
-    "augmentations": ("cutout", "sslcli_example.cutout:Cutout"),
-    "optimizers": ("lion", "sslcli_example.lion:LionPlugin"),
-}
-#: What a user would do, in one process because each takes seconds to import torch. Prints one JSON object.
+PLUGINS = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]["entry-points"]
+#: A user's session, in one process because importing torch takes seconds. Prints one JSON object.
 SESSION = """
 import json, sys
 import pytest, torch
@@ -34,20 +29,21 @@ config = f"{example}/example.yaml"
 tiny = {
     "data.root": root, "backbone.dim": 8, "backbone.depth": 1, "method.projector.output_dim": 8,
     "training.epochs": 1, "training.batch_size": 8, "training.log_every": 1, "training.device": "cpu",
-    "schedule.warmup_epochs": 0, "callbacks.tensorboard": None, "callbacks.progress": None, "callbacks.knn": None,
+    "callbacks.tensorboard": None, "callbacks.progress": None, "callbacks.knn": None,
 }
 stopped = sslcli.train(config, {**tiny, "training.max_steps": 2}, output=f"{folder}/run")
 resumed = sslcli.train(config, tiny, output=f"{folder}/run", resume=True)
 whole = sslcli.train(config, tiny, output=f"{folder}/whole")
 states = [sslcli.load_backbone(f"{folder}/{name}/backbone.safetensors").state_dict() for name in ("run", "whole")]
-knn = sslcli.evaluate(resumed, "knn", {"k": [3]})
+metrics = sslcli.evaluate(resumed, "nearest_mean").metrics
+sslcli.export(resumed, "npz", f"{folder}/weights.npz")
 exported = sslcli.export(resumed, "backbone", f"{folder}/convmixer.safetensors")
 names = {}
 exec(exported.how_to_load, names)
 print(json.dumps({
     "steps": [stopped.step, resumed.step, whole.step],
     "equal": all(torch.equal(states[0][name], states[1][name]) for name in states[0]),
-    "top1": knn.metrics["top1"],
+    "top1": metrics["top1"], "best": json.load(open(f"{folder}/run/best.json"))["metric"],
     "features": list(names["model"](torch.zeros(2, 3, 32, 32)).pooled.shape),
     "own_tests": int(pytest.main(["-q", "-p", "no:cacheprovider", "-c", f"{example}/pyproject.toml",
                                   f"{example}/tests"])),
@@ -103,26 +99,26 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def session(site: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
-    """A run that was made with the package, and what a user saw on the way."""
+    """A run that was made with the package, and what the session printed."""
     folder = tmp_path_factory.mktemp("session")
     said = succeeded(run(sys.executable, "-c", SESSION, EXAMPLE, root, folder, path=site, cwd=folder))
     return folder / "run", {**json.loads(said.splitlines()[-1]), "said": said}
 
 
-def test_what_a_package_announces_is_listed_with_its_version(site: Path) -> None:
+def test_what_a_package_registers_is_listed_with_its_version(site: Path) -> None:
     listed = json.loads(succeeded(run(sys.executable, "-m", "sslcli", "list", "--json", path=site)))
-    for group, (name, target) in PLUGINS.items():
-        row = {"name": name, "package": "sslcli-example", "version": "0.1.0", "target": target}
-        assert row in listed[group]
-    theirs = [row for rows in listed.values() for row in rows if row["package"] == "sslcli-example"]
-    assert len(theirs) == len(PLUGINS)
+    for group, members in PLUGINS.items():
+        theirs = [row for row in listed[group.removeprefix("sslcli.")] if row["package"] == "sslcli-example"]
+        rows = [{"name": n, "package": "sslcli-example", "version": "0.1.0", "target": t} for n, t in members.items()]
+        assert theirs == rows
 
 
-def test_a_run_made_of_its_parts_trains_resumes_evaluates_and_exports(session) -> None:
+def test_a_run_with_its_plugins_trains_resumes_evaluates_and_exports(session) -> None:
     _, saw = session
     assert saw["steps"] == [2, 4, 4]
     assert saw["equal"]
     assert 0 <= saw["top1"] <= 1
+    assert saw["best"] == "loss"
     assert saw["features"] == [2, 8]
 
 
@@ -158,15 +154,14 @@ def test_in_an_environment_of_its_own_it_comes_and_goes(wheel: Path, root: Path,
         data: {{root: {root}}}
         backbone: {{dim: 8, depth: 1}}
         training: {{epochs: 1, batch_size: 8, max_steps: 2, device: cpu}}
-        schedule: {{warmup_epochs: 0}}
         callbacks: {{tensorboard: null, knn: null, online_probe: null}}
         """)
     )
     train = (python, "-m", "sslcli", "train", config, "--output", tmp_path / "run")
     succeeded(run(*train))
     succeeded(run(*train, "training.max_steps=4", "--resume"))
-    judged = succeeded(run(python, "-m", "sslcli", "eval", tmp_path / "run", "--json"))
-    assert 0 <= json.loads(judged)["top1"] <= 1
+    evaluated = succeeded(run(python, "-m", "sslcli", "eval", tmp_path / "run", "--json"))
+    assert 0 <= json.loads(evaluated)["top1"] <= 1
     succeeded(run(python, "-m", "pip", "uninstall", "--yes", "--quiet", "sslcli-example"))
     listed = json.loads(succeeded(run(python, "-m", "sslcli", "list", "--json")))
     assert not [row for rows in listed.values() for row in rows if row["package"] == "sslcli-example"]

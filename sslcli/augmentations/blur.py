@@ -50,7 +50,6 @@ class Blur(Operation):
     """Gaussian blur, reflected at the edges (Chen et al., *SimCLR*, appendix A)."""
 
     Options = BlurOptions
-    key = "blur"
     draws = 2
     options: BlurOptions
 

@@ -41,7 +41,6 @@ class Crop(Resampling):
     """Random resized crop (Szegedy et al., *Going deeper with convolutions*), distributed as torchvision's."""
 
     Options = CropOptions
-    key = "crop"
     draws = 2 * _ATTEMPTS + 2
     options: CropOptions
 

@@ -20,7 +20,6 @@ class Flip(Operation):
     """Mirrors left and right. Right after a crop it costs nothing: the crop does it (see `pipeline`)."""
 
     Options = FlipOptions
-    key = "flip"
     draws = 1
     options: FlipOptions
 

@@ -31,7 +31,6 @@ class Grayscale(Operation):
 
     Options = GrayscaleOptions
     channels = frozenset({3})
-    key = "grayscale"
     draws = 1
     options: GrayscaleOptions
 

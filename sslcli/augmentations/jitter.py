@@ -41,7 +41,6 @@ class Jitter(Operation):
 
     Options = JitterOptions
     channels = frozenset({3})
-    key = "jitter"
     draws = 9
     options: JitterOptions
 

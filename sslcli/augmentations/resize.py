@@ -25,7 +25,6 @@ class Resize(Resampling):
     """
 
     Options = ResizeOptions
-    key = "resize"
     options: ResizeOptions
 
     def parameters(self, uniform: Tensor, sizes: Tensor) -> Parameters:

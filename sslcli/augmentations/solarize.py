@@ -23,7 +23,6 @@ class Solarize(Operation):
     """Inverts the bright values (Grill et al., *BYOL*, appendix B)."""
 
     Options = SolarizeOptions
-    key = "solarize"
     draws = 1
     options: SolarizeOptions
 

@@ -1,1 +1,1 @@
-"""Base classes and types of every plugin group. The bottom layer: imports nothing of ours, and nothing at start-up."""
+"""Base classes and types of every plugin group: the bottom layer, which imports nothing else of the package."""

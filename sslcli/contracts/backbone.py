@@ -23,14 +23,14 @@ class BackboneOptions(Options):
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What others need to know of a backbone.
+    """What the rest of the program knows about a backbone.
 
     Attributes:
         feature_dim: D of the pooled features.
         channels: image channels it takes.
-        minimum_size: the smallest image side, in pixels, that it can take.
-        size_multiple: image sides must be a multiple of this (a ViT's patch size; 1 for most).
-        patch_size: side of a patch, for networks with tokens, else None.
+        minimum_size: the smallest image side that it accepts, in pixels.
+        size_multiple: image sides must be a multiple of this (a ViT's patch size; 1 for most networks).
+        patch_size: side of a patch for networks with tokens, else None.
     """
 
     feature_dim: int
@@ -42,7 +42,7 @@ class BackboneSpec:
 
 @dataclass
 class Features:
-    """What a backbone returns: `pooled` (N, D), and where it has any `tokens` (N, L, D) on a `grid` (rows, columns)."""
+    """What a backbone returns: `pooled` (N, D); with tokens also `tokens` (N, L, D) and a `grid` (rows, columns)."""
 
     pooled: Tensor
     tokens: Tensor | None = None
@@ -50,7 +50,7 @@ class Features:
 
 
 class Backbone(nn.Module, ABC):
-    """A network without a classifier. Called in one way only: `backbone(images, mask) -> Features`.
+    """A network without a classifier, always called as `backbone(images, mask) -> Features`.
 
     Attributes:
         Options: the options' class.
@@ -63,10 +63,10 @@ class Backbone(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def build(cls, options: Any, channels: int, image_size: int) -> Backbone:
-        """Builds the backbone with fresh weights, from torch's global generator.
+        """Builds the backbone with random weights, from torch's global generator.
 
-        Weights that exist already are none of its business (see `published_state`): what is built here is filled with
-        a trained backbone's weights as often as it is trained, without a file or a network at hand.
+        It does not load any weights (see `published_state`): a backbone is also built to be filled from a checkpoint,
+        where neither the original weights nor a network connection may be available.
 
         Args:
             options: an instance of `Options`.
@@ -74,37 +74,37 @@ class Backbone(nn.Module, ABC):
             image_size: side in pixels of the (largest) views.
 
         Raises:
-            UserError: if it cannot take such images.
+            UserError: if it does not accept such images.
         """
 
     @abstractmethod
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         """Args:
         x: (N, C, H, W) float, normalized.
-        mask: (N, L) bool, True = hidden, for masked methods; networks without tokens refuse it.
+        mask: (N, L) bool, True = hidden, for masked methods; networks without tokens raise UserError.
         """
 
     def published_state(self) -> dict[str, Tensor] | None:
-        """Returns published weights to start from, if the options ask for such; None, the default, if not.
+        """Returns published weights to start from if the options ask for them; None, the default, otherwise.
 
-        Called once, when a run starts from scratch, and never when a backbone is resumed or loaded; may fetch them. The
-        names are those of `export_state`; a classifier's may be among them.
+        Called once when a new run starts, never when a run is resumed or a backbone loaded; may download them. The
+        names are those of `export_state`; extra entries (a classifier's) are ignored.
 
         Raises:
-            UserError: if they cannot be had.
+            UserError: if they cannot be loaded.
         """
         return None
 
     def export_state(self) -> tuple[dict[str, Tensor], str]:
-        """Returns the weights under the names that other tools know, and the Python lines that load them.
+        """Returns the weights under the names that other tools use, and Python lines that load them.
 
-        The lines build `model` and load `state` (a dict of tensors, already read) into it with `strict=True`. The
-        default: the module's own names, loaded through `sslcli.load_backbone` (then the text is empty).
+        The lines build `model` and load `state` (a dict of tensors, read already) into it with `strict=True`. By
+        default the names are the module's own and the text is empty: the file is then for `sslcli.load_backbone`.
         """
         return dict(self.state_dict()), ""
 
     def import_state(self, state: dict[str, Tensor]) -> None:
-        """Loads what `export_state` returned; raises RuntimeError where names or shapes differ."""
+        """Loads what `export_state` returned; raises RuntimeError if names or shapes differ."""
         self.load_state_dict(state, strict=True)
 
 
@@ -114,7 +114,7 @@ class BackboneProvider(ABC):
     @classmethod
     @abstractmethod
     def names(cls) -> list[str]:
-        """Lists what `get` knows."""
+        """Lists the names that `get` accepts."""
 
     @classmethod
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Contract of the group `sslcli.callbacks`: what watches a run without taking part in it."""
+"""Contract of the group `sslcli.callbacks`: code that observes a run without influencing it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ Outcome = Literal["done", "interrupted", "failed"]
 
 
 class RunContext(ABC):
-    """What a callback may see of the run and say to it.
+    """The run as a callback sees it.
 
     Attributes:
         directory: the run directory.
         device: the training device.
         seed: the run's seed.
-        progress: where the run stands.
+        progress: how many steps are done.
         last_step: the step after which this session ends (`training.max_steps`, or the run's last).
         is_main: True on the one process that writes.
-        image_size: side of the images to show the backbone.
-        classes: how many classes the training images have; None without labels.
-        step_features: (n, D), what the last step's features were (`Step.features`), detached, on the device: this
-            process's share of the batch, in its order. None before the first step, and where the method gives none.
-        step_labels: (n,) int64 on the device, the labels of the same images; None without labels. Both are there in
-            `on_step`, to be copied by whoever wants to keep them.
+        image_size: side in pixels of the images to pass to the backbone.
+        classes: number of classes of the training images; None without labels.
+        step_features: (n, D) on the device, detached: `Step.features` of the last step, of this process's share of the
+            batch in its order. None before the first step, and if the method returns none.
+        step_labels: (n,) int64 on the device, the labels of the same images; None without labels. Both are valid
+            during `on_step`; copy them to keep them.
     """
 
     directory: Path
@@ -52,19 +52,19 @@ class RunContext(ABC):
 
     @abstractmethod
     def encoder(self) -> Backbone:
-        """Returns the backbone under training, as it is. Leave it as it was: no update of any buffer, same mode."""
+        """Returns the backbone in training. Restore its mode after use, and change none of its buffers."""
 
     @abstractmethod
     def labeled(self, part: Part) -> Dataset | None:
-        """Returns labeled images to fit or judge a probe on; None where the data have no labels."""
+        """Returns labeled images to fit a probe on (`train`) or to test it on (`eval`); None without labels."""
 
     @abstractmethod
     def normalize(self, images: Tensor) -> Tensor:
-        """Turns uint8 images (N, C, H, W) on the device into what the backbone is trained on."""
+        """Turns uint8 images (N, C, H, W) on the device into the backbone's float input."""
 
     @abstractmethod
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Writes a line to `metrics.jsonl` (with step and epoch) and tells every callback's `on_log`."""
+        """Adds a line to `metrics.jsonl` (with `step` and `epoch`) and calls every callback's `on_log`."""
 
     def tell(self, text: str) -> None:
         """Shows a line to the user, above the progress bar, once however many processes there are."""
@@ -72,36 +72,55 @@ class RunContext(ABC):
 
 
 class Callback:
-    """Watches a run. Every hook may do nothing; errors in a hook end the run."""
+    """Observes a run. Every hook is optional; an error in a hook ends the run.
+
+    All hooks run on every process (`on_record` and `on_log` on the main one only).
+    """
 
     Options: ClassVar[type[Options]] = Options
 
     def __init__(self, options: Any = None) -> None:
+        """Args:
+        options: an instance of `Options`.
+        """
         self.options = options
 
     def on_start(self, context: RunContext) -> None:
-        """Before the first step; also after a resumption (`context.progress.step` > 0 then)."""
+        """Before the first step of this session; in a resumed run `context.progress.step` is above 0."""
 
     def on_step(self, context: RunContext) -> None:
         """After every step; must not wait for the device."""
 
     def on_record(self, context: RunContext) -> Mapping[str, float]:
-        """Before the run writes a line of its own (`training.log_every`), on the main process: what to add to it. May
-        wait for the device."""
+        """Before each of the run's own log lines (`training.log_every`): returns values to add to it.
+
+        May wait for the device.
+        """
         return {}
 
     def on_log(self, context: RunContext, record: Mapping[str, float | int]) -> None:
-        """After every line of `metrics.jsonl`."""
+        """After every line of `metrics.jsonl`.
+
+        Args:
+            context: the run.
+            record: the line: `step`, `epoch`, and either what the run logs (`loss`, `lr`, `images_per_second`,
+                `data_wait`, the method's metrics, …) or what a callback passed to `context.log`.
+        """
 
     def on_epoch(self, context: RunContext) -> None:
-        """After the last step of every epoch."""
+        """After the last step of every epoch, its `on_step` and its log line."""
 
     def on_end(self, context: RunContext, outcome: Outcome) -> None:
-        """When the run ends, however it does."""
+        """When the run ends in any way, also if `on_start` of a callback has failed.
+
+        Args:
+            context: the run.
+            outcome: `done`, `interrupted` (by a signal; the run is saved) or `failed`.
+        """
 
     def state_dict(self) -> dict[str, Tensor | int | float | str]:
-        """Returns what must survive a restart; saved as `callback.NAME.KEY`."""
+        """Returns the state that must survive a restart; checkpoints keep it as `callback.NAME.KEY`."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor | int | float | str]) -> None:
-        """Takes back what `state_dict` returned."""
+        """Restores what `state_dict` returned, before `on_start`."""

@@ -1,16 +1,16 @@
-"""The errors that reach a user: one clear line each, and the exit code that goes with it."""
+"""The errors that users see: one clear line each, and an exit code."""
 
 from __future__ import annotations
 
 
 class SslError(Exception):
-    """Ends the program with a message and no traceback; exit code 1 (it failed)."""
+    """Ends the program with a message and no traceback; exit code 1 (failure)."""
 
     exit_code: int = 1
 
 
 class UserError(SslError):
-    """Wrong usage or input; exit code 2. The message says where and what to do."""
+    """Wrong usage or input; exit code 2. The message says where the problem is and what to do."""
 
     exit_code = 2
 
@@ -27,7 +27,7 @@ class ConfigError(UserError):
 
 
 class UnreadableImage(Exception):
-    """One image cannot be decoded. Never ends a run by itself: the source puts another in its place.
+    """One image cannot be decoded. It does not end a run by itself: the source uses another image instead.
 
     Args:
         path: the image's file or name, as the log should show it.
@@ -40,5 +40,5 @@ class UnreadableImage(Exception):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str]]:
-        # An exception with two arguments does not survive the way back from a worker process otherwise.
+        # Without this, an exception with two arguments cannot be unpickled in the main process.
         return type(self), (self.path, self.reason)

@@ -1,4 +1,4 @@
-"""Contract of the group `sslcli.evaluators`: a frozen backbone → numbers, with the protocol spelled out."""
+"""Contract of the group `sslcli.evaluators`: a frozen backbone → metrics, and the protocol behind them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class FeatureSet:
-    """Features (N, D) float32 and labels (N,) int64, on the evaluation's device; labels None where there are none."""
+    """Features (N, D) float32 and labels (N,) int64 or None, on the evaluation's device."""
 
     features: Tensor
     labels: Tensor | None
 
 
 class Subject(ABC):
-    """What is being evaluated, and the data to do it with.
+    """The backbone to evaluate, and the data to do it with.
 
     Attributes:
-        backbone: in `eval()` and without gradients; an evaluator leaves it unchanged to the bit.
+        backbone: in `eval()` and without gradients; an evaluator leaves it bitwise unchanged.
         device: where features are computed.
-        seed: for whatever an evaluator draws.
+        seed: for random numbers of the evaluator.
         classes: number of classes, or None without labels.
-        image_size: side in pixels of the images that the backbone is shown.
+        image_size: side in pixels of the backbone's input.
     """
 
     backbone: Backbone
@@ -45,33 +45,31 @@ class Subject(ABC):
 
     @abstractmethod
     def features(self, part: Part) -> FeatureSet:
-        """Returns the features of all images of the part, computed once and shared: not to be changed in place.
+        """Returns the features of all images of the part, computed once and shared: do not change them in place.
 
-        Its labels are None where the images have none. `eval` is sealed until `decide` was called, by an evaluator
-        that `chooses`.
+        For an evaluator that `chooses`, the part `eval` is sealed until it has called `decide`.
         """
 
     @abstractmethod
     def dataset(self, part: Part) -> Dataset:
-        """Returns the data set of the part, for protocols that augment; `eval` is sealed as its features are."""
+        """Returns the data set of the part, for protocols that augment; `eval` is sealed like its features."""
 
     def decide(self, choice: Mapping[str, Any]) -> None:
-        """Says what was chosen (a learning rate, a strength), before the part `eval` can be read.
+        """Records what was chosen (a learning rate, a strength) and unseals the part `eval`.
 
-        To be called once everything that depends on a choice is settled, on training images alone; `{}` says that
-        there was nothing to choose this time. After the part `eval` was read there is nothing left to decide, and a
-        second call is refused. The choice is written into the protocol as `decided`.
+        Call it once all choices are made, on training images alone; `{}` if there was nothing to choose. Once the part
+        `eval` was read, another call is an error. The choice is written to the protocol as `decided`.
 
         Args:
-            choice: plain data, by the names of the options where they have one.
+            choice: plain data, under the options' names where they exist.
         """
 
     @abstractmethod
     def normalize(self, images: Tensor) -> Tensor:
-        """Turns uint8 images (N, C, H, W) on the device into what the backbone was trained on."""
+        """Turns uint8 images (N, C, H, W) on the device into the backbone's float input."""
 
     def describe(self) -> dict[str, Any]:
-        """Returns the part of the protocol that does not depend on the evaluator: data, feature, normalization, …"""
+        """Returns what every protocol contains: data, feature, normalization, …"""
         return {}
 
     def tell(self, text: str) -> None:
@@ -85,10 +83,10 @@ class EvaluationResult:
 
     Attributes:
         metrics: name → value; accuracies as shares between 0 and 1 (`top1`, `top5`).
-        protocol: everything that decided the numbers, as plain data.
+        protocol: everything that the metrics depend on, as plain data.
         details: longer plain data (per class, the sweep), written to the file and not printed. `confusion`, a list of
-            rows (C × C; the row is the true class), is also drawn as a picture.
-        spread: name → standard deviation of the metric over several seeds; filled in by `ssl eval --seeds`.
+            rows (C × C; the row is the true class), is also plotted.
+        spread: name → standard deviation of the metric over several seeds; set by `ssl eval --seeds`.
     """
 
     metrics: dict[str, float]
@@ -98,13 +96,13 @@ class EvaluationResult:
 
 
 class Evaluator(ABC):
-    """Judges a frozen backbone.
+    """Evaluates a frozen backbone.
 
     Attributes:
-        needs_labels: it fits on the labeled part `train` and judges on the part `eval`.
-        chooses: it may settle something by what it measures, so that the part `eval` is sealed until it has called
-            `Subject.decide`. False for one that takes everything from its options.
-        seeded: its numbers depend on `Subject.seed`; if not, one seed stands for all.
+        needs_labels: it fits on the labeled part `train` and tests on the part `eval`.
+        chooses: it may choose something by measuring, so the part `eval` is sealed until it has called
+            `Subject.decide`. False if everything is in its options.
+        seeded: its metrics depend on `Subject.seed`; if not, one seed is enough for `--seeds`.
         in_all: `--method all` runs it; False for one that takes many times longer than computing the features.
     """
 
@@ -118,4 +116,9 @@ class Evaluator(ABC):
         self.options = options
 
     @abstractmethod
-    def evaluate(self, subject: Subject) -> EvaluationResult: ...
+    def evaluate(self, subject: Subject) -> EvaluationResult:
+        """Returns metrics and protocol.
+
+        Raises:
+            UserError: the data or the backbone do not suit this evaluation (no labels, too few images).
+        """

@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BackboneCard:
-    """What goes along with a backbone's weights, so that the file alone is enough to use it.
+    """The description stored with a backbone's weights, so that the file alone is enough to use it.
 
     Attributes:
-        backbone: name and options, as the config holds them.
+        backbone: name and options, as in the config.
         channels: image channels.
         image_size: side in pixels of the (largest) training views.
         feature_dim: D.
@@ -32,8 +32,8 @@ class BackboneCard:
         step: optimizer steps done.
         epoch: epochs done.
         sslcli: version that trained it.
-        head: the projector's first layers where the backbone goes on through them
-            (`sslcli.modules.headed.KeptLayersOptions`); `feature_dim` is theirs then.
+        head: the projector's first layers if they are part of the backbone
+            (`sslcli.modules.headed.KeptLayersOptions`); `feature_dim` is then theirs.
     """
 
     backbone: dict[str, Any]
@@ -56,11 +56,11 @@ class Trained:
 
     Attributes:
         backbone: in `eval()`, on the CPU.
-        card: what it is.
+        card: its description.
         run: the run directory it came from; None for a file alone.
-        digest: sha256 that covers everything in the file it was read from.
-        source: that file, a checkpoint or a backbone file; None where there is none.
-        plugin: `package` and `version` of the backbone's class when it was trained; None where that is not known.
+        digest: sha256 of everything in the file it was read from.
+        source: that file, a checkpoint or a backbone file, or None.
+        plugin: `package` and `version` of the backbone's class when it was trained; None if unknown.
     """
 
     backbone: Backbone
@@ -73,18 +73,18 @@ class Trained:
 
 @dataclass
 class Exported:
-    """Where the file is, and Python lines that load it as they stand."""
+    """The file, and complete Python lines that load it."""
 
     path: Path
     how_to_load: str
 
 
 class Exporter(ABC):
-    """Writes a trained backbone for others.
+    """Writes a trained backbone for other tools.
 
     Attributes:
-        suffix: of the file, with its dot, where the user names none.
-        device: where to compute, for exporters that do.
+        suffix: file suffix with its dot, used if the user names no file.
+        device: where to compute, for exporters that do; set by the caller.
     """
 
     Options: ClassVar[type[Options]] = Options
@@ -95,11 +95,11 @@ class Exporter(ABC):
         self.device = torch.device("cpu")
 
     def default_suffix(self) -> str:
-        """Returns `suffix`, or what the options make of it."""
+        """Returns the suffix for these options; by default `suffix`."""
         return self.suffix
 
     def outputs(self, path: Path) -> list[Path]:
-        """Returns all files that `export` writes for this `path`: what must not be there, unless it may be replaced."""
+        """Returns all files that `export` writes for this `path`; existing ones are an error without `--force`."""
         return [path]
 
     def tell(self, text: str) -> None:
@@ -108,4 +108,12 @@ class Exporter(ABC):
 
     @abstractmethod
     def export(self, trained: Trained, path: Path) -> Exported:
-        """Writes `path` whole or not at all."""
+        """Writes `path` completely or not at all.
+
+        Args:
+            trained: the backbone in `eval()` on the CPU, with its card.
+            path: the file to write; it does not exist, or may be replaced.
+
+        Raises:
+            UserError: the file cannot be written, or this backbone cannot be exported.
+        """

@@ -14,7 +14,7 @@ from .data import DataInfo
 from .options import Options
 from .views import RecipeSection
 
-#: A value that changes while training: a pure function of the step, counted from 0.
+#: A value that changes during training: a pure function of the step's index (the first is 0).
 StepFunction = Callable[[int], float]
 
 
@@ -37,8 +37,8 @@ class Batch:
     Attributes:
         views: in the recipe's order.
         labels: (N,) int64 or None.
-        index: (N,) int64 on the CPU, the images' places in the data set.
-        schedule: 0-dim float tensors on the device, one for each of `Method.schedules()`.
+        index: (N,) int64 on the CPU, the images' indices in the data set.
+        schedule: 0-dim float tensors on the device, the values of `Method.schedules()` at this step, by name.
     """
 
     views: list[View]
@@ -53,9 +53,10 @@ class Step:
 
     Attributes:
         loss: 0-dim, float32.
-        metrics: 0-dim tensors, detached, logged under their names.
-        features: (N, D) detached backbone features of one view, for probes and the collapse watch.
-        carry: detached tensors for `after_step` (a queue's new keys, say).
+        metrics: 0-dim tensors, detached, logged under their names: means over the steps between two log lines.
+        features: (N, D) detached backbone features of one view, for probes and the collapse monitor.
+        carry: detached tensors for `after_step`, by names of the method's choice: what the update of its state needs
+            from this forward pass (new keys for a queue, the batch mean for a center).
     """
 
     loss: Tensor
@@ -66,7 +67,7 @@ class Step:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a method may know of the run it is built for."""
+    """What a method is told about its run when it is built."""
 
     total_steps: int
     steps_per_epoch: int
@@ -78,7 +79,7 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the run stands: `step` optimizer steps are done (0 before the first), of `total_steps` in all epochs."""
+    """How far the run is: `step` optimizer steps are done (0 before the first), of `total_steps` in all epochs."""
 
     step: int
     total_steps: int
@@ -86,19 +87,19 @@ class Progress:
 
     @property
     def epoch(self) -> float:
-        """Epochs done, with the fraction."""
+        """Epochs done, a fraction included."""
         return self.step / self.steps_per_epoch
 
 
 @dataclass
 class ParameterGroup:
-    """Parameters that an optimizer treats alike, before they are split by role.
+    """Parameters with one learning rate, before they are split by role.
 
     Attributes:
         parameters: by name within the method.
-        name: for logs.
-        lr_multiplier: times the run's learning rate.
-        constant_lr: the learning rate stays at its base value (SimSiam's predictor): no warm-up, no decay.
+        name: shown in logs.
+        lr_multiplier: factor on the run's learning rate.
+        constant_lr: the learning rate keeps its base value (SimSiam's predictor): no warm-up, no decay.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -108,21 +109,24 @@ class ParameterGroup:
 
 
 class Method(nn.Module, ABC):
-    """The loop calls `method(batch)` and nothing else.
+    """An objective, its heads, and the backbone that it trains.
 
-    A method never moves tensors to a device, never calls an optimizer, and changes its state only in `after_step`.
-    Everything that must survive a restart is a parameter or a buffer.
+    In each optimizer step the loop calls `method(batch)` and `loss.backward()` once per micro-batch, then
+    `after_backward`; it clips the gradients, makes the optimizer's step, and calls `after_step`. A method never moves
+    tensors to a device, never calls an optimizer, and changes its state only in `after_step`. Everything that must
+    survive a restart is a parameter or a buffer.
 
     Attributes:
         Options: the options' class.
-        batch_coupled: its negatives or statistics come from the batch, so that accumulation changes the result.
-        needs_labels: it is refused on data without labels.
-        view_count: how many views of an image it needs; None: any number from `minimum_views` on. Others are refused
-            with the config.
-        minimum_views: the fewest views of an image that it can work with, where `view_count` is None.
-        paper: where it is from, shown by `ssl list methods NAME`.
-        defaults: config sections (`optimizer`, `schedule`) used where the config has none: the paper's; and keys of
-            `training` used where the config's section does not have them.
+        batch_coupled: its negatives or statistics come from the batch, so that accumulation changes the result; the
+            user is warned.
+        needs_labels: data without labels are an error.
+        view_count: how many views of an image it needs; None: `minimum_views` or more. A config with another number is
+            an error.
+        minimum_views: the fewest views of an image that it can work with if `view_count` is None.
+        paper: URL of the paper, shown by `ssl list methods NAME`.
+        defaults: the paper's config sections: `optimizer` and `schedule` are used if the config has none, keys of
+            `training` if the config's section does not set them.
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
@@ -136,6 +140,11 @@ class Method(nn.Module, ABC):
     backbone: Backbone
 
     def __init__(self, backbone: Backbone, options: Any, run: RunInfo) -> None:
+        """Args:
+        backbone: the network to train; registered as `backbone`.
+        options: an instance of `Options`.
+        run: length, batch size and data of the run.
+        """
         super().__init__()
         self.backbone = backbone
         self.options = options
@@ -147,25 +156,36 @@ class Method(nn.Module, ABC):
         """Returns the paper's views for images of this size, as a `views:` section: `{"preset": "simclr"}`."""
 
     def schedules(self) -> dict[str, StepFunction]:
-        """Returns the values that change with the step; they arrive in `batch.schedule` as tensors."""
+        """Returns functions of the step's index by name; `batch.schedule` has their values at the step as tensors."""
         return {}
 
     @abstractmethod
-    def forward(self, batch: Batch) -> Step: ...
+    def forward(self, batch: Batch) -> Step:
+        """Returns the loss of a micro-batch; runs under autocast and changes no state but batch statistics."""
 
     def after_backward(self, progress: Progress) -> None:
-        """Runs when gradients are complete and unscaled, before they are clipped."""
+        """Runs once per optimizer step, when gradients are complete and unscaled, before they are clipped.
 
-    def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
-        """Runs after the optimizer's step, without gradient: EMA, queue, center.
+        For methods that edit gradients: a parameter whose `grad` is set to None is frozen for this step.
 
         Args:
-            carry: `Step.carry` of each micro-batch, in order.
-            progress: `progress.step` counts the step just made.
+            progress: `progress.step` is the index of this step (0 in the first).
+        """
+
+    def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
+        """Runs once per optimizer step, after the optimizer, under `no_grad`: updates EMA copies, queues and centers.
+
+        It also runs after a step that the gradient scaler skipped (fp16, gradients not finite).
+
+        Args:
+            carry: the `Step.carry` of every micro-batch of this step, in order: one entry without accumulation. On
+                several processes these are this process's tensors: gather or average them (`sslcli.distributed`), so
+                that the state stays equal on all.
+            progress: `progress.step` includes the step just made (1 after the first).
         """
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Returns every trainable parameter once, each in one group."""
+        """Returns groups in which every trainable parameter is exactly once; by default one group of all."""
         return [ParameterGroup({n: p for n, p in self.named_parameters() if p.requires_grad})]
 
     def encoder(self) -> Backbone:

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from .options import Options
 
-#: What a parameter is for; decides weight decay and LARS's trust ratio. `weight`: matrices and kernels; `norm`: a norm
-#: layer's weight and bias; `bias`: any other bias; `embedding`: class tokens, positions, layer scales.
+#: A parameter's role, which decides on weight decay and LARS's trust ratio. `weight`: matrices and kernels; `norm`: a
+#: norm layer's weight and bias; `bias`: any other bias; `embedding`: class tokens, positions, layer scales.
 Role = Literal["weight", "norm", "bias", "embedding"]
 
 
@@ -23,12 +23,12 @@ class OptimizerOptions(Options):
     weight_decay: float = Field(default=0.0, ge=0)
     """L2 penalty (decoupled for AdamW)."""
     final_weight_decay: float | None = Field(default=None, ge=0)
-    """Half a cosine over the run takes the weight decay there, step by step; null: it stays."""
+    """Weight decay at the end of the run, reached along half a cosine; null: constant."""
     exclude: tuple[Role, ...] = ("norm", "bias", "embedding")
     """Roles of parameters that get no weight decay (and, with LARS and LARC, no trust ratio); MoCo v1 and v2, SimSiam,
     SupCon and SwAV exclude none: []."""
     scale_lr: Literal["batch/256", "sqrt", "none"] = "none"
-    """The learning rate used is lr × batch_size / 256, lr × √batch_size, or lr itself."""
+    """The base learning rate is lr × batch_size / 256, lr × √batch_size, or lr itself."""
 
 
 class OptimizerPlugin(ABC):
@@ -44,16 +44,14 @@ class OptimizerPlugin(ABC):
 
         Args:
             groups: parameter groups with `params`, `names` and `roles` (lists, one entry per parameter), `lr`,
-                `weight_decay` (0 where excluded), `name`, `excluded` (bool: neither decay nor trust ratio). Extra keys
-                must be kept in `param_groups`; the loop sets `lr` there before each step, and `weight_decay` where
-                it changes.
+                `weight_decay` (0 where excluded), `name`, `excluded` (bool: neither decay nor trust ratio),
+                `lr_multiplier` and `constant_lr` (see `ParameterGroup`). Every key must be kept in `param_groups`; the
+                loop sets `lr` there before each step, and `weight_decay` if it changes.
             options: an instance of `Options`.
 
-        A parameter whose gradient is None is skipped: no decay, no momentum. That is how methods freeze one for a
-        while.
+        A parameter whose gradient is None must be skipped: no decay, no momentum. Methods freeze parameters this way.
 
-        All state must live in `optimizer.state[parameter]` as tensors (or plain numbers), so that checkpoints can
-        name it.
+        All state must be in `optimizer.state[parameter]`, as tensors or plain numbers, so that checkpoints can name it.
         """
 
 
@@ -62,14 +60,17 @@ class ScheduleOptions(Options):
 
 
 class Schedule(ABC):
-    """The learning rate as a pure function of the step."""
+    """The learning rate as a pure function of the step: `schedule(step)`, built once per run.
+
+    It keeps no state: a resumed run builds it anew and asks for the steps that are left.
+    """
 
     Options: ClassVar[type[ScheduleOptions]] = ScheduleOptions
 
     def __init__(self, options: Any, base: float, total_steps: int, steps_per_epoch: int) -> None:
         """Args:
         options: an instance of `Options`.
-        base: the value at the top.
+        base: the highest value: the optimizer's `lr` after `scale_lr`.
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps in an epoch.
         """
@@ -80,4 +81,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def __call__(self, step: int) -> float:
-        """Returns the value for step `step`, counted from 0, before the optimizer's step."""
+        """Returns the learning rate of the step with index `step` (the first is 0), between 0 and `base`.
+
+        Groups with an `lr_multiplier` get it times this value; those with `constant_lr` get it times `base`.
+        """

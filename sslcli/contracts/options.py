@@ -12,14 +12,14 @@ ResumeRule = Literal["fixed", "warn", "free"]
 
 #: `Field(..., json_schema_extra=FREE)`: may differ between a run and its resumption, silently.
 FREE: dict[str, Any] = {"resume": "free"}
-#: May differ, but the user is told.
+#: May differ; the user is warned.
 WARN: dict[str, Any] = {"resume": "warn"}
 
 
 class Options(BaseModel):
     """Base of every plugin's `Options`.
 
-    Unknown keys are refused and scalars are strict (`"1"` is no number, `1` is no bool), while lists become
+    Unknown keys are rejected and scalars are strict (`"1"` is not a number, `1` is not a bool), while lists become
     tuples and strings become paths and enums. The docstring below a field is its help text. A field is `fixed` on
     resume unless it says otherwise with `json_schema_extra=FREE` or `WARN`.
     """
@@ -35,7 +35,7 @@ class Options(BaseModel):
         Raises:
             pydantic.ValidationError: with every problem found.
         """
-        # pydantic's strict JSON mode is exactly the rule wanted: scalars stay what they are, containers convert.
+        # pydantic's strict JSON mode is this rule: scalars keep their type, containers are converted.
         return cls.model_validate_json(json.dumps(dict(values), default=str))
 
     def plain(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class Options(BaseModel):
 
     @classmethod
     def resume_rule(cls, field: str) -> ResumeRule:
-        """Tells what happens if `field` differs between a run and its resumption."""
+        """Returns what happens if `field` differs between a run and its resumption."""
         info = cls.model_fields.get(field)
         extra = info.json_schema_extra if info is not None else None
         rule = extra.get("resume", "fixed") if isinstance(extra, dict) else "fixed"

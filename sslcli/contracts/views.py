@@ -1,9 +1,9 @@
 """Contract of the group `sslcli.augmentations`: view operations and presets.
 
 A recipe is data: a list of views, each with a count, a size and an ordered list of operations. An operation works on
-the whole batch with its own random draw per sample. The draws are made outside of `apply`, on the CPU, from a
-counter-based hash, so that `apply` is a pure function of tensors with static shapes (it can be compiled) and so that
-worker processes and devices see the same numbers.
+the whole batch, with separate random numbers for each sample. They are drawn outside of `apply`, on the CPU, from a
+counter-based hash: so `apply` is a pure function of tensors with static shapes (it can be compiled), and worker
+processes and devices use the same numbers.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ class Operation(ABC):
         Options: the options' class.
         channels: channel counts it can work on; None for any. Others are refused when the config is read.
         geometric: it turns source images (uint8, any size) into float images of the view's size. A view has exactly
-            one, and it comes first.
-        key: the short key that sets it in a config (`blur: 0.5`), or None.
+            one such operation, the first.
         draws: how many uniform numbers it needs per sample.
     """
 
@@ -52,10 +51,10 @@ class Operation(ABC):
 
         Args:
             uniform: (N, `draws`) float64 in [0, 1).
-            sizes: (N, 2) int64, height and width of the images that come in.
+            sizes: (N, 2) int64, height and width of the input images.
 
         Returns:
-            tensors whose first dimension is N; whatever `apply` needs to know of chance.
+            tensors whose first dimension is N: all the randomness that `apply` uses.
         """
 
     @abstractmethod
@@ -71,9 +70,9 @@ class Operation(ABC):
         """
 
     def source_side(self) -> int | None:
-        """Geometric operations only: the shortest side, in pixels, that a source needs for a full-sized view.
+        """Geometric operations only: the shortest side, in pixels, that a source needs for a view of full detail.
 
-        Larger sources may be decoded at a size not below it. None: at full size always.
+        Larger images may be decoded at a smaller size, not below this one. None: always decoded at full size.
         """
         return None
 
@@ -86,14 +85,14 @@ class Operation(ABC):
 
 
 class ViewSpec(Options):
-    """One kind of view: how many of it, how large, and what is done to them, in order."""
+    """One kind of view: how many, their size, and their operations in order."""
 
     count: int = Field(default=1, ge=1)
-    """How many views are made like this."""
+    """Number of views of this kind."""
     size: int = Field(ge=1)
     """Side of the view in pixels."""
     operations: tuple[SerializeAsAny[OperationSpec], ...]
-    """What is done, in order; the first is the geometric one."""
+    """Operations in order; the first is the geometric one."""
 
 
 class OperationSpec(Options):
@@ -104,7 +103,7 @@ class OperationSpec(Options):
 
 
 class Preset(ABC):
-    """A named recipe. It returns views in the language of the config (short keys allowed)."""
+    """A named recipe. It returns views as a config would list them (short keys allowed)."""
 
     Options: ClassVar[type[Options]] = Options
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,9 +44,9 @@ class RunDirectory:
                 run, or cannot be written.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path}: is a file; --output wants a directory")
+            raise UserError(f"{self.path}: is a file; --output must be a directory")
         if self.is_run():
-            if not resume:
+            if not resume and self._has_results():
                 raise UserError(
                     f"{self.path}: holds a run already; go on with --resume, or choose another directory with --output"
                 )
@@ -60,6 +61,11 @@ class RunDirectory:
             raise UserError(f"{self.path}: cannot be written ({parent} is read-only for you); choose another --output")
         return False
 
+    def _has_results(self) -> bool:
+        """Tells whether anything of a run was kept; a start that failed before that does not block the next one."""
+        logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        return logged or self.backbone.exists() or bool(list_checkpoints(self.checkpoints))
+
     def create(self, config: Mapping[str, Any], command: list[str], *, resumed: bool) -> None:
         """Makes the directory, takes the lock, and writes what describes the run.
 
@@ -69,6 +75,8 @@ class RunDirectory:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._take_lock()
+            if not resumed:  # what a start that failed at once left behind
+                shutil.rmtree(self.path / "plugins", ignore_errors=True)
             files.write_text(self.config, dump_yaml(config))
             self._write_environment(command, resumed=resumed)
         except OSError as error:

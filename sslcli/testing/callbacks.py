@@ -1,4 +1,4 @@
-"""Checks of callbacks: a short run with nothing in it but what they watch."""
+"""Checks of callbacks, in short runs where nothing else happens."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from typing import Any
 from torch import Tensor
 
 from sslcli.contracts.callback import Callback, Outcome
-from sslcli.runs import files
 
-from .common import changed, check_options, equal, require, snapshot
+from .common import check_options, reported, require, require_is, require_same, require_savable, snapshot
 from .stand_ins import WatchedRun
 
 
 def check_callback(cls: type[Callback], options: Mapping[str, Any] | None = None) -> None:
-    """Checks that a callback stands every way a run can go, leaves the encoder alone, and gets its state back.
+    """Checks that a callback works in every kind of run, does not change the encoder, and restores its state.
 
     Args:
         cls: the class.
-        options: plain data; what makes it act within 6 steps and 2 epochs.
+        options: plain data with which it acts within 6 steps and 2 epochs.
 
     Raises:
         AssertionError: with what is wrong.
@@ -32,11 +31,10 @@ def check_callback(cls: type[Callback], options: Mapping[str, Any] | None = None
         before, modes = snapshot(run.encoder()), [module.training for module in run.encoder().modules()]
         watched = cls(parsed)
         _go(watched, run, 0, 6, "done")
-        lost = changed(before, snapshot(run.encoder()))
-        require(not lost, f"{label} changes {lost[:1]} of the encoder")
+        require_same(before, snapshot(run.encoder()), f"{label} changes {{}} of the encoder")
         require(
             modes == [module.training for module in run.encoder().modules()],
-            f"{label} leaves the encoder in another mode; put back what `training` was for each module",
+            f"{label} leaves the encoder in another mode; restore `training` of each module",
         )
         _check_state(cls, parsed, watched)
         _go(cls(parsed), WatchedRun(Path(folder), labels=False), 0, 6, "done")
@@ -47,54 +45,39 @@ def check_callback(cls: type[Callback], options: Mapping[str, Any] | None = None
         resumed = cls(parsed)
         resumed.load_state_dict(watched.state_dict())
         _go(resumed, WatchedRun(Path(folder)), 3, 6, "interrupted")
-        # If another callback's on_start fails, the run ends for this one before it has begun.
-        try:
+        # If another callback's on_start fails, on_end is called without on_start.
+        with reported(f"{label}.on_end fails in a run that ends before on_start"):
             cls(parsed).on_end(WatchedRun(Path(folder)), "failed")
-        except Exception as error:
-            raise AssertionError(
-                f"{label}.on_end fails in a run that ends before it has begun: {type(error).__name__}: {error}"
-            ) from error
 
 
 def _go(callback: Callback, run: WatchedRun, first: int, last: int, outcome: Outcome) -> None:
     """Calls the hooks in the loop's order."""
-    label = type(callback).__name__
-    try:
+    with reported(f"{type(callback).__name__} ends a run (main process: {run.is_main})"):
         callback.on_start(run.at(first))
         for step in range(first + 1, last + 1):
             run.at(step)
             callback.on_step(run)
-            record = {
-                "step": step, "epoch": run.progress.epoch, "loss": 1.0, "lr": 0.1, "images_per_second": 100.0,
-                "data_wait": 0.0, "feature_std": 0.5, "feature_rank": 4.0,
-                **(callback.on_record(run) if run.is_main else {}),
-            }  # fmt: skip
-            callback.on_log(run, record)
+            if run.is_main:
+                record = {
+                    "step": step, "epoch": run.progress.epoch, "loss": 1.0, "lr": 0.1, "images_per_second": 100.0,
+                    "data_wait": 0.0, "feature_std": 0.5, "feature_rank": 4.0, **callback.on_record(run),
+                }  # fmt: skip
+                callback.on_log(run, record)
             if step % run.progress.steps_per_epoch == 0:
                 callback.on_epoch(run)
-        callback.on_log(run, {"step": last, "epoch": run.progress.epoch, "another_callbacks": 1.0})
+        if run.is_main:
+            callback.on_log(run, {"step": last, "epoch": run.progress.epoch, "another_callbacks": 1.0})
         callback.on_end(run, outcome)
-    except Exception as error:
-        where = f"step {run.progress.step}, main process: {run.is_main}"
-        raise AssertionError(f"{label} ends a run ({where}): {type(error).__name__}: {error}") from error
 
 
 def _check_state(cls: type[Callback], options: Any, watched: Callback) -> None:
     label, state = cls.__name__, watched.state_dict()
-    for key, value in state.items():
-        require(
-            isinstance(value, Tensor | int | float | str), f"{label}: the state {key!r} is a {type(value).__name__}"
-        )
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    try:
-        files.snapshot(tensors)
-    except ValueError as error:
-        raise AssertionError(f"{label}: its state cannot be saved: {error}") from error
+    tensors = require_savable(label, state)
     fresh = cls(options)
     fresh.load_state_dict(state)
     again = fresh.state_dict()
-    require(again.keys() == state.keys(), f"{label}: its state has other keys after load_state_dict")
-    for key, value in state.items():
-        other = again[key]
-        same = equal(value, other) if isinstance(value, Tensor) and isinstance(other, Tensor) else bool(value == other)
-        require(same, f"{label}: load_state_dict does not bring back {key!r}")
+    require_is(f"{label}: its state after load_state_dict", sorted(again), sorted(state))
+    restored = {key: value for key, value in again.items() if isinstance(value, Tensor)}
+    require_same(tensors, restored, f"{label}: load_state_dict does not restore {{}}")
+    for key in state.keys() - tensors.keys():
+        require(state[key] == again[key], f"{label}: load_state_dict does not restore {key!r}")

@@ -1,24 +1,56 @@
-"""What all checks begin with: a sentence for each broken promise, and options that keep theirs."""
+"""What all checks share: a sentence for each broken rule, options, and comparisons of tensors."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
+from sslcli.config.document import Document
+from sslcli.config.problems import Problems
+from sslcli.config.views_section import resolve_views
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options
+from sslcli.contracts.views import ViewSpec
+from sslcli.runs import files
 
 
 def require(condition: bool, sentence: str) -> None:
     """Raises AssertionError with the sentence unless the condition holds (also under `python -O`)."""
     if not condition:
         raise AssertionError(sentence)
+
+
+def require_is(what: str, found: object, expected: object) -> None:
+    """Requires equal values; the sentence is `WHAT is FOUND, not EXPECTED`."""
+    require(found == expected, f"{what} is {found}, not {expected}")
+
+
+def require_savable(what: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Requires a state that a checkpoint can hold: tensors, numbers and text; returns copies of its tensors."""
+    for key, value in state.items():
+        require(isinstance(value, Tensor | int | float | str), f"{what}: the state {key!r} is a {type(value).__name__}")
+    with reported(f"{what} cannot be saved", ValueError):
+        return files.snapshot({key: value for key, value in state.items() if isinstance(value, Tensor)})
+
+
+def kind(value: object) -> str:
+    """Describes a tensor: `torch.uint8 (3, 32, 32)`; of anything else the class."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+@contextmanager
+def reported(sentence: str, kinds: type[Exception] | tuple[type[Exception], ...] = Exception) -> Iterator[None]:
+    """Turns errors of these kinds into an AssertionError: the sentence, then the error in one line."""
+    try:
+        yield
+    except kinds as error:
+        raise AssertionError(f"{sentence}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def check_options(cls: Any, values: Mapping[str, Any] | None, base: type[Options] = Options) -> Any:
@@ -33,7 +65,7 @@ def check_options(cls: Any, values: Mapping[str, Any] | None, base: type[Options
         the parsed options.
 
     Raises:
-        AssertionError: no docstring, undocumented options, or options that do not survive being written and read.
+        AssertionError: no docstring, undocumented options, or options that change when they are written and read.
     """
     label = cls.__name__
     require(bool((cls.__doc__ or "").strip()), f"{label} has no docstring; `ssl list` shows its first paragraph")
@@ -49,19 +81,16 @@ def check_options(cls: Any, values: Mapping[str, Any] | None, base: type[Options
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        raise AssertionError(f"{label}.Options refuses the options of the check: {where}: {problem['msg']}") from error
+        raise AssertionError(f"{label}.Options rejects the options of the check: {where}: {problem['msg']}") from error
     plain = parsed.plain()
-    try:
+    with reported(f"{label}.Options cannot read what its plain() returned", ValueError):
         again = options.parse(json.loads(json.dumps(plain)))
-    except (ValidationError, ValueError) as error:
-        raise AssertionError(f"{label}.Options cannot read back what its plain() returned: {error}") from error
-    require(again == parsed, f"{label}.Options are others after plain() and parse(): {plain} became {again.plain()}")
-    unknown = "no_such_option"
+    require(again == parsed, f"{label}.Options differ after plain() and parse(): {plain} became {again.plain()}")
     try:
-        options.parse({**plain, unknown: 1})
+        options.parse({**plain, "no_such_option": 1})
     except ValidationError:
         return parsed
-    raise AssertionError(f"{label}.Options takes unknown keys; a typo in a config would pass silently")
+    raise AssertionError(f"{label}.Options accepts unknown keys; a typo in a config would pass silently")
 
 
 def _undocumented(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -74,6 +103,14 @@ def _undocumented(model: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
+def check_views(label: str, section: Any, size: int) -> tuple[ViewSpec, ...]:
+    """Returns the views that a `views:` section or list means; AssertionError with every problem in it."""
+    problems = Problems(Document({}, {(): label}))
+    specs = resolve_views(section, {}, size, problems)
+    require(not problems.lines, f"{label} cannot be resolved: {'; '.join(problems.lines)}")
+    return specs
+
+
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
     """Copies parameters and buffers by name."""
     named = [*module.named_parameters(), *module.named_buffers()]
@@ -81,25 +118,37 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
 
 
 def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
-    """Lists the names whose tensors are not equal to the bit, or that only one of both has."""
+    """Lists the names whose tensors are not bitwise equal, or that only one of both has."""
     names = sorted({*before, *after})
     return [n for n in names if n not in before or n not in after or not equal(before[n], after[n])]
 
 
+def require_same(before: Mapping[str, Tensor], after: Mapping[str, Tensor], sentence: str) -> None:
+    """Requires equal tensors; a `{}` in the sentence becomes the first name that differs."""
+    different = changed(before, after)
+    require(not different, sentence.replace("{}", "".join(map(repr, different[:1]))))
+
+
+def require_finite(tensors: Mapping[str, Tensor], sentence: str) -> None:
+    """Requires finite tensors; a `{}` in the sentence becomes the name of the first that is not."""
+    bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    require(not bad, sentence.replace("{}", "".join(map(repr, bad[:1]))))
+
+
 def equal(a: Tensor, b: Tensor) -> bool:
-    """Tells whether two tensors are the same in type, shape and every bit (NaN equals NaN)."""
+    """Tells whether two tensors are equal in type, shape and every bit (NaN equals NaN)."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def refusal(call: Callable[[], object]) -> str | None:
-    """Returns the one-line message of the UserError that the call ends with, or None where it ends otherwise."""
+    """Returns the message of the call's UserError if it is one line; None if the call ends in any other way."""
     try:
         call()
     except UserError as error:
         text = str(error)
-        return text if text and not re.search(r"\n", text) else None
+        return text if text and "\n" not in text else None
     except Exception:
         return None
     return None

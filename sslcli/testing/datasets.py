@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from torch import Tensor
 
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part, RootedOptions
 
-from .common import check_options, equal, refusal, require
+from .common import check_options, equal, kind, refusal, reported, require, require_is
 
-#: Where no data are.
+#: A folder that does not exist.
 _NOWHERE = Path("/no/such/folder")
 
 
 def check_dataset(cls: type[Dataset], options: Mapping[str, Any] | None = None) -> None:
-    """Checks images, labels, `limit`, pickling and what is said where there are no data.
+    """Checks images, labels, `limit`, pickling and the message for missing data.
 
     Args:
         cls: the class.
@@ -29,16 +27,15 @@ def check_dataset(cls: type[Dataset], options: Mapping[str, Any] | None = None) 
     Raises:
         AssertionError: with what is wrong.
     """
-    parsed = check_options(cls, options, DatasetOptions)
+    label, parsed = cls.__name__, check_options(cls, options, DatasetOptions)
     size = cls.view_size(parsed)
-    require(isinstance(size, int) and size > 0, f"{cls.__name__}.view_size returns {size!r}, not a side in pixels")
+    require(isinstance(size, int) and size > 0, f"{label}.view_size returns {size!r}, not a side in pixels")
     if isinstance(parsed, RootedOptions):
-        # First, and with the folder alone changed: it must not be found out in the middle of a run.
         moved = parsed.model_copy(update={"root": _NOWHERE})
         said = refusal(lambda: cls.open(moved))
         require(
             said is not None and str(_NOWHERE) in said,
-            f"{cls.__name__}: without data at root, opening must raise UserError, one line that names the folder",
+            f"{label}: without data at root, opening must raise UserError, one line that names the folder",
         )
     dataset = cls.open(parsed)
     _check_info(dataset)
@@ -51,11 +48,11 @@ def check_dataset(cls: type[Dataset], options: Mapping[str, Any] | None = None) 
         labeled = cls.labeled(parsed, part)
         require(
             labeled is None or isinstance(labeled, cls.Options),
-            f"{cls.__name__}.labeled({part!r}) must return options of the data set, or None",
+            f"{label}.labeled({part!r}) must return options of the data set, or None",
         )
 
 
-def _places(dataset: Dataset) -> list[int]:
+def _some(dataset: Dataset) -> list[int]:
     return sorted({0, len(dataset) // 2, len(dataset) - 1})
 
 
@@ -65,78 +62,58 @@ def _check_info(dataset: Dataset) -> None:
     assert isinstance(info, DataInfo)
     require(len(dataset) > 0, f"{label} is empty with these options")
     for name, values in (("mean", info.mean), ("std", info.std)):
-        require(
-            len(values) == info.channels, f"{label}.info.{name} has {len(values)} numbers for {info.channels} channels"
-        )
+        require_is(f"{label}: the length of info.{name}", len(values), info.channels)
         require(all(0 <= v <= 1 for v in values), f"{label}.info.{name} is {values}; it is for images in [0, 1]")
     require(all(v > 0 for v in info.std), f"{label}.info.std has a 0 in it: {info.std}")
     require(bool(dataset.splits), f"{label}.splits is empty")
     for split in dataset.splits:
-        try:
+        with reported(f"{label}.Options rejects the split {split!r}, which {label}.splits names", ValueError):
             type(dataset).Options.parse({"split": split})
-        except ValidationError as error:
-            raise AssertionError(f"{label}.Options refuses the split {split!r}, which {label}.splits names") from error
     require(isinstance(dataset.name_of(0), str), f"{label}.name_of must return a text")
 
 
 def _check_images(dataset: Dataset) -> None:
     label, info = type(dataset).__name__, dataset.info
-    for place in _places(dataset):
-        image = dataset.image(place)
-        require(
-            isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3,
-            f"{label}.image({place}) is no uint8 tensor (C, H, W)",
-        )
-        require(
-            image.shape[0] == info.channels,
-            f"{label}.image({place}) has {image.shape[0]} channels, not {info.channels}",
-        )
-        size = (image.shape[1], image.shape[2])
-        require(info.image_size in (None, size), f"{label}.image({place}) is {size}, the info says {info.image_size}")
-        require(equal(dataset.image(place), image), f"{label}: read again, image({place}) is another")
-        require(equal(dataset.image_for(place, None), image), f"{label}.image_for({place}, None) is not image({place})")
-        smaller, side = dataset.image_for(place, 4), min(4, *size)
+    for i in _some(dataset):
+        image = dataset.image(i)
+        size = tuple(getattr(image, "shape", ()))[1:]
+        require_is(f"{label}.image({i})", kind(image), f"torch.uint8 {(info.channels, *(info.image_size or size))}")
+        require(equal(dataset.image(i), image), f"{label}.image({i}) differs when it is read again")
+        require(equal(dataset.image_for(i, None), image), f"{label}.image_for({i}, None) is not image({i})")
+        smaller, side = dataset.image_for(i, 4), min(4, *size)
         require(
             smaller.dtype == torch.uint8 and smaller.shape[0] == info.channels and min(smaller.shape[1:]) >= side,
-            f"{label}.image_for({place}, 4) is {smaller.dtype} {tuple(smaller.shape)}; no side may fall below 4",
+            f"{label}.image_for({i}, 4) is {smaller.dtype} {tuple(smaller.shape)}; no side may fall below 4",
         )
-        require(equal(dataset.image_for(place, 4), smaller), f"{label}.image_for({place}, 4) is another each time")
+        require(equal(dataset.image_for(i, 4), smaller), f"{label}.image_for({i}, 4) differs when it is read again")
     images = dataset.images()
     if images is None:
         return
-    require(info.image_size is not None, f"{label} returns images() of one size, and its info has no image_size")
-    assert info.image_size is not None
-    shape = (len(dataset), info.channels, *info.image_size)
-    require(
-        images.dtype == torch.uint8 and tuple(images.shape) == shape,
-        f"{label}.images() is {images.dtype} {tuple(images.shape)}, not uint8 {shape}",
-    )
-    for place in _places(dataset):
-        require(equal(images[place], dataset.image(place)), f"{label}: images()[{place}] is not image({place})")
+    require(info.image_size is not None, f"{label}.images() returns images of one size, and its info has no image_size")
+    shape = (len(dataset), info.channels, *(info.image_size or ()))
+    require_is(f"{label}.images()", kind(images), f"torch.uint8 {shape}")
+    for i in _some(dataset):
+        require(equal(images[i], dataset.image(i)), f"{label}: images()[{i}] is not image({i})")
 
 
 def _check_labels(dataset: Dataset) -> None:
-    label, labels = type(dataset).__name__, dataset.labels
+    label, labels, classes = type(dataset).__name__, dataset.labels, dataset.info.classes
     if labels is None:
         return
-    require(
-        labels.dtype == torch.int64 and tuple(labels.shape) == (len(dataset),) and labels.device.type == "cpu",
-        f"{label}.labels must be int64 ({len(dataset)},) on the CPU, not {labels.dtype} {tuple(labels.shape)}",
-    )
-    require(int(labels.min()) >= 0, f"{label}.labels has negative numbers; without labels it is None")
-    classes = dataset.info.classes
+    require_is(f"{label}.labels", f"{labels.device} {kind(labels)}", f"cpu torch.int64 {(len(dataset),)}")
+    require(int(labels.min()) >= 0, f"{label}.labels has negative numbers; it is None without labels")
     require(classes is not None, f"{label} has labels, and its info no classes")
-    assert classes is not None
-    require(int(labels.max()) < len(classes), f"{label}.labels go to {int(labels.max())}, of {len(classes)} classes")
+    count, largest = len(classes or ()), int(labels.max())
+    require(largest < count, f"{label}.labels go to {largest}, but there are {count} classes")
 
 
 def _check_limit(dataset: Dataset, options: DatasetOptions) -> None:
     label, limit = type(dataset).__name__, max(1, len(dataset) // 2)
     part = type(dataset).open(options.model_copy(update={"limit": limit}))
-    require(len(part) == limit, f"{label} with limit={limit} has {len(part)} images")
+    require_is(f"{label}: the number of images with limit={limit}", len(part), limit)
     if dataset.labels is None or part.labels is None:
         return
-    require(len(part.labels) == limit, f"{label} with limit={limit} has {len(part.labels)} labels")
+    require_is(f"{label}: the number of labels with limit={limit}", len(part.labels), limit)
     classes = len(dataset.info.classes or ())
     whole = torch.bincount(dataset.labels, minlength=classes) * limit / len(dataset)
     got = torch.bincount(part.labels, minlength=classes)
@@ -147,15 +124,12 @@ def _check_limit(dataset: Dataset, options: DatasetOptions) -> None:
 
 
 def _check_repeats(dataset: Dataset, options: DatasetOptions) -> None:
-    label = type(dataset).__name__
-    again = type(dataset).open(options)
-    try:
+    label, again = type(dataset).__name__, type(dataset).open(options)
+    with reported(f"{label} cannot be pickled, which worker processes need"):
         copied: Dataset = pickle.loads(pickle.dumps(dataset))
-    except Exception as error:
-        raise AssertionError(f"{label} cannot be pickled, which worker processes need: {error}") from error
-    for place in _places(dataset):
-        image = dataset.image(place)
-        require(equal(again.image(place), image), f"{label}: opened again, image({place}) is another")
-        require(equal(copied.image(place), image), f"{label}: after pickling, image({place}) is another")
+    for i in _some(dataset):
+        image = dataset.image(i)
+        require(equal(again.image(i), image), f"{label}: opened again, image({i}) differs")
+        require(equal(copied.image(i), image), f"{label}: after pickling, image({i}) differs")
     if dataset.labels is not None and again.labels is not None:
-        require(equal(dataset.labels, again.labels), f"{label}: opened again, its labels are others")
+        require(equal(dataset.labels, again.labels), f"{label}: opened again, its labels differ")

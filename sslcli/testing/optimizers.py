@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sslcli.contracts.method import ParameterGroup
 from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin, Schedule, ScheduleOptions
+from sslcli.modules.roles import parameter_roles
+from sslcli.optimizers.groups import split_by_role
 from sslcli.training.state import load_optimizer_state, named_optimizer_state
 
-from .common import changed, check_options, require, snapshot
+from .common import changed, check_options, reported, require, require_finite, require_same, require_savable, snapshot
 
 #: Keys of a group, beside torch's own, that must be there after building.
 KEPT = ("names", "roles", "name", "excluded", "lr_multiplier", "constant_lr")
@@ -26,19 +29,125 @@ def check_optimizer(
 
     Args:
         cls: the class.
-        options: plain data; `lr` 0.01 and a weight decay of 0.1 where they are not given.
+        options: plain data; `lr` 0.01 and a weight decay of 0.1 if they are not given.
         device: where the parameters are.
 
     Raises:
         AssertionError: with what is wrong.
     """
     parsed = check_options(cls, {"lr": 0.01, "weight_decay": 0.1, **(options or {})}, OptimizerOptions)
-    _check_groups(cls, parsed, device)
-    _check_learning_rate(cls, parsed, device)
-    _check_weight_decay(cls, parsed, device)
-    _check_missing_gradients(cls, parsed, device)
-    _check_resuming(cls, parsed, device)
-    _check_zeros(cls, parsed, device)
+
+    def trial(seed: int = 0) -> _Trial:
+        return _Trial(cls, parsed, device, seed)
+
+    _check_groups(trial())
+    _check_learning_rate(trial())
+    _check_weight_decay(trial(), trial())
+    _check_missing_gradients(trial())
+    _check_resuming(trial(), trial(seed=1))
+    _check_zeros(trial())
+
+
+class _Trial:
+    """A small network with the optimizer on it, in groups as the loop builds them."""
+
+    def __init__(self, cls: type[OptimizerPlugin], options: Any, device: str, seed: int) -> None:
+        self.label = cls.__name__
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(24, 5)).to(device)
+        self.parameters = dict(self.module.named_parameters())
+        self.groups = split_by_role(ParameterGroup(self.parameters), parameter_roles(self.module), options)
+        self.excluded = [name for group in self.groups if group["excluded"] for name in group["names"]]
+        self.optimizer = cls.build([dict(group) for group in self.groups], options)
+
+    def step(self, seed: int, without: Collection[str] = ()) -> dict[str, Tensor]:
+        """Makes a step with random gradients for all parameters but those named; returns the parameters then."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.parameters.items():
+            gradient = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+            parameter.grad = None if name in without else gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return snapshot(self.module)
+
+
+def _check_groups(trial: _Trial) -> None:
+    label, groups = trial.label, getattr(trial.optimizer, "param_groups", [])
+    require(isinstance(trial.optimizer, torch.optim.Optimizer), f"{label}.build must return a torch.optim.Optimizer")
+    require(len(groups) == len(trial.groups), f"{label} has {len(groups)} groups, not the {len(trial.groups)} given")
+    for group in groups:
+        for key in KEPT:
+            require(key in group, f"{label} drops {key!r} from its param_groups")
+    before = snapshot(trial.module)
+    still = sorted(before.keys() - set(changed(before, trial.step(0))))
+    require(not still, f"{label}: a step with a gradient does not change {still[:1]}")
+
+
+def _check_learning_rate(trial: _Trial) -> None:
+    before = trial.step(0)
+    for group in trial.optimizer.param_groups:
+        group["lr"] = group["lr"].fill_(0.0) if isinstance(group["lr"], Tensor) else 0.0
+    first, second = trial.step(1), trial.step(1)
+    moved = changed(before, first)
+    # If the learning rate is part of the momentum (SimCLR's LARS), earlier steps still have an effect, a fading one.
+    lengths = [sum(float((b[n] - a[n]).norm()) for n in a) for a, b in ((before, first), (first, second))]
+    require(
+        not moved or lengths[1] < 0.99 * lengths[0],
+        f"{trial.label}: with the groups' lr set to 0, {moved[:1]} moves; each step must read `lr` from its group",
+    )
+
+
+def _check_weight_decay(*trials: _Trial) -> None:
+    ends = []
+    for trial, weight_decay in zip(trials, (0.1, 0.4), strict=True):
+        trial.step(0)  # Adam's first step has the same length for any gradient
+        for group in trial.optimizer.param_groups:
+            group["weight_decay"] = 0.0 if group["excluded"] else weight_decay
+        ends.append(trial.step(1))
+    require(
+        bool(changed(*ends)),
+        f"{trials[0].label}: with another weight_decay in the groups the step is the same; each must read it there",
+    )
+
+
+def _check_missing_gradients(trial: _Trial) -> None:
+    trial.step(0)
+    # One tensor of a group, a whole group, everything: decay or momentum alone would move a frozen parameter.
+    for frozen in (["0.weight"], ["0.bias", "2.bias"], [*trial.parameters]):
+        before = snapshot(trial.module)
+        with reported(f"{trial.label}: a step fails if {frozen} have no gradient"):
+            after = trial.step(1, without=frozen)
+        moved = [name for name in changed(before, after) if name in frozen]
+        require(not moved, f"{trial.label}: a parameter without a gradient moves: {moved[:1]}")
+
+
+def _check_resuming(trial: _Trial, fresh: _Trial) -> None:
+    label = trial.label
+    for step in range(3):
+        trial.step(step)
+    with reported(f"{label} keeps state for something that is not a parameter of the method", KeyError):
+        flat = named_optimizer_state(trial.optimizer, trial.module)
+    saved = {**flat, **require_savable(label, flat)}
+    fresh.module.load_state_dict(snapshot(trial.module))
+    load_optimizer_state(fresh.optimizer, fresh.module, saved)
+    for step in range(3, 6):
+        whole, resumed = trial.step(step), fresh.step(step)
+    require_same(whole, resumed, f"{label}: resumed, {{}} differs; all state must be in optimizer.state[parameter]")
+
+
+def _check_zeros(trial: _Trial) -> None:
+    with torch.no_grad():
+        trial.parameters["0.weight"].zero_()
+    before = snapshot(trial.module)
+    for parameter in trial.parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    trial.optimizer.step()
+    after = snapshot(trial.module)
+    require_finite(after, f"{trial.label}: {{}} is not finite after a step with gradients of 0")
+    moved = [name for name in changed(before, after) if name in trial.excluded]
+    require(not moved, f"{trial.label}: {moved[:1]} has weight_decay 0 and a gradient of 0, and moves")
+    require_finite(trial.step(0), f"{trial.label}: {{}}, a weight of 0, is not finite after a step")
 
 
 def check_schedule(cls: type[Schedule], options: Mapping[str, Any] | None = None, *, base: float = 0.3) -> None:
@@ -47,178 +156,21 @@ def check_schedule(cls: type[Schedule], options: Mapping[str, Any] | None = None
     Args:
         cls: the class.
         options: plain data, for a run of 20 steps in 4 epochs.
-        base: the value at the top.
+        base: the highest value.
 
     Raises:
         AssertionError: with what is wrong.
     """
-    parsed, label, total, per_epoch = check_options(cls, options, ScheduleOptions), cls.__name__, 20, 5
-    schedule = cls(parsed, base, total, per_epoch)
+    parsed, label, total = check_options(cls, options, ScheduleOptions), cls.__name__, 20
+    schedule = cls(parsed, base, total, 5)
     values = [schedule(step) for step in range(total)]
     for step, value in enumerate(values):
         require(isinstance(value, float), f"{label}({step}) is a {type(value).__name__}, not a float")
         require(math.isfinite(value) and value >= 0, f"{label}({step}) is {value}")
         require(value <= base * (1 + 1e-9), f"{label}({step}) is {value}, above its base {base}")
-    require(max(values) > 0, f"{label} is 0 all along")
+    require(max(values) > 0, f"{label} is 0 in every step")
     backwards = [schedule(step) for step in reversed(range(total))]
     require(backwards == values[::-1], f"{label}: a step's value depends on which steps were asked for before it")
-    resumed: Schedule = pickle.loads(pickle.dumps(cls(parsed, base, total, per_epoch)))
+    resumed: Schedule = pickle.loads(pickle.dumps(cls(parsed, base, total, 5)))
     require(resumed(total // 2) == values[total // 2], f"{label}: a new one has another value in the middle of a run")
     require(math.isfinite(cls(parsed, base, 4, 5)(3)), f"{label} has no value in a run shorter than an epoch")
-
-
-def _module(seed: int, device: str) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(24, 5)).to(device)
-
-
-def _groups(module: nn.Module, options: Any) -> list[dict[str, Any]]:
-    """Groups as the loop builds them: what decays, and what is excluded."""
-    groups: list[dict[str, Any]] = []
-    for excluded in (False, True):
-        named = {n: p for n, p in module.named_parameters() if (p.ndim < 2) == excluded}
-        groups.append(
-            {
-                "params": list(named.values()),
-                "names": list(named),
-                "roles": ["bias" if excluded else "weight"] * len(named),
-                "name": "main/excluded" if excluded else "main",
-                "excluded": excluded,
-                "lr_multiplier": 1.0,
-                "constant_lr": False,
-                "lr": options.lr,
-                "weight_decay": 0.0 if excluded else options.weight_decay,
-            }
-        )
-    return groups
-
-
-def _build(
-    cls: type[OptimizerPlugin], options: Any, device: str, seed: int = 0
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    module = _module(seed, device)
-    return module, cls.build(_groups(module, options), options)
-
-
-def _step(module: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.device)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def _check_groups(cls: type[OptimizerPlugin], options: Any, device: str) -> None:
-    label = cls.__name__
-    module, optimizer = _build(cls, options, device)
-    require(isinstance(optimizer, torch.optim.Optimizer), f"{label}.build must return a torch.optim.Optimizer")
-    require(len(optimizer.param_groups) == 2, f"{label} has {len(optimizer.param_groups)} groups of the 2 given")
-    for group in optimizer.param_groups:
-        for key in KEPT:
-            require(key in group, f"{label} drops {key!r} from its param_groups")
-    before = snapshot(module)
-    _step(module, optimizer, 0)
-    still = sorted(before.keys() - set(changed(before, snapshot(module))))
-    require(not still, f"{label}: a step with a gradient leaves {still[:1]} as it was")
-
-
-def _check_learning_rate(cls: type[OptimizerPlugin], options: Any, device: str) -> None:
-    module, optimizer = _build(cls, options, device)
-    _step(module, optimizer, 0)
-    before = snapshot(module)
-    for group in optimizer.param_groups:
-        group["lr"] = group["lr"].fill_(0.0) if isinstance(group["lr"], Tensor) else 0.0
-    # Where the learning rate is inside the momentum (SimCLR's LARS), what is in there already still runs out.
-    _step(module, optimizer, 1)
-    halfway = snapshot(module)
-    _step(module, optimizer, 1)
-    moved = changed(before, halfway)
-    require(
-        not moved or _shrinks(before, halfway, snapshot(module)),
-        f"{cls.__name__}: with the groups' lr set to 0, {moved[:1]} moves; each step must read `lr` from its group",
-    )
-
-
-def _shrinks(first: Mapping[str, Tensor], second: Mapping[str, Tensor], third: Mapping[str, Tensor]) -> bool:
-    """Tells whether the second of two steps is shorter than the first."""
-    lengths = [sum(float((b[n] - a[n]).norm()) for n in a) for a, b in ((first, second), (second, third))]
-    return lengths[1] < 0.99 * lengths[0]
-
-
-def _check_weight_decay(cls: type[OptimizerPlugin], options: Any, device: str) -> None:
-    ends = []
-    for weight_decay in (0.1, 0.4):
-        module, optimizer = _build(cls, options, device)
-        _step(module, optimizer, 0)  # Adam's first step has one length whatever the gradient
-        for group in optimizer.param_groups:
-            group["weight_decay"] = 0.0 if group["excluded"] else weight_decay
-        _step(module, optimizer, 1)
-        ends.append(snapshot(module))
-    require(
-        bool(changed(*ends)),
-        f"{cls.__name__}: with another weight_decay in the groups the step is the same; each must read it there",
-    )
-
-
-def _check_missing_gradients(cls: type[OptimizerPlugin], options: Any, device: str) -> None:
-    label = cls.__name__
-    module, optimizer = _build(cls, options, device)
-    _step(module, optimizer, 0)
-    # One tensor of a group, a whole group, everything: decay or momentum alone would move a frozen parameter.
-    for frozen in ({"0.weight"}, {"0.bias", "2.bias"}, set(dict(module.named_parameters()))):
-        before = snapshot(module)
-        for name, parameter in module.named_parameters():
-            parameter.grad = None if name in frozen else torch.ones_like(parameter)
-        try:
-            optimizer.step()
-        except Exception as error:
-            raise AssertionError(
-                f"{label}: a step fails where {sorted(frozen)} have no gradient: {type(error).__name__}: {error}"
-            ) from error
-        moved = [name for name in changed(before, snapshot(module)) if name in frozen]
-        require(not moved, f"{label}: a parameter without a gradient moves: {moved[:1]}")
-
-
-def _check_resuming(cls: type[OptimizerPlugin], options: Any, device: str) -> None:
-    label = cls.__name__
-    module, optimizer = _build(cls, options, device)
-    for step in range(3):
-        _step(module, optimizer, step)
-    try:
-        flat = named_optimizer_state(optimizer, module)
-    except KeyError as error:
-        raise AssertionError(f"{label} keeps state for something that is no parameter of the method") from error
-    for name, value in flat.items():
-        require(
-            isinstance(value, Tensor | int | float | str), f"{label}: the state {name!r} is a {type(value).__name__}"
-        )
-    saved = {name: value.clone() if isinstance(value, Tensor) else value for name, value in flat.items()}
-    fresh, resumed = _build(cls, options, device, seed=1)
-    fresh.load_state_dict({name: tensor.clone() for name, tensor in module.state_dict().items()})
-    load_optimizer_state(resumed, fresh, saved)
-    for step in range(3, 6):
-        _step(module, optimizer, step)
-        _step(fresh, resumed, step)
-    lost = changed(snapshot(module), snapshot(fresh))
-    require(not lost, f"{label}: resumed, {lost[:1]} ends elsewhere; all state must be in optimizer.state[parameter]")
-
-
-def _check_zeros(cls: type[OptimizerPlugin], options: Any, device: str) -> None:
-    label = cls.__name__
-    module, optimizer = _build(cls, options, device)
-    with torch.no_grad():
-        next(iter(module.parameters())).zero_()
-    before = snapshot(module)
-    for parameter in module.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    after = snapshot(module)
-    bad = [name for name, tensor in after.items() if not bool(tensor.isfinite().all())]
-    require(not bad, f"{label}: {bad[:1]} is not finite after a step with gradients of 0")
-    excluded = {name for name, parameter in module.named_parameters() if parameter.ndim < 2}
-    moved = [name for name in changed(before, after) if name in excluded]
-    require(not moved, f"{label}: {moved[:1]} has weight_decay 0 and a gradient of 0, and moves")
-    _step(module, optimizer, 0)
-    bad = [name for name, tensor in snapshot(module).items() if not bool(tensor.isfinite().all())]
-    require(not bad, f"{label}: {bad[:1]}, which was 0 everywhere, is not finite after a step")

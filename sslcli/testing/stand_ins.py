@@ -1,4 +1,4 @@
-"""Small parts that checks run plugins with: a backbone, a data set in memory, and a run for callbacks to watch."""
+"""Small parts that checks run plugins with: a backbone, a data set in memory, and a run for callbacks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLASSES = ("a", "b", "c", "d")
 
 
 class SmallBackbone(Backbone):
-    """Two convolutions with batch norm; every weight gets a gradient from the first step on."""
+    """Two convolutions with batch norm; every weight has a gradient in the first step."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class SmallBackbone(Backbone):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         """Returns pooled features (N, 16); UserError if a mask is given."""
         if mask is not None:
-            raise UserError("backbone: the checks' own has no tokens to mask: pass one that has, as `backbone`")
+            raise UserError("backbone: that of the checks has no tokens to mask; pass one with tokens as `backbone`")
         return Features(self.layers(x).mean(dim=(2, 3)))
 
 
@@ -51,8 +51,13 @@ def pixels(count: int, channels: int, height: int, width: int, seed: int = 0) ->
     return torch.randint(0, 256, (count, channels, height, width), generator=generator, dtype=torch.uint8)
 
 
+def sizes_of(images: Tensor) -> Tensor:
+    """Returns (N, 2): the height and width of each image of a batch."""
+    return torch.tensor([images.shape[-2:]]).expand(len(images), 2)
+
+
 class MemoryDataset(Dataset):
-    """Random images whose mean color tells the class."""
+    """Random images whose mean color depends on the class."""
 
     splits = ("train", "test")
 
@@ -79,13 +84,13 @@ class MemoryDataset(Dataset):
 
 
 def small_trained(image_size: int = 16) -> Trained:
-    """Returns a registered backbone as if it had been trained: a narrow ResNet-18, so that files name what exists."""
+    """Returns a registered backbone as if it had been trained: a narrow ResNet-18."""
     values = {"name": "resnet18", "stem": "small", "width": 4, "zero_init_residual": False}
     cls: type[Backbone] = load("backbones", "resnet18")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = cls.build(cls.Options.parse({k: v for k, v in values.items() if k != "name"}), 3, image_size)
-        backbone(torch.randn(8, 3, image_size, image_size))  # so that the norms' statistics are not those of a new one
+        backbone(torch.randn(8, 3, image_size, image_size))  # so that batch statistics differ from a new one's
     card = BackboneCard(
         backbone=values, channels=3, image_size=image_size, feature_dim=backbone.spec.feature_dim, mean=(MEAN,) * 3,
         std=(STD,) * 3, method="simclr", dataset="memory", step=6, epoch=2.0, sslcli=__version__,
@@ -94,7 +99,7 @@ def small_trained(image_size: int = 16) -> Trained:
 
 
 class WatchedRun(RunContext):
-    """A run of 6 steps in 2 epochs that keeps what it is told and what is logged."""
+    """A run of 6 steps in 2 epochs."""
 
     def __init__(self, directory: Path, *, labels: bool = True, is_main: bool = True) -> None:
         self.directory, self.device, self.seed = directory, torch.device("cpu"), 0
@@ -109,8 +114,6 @@ class WatchedRun(RunContext):
         }
         self._normalize = normalizer((MEAN,) * 3, (STD,) * 3, self.device)
         self.classes = len(CLASSES) if labels else None
-        self.logged: list[dict[str, float]] = []
-        self.told: list[str] = []
 
     def at(self, step: int) -> WatchedRun:
         self.progress = Progress(step, 6, 3)
@@ -129,7 +132,7 @@ class WatchedRun(RunContext):
         return self._normalize(images)
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        self.logged.append(dict(metrics))
+        """Does nothing: no other callback listens."""
 
     def tell(self, text: str) -> None:
-        self.told.append(text)
+        """Does nothing."""

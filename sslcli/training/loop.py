@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sslcli import distributed
 from sslcli.contracts.data import SourceBatch
-from sslcli.contracts.errors import SslError
+from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.method import Batch, Progress, Step, StepFunction, View
 from sslcli.evaluation.quality import effective_rank, feature_std
 from sslcli.modules.sync_norm import local_statistics
@@ -212,7 +212,12 @@ class Loop:
         views = self.make_views(source_batch)
         batch = Batch([View(view) for view in views], source_batch.labels, source_batch.index, schedule)
         with phase("forward"), self.session.precision.autocast():
-            result: Step = module(batch)
+            result = module(batch)
+        if not isinstance(result, Step):
+            raise UserError(
+                f"method {self.session.config.method.name!r}: {type(self.method).__name__}.forward returned "
+                f"{type(result).__name__}, not Step; return sslcli.contracts.method.Step(loss)"
+            )
         return result
 
     def _tell_replaced(self, source_batch: SourceBatch) -> None:

@@ -66,7 +66,7 @@ def train(
         tell: shows a line to the user; by default the messages go where those of the logger `sslcli` go.
 
     Raises:
-        UserError: something about the input; nothing has been written then.
+        UserError: something about the input or a plugin, before anything was trained.
         SslError: the run failed; its last checkpoint is good.
     """
     directory = RunDirectory(output)

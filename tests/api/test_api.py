@@ -152,7 +152,7 @@ def test_a_callback_whose_hook_nobody_calls_is_refused(tmp_path) -> None:
 
     class Nothing: ...
 
-    with pytest.raises(UserError, match=r"callbacks: Misspelt.on_epoch_end is no hook; did you mean .*on_epoch"):
+    with pytest.raises(UserError, match=r"callbacks: Misspelt.on_epoch_end is not a hook; did you mean .*on_epoch"):
         tiny_run(tmp_path / "run", callbacks=[Misspelt()])
     with pytest.raises(UserError, match="callbacks: a Nothing has none of the hooks on_end, on_epoch"):
         tiny_run(tmp_path / "run", callbacks=[Nothing()])

@@ -1,8 +1,8 @@
-"""Every backbone there is, bare names and providers' alike: features as its spec says, and a way to a file and back."""
+"""Every built-in backbone at its full size, providers' included: features as its spec says, export and import."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,16 +35,14 @@ REPRESENTATIVES = [
     "torchvision/regnet_y_400mf", "torchvision/resnet18", "torchvision/shufflenet_v2_x0_5",
     "torchvision/squeezenet1_1", "torchvision/swin_t", "torchvision/vgg11_bn", "torchvision/vit_b_32",
 ]  # fmt: skip
-OTHERS = [name for name in NAMES if name not in REPRESENTATIVES]
-#: Of those, what takes seconds to fill or to run; without memory it runs always.
+#: Of those, what takes seconds to fill or to run.
 HEAVY = {f"torchvision/{name}" for name in ("convnext_tiny", "maxvit_t", "swin_t", "vgg11_bn", "vit_b_32")}
-LIGHT = [name for name in REPRESENTATIVES if name not in HEAVY]
-#: Where the smallest image that it takes can only be asked with an image at hand.
+#: The smallest image of those that say it only when they get one.
 SIZES = {"torchvision/maxvit_t": 224, "torchvision/inception_v3": 75, "torchvision/alexnet": 63}
 
 
 def size_of(name: str) -> int:
-    """The smallest side that a backbone takes, from 32 on."""
+    """The smallest side that a backbone takes, at least 32."""
     if name.startswith("torchvision/vit_"):
         patch = int(name.rpartition("_")[2])
         return patch * -(-32 // patch)
@@ -53,7 +51,7 @@ def size_of(name: str) -> int:
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Modules made in here have shapes and no weights. (RegNet reckons its widths with tensors: those are real.)"""
+    """Modules made in here have shapes and no weights. (RegNet computes its widths with tensors: those are real.)"""
     original = regnet.BlockParams.from_init_params.__func__
 
     def on_cpu(cls: Any, *arguments: Any, **options: Any) -> Any:
@@ -65,6 +63,12 @@ def without_memory() -> Iterator[None]:
         yield
 
 
+def each(fast: Collection[str]) -> pytest.MarkDecorator:
+    """All backbones, those that are not in `fast` as slow tests."""
+    slow = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in fast]
+    return pytest.mark.parametrize("name", [*(name for name in NAMES if name in fast), *slow])
+
+
 def build(name: str, channels: int = 3, **options: Any) -> Backbone:
     cls: type[Backbone] = load("backbones", name)
     return cls.build(cls.Options.parse(options), channels, size_of(name))
@@ -72,14 +76,15 @@ def build(name: str, channels: int = 3, **options: Any) -> Backbone:
 
 @contextmanager
 def without_initialization() -> Iterator[None]:
-    """Weights made in here are whatever lies in memory: they are to be loaded."""
+    """Weights made in here are not initialized: they are loaded later."""
     with pytest.MonkeyPatch.context() as patch:
         for function in [name for name in vars(nn.init) if name.endswith("_") and not name.startswith("_")]:
             patch.setattr(nn.init, function, lambda tensor, *arguments, **options: tensor)
         yield
 
 
-def check(name: str) -> None:
+@each([name for name in REPRESENTATIVES if name not in HEAVY])
+def test_a_batch_passes_through_and_what_is_exported_loads(name: str) -> None:
     torch.manual_seed(0)
     backbone, size = build(name).eval(), size_of(name)
     assert backbone.spec.minimum_size <= size
@@ -100,20 +105,22 @@ def check(name: str) -> None:
             assert torch.equal(scope["model"].eval()(x), expected)
 
 
-def test_there_are_the_bare_names_and_all_of_torchvision_s() -> None:
+def test_all_of_torchvision_s_are_among_them() -> None:
     assert set(REPRESENTATIVES) <= set(NAMES)
-    assert len(OTHERS) > 60
+    assert len(NAMES) > 80
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_one_is_built_without_a_classifier(name: str) -> None:
     with without_memory():
         backbone = build(name)
+    assert issubclass(load("backbones", name).Options, BackboneOptions)  # so that it can start from a file
     assert backbone.spec.feature_dim > 0
     assert not [key for key, parameter in backbone.named_parameters() if 1000 in parameter.shape]
 
 
-def check_dimension(name: str) -> None:
+@each(REPRESENTATIVES)
+def test_the_features_have_the_dimension_of_the_spec(name: str) -> None:
     with without_memory():
         backbone, size = build(name), size_of(name)
         found = backbone.train()(torch.empty(2, 3, size, size))
@@ -121,37 +128,18 @@ def check_dimension(name: str) -> None:
     assert found.pooled.is_meta
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVES)
-def test_the_features_have_the_dimension_that_the_spec_says(name: str) -> None:
-    check_dimension(name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
-def test_the_features_of_the_others_have_it_too(name: str) -> None:
-    check_dimension(name)
-
-
-@pytest.mark.parametrize("name", LIGHT)
-def test_a_batch_goes_through_and_what_is_exported_loads(name: str) -> None:
-    check(name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({*OTHERS, *HEAVY}))
-def test_a_batch_goes_through_the_others_too(name: str) -> None:
-    check(name)
-
-
-@pytest.mark.parametrize("name", sorted(HEAVY))
-def test_the_lines_build_a_model_of_the_exported_names_and_shapes(name: str) -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", [*sorted(HEAVY), "torchvision/squeezenet1_1"])
+def test_the_lines_build_a_model_of_the_exported_names_and_shapes(name: str, channels: int) -> None:
     with without_memory():
-        state, lines = build(name).export_state()
+        backbone = build(name, channels)
+        state, lines = backbone.export_state()
         scope: dict[str, Any] = {"state": state}
         exec(lines, scope)
-    assert {key: value.shape for key, value in scope["model"].state_dict().items()} == {
-        key: value.shape for key, value in state.items()
-    }
+        found = scope["model"](torch.empty(2, channels, size_of(name), size_of(name)))
+    assert found.shape == (2, backbone.spec.feature_dim)
+    built = scope["model"].state_dict()
+    assert {key: value.shape for key, value in built.items()} == {key: value.shape for key, value in state.items()}
 
 
 @pytest.mark.slow
@@ -166,7 +154,7 @@ def test_gradients_reach_every_weight_in_training_mode(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)
-def test_the_first_convolution_takes_the_channels_asked_for(name: str) -> None:
+def test_the_first_convolution_has_the_channels_asked_for(name: str) -> None:
     for channels in (1, 5):
         with without_memory():
             backbone = build(name, channels)
@@ -174,29 +162,13 @@ def test_the_first_convolution_takes_the_channels_asked_for(name: str) -> None:
         assert (first.in_channels, backbone.spec.channels) == (channels, channels)
 
 
-@pytest.mark.parametrize("name", ["torchvision/vit_b_32", "torchvision/squeezenet1_1", "torchvision/swin_t"])
-def test_grayscale_goes_through_and_its_lines_build_the_same_model(name: str) -> None:
-    with without_memory():
-        backbone = build(name, 1)
-        state, lines = backbone.export_state()
-        scope: dict[str, Any] = {"state": state}
-        exec(lines, scope)
-        found = scope["model"](torch.empty(2, 1, size_of(name), size_of(name)))
-    assert found.shape == (2, backbone.spec.feature_dim)
-
-
 @pytest.mark.parametrize("name", REPRESENTATIVES)
-def test_views_below_the_minimum_are_refused_with_the_size_to_set(name: str) -> None:
+def test_views_below_the_minimum_are_rejected_with_the_size_to_set(name: str) -> None:
     with without_memory():
         cls: type[Backbone] = load("backbones", name)
         with pytest.raises(UserError, match=r"views") as caught:
             cls.build(cls.Options(), 3, min(size_of(name) - 1, 3) if name.startswith("cifar") else size_of(name) - 1)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", REPRESENTATIVES)
-def test_every_backbone_can_start_from_a_file(name: str) -> None:
-    assert issubclass(load("backbones", name).Options, BackboneOptions)
 
 
 @pytest.mark.parametrize("name", ["torchvision/vgg11_bn", "torchvision/mobilenet_v3_small", "torchvision/googlenet"])

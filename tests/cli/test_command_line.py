@@ -152,7 +152,7 @@ def test_a_run_holds_what_the_documentation_says(trained: tuple[Path, str, str])
         (["c.yaml", "training.accumulate=3"], "training.batch_size: 16 cannot be shared out evenly"),
         (["c.yaml", "backbone.stem=standard"], "backbone: resnet18 with the standard stem takes views of at least 32"),
         (["c.yaml", "views.size=4"], "backbone: resnet18 with the small stem takes views of at least 8 pixels, not 4"),
-        (["c.yaml", "output=c.yaml"], "c.yaml: is a file; --output wants a directory"),
+        (["c.yaml", "output=c.yaml"], "c.yaml: is a file; --output must be a directory"),
         (["c.yaml", "--output", "c.yaml/below"], "c.yaml/below: cannot be made"),
         (["c.yaml", "--plugin", "gone.py"], "--plugin gone.py: cannot be read"),
     ],

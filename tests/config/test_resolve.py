@@ -167,7 +167,7 @@ seed: -1
         ("training.clip=3", "training.clip: should be a mapping of options, not 3"),
         ("training.clip.norm=null", "training.clip.norm: missing; it has no default"),
         ("training.clip.mod=x", "training.clip.mod: unknown option of 'training'; did you mean mode?"),
-        ("training.frobnicate=1", "training.frobnicate: unknown option of 'training'; there are: accumulate, "),
+        ("training.frobnicate=1", "training.frobnicate: unknown option of 'training'; available: accumulate, "),
         ("training.epochs={a: 1}", "training.epochs: should be a valid integer, not {a: 1}"),
         ("training.log_every=[]", "training.log_every: should be a valid integer, not []"),
         ("optimizer.lr=.inf", "optimizer.lr: should be a finite number, not .inf"),

@@ -161,6 +161,7 @@ def test_a_view_needs_one_geometric_operation_at_its_start(tmp_path: Path, liste
         ("{preset: simclrr}", "views.preset: unknown view operation or preset 'simclrr'; did you mean simclr?"),
         ("{preset: crop}", "views.preset: 'crop' is a single operation, not a preset of views"),
         ("{preset: [simclr]}", "views: should name a preset, or be a list of views"),
+        ("{blurr: 1}", "views.blurr: unknown option of 'views'; did you mean blur?"),
         ("{strengt: 1}", "views.strengt: unknown option of 'views'; did you mean strength?"),
         ("{strength: high}", "views.strength: should be a valid number, not 'high'"),
         ("{size: 0}", "views.size: should be a side in pixels, 1 or more, not 0"),

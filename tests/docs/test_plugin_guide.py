@@ -1,4 +1,4 @@
-"""The guide for plugin authors: its code runs, and its names are those that there are."""
+"""The guide for plugin authors: its code runs, and the names in it exist."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sslcli import plugins, testing
+from sslcli.api.callbacks import HOOKS
+from sslcli.contracts.callback import RunContext
 from sslcli.plugins import GROUPS
 
 HOME = Path(__file__).parent.parent.parent
@@ -26,7 +29,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """The example on the path as an installer would leave it; gives its entry points."""
+    """The example package on the path, as an installer would leave it; gives its entry points."""
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
     info = tmp_path / "sslcli_example-0.1.0.dist-info"
     info.mkdir()
@@ -52,11 +55,17 @@ def test_the_guides_plugins_keep_their_contracts(example: dict[str, Any], tmp_pa
         (tmp_path / f"guide_block_{number}.py").write_text(block)
         names |= vars(importlib.import_module(f"guide_block_{number}"))
     testing.check_operation(names["Darken"], {"strength": 0.3})
-    testing.check_method(names["TwinDistance"])
+    testing.check_method(names["CenteredCosine"])
+    testing.check_schedule(names["Straight"])
+    testing.check_callback(names["WeightNorm"])
     tests = [value for name, value in names.items() if name.startswith("test_")]
     assert len(tests) == 3
     for test in tests:
         test()
+
+
+def test_the_example_has_a_plugin_of_every_group(example: dict[str, Any]) -> None:
+    assert set(example) == {group.entry_points for group in GROUPS.values()}
 
 
 def test_the_guides_entry_points_are_the_examples(example: dict[str, Any]) -> None:
@@ -73,6 +82,13 @@ def test_the_guides_table_has_every_group_and_every_check() -> None:
             assert f"`{module}`" in row
     for check in testing.__all__:
         assert f"`{check}`" in GUIDE
+
+
+def test_the_guides_hooks_are_those_of_the_contract() -> None:
+    named = set(re.findall(r"^\| `(on_\w+)\(", GUIDE, re.MULTILINE))
+    assert named == set(HOOKS)
+    for name in (*get_annotations(RunContext), "encoder", "labeled", "normalize", "log", "tell"):
+        assert re.search(rf"`{name}[`(]", GUIDE), name
 
 
 def test_links_of_the_guide_and_of_the_example_lead_somewhere() -> None:

@@ -19,8 +19,6 @@ from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.evaluation.extraction import extract_features, normalizer
 from sslcli.exporters.features import exporter as module
 from sslcli.exporters.features.exporter import FeaturesExporter
-from sslcli.plugins import load
-from sslcli.testing import check_exporter
 from sslcli.training.train import train
 
 CPU = torch.device("cpu")
@@ -202,10 +200,6 @@ def test_the_data_are_the_run_s_own_unless_others_are_named(tiny, tmp_path):
     assert (own["data"]["name"], own["data"]["split"], len(own["names"])) == ("shapes", "train", 32)
     assert about(split="test")["data"] == {**own["data"], "split": "test"}
     assert sorted(about(name="images", root=str(folder))["names"]) == ["0.png", "1.png", "2.png"]
-
-
-def test_the_exporter_keeps_its_contract():
-    check_exporter(load("exporters", "features"), {"data": {"name": "shapes", "count": 8, "size": 16}})
 
 
 def test_load_backbone_says_what_the_file_holds(tmp_path, given):

@@ -18,7 +18,6 @@ from sslcli.exporters import torch_export
 from sslcli.exporters.network import Network
 from sslcli.exporters.projector import ProjectorExporter
 from sslcli.exporters.torch_export import TorchExporter
-from sslcli.plugins import load
 from sslcli.runs import files
 from sslcli.runs.projector import load_projector
 from sslcli.runs.trained import load_trained
@@ -78,10 +77,6 @@ def test_the_program_carries_what_one_needs_to_use_it(tmp_path):
     text = {name: each.decode() if isinstance(each, bytes) else each for name, each in found.items()}
     assert {name: text[name] for name in expected} == expected
     assert json.loads(text["mean"]) == [0.4, 0.5, 0.6]
-
-
-def test_the_exporter_keeps_its_contract():
-    check_exporter(load("exporters", "torch-export"))
 
 
 def test_what_torch_cannot_follow_is_one_line_and_no_file(tmp_path):

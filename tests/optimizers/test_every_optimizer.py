@@ -1,4 +1,4 @@
-"""What holds for every optimizer of the project: frozen parameters, skipped steps, decay that changes, no waiting."""
+"""What holds for every built-in optimizer beyond its contract: frozen parameters, skipped steps, changing decay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sslcli.optimizers.groups import set_lr, set_weight_decay
 from sslcli.plugins import find, load
 
 NAMES = sorted(plugin.name for plugin in find("optimizers") if plugin.package == "sslcli")
-EVERY = pytest.mark.parametrize("name", NAMES)
+pytestmark = pytest.mark.parametrize("name", NAMES)
 
 
 def build(
@@ -36,9 +36,9 @@ def build(
 
 def give_gradients(parameters: list[nn.Parameter], step: int, without: tuple[int, ...] = ()) -> None:
     generator = torch.Generator().manual_seed(100 + step)
-    for place, parameter in enumerate(parameters):
+    for index, parameter in enumerate(parameters):
         gradient = torch.randn(parameter.shape, generator=generator).to(parameter.device)
-        parameter.grad = None if place in without else gradient
+        parameter.grad = None if index in without else gradient
 
 
 def snapshot(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, dict[str, Any]]]:
@@ -51,17 +51,12 @@ def same(first: tuple[Tensor, dict[str, Any]], second: tuple[Tensor, dict[str, A
     return all(bool(torch.as_tensor(first[1][key] == second[1][key]).all()) for key in first[1])
 
 
-def test_these_are_the_optimizers_of_the_first_generation() -> None:
-    assert NAMES == ["adam", "adamw", "larc", "lars", "lars_simclr", "sgd"]
-
-
-@EVERY
-@pytest.mark.parametrize("without", [(1,), (3,), (0, 1, 2), (3, 4), (0, 1, 2, 3, 4)], ids=str)
-@pytest.mark.parametrize("first", [True, False], ids=["from the start", "later"])
-def test_a_parameter_whose_gradient_is_none_neither_decays_nor_moves_on(
+@pytest.mark.parametrize("without", [(1,), (3, 4), (0, 1, 2, 3, 4)], ids=str)
+@pytest.mark.parametrize("first", [True, False], ids=["first step", "later"])
+def test_a_parameter_without_a_gradient_and_its_state_do_not_change(
     name: str, without: tuple[int, ...], first: bool
 ) -> None:
-    """SwAV's frozen prototypes and DINO's frozen last layer rely on it; the rest of the group goes on."""
+    """SwAV's frozen prototypes and DINO's frozen last layer need this."""
     parameters, optimizer = build(name)
     if not first:
         give_gradients(parameters, 0)
@@ -70,11 +65,10 @@ def test_a_parameter_whose_gradient_is_none_neither_decays_nor_moves_on(
     give_gradients(parameters, 1, without)
     optimizer.step()
     after = snapshot(parameters, optimizer)
-    assert [place for place in range(5) if same(before[place], after[place])] == list(without)
+    assert [index for index in range(5) if same(before[index], after[index])] == list(without)
 
 
-@EVERY
-def test_a_parameter_that_was_frozen_at_first_starts_as_if_it_were_new(name: str) -> None:
+def test_a_parameter_that_was_frozen_at_first_starts_like_a_new_one(name: str) -> None:
     parameters, optimizer = build(name)
     fresh, other = build(name)
     for step in range(2):
@@ -87,9 +81,8 @@ def test_a_parameter_that_was_frozen_at_first_starts_as_if_it_were_new(name: str
     torch.testing.assert_close(parameters[1], fresh[1])
 
 
-@EVERY
 @pytest.mark.parametrize("skipped", [1, 3])
-def test_steps_that_the_grad_scaler_skips_leave_no_trace(name: str, skipped: int) -> None:
+def test_steps_that_the_grad_scaler_skips_have_no_effect(name: str, skipped: int) -> None:
     parameters, optimizer = build(name)
     fresh, other = build(name)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
@@ -109,9 +102,8 @@ def test_steps_that_the_grad_scaler_skips_leave_no_trace(name: str, skipped: int
         torch.testing.assert_close(a, b)
 
 
-@EVERY
-def test_a_weight_decay_set_before_each_step_is_the_one_that_the_step_has(name: str) -> None:
-    """Against an optimizer built anew with that decay, and given the old one's state, for each step."""
+def test_a_weight_decay_set_before_a_step_is_used_in_it(name: str) -> None:
+    """Against an optimizer built anew with that decay, with the old one's state, for each step."""
     decays = [0.04, 0.1, 0.4]
     parameters, optimizer = build(name)
     others, _ = build(name)
@@ -131,41 +123,37 @@ def test_a_weight_decay_set_before_each_step_is_the_one_that_the_step_has(name: 
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.4, 0.0]
 
 
-@EVERY
-def test_one_step_of_lr_0_from_the_start_moves_nothing(name: str) -> None:
-    """The first step of a warm-up from 0, zero-norm weights among the others."""
+def test_a_first_step_of_lr_0_moves_nothing(name: str) -> None:
+    """The first step of a warm-up from 0, with weights of norm 0 among the others."""
     parameters, optimizer = build(name)
     with torch.no_grad():
         parameters[2].zero_()
     before = [parameter.detach().clone() for parameter in parameters]
-    set_lr(optimizer, lambda step: 0.0, 0, base_lr=0.1)
-    give_gradients(parameters, 0)
-    optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
-    set_lr(optimizer, lambda step: 0.1, 1, base_lr=0.1)
-    give_gradients(parameters, 1)
-    optimizer.step()
+    for step, lr in enumerate((0.0, 0.1)):
+        set_lr(optimizer, lambda step, lr=lr: lr, step, base_lr=0.1)
+        give_gradients(parameters, step)
+        optimizer.step()
+        moved = [not torch.equal(a, b) for a, b in zip(before, parameters, strict=True)]
+        assert moved == [lr > 0] * 5
     assert all(parameter.isfinite().all() for parameter in parameters)
-    assert not any(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
 
 
-@EVERY
 @pytest.mark.parametrize("tensor_lr", [False, True])
-def test_a_step_asks_the_device_for_no_value(name: str, tensor_lr: bool) -> None:
-    """Tensors without values, on the device `meta`, raise when one is asked for."""
+def test_a_step_reads_no_value_from_the_device(name: str, tensor_lr: bool) -> None:
+    """Tensors without values, on the device `meta`, raise when one is read."""
     parameters, optimizer = build(name, "meta")
-    if tensor_lr and name in ("larc", "lars", "lars_simclr"):
-        for group in optimizer.param_groups:
-            group["lr"] = torch.empty((), device="meta")
+    if tensor_lr and type(optimizer).__module__.startswith("torch."):
+        pytest.skip("torch's own takes a tensor as learning rate on CUDA alone")
     for step in range(2):
+        for group in optimizer.param_groups if tensor_lr else []:
+            group["lr"] = torch.empty((), device="meta")
         give_gradients(parameters, step)
         optimizer.step()
 
 
-@EVERY
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_step_on_cuda_never_waits_for_the_device_and_is_the_cpu_s(name: str) -> None:
+def test_a_step_on_cuda_never_waits_for_the_device_and_equals_the_cpu_s(name: str) -> None:
     parameters, optimizer = build(name, "cuda")
     on_cpu, reference = build(name)
     for step in range(3):

@@ -138,9 +138,16 @@ def test_a_cuda_device_that_is_not_there_is_named(tiny):
         build(tiny("training.device=cuda:63"))
 
 
-def test_an_image_size_that_the_backbone_cannot_take_is_told(tiny):
-    with pytest.raises(UserError, match="4"):
-        build(tiny("views.size=4"))
+@pytest.mark.parametrize("size", [4, 12, 17])
+def test_an_image_size_that_the_backbone_cannot_take_is_reported(tiny, odd_plugins, size):
+    """The backbone itself checks nothing: its spec is enough."""
+    config = tiny("backbone={name: picky}", f"views.size={size}")
+    with pytest.raises(UserError) as caught:
+        build(config)
+    assert str(caught.value) == (
+        f"views.size: 'picky' cannot take images of {size} px; it takes 16 or more, in multiples of 8"
+    )
+    build(tiny("backbone={name: picky}", "views.size=24"))
 
 
 def test_a_batch_larger_than_the_data_is_told_with_both_numbers(tiny):

@@ -1,4 +1,4 @@
-"""Alignment and uniformity: two views of an image come close, and the embeddings spread evenly over the sphere.
+"""Alignment and uniformity: embeddings of two views of an image are close, those of all images spread over the sphere.
 
 Wang & Isola, *Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere*,
 ICML 2020, arXiv:2005.10242.
@@ -29,15 +29,15 @@ def alignment(z1: Tensor, z2: Tensor, alpha: float) -> Tensor:
         z2: (N, D) unit vectors, in the same order.
         alpha: α > 0.
     """
-    # From the squared distance: the root of 0 has no gradient.
+    # The power of the squared distance, since the square root has no gradient at 0.
     return (z1 - z2).square().sum(dim=1).clamp_min(1e-12).pow(alpha / 2).mean()
 
 
 def uniformity(z: Tensor, t: float) -> Tensor:
-    """Returns log E exp(−t·‖zᵢ − zⱼ‖²) over all pairs i ≠ j, 0-dim; −4t at the least.
+    """Returns log E exp(−t·‖zᵢ − zⱼ‖²) over all pairs i ≠ j, 0-dim; −4t at least.
 
-    Over several processes the pairs are those of all processes' embeddings, gathered with gradient; each process
-    returns the whole, whose gradients averaged as DDP does are those of one process with the joined batch.
+    On several processes the pairs are those of all embeddings, gathered with gradient. Each process returns the whole
+    value, and DDP's mean of their gradients is the gradient of one process with the joined batch.
 
     Args:
         z: (N, D) unit vectors, at least two over all processes.
@@ -45,7 +45,7 @@ def uniformity(z: Tensor, t: float) -> Tensor:
     """
     everyone = all_gather(z, gradient=True)  # M×D
     exponent = -t * (2 - 2 * everyone @ everyone.T)  # M×M; ‖a − b‖² = 2 − 2·a·b
-    exponent.fill_diagonal_(-torch.inf)  # no vector makes a pair with itself
+    exponent.fill_diagonal_(-torch.inf)  # no vector is paired with itself
     return torch.logsumexp(exponent.flatten(), dim=0) - math.log(len(everyone) * (len(everyone) - 1))
 
 
@@ -55,7 +55,7 @@ class AlignUniformOptions(MethodOptions):
     alpha: float = Field(default=2.0, gt=0)
     """Power of the distance between the two views of an image."""
     t: float = Field(default=2.0, gt=0)
-    """How near other embeddings must be to repel; the kernel is exp(−t·distance²)."""
+    """Sharpness of the kernel exp(−t·distance²): a large t makes only close embeddings repel."""
     align_weight: float = Field(default=1.0, ge=0)
     """Weight of the alignment in the loss."""
     uniform_weight: float = Field(default=1.0, ge=0)

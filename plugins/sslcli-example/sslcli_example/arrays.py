@@ -1,6 +1,6 @@
 """A data set in NumPy files: `root/train/images.npy`, (N, H, W, C) uint8, and beside it `labels.npy`, (N,) integers.
 
-`root/test/` holds the images to judge on in the same way. Without `labels.npy` one can train, but not evaluate.
+`root/test/` holds the test images in the same way. Without `labels.npy` you can train but not evaluate.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class ArraysOptions(RootedOptions):
 
 
 class Arrays(Dataset):
-    """Images of one size, all kept in memory; normalized with their own statistics.
+    """Images of one size, all kept in memory and normalized with their own statistics.
 
     Raises:
-        UserError: if a file is missing, or holds something else.
+        UserError: if a file is missing or has another content.
     """
 
     Options = ArraysOptions
@@ -94,7 +94,7 @@ def _labels(options: ArraysOptions, count: int) -> tuple[Tensor | None, tuple[st
         return None, None
     array = _read(path)
     if array.dtype.kind not in "iu" or array.shape != (count,):
-        raise UserError(f"data.root: {path} holds {array.dtype} {array.shape}; save {count} integers, one an image")
+        raise UserError(f"data.root: {path} holds {array.dtype} {array.shape}; save {count} integers, one per image")
     train = options.root.expanduser() / "train" / "labels.npy"
     classes = int((_read(train) if train.is_file() else array).max()) + 1
     if array.min() < 0 or array.max() >= classes:

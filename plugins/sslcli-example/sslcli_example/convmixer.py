@@ -14,7 +14,7 @@ class ConvMixerOptions(Options):
     """Options of a ConvMixer."""
 
     dim: int = Field(default=256, ge=1)
-    """Channels of every layer, and dimension of the features."""
+    """Channels of every layer and dimension of the features."""
     depth: int = Field(default=8, ge=1)
     """Number of blocks."""
     kernel: int = Field(default=5, ge=1)
@@ -31,7 +31,7 @@ class ConvMixerOptions(Options):
 
 
 class _Block(nn.Module):
-    """Mixes places (depthwise, with a residual), then channels (1×1)."""
+    """Mixes positions (depthwise, with a residual), then channels (1×1)."""
 
     def __init__(self, dim: int, kernel: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class _Block(nn.Module):
 
 
 class ConvMixer(Backbone):
-    """Patches, then blocks of one size all through, then the mean over all places."""
+    """Patch embedding, blocks of constant size, and the mean over all positions."""
 
     Options = ConvMixerOptions
 

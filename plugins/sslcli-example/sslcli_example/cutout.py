@@ -1,4 +1,4 @@
-"""Cutout: a square of each image is hidden (DeVries & Taylor, *Improved Regularization … with Cutout*, 1708.04552)."""
+"""Cutout: a square of each image is masked (DeVries & Taylor, *Improved Regularization … with Cutout*, 1708.04552)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class CutoutOptions(Options):
     """Options of cutout."""
 
     p: float = Field(default=0.5, ge=0, le=1)
-    """Share of the samples in which a square is hidden."""
+    """Share of the samples in which a square is masked."""
     side: float = Field(default=0.5, gt=0, le=1)
     """Side of the square, as a share of the view's."""
     fill: float = Field(default=0.5, ge=0, le=1)
-    """What stands in the square; images lie between 0 and 1."""
+    """Value of the square; images have values from 0 to 1."""
 
 
 class Cutout(Operation):
-    """Hides a square whose center lies anywhere in the image, so that some of it may lie outside."""
+    """Masks a square whose center is anywhere in the image, so parts of it may be outside."""
 
     Options = CutoutOptions
     draws = 3
@@ -34,11 +34,11 @@ class Cutout(Operation):
         return {"chosen": uniform[:, 0] < self.options.p, "corner": center - self._side // 2}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        places = torch.arange(self.size, device=images.device)
-        distance = places - parameters["corner"].unsqueeze(2)  # N×2×size, from the square's top and from its left
+        positions = torch.arange(self.size, device=images.device)
+        distance = positions - parameters["corner"].unsqueeze(2)  # N×2×size, from the square's top and from its left
         inside = (distance >= 0) & (distance < self._side)
-        hidden = inside[:, 0, :, None] & inside[:, 1, None, :] & parameters["chosen"].view(-1, 1, 1)
-        return torch.where(hidden.unsqueeze(1), self.options.fill, images)
+        masked = inside[:, 0, :, None] & inside[:, 1, None, :] & parameters["chosen"].view(-1, 1, 1)
+        return torch.where(masked.unsqueeze(1), self.options.fill, images)
 
     @property
     def _side(self) -> int:

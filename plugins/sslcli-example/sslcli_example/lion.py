@@ -1,4 +1,4 @@
-"""Lion, which steps by the sign of a momentum (Chen et al., *Symbolic Discovery of Optimization Algorithms*,
+"""Lion: steps along the sign of a momentum (Chen et al., *Symbolic Discovery of Optimization Algorithms*,
 arXiv:2302.06675, algorithm 2)."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Lion(torch.optim.Optimizer):
         w ← w − lr·(sign(β₁·m + (1 − β₁)·g) + weight_decay·w)
         m ← β₂·m + (1 − β₂)·g
 
-    Multi-tensor throughout; no step waits for the device. State: `momentum` per parameter.
+    Multi-tensor operations only; no step waits for the device. State: `momentum` per parameter.
 
     Args:
         groups: parameter groups; extra keys are kept.
@@ -57,11 +57,11 @@ class LionOptions(OptimizerOptions):
     """Options of Lion."""
 
     betas: tuple[Decay, Decay] = (0.9, 0.99)
-    """Share of the momentum in the step, and share of it that is kept."""
+    """Weight of the momentum in the step, and its decay rate."""
 
 
 class LionPlugin(OptimizerPlugin):
-    """Steps of one size for every weight: the sign of a momentum."""
+    """Steps of equal size for all weights, along the sign of a momentum."""
 
     Options = LionOptions
     paper = "https://arxiv.org/abs/2302.06675"

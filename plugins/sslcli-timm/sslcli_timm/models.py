@@ -1,6 +1,6 @@
 """Every model of timm without its classifier, as `timm/NAME`.
 
-What a model takes, and how large its features are, is found by trying, so that a model that timm gains is there too.
+Which images a model takes, and the size of its features, are found by trying, so that new models of timm work too.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from sslcli.contracts.backbone import Backbone, BackboneProvider, BackboneSpec, 
 from sslcli.contracts.errors import UserError
 from sslcli.modules.gradient_checkpointing import GradientCheckpointingOptions
 
-#: The smallest view that a model is tried with; where it fails, the size that it is built for is its smallest.
+#: The smallest view that a model is tried with; if it fails, the size that it is built for is its smallest.
 SMALLEST = 32
-#: Arguments that only some models take, and that are left out where they don't.
+#: Arguments that only some models take; they are omitted for the others.
 _TRIED = ("img_size", "dynamic_img_size")
 _OURS = {"num_classes", "in_chans", "img_size", "pretrained", "drop_path_rate", "drop_rate"}
 
@@ -76,7 +76,7 @@ class TimmBackbone(Backbone):
             return cls(options, channels, image_size)
         except UserError:
             raise
-        except Exception as error:  # timm's models refuse sizes and arguments each in its own way
+        except Exception as error:  # timm's models reject sizes and arguments in different ways
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"backbone: timm/{cls.name} cannot be built for {channels} channels and views of {image_size} pixels "
@@ -100,13 +100,13 @@ class TimmBackbone(Backbone):
                 del arguments[refused[0]]
 
     def _try(self, side: int, channels: int) -> int | None:
-        """Returns the dimension of the features of an image of this size; None where the network cannot take it."""
+        """Returns the dimension of the features of an image of this size; None if the network cannot take it."""
         network = self.network.eval()
         weight = next(network.parameters())
         try:
             with torch.no_grad():
                 found = network(torch.zeros(1, channels, side, side, dtype=weight.dtype, device=weight.device))
-        except Exception:  # whatever a network says to an image that is too small
+        except Exception:  # networks reject small images in different ways
             return None
         finally:
             network.train()
@@ -117,7 +117,7 @@ class TimmBackbone(Backbone):
         return int(found.shape[1])
 
     def _check_checkpointing(self) -> None:
-        """Raises UserError where timm cannot, or where a second pass over a block would change the run."""
+        """Raises UserError if timm cannot, or if a second pass over a block would change the run."""
         key = "backbone.gradient_checkpointing"
         if any(isinstance(part, _BatchNorm) for part in self.network.modules()):
             raise UserError(f"{key}: timm/{self.name} has batch norms, which would see each batch twice: leave it off")
@@ -127,14 +127,14 @@ class TimmBackbone(Backbone):
             raise UserError(f"{key}: timm/{self.name} does not offer it: leave it off") from error
 
     def train(self, mode: bool = True) -> Self:
-        """As for every module; what is exported or judged is a network without gradient checkpointing."""
+        """As for every module; in `eval()` gradient checkpointing is off."""
         super().train(mode)
         if self.options.gradient_checkpointing:
             self.network.set_grad_checkpointing(mode)
         return self
 
     def _patch_size(self) -> int | None:
-        """The side of a patch of a vision transformer, whose tokens lie on a grid; None for other networks."""
+        """The side of a patch of a vision transformer, whose tokens form a grid; None for other networks."""
         if not isinstance(self.network, timm.models.VisionTransformer):
             return None
         height, width = self.network.patch_embed.patch_size
@@ -142,7 +142,7 @@ class TimmBackbone(Backbone):
 
     @property
     def patch_projection(self) -> nn.Module | None:
-        """The layer of a vision transformer that embeds patches, by which MoCo v3 knows one; None for others."""
+        """The layer of a vision transformer that embeds patches, for MoCo v3; None for others."""
         return None if self._patch is None else self.network.patch_embed.proj
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
@@ -167,10 +167,10 @@ class TimmBackbone(Backbone):
             return None
         try:
             model: nn.Module = timm.create_model(self.name, pretrained=True, **self.arguments)
-        except Exception as error:  # whatever the network, the disk or the reader says
+        except Exception as error:  # of the network connection, the disk or the reader
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"backbone.pretrained: timm's weights of {self.name} cannot be had ({reason}): start without"
+                f"backbone.pretrained: timm's weights of {self.name} cannot be loaded ({reason}): start without"
             ) from error
         return dict(model.state_dict())
 

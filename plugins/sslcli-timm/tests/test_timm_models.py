@@ -71,7 +71,7 @@ def test_a_network_of_one_size_says_so() -> None:
     assert build("mixer_s32_224", 64).spec.minimum_size == 64
 
 
-def test_published_weights_are_timm_s_and_asked_for_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_weights_are_timm_s_and_loaded_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     real, asked = timm.create_model, []
 
     def fetch(name: str, pretrained: bool = False, **arguments: Any) -> Any:
@@ -86,14 +86,14 @@ def test_published_weights_are_timm_s_and_asked_for_only_on_request(monkeypatch:
         assert asked.count(True) == (1 if pretrained else 0)
 
 
-def test_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_loaded_are_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = build("resnet10t", 32, pretrained=True)
 
     def fail(*arguments: Any, **options: Any) -> None:
         raise OSError("no network\nhere")
 
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(UserError, match=r"weights of resnet10t cannot be had \(no network here\): start without$"):
+    with pytest.raises(UserError, match=r"weights of resnet10t cannot be loaded \(no network here\): start without$"):
         backbone.published_state()
 
 
@@ -113,7 +113,7 @@ def test_what_a_model_does_not_take_is_one_line() -> None:
         build("vit_tiny_patch16_224", 8)
 
 
-def test_a_run_is_trained_judged_exported_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_trained_evaluated_exported_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(
         "method: {name: simclr, projector: {output_dim: 8}}\n"
