@@ -14,7 +14,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator
 from sslcli.contracts.export import Trained
 from sslcli.runs.device import resolve_device
-from sslcli.runs.files import check_output
+from sslcli.storage import check_output
 from sslcli.runs.trained import Tell, load_trained
 
 from .confusion import can_draw

@@ -1,4 +1,4 @@
-"""Safetensors files that are whole or not there, and that tell when a byte has changed.
+"""Safetensors files that are written whole or not at all, and in which a changed byte is detected.
 
 Every file of ours carries one canonical JSON document in its header, with a sha256 per tensor, and beside it the
 sha256 of the document itself: without that, a flipped bit in the header could turn step 500 into 400 and load cleanly.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,62 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sslcli.contracts.errors import UserError
+from sslcli.storage import atomic_path
 
 _DOCUMENT, _DIGEST, _TENSORS, _PLAIN = "sslcli", "sha256", "tensors", "plain"
 
 
 class DamagedFile(Exception):
     """A file that is not what was written; the message names the file and, where it is one, the tensor."""
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; on leaving without an exception it is synced and takes `path`'s place."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # temporary files and safetensors' own are 0600
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Makes a file's content, or a directory's entries, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small text file whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def check_output(path: Path) -> None:
-    """Refuses a place for a new file, before hours of work are done for it.
-
-    Raises:
-        UserError: it exists, its folder does not, or it cannot be written.
-    """
-    if path.exists():
-        raise UserError(f"{path}: exists already; choose another --output")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: the folder {path.parent} does not exist")
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
 
 
 def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
