@@ -10,7 +10,6 @@ from torch import Tensor
 from torchvision import datasets
 
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, RootedOptions
-from sslcli.data.subset import stratified_choice
 from sslcli.data.torchvision_files import open_files
 
 #: Per channel over all pixels of the 50,000 training images, from `channel_statistics`.
@@ -48,10 +47,8 @@ class CIFAR10(Dataset):
     def __init__(self, options: CIFAR10Options) -> None:
         super().__init__(options)
         files = open_files(self._reader, self._title, options.root, options.download, train=options.split == "train")
-        labels = torch.tensor(files.targets, dtype=torch.int64)
-        chosen = stratified_choice(labels, options.limit)
-        self.labels = labels[chosen]
-        self._images = torch.from_numpy(files.data)[chosen].permute(0, 3, 1, 2).contiguous()
+        self.labels = torch.tensor(files.targets, dtype=torch.int64)
+        self._images = torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous()
         name = self._title.lower().replace("-", "")
         self.info = DataInfo(name, 3, (32, 32), *self._statistics, classes=tuple(files.classes))
 
