@@ -22,6 +22,7 @@ from sslcli.data.cache.dataset import CachedDataset, open_cached
 from sslcli.data.crops import wanted_side
 from sslcli.data.files import FileOptions
 from sslcli.data.source import open_source
+from sslcli.data.subset import limited
 from sslcli.modules.headed import HeadedBackbone
 from sslcli.modules.sync_norm import synchronize_batch_norm
 from sslcli.optimizers.groups import build_groups, effective_lr
@@ -68,11 +69,12 @@ class Session:
         return max(view.size for view in self.config.views)
 
     def labeled(self, part: Part) -> Dataset | None:
-        """Opens the labeled images to fit or to judge a probe on; None where the data have none."""
-        options = self.dataset.labeled(self.dataset.options, part)
+        """Opens the labeled images to fit or to evaluate a probe on; None where the data have none."""
+        cls: type[Dataset] = self.config.data.cls
+        options = cls.labeled(self.dataset.options, part)
         if options is None:
             return None
-        return self.dataset if options == self.dataset.options else type(self.dataset).open(options)
+        return self.dataset if options == self.dataset.options else limited(cls.open(options))
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) on the device → float32, normalized as in training."""
@@ -131,11 +133,12 @@ def build(
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
         # Image sizes never change within a run, so that trying each kernel pays; a choice by time can't be repeated.
         torch.backends.cudnn.benchmark = not training.deterministic
-    dataset: Dataset = config.data.cls.open(config.data.options)
+    dataset = limited(config.data.cls.open(config.data.options))
     if config.method.cls.needs_labels and dataset.labels is None:
         raise UserError(f"method: {config.method.name!r} needs labels, and {dataset.info.name!r} has none")
     views = ViewMaker(config.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
-    data = _with_cache(config, dataset, views, tell)
+    # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
+    data = open_cached(dataset, wanted_side(views), training.epochs, training.workers)
     config = _cache_resolved(config, data)
     source = open_source(
         data, device, training.batch_size, training.accumulate, config.seed,
@@ -162,17 +165,11 @@ def build(
     )  # fmt: skip
 
 
-def _with_cache(config: RunConfig, dataset: Dataset, views: ViewMaker, tell: Callable[[str], None]) -> Dataset:
-    """The images to train on: those of the data set, or the cache of them that it is asked to keep."""
-    # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
-    return open_cached(dataset, wanted_side(views), config.training.epochs, config.training.workers, tell)
-
-
 def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
     """The config with `data.cache: auto` replaced by what it is here."""
     options = config.data.options
     if not isinstance(options, FileOptions) or options.cache != "auto":
-        return config  # only data sets of files can be cached, and another's `cache` is its own affair
+        return config  # only data sets of files can be cached; another's `cache` has its own meaning
     kind = data.kind if isinstance(data, CachedDataset) else "none"
     return dataclasses.replace(
         config, data=dataclasses.replace(config.data, options=options.model_copy(update={"cache": kind}))
