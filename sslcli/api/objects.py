@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
-from sslcli.console import tell
 from sslcli.contracts.errors import UserError
 from sslcli.plugins import PYTHON, contracts, get_group
 
@@ -146,7 +145,7 @@ def data_classes(datasets: Mapping[str, Any], name: str = "") -> tuple[str, Clas
     seen: dict[int, Given] = {}
     for dataset in datasets.values():
         if id(dataset) not in seen:
-            seen[id(dataset)] = Given(dataset, f"{PYTHON}:{type(dataset).__name__}", tell)
+            seen[id(dataset)] = Given(dataset, f"{PYTHON}:{type(dataset).__name__}")
     given = {split: seen[id(dataset)] for split, dataset in datasets.items()}
     name = name or type(next(iter(datasets.values()))).__name__
     return f"{PYTHON}:{name}", {("datasets", name): wrap_datasets(given)}, given

@@ -16,7 +16,7 @@ from sslcli.data.torchvision_files import open_files
 MEAN = (0.491400, 0.482158, 0.446531)
 STD = (0.247032, 0.243485, 0.261588)
 
-#: The same of CIFAR-100, as usually published.
+#: The same for CIFAR-100, as usually published.
 MEAN_100 = (0.507076, 0.486549, 0.440918)
 STD_100 = (0.267334, 0.256438, 0.276150)
 
@@ -25,14 +25,14 @@ class CIFAR10Options(RootedOptions):
     split: Literal["train", "test"] = "train"
     """`train` (50,000 images) or `test` (10,000)."""
     download: bool = False
-    """Fetch the data (170 MB) into `root` if they are not there."""
+    """Fetch the data (170 MB) into `root` if it is not there."""
 
 
 class CIFAR10(Dataset):
-    """The images in the order of the original's files; all of them are kept in memory (180 MB).
+    """The images in the order of the original files; all of them are kept in memory (180 MB).
 
     Raises:
-        UserError: if `root` doesn't hold the data, or damaged ones.
+        UserError: if the data is not in `root`, or damaged.
     """
 
     Options = CIFAR10Options

@@ -16,7 +16,7 @@ class ImagesOptions(FileOptions):
 
 
 class Images(FileDataset):
-    """All image files below a folder, however deep, without labels.
+    """All image files below a folder, at any depth, without labels.
 
     Raises:
         UserError: if there are none.

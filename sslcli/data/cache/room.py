@@ -18,10 +18,10 @@ def available_memory() -> int | None:
     """
     try:
         free = _table(_MEMINFO)["MemAvailable:"] * 1024
-        line = next((line for line in _GROUP.read_text().splitlines() if line.startswith("0::/")), "0::/")
     except (OSError, KeyError, ValueError):
         return None
-    group = _MOUNT / line.removeprefix("0::/")
+    lines = _GROUP.read_text().splitlines() if _GROUP.exists() else []
+    group = _MOUNT / next((line[4:] for line in lines if line.startswith("0::/")), "")
     for folder in (group, *group.parents):  # each of them may have a limit
         try:
             limit = int((folder / "memory.max").read_text())
