@@ -1,18 +1,18 @@
-"""Decodes images once, at a bounded size, into the file of a cache: the work of several processes."""
+"""Decodes images once, at a bounded size, into the file of a cache: worker processes decode, this one writes."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 import torch.utils.data
 from torch import Tensor
@@ -22,11 +22,14 @@ from sslcli.contracts.errors import SslError, UnreadableImage
 
 from ..decode import decoded_size
 from ..processes import end_workers, loader, worker_errors
+from ..subset import fixed_choice
 from .file import Numbers, write_index
 
-#: Images that a worker is given at a time.
-_CHUNK = 32
-#: Seconds between lines about the progress.
+#: Images that a worker decodes at once; their pixels wait in shared memory.
+_CHUNK = 8
+#: Images whose headers are read to estimate the size of all.
+_SAMPLE = 1000
+#: Seconds between messages about the progress.
 _REPORT_EVERY = 10.0
 
 log = logging.getLogger(__name__)
@@ -66,95 +69,74 @@ class Bound:
         return F.interpolate(image[None], size, mode="bicubic", align_corners=False, antialias=True)[0]
 
 
-def measure(dataset: Dataset, bound: Bound, workers: int) -> Numbers:
-    """Returns the bytes that each image takes, (N,), according to its file's header; 0 where it cannot be read."""
-    tasks = [range(start, min(start + _CHUNK, len(dataset))) for start in range(0, len(dataset), _CHUNK)]
-    return np.concatenate(_in_workers("measured", partial(_measure, dataset, bound), tasks, workers))
+def estimate(dataset: Dataset, bound: Bound) -> int:
+    """Returns the bytes that all images take, by the headers of up to 1,000 of them."""
+
+    def size_of(index: int) -> int:
+        path = dataset.path_of(index)
+        size = None if path is None else decoded_size(path, bound.wanted)
+        return 0 if size is None else dataset.info.channels * math.prod(bound.size(*size))
+
+    sample = fixed_choice(len(dataset), _SAMPLE).tolist()
+    with ThreadPoolExecutor() as pool:
+        return sum(pool.map(size_of, sample)) * len(dataset) // len(sample)
 
 
-def build(path: Path, dataset: Dataset, sizes: Numbers, bound: Bound, workers: int, key: bytes) -> None:
-    """Decodes all images of a data set into a file. One that cannot be read, or isn't of its size, is left out.
+def build(path: Path, dataset: Dataset, bound: Bound, workers: int, key: bytes) -> None:
+    """Decodes all images of a data set into a file; those that cannot be read are left out.
 
     Args:
         path: the file, which exists and is empty.
         dataset: where the images come from.
-        sizes: (N,), as `measure` found them.
         bound: how large they are kept.
-        workers: processes that do it; 0 does it in this one.
+        workers: processes that decode; 0 does it in this one.
         key: the file's fingerprint.
 
     Raises:
-        SslError: the file cannot be written.
+        SslError: the file cannot be written, or a worker died.
     """
-    offsets = sizes.cumsum() - sizes
-    tasks = [
-        (start, offsets[start : start + _CHUNK], sizes[start : start + _CHUNK])
-        for start in range(0, len(sizes), _CHUNK)
-    ]
-    shapes = _in_workers("decoded", partial(_write, path, dataset, bound), tasks, workers)
-    write_index(path, int(sizes.sum()), np.column_stack([offsets, np.concatenate(shapes)]), key)
-
-
-def _measure(dataset: Dataset, bound: Bound, indices: range) -> Numbers:
-    found = []
-    for index in indices:
-        path = dataset.path_of(index)
-        size = None if path is None else decoded_size(path, bound.wanted)
-        found.append(0 if size is None else dataset.info.channels * math.prod(bound.size(*size)))
-    return np.array(found, dtype=np.int64)
-
-
-def _write(path: Path, dataset: Dataset, bound: Bound, task: tuple[int, Numbers, Numbers]) -> Numbers | str:
-    """Returns the shapes (n, 2) of what it wrote, height 0 for what it did not; or why it could not write."""
-    first, offsets, sizes = task
-    shapes = np.zeros((len(sizes), 2), dtype=np.int64)
-    try:
-        with path.open("r+b") as file:
-            for row, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
-                try:
-                    image = bound.image(dataset, first + row)
-                except UnreadableImage:
-                    continue
-                if image.numel() == size:
-                    file.seek(offset)
-                    file.write(image.permute(1, 2, 0).contiguous().numpy().data)
-                    shapes[row] = image.shape[-2:]
-    except OSError as error:
-        return f"cannot write {path}: {error.strerror or error}"
-    return shapes
-
-
-class _Work(torch.utils.data.Dataset[Any]):
-    """A function as torch's loader takes it."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
-
-    def __getitem__(self, task: Any) -> Any:
-        return self.function(task)
-
-
-def _in_workers(done: str, function: Callable[[Any], Any], tasks: list[Any], workers: int) -> list[Any]:
-    """Returns a function's results, in order, and reports now and then how far it is. A text is why a task failed."""
-    workers = min(workers, math.ceil(len(tasks) / 4))  # a process takes longer to start than a few images
-    iterator = iter(loader(_Work(function), tasks, workers))
-    results: list[Any] = []
+    count = len(dataset)
+    tasks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+    workers = min(workers, len(tasks))
+    results = iter(loader(_Decoder(dataset, bound), tasks, workers))
+    found: list[Numbers] = []
     begun = reported = time.monotonic()
     try:
-        with worker_errors():
-            for result in iterator:
-                if isinstance(result, str):
-                    raise SslError(f"data.cache: {result}")
-                results.append(result)
-                now = time.monotonic()
-                if now - reported >= _REPORT_EVERY:
-                    reported = now
-                    share, rate = len(results) / len(tasks), len(results) * _CHUNK / (now - begun)
-                    log.info("data.cache: %s %.0f%% of the images (%.0f/s)", done, 100 * share, rate)
+        with worker_errors(), path.open("r+b") as file:
+            for pixels, shapes in results:
+                file.write(pixels.numpy().data)
+                found.append(shapes)
+                if time.monotonic() - reported >= _REPORT_EVERY:
+                    reported = time.monotonic()
+                    done = len(found) * _CHUNK
+                    rate = done / (reported - begun)
+                    log.info("data.cache: decoded %s of %s images (%.0f/s)", f"{done:,}", f"{count:,}", rate)
+            write_index(file, np.concatenate(found), dataset.info.channels, key)
+    except OSError as error:
+        raise SslError(f"data.cache: cannot write {path}: {error.strerror or error}") from error
     finally:
         if workers:
-            end_workers(iterator)
-    return results
+            end_workers(results)
+
+
+class _Decoder(torch.utils.data.Dataset[tuple[Tensor, Numbers]]):
+    """Decodes chunks of images, each into one tensor, since each that comes from another process keeps a file open."""
+
+    def __init__(self, dataset: Dataset, bound: Bound) -> None:
+        self.dataset, self.bound = dataset, bound
+
+    def __getitem__(self, indices: range) -> tuple[Tensor, Numbers]:
+        """Returns the pixels, uint8 (bytes,), and the shapes (n, 2), 0 for an image that cannot be read."""
+        shapes = np.zeros((len(indices), 2), dtype=np.int64)
+        pixels = [torch.empty(0, dtype=torch.uint8)]
+        for row, index in enumerate(indices):
+            try:
+                image = self.bound.image(self.dataset, index)
+            except UnreadableImage:
+                continue
+            shapes[row] = image.shape[-2:]
+            pixels.append(image.permute(1, 2, 0).reshape(-1))
+        return torch.cat(pixels), shapes
 
 
 @contextmanager

@@ -28,8 +28,8 @@ from sslcli.storage import atomic_path
 from ..files import FileDataset
 from ..paths import user_cache
 from ..processes import usable_cores
-from .build import Bound, build, measure, system_errors
-from .file import CachedImages, Numbers, StaleCache, fingerprint, memory_file
+from .build import Bound, build, estimate, system_errors
+from .file import CachedImages, StaleCache, fingerprint, memory_file
 from .room import available_memory, free_disk, size_text
 
 Kind = Literal["none", "memory", "disk", "auto"]
@@ -104,36 +104,29 @@ class CachedDataset(Dataset):
     def _key(self) -> bytes:
         return fingerprint(self._settings, self._folder, self.dataset.files)
 
-    @cached_property
-    def _sizes(self) -> Numbers:
-        return measure(self.dataset, self.bound, self._workers)
-
     def resolve(self, passes: int) -> None:
-        """Decides what `auto` is, and checks that there is room for what has to be decoded.
+        """Decides what `auto` is.
 
         Args:
             passes: how often each image is going to be read.
 
         Raises:
-            UserError: there is not enough.
+            UserError: the folder cannot be read.
         """
-        kept = self.kind != "memory" and self._kept() is not None
-        if self.kind != "auto":
-            if not kept:
-                self._check_room()
-        elif kept:
+        if self._kept() is not None:
             log.info("data.cache: auto is disk: all images are there already")
             self.kind = "disk"
         elif passes < _PASSES:
             log.info("data.cache: auto is none, since each image is read less than %d times", _PASSES)
             self.kind = "none"
         else:
-            memory, disk, size = available_memory(), self._free_disk(), int(self._sizes.sum())
+            size = estimate(self.dataset, self.bound)
+            memory, disk = available_memory(), free_disk(self.path.parent)
             fits = memory is not None and size <= _SHARE * memory
             self.kind = "memory" if fits else "disk" if size <= _SHARE * disk else "none"
             free = "an unknown part" if memory is None else size_text(memory)
             log.info(
-                "data.cache: auto is %s: the images take %s; %s of memory and %s of the disk are free",
+                "data.cache: auto is %s: the images take about %s; %s of memory and %s of the disk are free",
                 self.kind, size_text(size), free, size_text(disk),
             )  # fmt: skip
 
@@ -150,7 +143,6 @@ class CachedDataset(Dataset):
         if self._images is None:
             with system_errors():  # of the others, which open what the first one has made
                 self._images = distributed.first_of_machine(self._made)
-        self.__dict__.pop("_sizes", None)  # is not sent to workers
 
     @system_errors()
     def _made(self) -> CachedImages:
@@ -161,9 +153,11 @@ class CachedDataset(Dataset):
         with self._only_writer():
             images = self._kept()
             if images is None:
-                for file in self._outdated():
-                    log.info("data.cache: %s is incomplete, damaged or of images that have changed: removed", file)
-                    file.unlink()
+                unfinished = self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp")
+                for file in (self.path, *unfinished):
+                    if file.exists():
+                        log.info("data.cache: %s is incomplete, damaged or of images that have changed: removed", file)
+                        file.unlink()
                 with atomic_path(self.path) as temporary:
                     self._build(temporary, str(self.path))
                 images = self._opened(self.path)
@@ -171,11 +165,12 @@ class CachedDataset(Dataset):
         return images
 
     def _build(self, path: Path, where: str) -> None:
-        self._check_room()
-        count, size = f"{len(self):,}", size_text(int(self._sizes.sum()))
-        text = "data.cache: decoding %s images once, the shorter side at most %d pixels: %s in %s"
-        log.info(text, count, self.bound.side, size, where)
-        build(path, self.dataset, self._sizes, self.bound, self._workers, self._key)
+        size = estimate(self.dataset, self.bound)
+        self._check_room(size)
+        text = "data.cache: decoding %s images once, the shorter side at most %d pixels: about %s in %s"
+        log.info(text, f"{len(self):,}", self.bound.side, size_text(size), where)
+        key = self._key  # of the files before they are read: if one changes meanwhile, the next run notices
+        build(path, self.dataset, self.bound, self._workers, key)
 
     def _opened(self, path: Path) -> CachedImages:
         return CachedImages(path, len(self), self.info.channels, self._key)
@@ -209,26 +204,16 @@ class CachedDataset(Dataset):
         reason = error.strerror or error
         return UserError(f"data.cache_dir: cannot use {self.path.parent} ({reason}); set it to another folder")
 
-    def _outdated(self) -> list[Path]:
-        unfinished = self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp")
-        return [file for file in (self.path, *unfinished) if file.exists()]
-
-    def _free_disk(self) -> int:
-        """What the folder has room for once the outdated files are gone."""
-        return free_disk(self.path.parent) + sum(file.stat().st_blocks * 512 for file in self._outdated())
-
-    def _check_room(self) -> None:
-        size, smaller = int(self._sizes.sum()), f"data.cache_size to less than {self.bound.side}"
+    def _check_room(self, size: int) -> None:
+        folder, smaller = self.path.parent, f"data.cache_size to less than {self.bound.side}"
         if self.kind == "memory":
-            free, remedy = available_memory(), f"set data.cache=disk, or {smaller}"
+            free, remedy = available_memory(), f"free; set data.cache=disk, or {smaller}"
         else:
-            free = self._free_disk()
-            remedy = f"set data.cache_dir to a folder on another disk, {smaller}, or data.cache=none"
+            free = free_disk(folder)
+            remedy = f"free in {folder}; set data.cache_dir to a folder on another disk, {smaller}, or data.cache=none"
         if free is not None and size > free:
-            where = "" if self.kind == "memory" else f" in {self.path.parent}"
             raise UserError(
-                f"data.cache: {self.kind}: the images take {size_text(size)}, and {size_text(free)} is free{where}; "
-                f"{remedy}"
+                f"data.cache: {self.kind}: the images take about {size_text(size)}, and {size_text(free)} is {remedy}"
             )
 
 
@@ -242,24 +227,25 @@ def open_cached(dataset: Dataset, wanted: int | None, passes: int, workers: int 
         workers: `training.workers`.
 
     Raises:
-        UserError: there is not enough room; on every process of a group.
+        SslError: it cannot be decided what `auto` is; on every process of a group.
     """
     if not isinstance(dataset, FileDataset) or dataset.options.cache == "none":
         return dataset
     cached = CachedDataset(dataset, wanted, dataset.options.cache, workers)
+    if cached.kind == "auto":
 
-    def resolved() -> Kind | SslError:
-        try:
-            if distributed.rank() == 0:
-                with system_errors():
-                    cached.resolve(passes)
-        except SslError as error:
-            return error
-        return cached.kind
+        def resolved() -> Kind | SslError:
+            try:
+                if distributed.rank() == 0:
+                    with system_errors():
+                        cached.resolve(passes)
+            except SslError as error:
+                return error
+            return cached.kind
 
-    # By `first_of_machine`, since to look at all files may take longer than a message may.
-    found = distributed.from_main(distributed.first_of_machine(resolved))
-    if isinstance(found, SslError):
-        raise found
-    cached.kind = found
+        # By `first_of_machine`, since to look at all files may take longer than a message may.
+        found = distributed.from_main(distributed.first_of_machine(resolved))
+        if isinstance(found, SslError):
+            raise found
+        cached.kind = found
     return dataset if cached.kind == "none" else cached

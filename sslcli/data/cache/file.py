@@ -48,19 +48,19 @@ def fingerprint(settings: str, folder: Path, names: Iterable[str]) -> bytes:
     return digest.digest()
 
 
-def write_index(path: Path, length: int, index: Numbers, key: bytes) -> None:
-    """Completes a file whose `length` bytes of pixels have been written.
+def write_index(file: IO[bytes], shapes: Numbers, channels: int, key: bytes) -> None:
+    """Completes a file, after the pixels.
 
     Args:
-        path: the file.
-        length: where the pixels end.
-        index: (N, 3), as in the file.
-        key: its fingerprint.
+        file: opened for writing.
+        shapes: (N, 2): height and width of each image; 0 for one that is missing.
+        channels: of the images.
+        key: the file's fingerprint.
     """
+    sizes = shapes.prod(1) * channels
+    index = np.column_stack([sizes.cumsum() - sizes, shapes])
     content = index.astype("<i8").tobytes() + key
-    with path.open("r+b") as file:
-        file.seek(length)
-        file.write(content + hashlib.sha256(content).digest())
+    file.write(content + hashlib.sha256(content).digest())
 
 
 class CachedImages:

@@ -103,16 +103,6 @@ def test_unreadable_images_fail_as_without_a_cache(root: Path, kind: Kind, caplo
     assert any("8 of 10 images (the others could not be read" in line for line in messages(caplog)) is (kind == "disk")
 
 
-@pytest.mark.parametrize("size", [(20, 20), None])
-def test_an_image_whose_header_is_wrong_is_decoded_each_time(
-    root: Path, size: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cache_build, "decoded_size", lambda path, wanted: size)
-    data = opened(root, "disk")
-    for index in range(10):
-        assert torch.equal(data.image_for(index, None), data.dataset.image(index))
-
-
 def batches(data: Folder | CachedDataset, workers: int) -> list[SourceBatch]:
     source = open_source(data, torch.device("cpu"), 5, views=views(), workers=workers)
     try:

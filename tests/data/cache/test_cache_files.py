@@ -48,14 +48,14 @@ def test_a_later_run_decodes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch
     assert messages(caplog) == [f"data.cache: 10 images from {second.path}"]
 
 
-def test_the_size_is_reported_before_anything_is_decoded_and_is_exact(
+def test_the_size_is_reported_before_anything_is_decoded(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     monkeypatch.setattr(Folder, "image_for", None)
     with pytest.raises(TypeError):
         opened(root, "disk")
     assert messages(caplog)[-1].startswith(
-        "data.cache: decoding 10 images once, the shorter side at most 256 pixels: 31.3"
+        "data.cache: decoding 10 images once, the shorter side at most 256 pixels: about 31.3"
     )
     monkeypatch.undo()
     data = opened(root, "disk")
@@ -138,7 +138,7 @@ def fail(*_: object) -> None:
         ("sslcli.storage.sync", interrupt, None),
         ("sslcli.storage.sync", fail, r"^data\.cache: Input/output error$"),
         ("sslcli.data.cache.build.loader", fail, r"^data\.cache: Input/output error$"),
-        ("sslcli.data.cache.build.Bound.image", fail, r"^data\.cache: cannot write [^\n]*: Input/output error$"),
+        ("sslcli.data.cache.build.write_index", fail, r"^data\.cache: cannot write [^\n]*: Input/output error$"),
     ],
 )
 def test_a_build_that_fails_leaves_nothing(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cache_helpers import BYTES, messages, opened, options, write_pictures
+from cache_helpers import BYTES, KINDS, messages, opened, options, write_pictures
 from pydantic import ValidationError
 
 from sslcli.contracts.errors import UserError
+from sslcli.data.cache import build, room
 from sslcli.data.cache import dataset as cached
-from sslcli.data.cache import room
+from sslcli.data.cache.build import estimate
 from sslcli.data.cache.dataset import CachedDataset, Kind, open_cached
 from sslcli.data.cache.room import available_memory, free_disk, size_text
 from sslcli.datasets.folder import Folder, FolderOptions
@@ -27,36 +27,28 @@ def root(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Path:
     return tmp_path / "photographs"
 
 
-@pytest.mark.parametrize(("kind", "free"), [("disk", "free_disk"), ("memory", "available_memory")])
-def test_too_little_room_is_refused_before_anything_is_written(
-    root: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, free: str
+@pytest.mark.parametrize("kind", KINDS)
+def test_too_little_room_is_refused_before_anything_is_decoded(
+    root: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:
+    free = "available_memory" if kind == "memory" else "free_disk"
     monkeypatch.setattr(cached, free, lambda *_: BYTES - 1)
-    with pytest.raises(UserError, match=rf"^data\.cache: {kind}: the images take 31\.3 kB[^\n]*31\.3 kB[^\n]*$"):
-        open_cached(Folder(options(root, cache=kind)), 66, 100, 0)
-    assert not (root.parent / "cache").exists()
+    with pytest.raises(UserError) as caught:
+        opened(root, kind)
+    assert str(caught.value).startswith(f"data.cache: {kind}: the images take about 31.3 kB, and 31.3 kB is free")
+    assert "\n" not in str(caught.value)
     monkeypatch.setattr(cached, free, lambda *_: BYTES)
-    assert isinstance(open_cached(Folder(options(root, cache=kind)), 66, 100, 0), CachedDataset)
+    opened(root, kind)
 
 
-def test_what_will_be_removed_counts_as_room(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened(root, "disk")
-    os.utime(root / "class0" / "2.jpg", ns=(1, 1))
-    monkeypatch.setattr(cached, "free_disk", lambda *_: 100)
-    assert isinstance(open_cached(Folder(options(root, cache="disk")), 66, 100, 0), CachedDataset)
+def test_an_unknown_amount_of_memory_is_not_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached, "available_memory", lambda: None)
+    opened(root, "memory")
 
 
-@pytest.mark.parametrize(("free", "refused"), [(0, True), (None, False)])
-def test_no_memory_is_refused_and_an_unknown_amount_is_not(
-    root: Path, monkeypatch: pytest.MonkeyPatch, free: int | None, refused: bool
-) -> None:
-    monkeypatch.setattr(cached, "available_memory", lambda: free)
-    data = Folder(options(root, cache="memory"))
-    if not refused:
-        assert isinstance(open_cached(data, 66, 100, 0), CachedDataset)
-        return
-    with pytest.raises(UserError, match=r"^data\.cache: memory: "):
-        open_cached(data, 66, 100, 0)
+def test_the_size_of_many_images_is_estimated_from_a_sample(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_SAMPLE", 5)
+    assert estimate(Folder(options(root)), build.Bound(256, None)) == pytest.approx(BYTES, rel=0.3)
 
 
 @pytest.mark.parametrize(
