@@ -9,13 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from cache_helpers import messages
+from cache_helpers import messages, write
 from conftest import TINY
-from PIL import Image
 
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.errors import SslError, UserError
@@ -29,14 +27,9 @@ from sslcli.training.train import train
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    folder = tmp_path / "photographs"
-    draw = np.random.default_rng(0)
     for number in range(16):
-        file = folder / f"class{number % 2}" / f"{number}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        coarse = Image.fromarray(draw.integers(0, 256, (4, 5, 3), dtype=np.uint8))
-        coarse.resize((30 + number, 24), Image.Resampling.BICUBIC).save(file)
-    return folder
+        write(tmp_path / "photographs" / f"class{number % 2}" / f"{number}.jpg", 30 + number, 24, number)
+    return tmp_path / "photographs"
 
 
 def data(root: Path, **changes: object) -> str:
@@ -104,22 +97,19 @@ def test_another_cache_is_reported_when_a_run_is_resumed(config, tmp_path):
     ]
 
 
-def test_a_plan_writes_no_cache(config, root):
+def test_a_plan_writes_no_cache_and_monitors_read_the_files_themselves(config, root):
     session = build(config(cache="disk"), compiled=False)
     session.source.close()
+    assert type(session.dataset) is Folder
     assert not (root.parent / "cache").exists()
 
 
-def test_a_start_without_room_leaves_nothing_behind(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(cached, "free_disk", lambda folder: 100)
-    with pytest.raises(UserError, match=r"^data\.cache: disk: "):
-        train(config(cache="disk"), tmp_path / "run", tell=silent)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_cache_that_cannot_be_written_leaves_no_run_behind(config, tmp_path):
-    (tmp_path / "cache").write_text("")
-    with pytest.raises(UserError, match=r"^data\.cache_dir: "):
+@pytest.mark.parametrize(("option", "free"), [("cache", 100), ("cache_dir", 10**9)])
+def test_a_cache_that_cannot_be_written_leaves_no_run_behind(config, tmp_path, monkeypatch, option, free):
+    monkeypatch.setattr(cached, "free_disk", lambda folder: free)
+    if option == "cache_dir":
+        (tmp_path / "cache").write_text("")
+    with pytest.raises(UserError, match=rf"^data\.{option}: "):
         train(config(cache="disk"), tmp_path / "run", tell=silent)
     assert not (tmp_path / "run").exists()
 
@@ -134,26 +124,21 @@ def test_unreadable_images_end_a_run_from_a_cache_as_any_other(config, root, tmp
     assert lines[0] == lines[1]
 
 
-def test_monitors_and_labels_read_the_files_themselves(config):
-    session = build(config(cache="disk"), compiled=False)
-    try:
-        assert type(session.dataset) is Folder
-    finally:
-        session.source.close()
+def two_processes(folder: Path, output: str, **options: object) -> subprocess.CompletedProcess[str]:
+    text = {**TINY, "views": {"size": 16}, "data": {"name": "folder", **options}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(text))
+    words = ["train", "tiny.yaml", "--devices", "2", "--output", output, "training.workers=1"]
+    return subprocess.run(
+        [sys.executable, "-m", "sslcli", *words], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_two_processes_run_from_one_cache_as_without(root: Path, tmp_path: Path, kind: str) -> None:
-    text = {**TINY, "views": {"size": 16}, "data": {"name": "folder", "root": str(root)}}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(text))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path)}
     for cache in ("none", kind):
-        words = ["tiny.yaml", "--devices", "2", "--output", cache, "training.workers=1", f"data.cache={cache}"]
-        done = subprocess.run(
-            [sys.executable, "-m", "sslcli", "train", *words], cwd=tmp_path, env=environment, capture_output=True,
-            text=True, timeout=300,
-        )  # fmt: skip
+        done = two_processes(tmp_path, cache, root=str(root), cache=cache, cache_dir=str(tmp_path / "cache"))
         assert done.returncode == 0, done.stderr
     assert_same(tmp_path / "none", tmp_path / kind)
 
@@ -161,14 +146,9 @@ def test_two_processes_run_from_one_cache_as_without(root: Path, tmp_path: Path,
 @pytest.mark.slow
 def test_an_error_of_the_first_process_ends_both_with_one_line(root: Path, tmp_path: Path) -> None:
     options = {"root": str(root), "cache": "disk", "cache_dir": str(tmp_path / "cache")}
-    text = {**TINY, "views": {"size": 16}, "data": {"name": "folder", **options}}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(text))
     path = cached.CachedDataset(Folder(FolderOptions.parse(options)), 66, "disk").path
     path.with_suffix(".lock").mkdir(parents=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "sslcli", "train", "tiny.yaml", "--devices", "2", "--output", "run"], cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = two_processes(tmp_path, "run", **options)
     assert done.returncode == 2
     line = f"ssl: data.cache_dir: cannot use {tmp_path / 'cache'} (Is a directory); set it to another folder"
     assert line in done.stderr.splitlines()
