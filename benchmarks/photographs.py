@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from others import DIFFERENCES, lightly_views
 from PIL import Image
-from report import NOT_INSTALLED, circumstances, is_installed, measure, publish, ratios, say
+from report import NOT_INSTALLED, circumstances, is_installed, measure, publish, ratios
 from torch import Tensor
 from torchvision.transforms import v2
 from views import MEAN, STD, our_views

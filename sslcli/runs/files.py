@@ -1,7 +1,7 @@
 """Safetensors files that are written whole or not at all, and in which a changed byte is detected.
 
-Every file of ours carries one canonical JSON document in its header, with a sha256 per tensor, and beside it the
-sha256 of the document itself: without that, a flipped bit in the header could turn step 500 into 400 and load cleanly.
+Each of these files has one canonical JSON document in its header, with a sha256 for each tensor, and the sha256 of the
+document itself: without it, a flipped bit in the header could turn step 500 into 400 and load without an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DOCUMENT, _DIGEST, _TENSORS, _PLAIN = "sslcli", "sha256", "tensors", "plain"
 
 
 class DamagedFile(Exception):
-    """A file that is not what was written; the message names the file and, where it is one, the tensor."""
+    """A file differs from what was written; the message names the file and, if it is one, the tensor."""
 
 
 def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ def write(
         path: the file.
         tensors: by name.
         document: plain data.
-        plain: entries of the header for whoever reads no document of ours; checked like all the rest.
+        plain: header entries for other programs; checked like the rest.
     """
     whole = {**document, _PLAIN: dict(plain)} if plain else document
     metadata = header({**whole, _TENSORS: {name: _digest(tensor) for name, tensor in sorted(tensors.items())}})
@@ -63,7 +63,7 @@ def write(
 
 
 def header(document: dict[str, Any]) -> dict[str, str]:
-    """Returns the metadata of a header that `read_document` reads: the document, its hash, and what is plain in it."""
+    """Returns the metadata of a header that `read_document` reads: the document, its hash, and its plain entries."""
     text = _canonical(document)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return {**document.get(_PLAIN, {}), _DOCUMENT: text, _DIGEST: digest}
@@ -73,7 +73,7 @@ def read_document(path: Path) -> dict[str, Any]:
     """Reads only the JSON document of a file that `write` wrote.
 
     Raises:
-        DamagedFile: if the file is none, or its document is not what was written.
+        DamagedFile: if it is not such a file, or its document was changed.
         FileNotFoundError: if there is none.
     """
     with _opened(path) as file:
@@ -88,7 +88,7 @@ def read_digest(path: Path) -> str:
 
 
 def is_ours(path: Path) -> bool:
-    """Tells whether a safetensors file was written by `write`; raises as `read_document` does."""
+    """Returns whether a safetensors file was written by `write`; raises like `read_document`."""
     with _opened(path) as file:
         return _DOCUMENT in (file.metadata() or {})
 
@@ -96,7 +96,7 @@ def is_ours(path: Path) -> bool:
 def read_foreign(path: Path) -> dict[str, Tensor]:
     """Reads all tensors of a safetensors file that others wrote; raises DamagedFile or FileNotFoundError."""
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
 
 
 def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -96,10 +96,10 @@ class Session:
 
 
 def resolve_autos(config: RunConfig) -> RunConfig:
-    """Returns the config with `auto` replaced by what it means here; UserError for a device that isn't there."""
+    """Returns the config with each `auto` resolved; UserError for a device that does not exist."""
     device = resolve_device(config.training.device, "training.device")
     precision = resolve_precision(config.training.precision, device)
-    # The index of a device says nothing about the run; its type does.
+    # Only the type of a device matters to the run, not its index.
     name = config.training.device if config.training.device != "auto" else device.type
     training = config.training.model_copy(update={"device": name, "precision": precision})
     return dataclasses.replace(config, training=training)
@@ -116,12 +116,12 @@ def build(
 
     Args:
         config: the whole configuration.
-        fresh: the run starts here: the backbone gets the weights that its options name. Not to resume one.
-        compiled: compile what `training.compile` says; not to look at a plan only.
+        fresh: the run starts, so that the backbone gets the weights that its options name; False to resume one.
+        compiled: compile what `training.compile` says; False to only show the plan.
         tell: shows a line to the user.
 
     Raises:
-        UserError: whatever does not go together, in one line.
+        UserError: options do not fit together, in one line.
     """
     config = resolve_autos(config)
     training = config.training
@@ -131,7 +131,7 @@ def build(
     torch.use_deterministic_algorithms(training.deterministic)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
-        # Image sizes never change within a run, so that trying each kernel pays; a choice by time can't be repeated.
+        # Image sizes never change within a run, so trying each kernel pays off; a choice by time is not reproducible.
         torch.backends.cudnn.benchmark = not training.deterministic
     dataset = limited(config.data.cls.open(config.data.options))
     if config.method.cls.needs_labels and dataset.labels is None:

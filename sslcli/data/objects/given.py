@@ -105,7 +105,7 @@ class Given:
                 images.append((tuple(pixels.shape[1:]), channels_of(image)))
                 if len(images) <= 2:
                     again = to_pixels(split_item(self.item(index))[0], 3)
-                    changing |= again.shape != pixels.shape or not torch.equal(again, pixels)
+                    changing |= not torch.equal(again, pixels)
             except Exception as error:  # whatever the user's code raises
                 problem = problem or (index, error)
                 continue
@@ -113,13 +113,13 @@ class Given:
                 labels[index] = label
         if not images and problem is not None:
             raise UserError(f"data: {self.title}[{problem[0]}]: {reason(problem[1])}") from problem[1]
-        sizes = {size for size, _ in images}
         if changing:
             log.warning(
                 "data: %s gives other pixels each time (a random transform?): leave that to the views, since with it a "
                 "resumed run differs from one that was not interrupted", self.title
             )  # fmt: skip
-        size = images[0][0] if len(sizes) == 1 else None
+        sizes = {size for size, _ in images}
+        size = sizes.pop() if len(sizes) == 1 else None
         return Look(size, max(channels for _, channels in images), labels, changing)
 
     @cached_property
@@ -148,11 +148,8 @@ class Given:
             labels, or None if one is missing. An item that cannot be read gets the label of another one.
         """
         known = self._everything.get(channels)
-        if known is None or (keep and known[0] is None):
-            known = self._everything[channels] = self._read(channels, keep=keep)
-        return known
-
-    def _read(self, channels: int, *, keep: bool) -> tuple[Tensor | None, list[Label] | None]:
+        if known is not None and (known[0] is not None or not keep):
+            return known
         size = self.look.size
         what = f"images of {size[1]} × {size[0]} px into memory" if keep and size is not None else "items for labels"
         if self.length >= _MANY:
@@ -169,29 +166,26 @@ class Given:
                 labels.append(replacement)
                 continue
             labels.append(label)
-            if pixels is not None and one is not None:
-                if one.shape == pixels.shape[1:]:
-                    pixels[index] = one
-                else:
-                    pixels = None
+            if pixels is not None and one is not None and one.shape == pixels.shape[1:]:
+                pixels[index] = one
+            else:
+                pixels = None
         complete = [label for label in labels if label is not None]
-        return pixels, complete if len(complete) == self.length else None
+        self._everything[channels] = pixels, complete if len(complete) == self.length else None
+        return self._everything[channels]
 
     def worker_obstacle(self) -> str | None:
         """Returns why worker processes cannot get the data set from this one; None if they can."""
-        method = (
-            torch.multiprocessing.get_start_method(allow_none=True) or torch.multiprocessing.get_all_start_methods()[0]
-        )
-        if method == "fork":
+        methods = torch.multiprocessing.get_all_start_methods()  # the default is the first
+        if (torch.multiprocessing.get_start_method(allow_none=True) or methods[0]) == "fork":
             return None
-        main = sys.modules.get("__main__")
-        if type(self.dataset).__module__ == "__main__" and not hasattr(main, "__file__"):
+        if type(self.dataset).__module__ == "__main__" and not hasattr(sys.modules.get("__main__"), "__file__"):
             return "its class is defined in a notebook"
         try:
             pickle.dumps(self)
-        except Exception as error:  # pickle raises nearly anything
+            return None
+        except Exception as error:  # pickle raises all kinds
             return reason(error)
-        return None
 
 
 def reason(error: Exception) -> str:

@@ -64,11 +64,9 @@ class GivenSplits:
             return None
         if given.declared is not None:
             return given.declared
-        wanted = how == "read" or kept or split != "train" or self._is_labeled(given)
+        pair = (self.given[name].dataset for name in ("labeled", "test") if name in self.given)
+        wanted = how == "read" or kept or any(each is given.dataset for each in pair)
         return given.everything(channels, keep=kept)[1] if given.look.labels and wanted else None
-
-    def _is_labeled(self, given: Given) -> bool:
-        return any(self.given[name].dataset is given.dataset for name in ("labeled", "test") if name in self.given)
 
     def numbered(self, own: list[Label], channels: int) -> tuple[Tensor, tuple[str, ...]]:
         """Turns labels into numbers, along with the class names: those of all labeled parts, so that they agree."""

@@ -14,16 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from cache_helpers import (
-    BYTES,
-    all_there,
-    cache_files,
-    messages,
-    opened,
-    unopened,
-    write,
-    write_pictures,
-)  # fmt: skip
+from cache_helpers import BYTES, all_there, cache_files, messages, opened, unopened, write, write_pictures
 
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.data.cache import build as cache_build
@@ -76,7 +67,9 @@ def swap(root: Path) -> None:
     for file in (first, second):
         file.write_bytes(file.read_bytes().ljust(3000, b"\0"))
     opened(root, "disk")
-    os.rename(first, root / "moved"), os.rename(second, first), os.rename(root / "moved", second)
+    first.rename(root / "moved")
+    second.rename(first)
+    (root / "moved").rename(second)
 
 
 @pytest.mark.parametrize("change", [change, touch, swap, lambda root: (root / "class0" / "2.jpg").unlink()])
