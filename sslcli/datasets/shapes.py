@@ -8,7 +8,6 @@ an encoder that is invariant to crops and colors say much.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -19,8 +18,6 @@ from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part
 from sslcli.data.subset import stratified_choice
 from sslcli.randomness import uniform
 
-FORMS = ("disk", "cross")
-TEXTURES = ("plain", "stripes", "checker", "dots", "rings")
 SIZES = {"train": 5000, "test": 1000}
 
 #: Pixels drawn at once, so that the planes of a block fit a processor's cache.
@@ -41,6 +38,54 @@ CHROMA = (0.02, 0.1)
 #: Uniform numbers per picture, besides the grain: for the object, the background and each spot.
 _OBJECT, _BACKGROUND, _SPOT = 16, 6, 7
 _DRAWS = _OBJECT + _BACKGROUND + SPOTS * _SPOT
+
+
+# Signed distances in the object's own coordinates, where its radius is 1.
+
+
+def _disk(u: Tensor, v: Tensor) -> Tensor:
+    return (u * u + v * v).sqrt() - 0.9
+
+
+def _cross(u: Tensor, v: Tensor) -> Tensor:
+    lying = torch.maximum(u.abs() - 1, v.abs() - 0.38)
+    standing = torch.maximum(u.abs() - 0.38, v.abs() - 1)
+    return torch.minimum(lying, standing)
+
+
+# Signed distances of patterns, in periods, shifted by a part of a period in each direction.
+
+
+def _fold(s: Tensor) -> Tensor:
+    """Distance to the nearest whole number: 0..0.5."""
+    return (s - s.round()).abs()
+
+
+def _plain(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
+    return torch.full_like(s, -1.0)
+
+
+def _stripes(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
+    return _fold(s + shift) - 0.25
+
+
+def _checker(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
+    a, b = _fold(s + shift) - 0.25, _fold(t + other) - 0.25
+    return torch.maximum(torch.minimum(a, b), -torch.maximum(a, b))
+
+
+def _dots(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
+    a, b = _fold(s + shift), _fold(t + other)
+    return (a * a + b * b).sqrt() - 0.33
+
+
+def _rings(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
+    return _fold((s * s + t * t).sqrt() + shift) - 0.25
+
+
+#: By name: the signed distance of each form, and of each pattern.
+FORMS = {"disk": _disk, "cross": _cross}
+TEXTURES = {"plain": _plain, "stripes": _stripes, "checker": _checker, "dots": _dots, "rings": _rings}
 
 
 class ShapesOptions(DatasetOptions):
@@ -180,13 +225,13 @@ def _object(canvas: Tensor, unit: Tensor, label: Tensor, x: Tensor, y: Tensor, p
     u, v = (dx * cosine + dy * sine) / scale, (dy * cosine - dx * sine) / scale
 
     distance, pattern = torch.empty_like(u), torch.empty_like(u)
-    for index, form in enumerate(_FORMS.values()):
+    for index, form in enumerate(FORMS.values()):
         rows = label // len(TEXTURES) == index
         distance[rows] = form(u[rows], v[rows])
     period = _between(unit[:, 4], 0.46, 0.54)
     s, t = u / _planes(period), v / _planes(period)
     shift, other = _planes(unit[:, 5]), _planes(unit[:, 6])
-    for index, texture in enumerate(_TEXTURES.values()):
+    for index, texture in enumerate(TEXTURES.values()):
         rows = label % len(TEXTURES) == index
         pattern[rows] = texture(s[rows], t[rows], shift[rows], other[rows])
 
@@ -203,52 +248,3 @@ def _object(canvas: Tensor, unit: Tensor, label: Tensor, x: Tensor, y: Tensor, p
 def _coverage(distance: Tensor, pixel: float) -> Tensor:
     """Share of a pixel inside an outline at a signed distance (N, S, S), negative inside → (N, 1, S, S)."""
     return (0.5 - distance / pixel).clamp(0, 1).unsqueeze(1)
-
-
-# Signed distances in the object's own coordinates, where its radius is 1.
-
-
-def _disk(u: Tensor, v: Tensor) -> Tensor:
-    return (u * u + v * v).sqrt() - 0.9
-
-
-def _cross(u: Tensor, v: Tensor) -> Tensor:
-    lying = torch.maximum(u.abs() - 1, v.abs() - 0.38)
-    standing = torch.maximum(u.abs() - 0.38, v.abs() - 1)
-    return torch.minimum(lying, standing)
-
-
-# Signed distances of patterns, in periods, shifted by a part of a period in each direction.
-
-
-def _fold(s: Tensor) -> Tensor:
-    """Distance to the nearest whole number: 0..0.5."""
-    return (s - s.round()).abs()
-
-
-def _plain(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
-    return torch.full_like(s, -1.0)
-
-
-def _stripes(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
-    return _fold(s + shift) - 0.25
-
-
-def _checker(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
-    a, b = _fold(s + shift) - 0.25, _fold(t + other) - 0.25
-    return torch.maximum(torch.minimum(a, b), -torch.maximum(a, b))
-
-
-def _dots(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
-    a, b = _fold(s + shift), _fold(t + other)
-    return (a * a + b * b).sqrt() - 0.33
-
-
-def _rings(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
-    return _fold((s * s + t * t).sqrt() + shift) - 0.25
-
-
-_FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = dict(zip(FORMS, (_disk, _cross), strict=True))
-_TEXTURES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = dict(
-    zip(TEXTURES, (_plain, _stripes, _checker, _dots, _rings), strict=True)
-)

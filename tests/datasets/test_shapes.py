@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from sslcli.contracts.data import channel_statistics
-from sslcli.datasets.shapes import _TEXTURES, FORMS, MEAN, STD, TEXTURES, Shapes, ShapesOptions, _coverage, _disk, draw
+from sslcli.datasets.shapes import FORMS, MEAN, STD, TEXTURES, Shapes, ShapesOptions, _coverage, _disk, draw
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ def test_textures_are_distances_to_the_patterns_they_are_named_after() -> None:
         "rings": [-0.25, 0, 0.25],
     }
     for texture, values in expected.items():
-        found = _TEXTURES[texture](s, torch.zeros_like(s), still, still).flatten()
+        found = TEXTURES[texture](s, torch.zeros_like(s), still, still).flatten()
         assert torch.allclose(found, torch.tensor(values, dtype=torch.float32), atol=1e-6), texture
-    checker = _TEXTURES["checker"](s, torch.full_like(s, 0.5), still, still).flatten()
+    checker = TEXTURES["checker"](s, torch.full_like(s, 0.5), still, still).flatten()
     assert torch.equal(checker < 0, torch.tensor([True, False, False]))
 
 
