@@ -13,8 +13,8 @@ from typing import Any, TextIO
 
 from sslcli.config.document import dump_yaml
 from sslcli.contracts.errors import UserError
+from sslcli.storage import write_text
 
-from . import files
 from .checkpoint import list_checkpoints
 from .environment import describe_environment
 
@@ -77,7 +77,7 @@ class RunDirectory:
             self._take_lock()
             if not resumed:  # what a start that failed at once left behind
                 shutil.rmtree(self.path / "plugins", ignore_errors=True)
-            files.write_text(self.config, dump_yaml(config))
+            write_text(self.config, dump_yaml(config))
             self._write_environment(command, resumed=resumed)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another --output") from error
@@ -103,7 +103,7 @@ class RunDirectory:
                 starts = []
         place = {"directory": str(Path.cwd()), "executable": sys.executable}
         starts = [*starts, describe_environment(command) | place]
-        files.write_text(self.environment, json.dumps({"starts": starts}, indent=2) + "\n")
+        write_text(self.environment, json.dumps({"starts": starts}, indent=2) + "\n")
 
     def open_log(self, *, from_step: int) -> None:
         """Opens `metrics.jsonl`, dropping lines of steps after `from_step`, which will be written again."""
@@ -115,7 +115,7 @@ class RunDirectory:
                         kept.append(line)
                 except (ValueError, KeyError, TypeError):
                     continue  # a line that a kill cut short
-        files.write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
         self._log = self.metrics.open("a", encoding="utf-8")
 
     def append(self, record: Mapping[str, Any]) -> None:
