@@ -23,7 +23,7 @@ from sslcli.config.resolve import RunConfig
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.method import Batch, RunInfo, View
 from sslcli.optimizers.groups import build_groups
-from sslcli.training.precision import Precision
+from sslcli.training.precision import MixedPrecision
 from sslcli.views.pipeline import ViewMaker
 
 PHASES = ("views", "forward", "backward", "optimizer")
@@ -171,7 +171,7 @@ def count_step(config: RunConfig, batch: int, precision: str, source_side: int |
         views = [View(torch.empty(batch, CHANNELS, side, side)) for side in sides]
         with counter:
             counter.phase = "forward"
-            with Precision(precision, device).autocast():
+            with MixedPrecision(precision, device).autocast():
                 step = method(Batch(views, None, torch.arange(batch), {}))
             counter.phase = "backward"
             step.loss.backward()

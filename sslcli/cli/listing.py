@@ -1,4 +1,4 @@
-"""`ssl list`: which plugins there are, what each one's options are, and whether all of them load."""
+"""`ssl list`: the installed plugins, the options of each, and whether all of them load."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ KEYS = ("name", "package", "version", "target")
 
 
 def list_plugins(
-    group: Annotated[str | None, typer.Argument(help="methods, backbones, datasets, …", metavar="[GROUP]")] = None,
-    name: Annotated[str | None, typer.Argument(help="One plugin: shows its options.", metavar="[NAME]")] = None,
+    group: Annotated[str | None, typer.Argument(help="methods, backbones, datasets, …", metavar="GROUP")] = None,
+    name: Annotated[str | None, typer.Argument(help="A plugin of the group.", metavar="NAME")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Load every plugin; exit 1 if one fails.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Load every plugin; exit with 1 if one fails.")] = False,
 ) -> int:
-    """Show plugins; with GROUP and NAME, the options of one.
+    """List the installed plugins, or those of GROUP; with NAME, show the options of one.
 
     Example: ssl list methods simclr
     """
@@ -116,7 +116,7 @@ def _describe(group: str, name: str, as_json: bool) -> None:
 
 
 def _list_members(plugin: FoundPlugin, provider: Any, as_json: bool) -> None:
-    """What a provider of many has, each as a config names it; the options are each one's own."""
+    """Lists the members of a provider, as a config names them; each has its own options."""
     members = [f"{plugin.name}/{member}" for member in sorted(provider.names())]
     if as_json:
         print(json.dumps({**_plain(plugin), "help": _help(provider), "options": [], "members": members}, indent=2))
@@ -162,7 +162,7 @@ def _plain_default(value: Any) -> Any:
 
 
 def _type_name(annotation: Any) -> str:
-    """A type as a user reads it: limits, which `Annotated` carries, left out."""
+    """The name of a type for users, without the limits that `Annotated` holds."""
     origin, members = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type_name(members[0])

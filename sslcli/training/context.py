@@ -62,7 +62,7 @@ class Context(RunContext):
             callback.on_log(self, record)
 
     def log_line(self, metrics: Mapping[str, float]) -> None:
-        """Writes the line of the run itself, with what the callbacks add to it."""
+        """Writes the loop's log line, with the values that the callbacks add."""
         if self.is_main:
             added = {name: value for callback in self.callbacks for name, value in callback.on_record(self).items()}
             self.log({**metrics, **added})
@@ -85,7 +85,7 @@ class Context(RunContext):
 
     @contextmanager
     def ending(self) -> Iterator[list[Outcome]]:
-        """Calls `on_end` however the block ends; the block appends the outcome, which is `failed` otherwise."""
+        """Calls `on_end` at the end of the block with the outcome that it appended, or with `failed`."""
         outcome: list[Outcome] = []
         try:
             yield outcome

@@ -19,15 +19,13 @@ def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeR
     found: list[tuple[ResumeRule, str]] = []
     for section, now in config.plain().items():
         before = stored.get(section)
-        if now == before:
-            continue
         if isinstance(now, dict) and isinstance(before, dict):
             before = _completed(config, section, before)
             for name in sorted({*now, *before}):
                 if now.get(name) != before.get(name):
                     line = f"{section}.{name}: {_show(before.get(name))} in the run, {_show(now.get(name))} now"
                     found.append((_rule(config, section, name), line))
-        else:
+        elif now != before:
             found.append(("fixed", f"{section}: {_show(before)} in the run, {_show(now)} now"))
     return found
 

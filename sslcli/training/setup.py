@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +18,11 @@ from sslcli.contracts.data import Dataset, Part, Source
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import BackboneCard
 from sslcli.contracts.method import Method, Progress, RunInfo
+from sslcli.contracts.optimizer import Schedule
 from sslcli.data.cache.dataset import CachedDataset, open_cached
 from sslcli.data.crops import wanted_side
 from sslcli.data.files import FileOptions
-from sslcli.data.source import open_source
+from sslcli.data.source import ResidentSource, open_source
 from sslcli.data.subset import limited
 from sslcli.logs import lines_to
 from sslcli.modules.headed import HeadedBackbone
@@ -37,7 +37,7 @@ from sslcli.views.pipeline import ViewMaker
 
 from .compilation import compile_parts
 from .group import local_rank
-from .precision import Precision
+from .precision import MixedPrecision
 
 log = logging.getLogger(__name__)
 
@@ -47,24 +47,23 @@ SEED_WEIGHTS, SEED_STEP = 1, 2
 
 @dataclass
 class Session:
-    """Everything that takes part in a run. `config` has every `auto` resolved."""
+    """The objects of a run. `config` has every `auto` resolved."""
 
     config: RunConfig
     device: torch.device
-    precision: Precision
+    precision: MixedPrecision
     dataset: Dataset
     source: Source
     views: ViewMaker
     method: Method
     optimizer: torch.optim.Optimizer
-    schedule: Any
-    base_lr: float
+    schedule: Schedule
     info: RunInfo
     callbacks: dict[str, Callback]
 
     @property
     def last_step(self) -> int:
-        """The step after which the run ends."""
+        """Optimizer steps after which the run ends."""
         limit = self.config.training.max_steps
         return self.info.total_steps if limit is None else min(limit, self.info.total_steps)
 
@@ -73,7 +72,7 @@ class Session:
         return max(view.size for view in self.config.views)
 
     def labeled(self, part: Part) -> Dataset | None:
-        """Opens the labeled images to fit or to evaluate a probe on; None where the data have none."""
+        """Opens the labeled images to fit a probe on, or to evaluate it on; None if the data have no labels."""
         cls: type[Dataset] = self.config.data.cls
         options = cls.labeled(self.dataset.options, part)
         if options is None:
@@ -90,6 +89,7 @@ class Session:
         return next(f"{name}." for name, module in self.method.named_modules() if module is encoder)
 
     def card(self, progress: Progress) -> BackboneCard:
+        """The description to store with the backbone's weights."""
         info, encoder = self.dataset.info, self.method.encoder()
         return BackboneCard(
             backbone=self.config.backbone.plain(), channels=info.channels, image_size=self.image_size,
@@ -122,7 +122,7 @@ def build(
         config: the whole configuration.
         fresh: the run starts, so that the backbone gets the weights that its options name; False to resume one.
         compiled: compile what `training.compile` says; False to only show the plan.
-        tell: shows a line to the user; by default the messages go where those of the logger `sslcli` go.
+        tell: shows messages to the user, as well as the handlers of the logger `sslcli`.
 
     Raises:
         UserError: options do not fit together, in one line.
@@ -164,18 +164,20 @@ def _build(config: RunConfig, *, fresh: bool, compiled: bool) -> Session:
         method = method.to(memory_format=torch.channels_last)
     config = compile_parts(config, source, views, method, compiled=compiled, fresh=fresh)
     options = config.optimizer.options
-    base_lr = effective_lr(options, training.batch_size)
     optimizer = config.optimizer.cls.build(build_groups(method, options), options)
+    base_lr = effective_lr(options, training.batch_size)
     schedule = config.schedule.cls(config.schedule.options, base_lr, info.total_steps, info.steps_per_epoch)
     callbacks = {name: choice.cls(choice.options) for name, choice in config.callbacks.items()}
+    reading = "all in memory" if isinstance(source, ResidentSource) else "read while training"
+    log.debug(f"{device}, {training.precision}, training.compile={config.training.compile}; images are {reading}")
     return Session(
-        config, device, Precision(training.precision, device), dataset, source, views, method, optimizer, schedule,
-        base_lr, info, callbacks,
+        config, device, MixedPrecision(training.precision, device), dataset, source, views, method, optimizer, schedule,
+        info, callbacks,
     )  # fmt: skip
 
 
 def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
-    """The config with `data.cache: auto` replaced by what it is here."""
+    """The config with `data.cache: auto` resolved."""
     options = config.data.options
     if not isinstance(options, FileOptions) or options.cache != "auto":
         return config  # only data sets of files can be cached; another's `cache` has its own meaning
@@ -186,9 +188,9 @@ def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
 
 
 def _build_method(config: RunConfig, dataset: Dataset, info: RunInfo, *, fresh: bool) -> Method:
-    size, channels = max(view.size for view in config.views), dataset.info.channels
+    size = max(view.size for view in config.views)
     torch.manual_seed(seed_for(config.seed, SEED_WEIGHTS))
-    backbone: Backbone = config.backbone.cls.build(config.backbone.options, channels, size)
+    backbone: Backbone = config.backbone.cls.build(config.backbone.options, dataset.info.channels, size)
     spec = backbone.spec
     for view in config.views:
         if view.size < spec.minimum_size or view.size % spec.size_multiple:

@@ -1,7 +1,7 @@
-"""What limits a run's speed: whole steps beside the same steps on views made before, and each phase's part of a step.
+"""The speed of training steps: of whole steps, of the same steps on precomputed views, and of each phase of a step.
 
-The session and the loop are those of `ssl train`, without callbacks and log lines; nothing is written. The kinds are
-timed in turns in one process, so that a machine's moods meet both sides of a ratio.
+Session and loop are those of `ssl train`, without callbacks and log lines; nothing is written. The two kinds of steps
+alternate in one process, so that changes of the machine's load affect both sides of their ratio.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from sslcli.runs.directory import RunDirectory
 
 from . import group
 from .context import Context
-from .loop import Loop
+from .loop import LESS_MEMORY, Loop
 from .memory import PeakMemory, held_bytes
 from .setup import Session, build
 
 log = logging.getLogger(__name__)
 
-#: Steps before anything is measured: code is compiled, memory and the optimizer's state exist, workers run.
+#: Steps before the measurement, in which code is compiled, memory and optimizer state are allocated, and workers start.
 WARM_UP = 5
-#: Steps on ready views before these are measured; the same code by then.
+#: Steps on precomputed views before these are measured; the same code has run by then.
 WARM_UP_READY = 2
-#: Steps over which memory peaks: the second one frees what the first one made.
+#: Steps over which peak memory is measured: the second one frees what the first one allocated.
 MEMORY_STEPS = 2
 
 
 @dataclass
 class ReadyBatch(SourceBatch):
-    """A micro-batch with its views made before."""
+    """A micro-batch with precomputed views."""
 
     views: tuple[Tensor, ...] = ()
 
 
-class BenchLoop(Loop):
-    """The loop of a training that also takes ready views, and begins again where a short run ends."""
+class SpeedLoop(Loop):
+    """The training loop, which also takes precomputed views, and starts over at the end of a short run."""
 
     def make_views(self, source_batch: SourceBatch) -> list[Tensor]:
         return list(source_batch.views) if isinstance(source_batch, ReadyBatch) else super().make_views(source_batch)
@@ -58,8 +58,16 @@ class BenchLoop(Loop):
             self._set_progress(0)  # schedules have no values beyond their end
         super().step()
 
+    def run(self, batches: Iterator[list[SourceBatch]], steps: int) -> None:
+        """Makes steps on these batches, and waits for the device."""
+        self.batches = batches
+        for _ in range(steps):
+            self.step()
+        with phase("waiting"):
+            _synchronize(self.session.device)
+
     def ready(self, micro_batches: list[SourceBatch]) -> list[SourceBatch]:
-        """Returns the micro-batches with copies of their views: what CUDA graphs made is overwritten later."""
+        """Returns the micro-batches with copies of their views, since CUDA graphs overwrite theirs."""
         return [
             ReadyBatch(**vars(batch), views=tuple(view.clone() for view in self.make_views(batch)))
             for batch in micro_batches
@@ -67,7 +75,7 @@ class BenchLoop(Loop):
 
 
 class Spread(NamedTuple):
-    """A median over rounds, with the extremes."""
+    """The median over rounds, and the extremes."""
 
     median: float
     low: float
@@ -80,15 +88,15 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured; all times are seconds a step, one entry for each round.
+    """The measurements; times are seconds per step, one entry for each round.
 
     Attributes:
         end_to_end: whole steps.
-        ready: the same steps on views made before.
-        phases: of whole steps, measured apart from those: the marks take their time too.
-        peak_bytes: memory at its peak in whole steps.
-        memory_kind: what the peak is of.
-        held_bytes: what of it is known: images, parameters and buffers, optimizer state.
+        ready: the same steps on precomputed views.
+        phases: of whole steps, measured separately, since marking the phases takes time too.
+        peak_bytes: peak memory of whole steps.
+        memory_kind: the memory that `peak_bytes` refers to.
+        held_bytes: the known parts of it: images, parameters and buffers, optimizer state.
         bad_step: the first step whose loss was not finite, if any.
     """
 
@@ -102,28 +110,28 @@ class Measured:
 
     @property
     def ratio(self) -> Spread:
-        """End-to-end speed over that of the ready steps, of the same round each."""
+        """End-to-end speed over the speed on precomputed views in the same round."""
         return Spread.of([ready / whole for whole, ready in zip(self.end_to_end, self.ready, strict=True)])
 
     @property
     def typical(self) -> dict[str, float]:
-        """The phases of the median round, so that they add up to a step that was made."""
+        """The phases of the median round, so that they add up to the time of an actual step."""
         return sorted(self.phases, key=lambda phases: sum(phases.values()))[(len(self.phases) - 1) // 2]
 
 
-def bench(config: RunConfig, *, steps: int, rounds: int) -> tuple[Session, Measured]:
-    """Builds what a training would build, and times its steps.
+def measure(config: RunConfig, *, steps: int, rounds: int) -> tuple[Session, Measured]:
+    """Builds what `ssl train` would build, and measures its steps.
 
     Args:
         config: the whole configuration.
         steps: optimizer steps of each kind in a round.
-        rounds: how often the kinds take turns.
+        rounds: how often the kinds alternate.
 
     Returns:
-        the session, its source closed, and what was measured.
+        the session, with its source closed, and the measurements.
 
     Raises:
-        UserError: something about the input; or this process is one of several.
+        UserError: the input is wrong, or this is one of several processes.
         SslError: there is not enough memory.
     """
     if group.described():
@@ -131,29 +139,25 @@ def bench(config: RunConfig, *, steps: int, rounds: int) -> tuple[Session, Measu
     session = build(config)
     try:
         session.source.prepare()
-        # The directory is a name that nobody writes to: without callbacks and saves nothing asks for it.
-        loop = BenchLoop(session, Context(session, RunDirectory(Path())), 0)
+        # Nothing is written to this directory, since there are no callbacks and checkpoints.
+        loop = SpeedLoop(session, Context(session, RunDirectory(Path())), 0)
         return session, _measure(loop, steps, rounds)
     except torch.OutOfMemoryError as error:
-        raise SslError(
-            "out of memory: try a smaller training.batch_size, or the same with training.accumulate=2"
-        ) from error
+        raise SslError(f"out of memory: {LESS_MEMORY}") from error
     finally:
         session.source.close()
 
 
-def _measure(loop: BenchLoop, steps: int, rounds: int) -> Measured:
+def _measure(loop: SpeedLoop, steps: int, rounds: int) -> Measured:
     session, stream = loop.session, loop.batches
     log.info(f"warming up: {WARM_UP} steps")
-    _run(loop, stream, WARM_UP)
-    _synchronize(session.device)
+    loop.run(stream, WARM_UP)
     peak = PeakMemory(session.device)
-    _run(loop, stream, MEMORY_STEPS)
-    _synchronize(session.device)
+    loop.run(stream, MEMORY_STEPS)
     peak_bytes = peak.bytes()
-    # Made after memory was measured: a training has no second batch of views.
+    # After memory was measured: `ssl train` holds no second batch of views.
     stored = itertools.repeat(loop.ready(next(stream)))
-    _run(loop, stored, WARM_UP_READY)
+    loop.run(stored, WARM_UP_READY)
     times: dict[str, list[float]] = {"whole": [], "ready": []}
     phases = []
     for number in range(rounds):
@@ -168,35 +172,23 @@ def _measure(loop: BenchLoop, steps: int, rounds: int) -> Measured:
     )
 
 
-def _run(loop: Loop, batches: Iterator[list[SourceBatch]], steps: int) -> None:
-    loop.batches = batches
-    for _ in range(steps):
-        loop.step()
+def _seconds(loop: SpeedLoop, batches: Iterator[list[SourceBatch]], steps: int) -> float:
+    """Wall time of a step, including the device's work.
 
-
-def _settle(loop: Loop, batches: Iterator[list[SourceBatch]]) -> None:
-    """Makes the steps after which workers are as far ahead as these steps let them be, whatever went before."""
-    _run(loop, batches, loop.session.source.ahead)
-    _synchronize(loop.session.device)
-
-
-def _seconds(loop: Loop, batches: Iterator[list[SourceBatch]], steps: int) -> float:
-    """Wall time of a step, the device's part included."""
-    _settle(loop, batches)
+    The steps before it bring workers to the lead that they have in a long run, whatever was measured before.
+    """
+    loop.run(batches, loop.session.source.ahead)
     began = time.perf_counter()
-    _run(loop, batches, steps)
-    _synchronize(loop.session.device)
+    loop.run(batches, steps)
     return (time.perf_counter() - began) / steps
 
 
-def _phases(loop: Loop, batches: Iterator[list[SourceBatch]], steps: int) -> dict[str, float]:
-    """Seconds of a step in each phase."""
-    _settle(loop, batches)
+def _phases(loop: SpeedLoop, batches: Iterator[list[SourceBatch]], steps: int) -> dict[str, float]:
+    """Seconds per step in each phase."""
+    loop.run(batches, loop.session.source.ahead)
     clock = clock_for(loop.session.device)
     with clock.running():
-        _run(loop, batches, steps)
-        with phase("waiting"):
-            _synchronize(loop.session.device)
+        loop.run(batches, steps)
     return {name: seconds / steps for name, seconds in clock.seconds().items()}
 
 
