@@ -40,18 +40,19 @@ def bench(
 
     from sslcli.storage import check_output, write_text
     from sslcli.training.speed import measure
-    from sslcli.training.speed_report import as_json, headline, tables
+    from sslcli.training.speed_report import headline, report, tables
 
     output = output.expanduser() if output is not None else None
     if output is not None:
         check_output(output)
     session, measured = measure(resolved, steps=steps, rounds=rounds)
+    found = report(session, measured, steps, ["ssl", *sys.argv[1:]])
     console = Console(highlight=False)
     console.print(headline(session), markup=False, soft_wrap=True)
-    console.print(tables(session, measured))
+    console.print(tables(found))
     if measured.bad_step is not None:
         log.warning(f"the loss was not finite in step {measured.bad_step}: `ssl train` would have ended there")
     if output is not None:
-        write_text(output, json.dumps(as_json(session, measured, steps, ["ssl", *sys.argv[1:]]), indent=2) + "\n")
+        write_text(output, json.dumps(found, indent=2) + "\n")
         log.info(f"wrote {output}")
     return 0

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -91,38 +92,29 @@ def launch(arguments: Sequence[str], processes: int, device: str) -> int:
 
 
 def _wait(children: list[subprocess.Popen[bytes]]) -> int:
+    """Waits for all processes, passing a signal on to them once; returns the first bad exit code, or 0."""
     with Interrupt() as interrupt:
-        passed_on = False
-        first = 0
-        while any(child.poll() is None for child in children):
+        code, passed_on = 0, False
+        while None in [child.poll() for child in children]:
             if interrupt.number is not None and not passed_on:
                 passed_on = True
                 for child in children:
-                    if child.poll() is None:
-                        child.send_signal(interrupt.number)
-            codes = [code for child in children if (code := child.poll()) not in (None, 0)]
-            if codes and not first:
-                first = codes[0]
-                # The others would wait for it; those that are ending by themselves get time to finish.
-                _end(children)
-            for child in children:
-                try:
-                    child.wait(timeout=0.1)
-                    continue
-                except subprocess.TimeoutExpired:
-                    break
-    failed = [child.returncode for child in children if child.returncode != 0]
-    code = first or (failed[0] if failed else 0)
+                    child.send_signal(interrupt.number)
+            if failed := [child.returncode for child in children if child.returncode]:
+                code = failed[0]
+                break
+            time.sleep(0.1)
+        _end(children)
+    code = code or next((child.returncode for child in children if child.returncode), 0)
     return code if code >= 0 else 128 - code
 
 
-def _end(children: list[subprocess.Popen[bytes]], patience: float = 20.0) -> None:
+def _end(children: list[subprocess.Popen[bytes]]) -> None:
+    """Ends the processes that would wait for a failed one; those that are ending by themselves get time to finish."""
     for child in children:
-        try:
-            child.wait(timeout=patience)
-        except subprocess.TimeoutExpired:
-            child.terminate()
+        for seconds, stop in ((20, child.terminate), (5, child.kill)):
             try:
-                child.wait(timeout=5)
+                child.wait(seconds)
+                break
             except subprocess.TimeoutExpired:
-                child.kill()
+                stop()

@@ -14,7 +14,7 @@ from sslcli import distributed
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.callback import Callback
-from sslcli.contracts.data import Dataset, Part, Source
+from sslcli.contracts.data import Dataset, Source
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import BackboneCard
 from sslcli.contracts.method import Method, Progress, RunInfo
@@ -70,14 +70,6 @@ class Session:
     @property
     def image_size(self) -> int:
         return max(view.size for view in self.config.views)
-
-    def labeled(self, part: Part) -> Dataset | None:
-        """Opens the labeled images to fit a probe on, or to evaluate it on; None if the data have no labels."""
-        cls: type[Dataset] = self.config.data.cls
-        options = cls.labeled(self.dataset.options, part)
-        if options is None:
-            return None
-        return self.dataset if options == self.dataset.options else limited(cls.open(options))
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) on the device → float32, normalized as in training."""

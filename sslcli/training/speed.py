@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,18 +72,6 @@ class SpeedLoop(Loop):
         ]
 
 
-class Spread(NamedTuple):
-    """The median over rounds, and the extremes."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> Spread:
-        return cls(statistics.median(values), min(values), max(values))
-
-
 @dataclass(frozen=True)
 class Measured:
     """The measurements; times are seconds per step, one entry for each round.
@@ -107,16 +93,6 @@ class Measured:
     memory_kind: str
     held_bytes: dict[str, int]
     bad_step: int | None
-
-    @property
-    def ratio(self) -> Spread:
-        """End-to-end speed over the speed on precomputed views in the same round."""
-        return Spread.of([ready / whole for whole, ready in zip(self.end_to_end, self.ready, strict=True)])
-
-    @property
-    def typical(self) -> dict[str, float]:
-        """The phases of the median round, so that they add up to the time of an actual step."""
-        return sorted(self.phases, key=lambda phases: sum(phases.values()))[(len(self.phases) - 1) // 2]
 
 
 def measure(config: RunConfig, *, steps: int, rounds: int) -> tuple[Session, Measured]:

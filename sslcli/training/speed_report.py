@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import torch
@@ -12,23 +13,29 @@ from rich.table import Table
 from sslcli.runs.environment import describe_environment
 
 from .setup import Session
-from .speed import Measured, Spread
+from .speed import Measured
 from .train import plan
 
 #: Phases that the table names differently.
 _SHOWN = {"update": "optimizer and method update"}
 
 
-def as_json(session: Session, measured: Measured, steps: int, command: list[str]) -> dict[str, Any]:
+def report(session: Session, measured: Measured, steps: int, command: list[str]) -> dict[str, Any]:
     """Returns all results: speeds, each round's times, the resolved config, machine, versions and command."""
-    batch, typical = session.config.training.batch_size, measured.typical
+    batch = session.config.training.batch_size
+    rates = {
+        name: _spread([batch / seconds for seconds in times])
+        for name, times in (("end_to_end", measured.end_to_end), ("ready", measured.ready))
+    }
+    # Of the median round, so that the phases add up to the time of an actual step.
+    typical = sorted(measured.phases, key=lambda phases: sum(phases.values()))[(len(measured.phases) - 1) // 2]
     total = sum(typical.values())
     phases = {}
     for name, seconds in typical.items():
-        spread = Spread.of([1000 * each[name] for each in measured.phases])
+        spread = _spread([1000 * each[name] for each in measured.phases])
         phases[name] = {
             "ms": _rounded(1000 * seconds), "share": _rounded(seconds / total),
-            "ms_min": _rounded(spread.low), "ms_max": _rounded(spread.high),
+            "ms_min": spread["min"], "ms_max": spread["max"],
         }  # fmt: skip
     return {
         **describe_environment(command),
@@ -36,35 +43,34 @@ def as_json(session: Session, measured: Measured, steps: int, command: list[str]
         "plan": plan(session),
         "steps": steps,
         "rounds": len(measured.ready),
-        "images_per_second": {
-            "end_to_end": _plain(_rates(batch, measured.end_to_end)), "ready": _plain(_rates(batch, measured.ready)),
-        },
-        "ratio": _plain(measured.ratio),
+        "images_per_second": rates,
+        # Of the two speeds in the same round.
+        "ratio": _spread([ready / whole for whole, ready in zip(measured.end_to_end, measured.ready, strict=True)]),
         "phases": phases,
         "phases_clock": "CUDA events" if session.device.type == "cuda" else "host",
         "memory": {"kind": measured.memory_kind, "peak_bytes": measured.peak_bytes, "held_bytes": measured.held_bytes},
         "first_step_with_bad_loss": measured.bad_step,
         "seconds_per_step": {"end_to_end": measured.end_to_end, "ready": measured.ready, "phases": measured.phases},
-    }  # fmt: skip
+    }
 
 
-def tables(session: Session, measured: Measured) -> Group:
-    """Returns phases, speed and memory as tables."""
-    batch, typical = session.config.training.batch_size, measured.typical
-    total = sum(typical.values())
+def tables(report: dict[str, Any]) -> Group:
+    """Returns phases, speed and memory of a report as tables."""
     phases = _table("phase", "ms per step", "share", "min", "max")
-    for name, seconds in typical.items():
-        spread = Spread.of([1000 * each[name] for each in measured.phases])
-        _add_phase(phases, _SHOWN.get(name, name), 1000 * seconds, seconds / total, spread)
-    phases.add_section()
-    _add_phase(phases, "step", 1000 * total, 1, Spread.of([1000 * sum(each.values()) for each in measured.phases]))
-    speed = _table("images/s", "median", "min", "max")
-    for name, times in {"end to end": measured.end_to_end, "on precomputed views": measured.ready}.items():
-        speed.add_row(name, *(f"{value:,.1f}" for value in _rates(batch, times)))
-    speed.add_row("ratio", *(f"{value:.3f}" for value in measured.ratio))
-    memory = _table("memory", "MiB", "share")
-    for name, count in {f"peak, {measured.memory_kind}": measured.peak_bytes, **measured.held_bytes}.items():
-        memory.add_row(name, f"{count / 2**20:,.1f}", f"{100 * count / measured.peak_bytes:.1f} %")
+    rows = {_SHOWN.get(name, name): tuple(phase.values()) for name, phase in report["phases"].items()}
+    rounds = [1000 * sum(each.values()) for each in report["seconds_per_step"]["phases"]]
+    step = (sum(milliseconds for milliseconds, *_ in rows.values()), 1.0, min(rounds), max(rounds))
+    for name, (milliseconds, share, *extremes) in {**rows, "step": step}.items():
+        if name == "step":
+            phases.add_section()
+        phases.add_row(name, f"{milliseconds:,.2f}", f"{share:.1%}", *(f"{value:,.2f}" for value in extremes))
+    speed = _table("images/s", *report["ratio"])
+    for name, key in (("end to end", "end_to_end"), ("on precomputed views", "ready")):
+        speed.add_row(name, *(f"{value:,.1f}" for value in report["images_per_second"][key].values()))
+    speed.add_row("ratio", *(f"{value:.3f}" for value in report["ratio"].values()))
+    memory, found = _table("memory", "MiB", "share"), report["memory"]
+    for name, count in {f"peak, {found['kind']}": found["peak_bytes"], **found["held_bytes"]}.items():
+        memory.add_row(name, f"{count / 2**20:,.1f}", f"{count / found['peak_bytes']:.1%}")
     return Group(phases, speed, memory)
 
 
@@ -89,18 +95,11 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _add_phase(table: Table, name: str, milliseconds: float, share: float, spread: Spread) -> None:
-    table.add_row(
-        name, f"{milliseconds:,.2f}", f"{100 * share:.1f} %", f"{spread.low:,.2f}", f"{spread.high:,.2f}"
-    )  # fmt: skip
-
-
-def _rates(batch: int, seconds: list[float]) -> Spread:
-    return Spread.of([batch / value for value in seconds])
-
-
-def _plain(spread: Spread) -> dict[str, float]:
-    return {"median": _rounded(spread.median), "min": _rounded(spread.low), "max": _rounded(spread.high)}
+def _spread(values: list[float]) -> dict[str, float]:
+    """The median over rounds, and the extremes."""
+    return {
+        "median": _rounded(statistics.median(values)), "min": _rounded(min(values)), "max": _rounded(max(values)),
+    }  # fmt: skip
 
 
 def _rounded(value: float) -> float:

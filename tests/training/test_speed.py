@@ -14,7 +14,7 @@ from sslcli.phases import PHASES, HostClock
 from sslcli.runs.directory import RunDirectory
 from sslcli.training import bench as bench_module
 from sslcli.training import memory
-from sslcli.training.bench import BenchLoop, Measured, Spread, bench
+from sslcli.training.speed import BenchLoop, Measured, Spread, bench
 from sslcli.training.bench_report import as_json, headline
 from sslcli.training.context import Context
 from sslcli.training.loop import Loop
