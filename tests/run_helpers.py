@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from pathlib import Path
 
 import torch
@@ -68,8 +67,3 @@ def refused(*arguments: object, lines: int = 1, code: int = 2) -> str:
     assert len(err.splitlines()) == lines, err
     assert all(line.startswith("ssl: ") for line in err.splitlines())
     return err.strip()
-
-
-def copied(run: Path, folder: Path) -> Path:
-    """A copy of a run that a test may change."""
-    return Path(shutil.copytree(run, folder / "run"))
