@@ -78,7 +78,7 @@ def test_a_signal_saves_and_exits_with_its_code_and_the_printed_command_resumes(
     _, said = process.communicate(timeout=120)
     assert process.returncode == code
     assert "Traceback" not in said
-    line = next(line for line in said.splitlines() if line.startswith("interrupted and saved at step"))
+    line = next(line for line in said.splitlines() if "interrupted and saved at step" in line)
     again = shlex.split(line.partition("resume with: ")[2])
     assert again[0] == "ssl"
     done = ssl(*again[1:], cwd=tmp_path)
