@@ -1,18 +1,17 @@
-"""Images per second of whole SimCLR training steps on CIFAR-10: ours beside lightly's, on the same cores in turns.
+"""Images per second of whole SimCLR training steps on CIFAR-10: ours and lightly's, alternating on the same cores.
 
     python benchmarks/beside_lightly.py DATA_ROOT [--width 16] [--batch 256] [--steps 20] [--output NAME]
 
-Needs lightly (`pip install 'sslcli[benchmark]'`). Both train the same backbone (our ResNet-18 with the small stem) by
-SGD, with a projector of the same size and views of the same recipe, which is lightly's own for CIFAR-10 too; what
-differs is the pipeline and the loop. lightly's is that of its examples: `LightlyDataset`, `SimCLRTransform`, torch's
-loader with worker processes, one forward for each view. Ours is what `ssl train` runs with
-`examples/configs/cifar10/simclr.yaml`, log lines included, with everything `auto` as for its 200 epochs. Neither has
-monitors or checkpoints.
+Needs lightly (`pip install 'sslcli[benchmark]'`). Both train the same backbone (our ResNet-18 with the small stem) with
+SGD, a projector of the same size and views of the same recipe, which is also lightly's own for CIFAR-10; the pipeline
+and the loop differ. lightly's are those of its examples: `LightlyDataset`, `SimCLRTransform`, torch's loader with
+worker processes, one forward pass per view. Ours are those of `ssl train` with `examples/configs/cifar10/simclr.yaml`,
+including log lines, with each `auto` as for its 200 epochs. Neither has monitors or checkpoints.
 
-Each round runs every way in a process of its own, one after the other; compiling and the steps before the first that
-count are not measured. Ratios are taken within a round. `defaults` compares what each tool does if it is told nothing
-(lightly: eager, fp32, contiguous; ours: `made` says what each `auto` came to); the others hold precision, memory
-format, an eager backbone and huge pages equal, so that pipeline and loop alone differ.
+Each round runs every configuration in a process of its own, one after the other; compiling and warm-up steps are not
+measured. Ratios are of the same round. `defaults` compares both tools without options (lightly: eager, fp32,
+contiguous; ours: `made` has each resolved `auto`); in the others precision, memory format, an eager backbone and huge
+pages are equal, so that only pipeline and loop differ.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class Way:
     huge_pages: bool = False
 
 
-#: The backbone stays eager where settings are equal, since lightly's is.
+#: With equal settings the backbone is eager, as lightly's is.
 FP32 = ("training.precision=fp32", "training.channels_last=false", "training.compile=views")
 BF16 = ("training.precision=bf16", "training.channels_last=true", "training.compile=views")
 WAYS = {
@@ -71,7 +70,7 @@ WAYS = {
     "lightly bf16 channels_last": Way("lightly", BF16, huge_pages=True),
     "ours bf16 channels_last": Way("ours", BF16, huge_pages=True),
 }
-#: What is put beside what: ours, lightly's.
+#: The pairs to compare: ours, lightly's.
 PAIRS = {
     "defaults": ("ours defaults", "lightly defaults"),
     "fp32 contiguous": ("ours fp32 contiguous", "lightly fp32 contiguous"),
@@ -81,7 +80,7 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class Task:
-    """What a process measures; picklable."""
+    """A measurement in a process of its own; picklable."""
 
     way: Way
     root: Path
@@ -97,7 +96,7 @@ class Task:
 
 
 class LightlySimCLR(nn.Module):
-    """A backbone and lightly's projection head, as its examples put them together."""
+    """A backbone and lightly's projection head, combined as in its examples."""
 
     def __init__(self, config: RunConfig) -> None:
         from lightly.models.modules import SimCLRProjectionHead
@@ -113,7 +112,7 @@ class LightlySimCLR(nn.Module):
 
 
 def lightly_steps(task: Task, device: torch.device) -> Iterator[None]:
-    """Makes a step of lightly's training each time it is asked for the next."""
+    """Makes a training step of lightly's at each iteration."""
     from lightly.data import LightlyDataset
     from lightly.loss import NTXentLoss
     from torchvision.datasets import CIFAR10
@@ -155,10 +154,10 @@ def measure_lightly(task: Task) -> dict[str, Any]:
 
 
 def measure_ours(task: Task) -> dict[str, Any]:
-    """Returns images per second, and how the steps were made: what `auto` came to."""
+    """Returns images per second, and how the steps were made, with each `auto` resolved."""
     session = build(task.config())
-    session.source.prepare(say)
-    loop = Loop(session, Context(session, RunDirectory(Path(tempfile.gettempdir())), say), 0)
+    session.source.prepare()
+    loop = Loop(session, Context(session, RunDirectory(Path(tempfile.gettempdir()))), 0)
     training = session.config.training
 
     def step() -> None:
@@ -173,7 +172,7 @@ def measure_ours(task: Task) -> dict[str, Any]:
 
 
 def images_per_second(step: Callable[[], None], task: Task, device: torch.device) -> float:
-    """Makes the steps that warm up and those that count; all of the device's part is waited for."""
+    """Makes the warm-up steps and those that count, and waits for the device."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     for _ in range(task.warm_up):
         step()

@@ -1,4 +1,4 @@
-"""What a machine can compute and move at best: measured on this CPU, read off the data sheet of a GPU."""
+"""A machine's best rates of computing and of memory traffic: measured for this CPU, from the data sheet for a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Machine:
     """A machine's two ceilings.
 
     Attributes:
-        name: what tables call it.
+        name: for tables.
         operations: of matrix products per second, by arithmetic (`fp32`, `bf16`), a multiply-add as two.
         bandwidth: bytes per second between the processor and its memory.
         source: where the figures are from.
@@ -39,7 +39,7 @@ H100 = Machine(
 
 
 def cpu_name(threads: int) -> str:
-    """What tables call the CPU that the benchmark runs on."""
+    """The name of this CPU in tables."""
     return f"this CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
@@ -50,7 +50,7 @@ def measure_cpu(threads: int, side: int, mebibytes: int, repeats: int) -> tuple[
         threads: of torch.
         side: of the matrices.
         mebibytes: size of each of the triad's three arrays; more than the caches hold.
-        repeats: how often; the first try of each is thrown away.
+        repeats: how often; the first run of each does not count.
 
     Returns:
         the medians, and smallest and largest figure of each measurement.

@@ -1,11 +1,11 @@
-"""The parts of a training step, found by wrapping what makes them: every instant of a step belongs to one part.
+"""The parts of a training step, measured by wrapping functions and modules: every moment belongs to one part.
 
 - `network`: backbone, projector, predictor, prototypes, momentum encoder, forward and backward;
-- `loss`: what else `Method.forward` does, and the backward before the gradient reaches the network. The losses come
-  last in the forward, and autograd goes backwards in that order, so that the first gradient of an output of the network
-  is where the loss ends;
+- `loss`: the rest of `Method.forward`, and the backward pass until a gradient reaches the network. The losses come last
+  in the forward pass, and autograd goes in the reverse order, so that the loss ends at the first gradient of an output
+  of the network;
 - `sinkhorn`: SwAV's assignments, with the queue's scores; `metrics`: monitors that are functions of their own (those
-  that come with a loss, of a function named `…_and_metrics`, are counted there);
+  that a function named `…_and_metrics` returns with the loss are counted there);
 - `queue`: `Queue.push`; `ema`: `MomentumEncoder.update`; `after step`: the rest of it, such as DINO's center;
 - `clip`, `optimizer`.
 """
@@ -33,7 +33,7 @@ MONITORS = ("mean_cosines",)
 
 
 class Clock:
-    """Seconds of each part: processor time on a CPU, so that what else the machine does weighs little; on CUDA events,
+    """Seconds of each part: processor time on a CPU, which other load on the machine affects little; on CUDA by events,
     which are read after the step."""
 
     def __init__(self, device: torch.device) -> None:
@@ -43,7 +43,7 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What runs inside belongs to `name`, less what runs in a part within."""
+        """The time of the block counts for `name`, except for that of parts within it."""
         self.enter(name)
         try:
             yield
@@ -59,7 +59,7 @@ class Clock:
         self._mark(self.open[-1] if self.open else "")
 
     def become(self, name: str) -> None:
-        """The innermost part ends here and `name` takes its place."""
+        """Ends the innermost part and begins `name` instead."""
         self.open[-1] = name
         self._mark(name)
 
@@ -84,9 +84,9 @@ class Clock:
 
 
 def watch(method: Method, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
-    """Puts the clock around the parts of a method and its optimizer, for good.
+    """Wraps the parts of a method and its optimizer, permanently.
 
-    The caller opens `loss` around the forward, and around the backward.
+    The caller opens `loss` around the forward and around the backward pass.
     """
     for module in _network(method):
         _watch_network(module, clock)
@@ -106,7 +106,7 @@ def watch(method: Method, optimizer: torch.optim.Optimizer, clock: Clock) -> Non
 
 
 def _network(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that a method calls, and the parts of those that it also reaches into."""
+    """The modules that a method calls, and their submodules that it also calls."""
     for child in module.children():
         if isinstance(child, MomentumEncoder | DINOHead):
             yield from _network(child)
@@ -122,7 +122,7 @@ def _watch_network(module: nn.Module, clock: Clock) -> None:
             clock.become("network")
 
     def timed(*arguments: Any) -> Any:
-        if clock.open != ["loss"]:  # within the network already, or for another part
+        if clock.open != ["loss"]:  # already within the network, or called by another part
             return forward(*arguments)
         with clock.part("network"):
             output = forward(*arguments)

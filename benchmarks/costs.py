@@ -1,33 +1,30 @@
-"""What a step of each method costs besides its network, in time and in memory: ResNet-18 at 32 px, the views of the
-method's own recipe (two of them), its own options and optimizer, made ready before.
+"""Time and memory of a step of each method besides its network: ResNet-18 at 32 px, two precomputed views of the
+method's own recipe, its own options and optimizer.
 
     OMP_NUM_THREADS=1 python benchmarks/costs.py [--methods moco_v2 swav] [--batch 256] [--width 64] [--output NAME]
 
-Each method in a process of its own. `cost_parts.py` says which parts there are and how they are told apart; medians
-over the steps, on a CPU in processor time, which with one thread is the time of a core. Queues count as full, and
-nothing is frozen any more. On one process a gather is the identity, and costs nothing: what it costs on several is not
-measured here. `log line` is what a log line computes of the features, as a share of the steps between two of them. Not
-in the step here: data, views, and the addition of a few numbers for the log.
+Each method runs in a process of its own. `cost_parts.py` describes the parts and how they are separated; times are
+medians over the steps, on a CPU in processor time, which with one thread is the time of a core. Queues are full, and
+nothing is frozen. With one process a gather is the identity and costs nothing: its cost with several is not measured.
+`log line` is the cost of a log line's feature statistics, as a share of the steps between two lines. A step here has no
+data, no views, and no sums for the log.
 
-Memory: the most that a step needs above what is there between two steps, beside what the backbone alone needs for the
-forward and backward of the images that get a gradient, in the calls that the method makes.
+Memory: the peak of a step above the memory in use between two steps, and that of the backbone alone for the forward and
+backward pass of the images that get a gradient, in the calls that the method makes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from cost_parts import PARTS, Clock, watch
-from report import circumstances, publish
+from report import circumstances, in_a_process, publish
 
 from sslcli.config.document import Document
 from sslcli.config.resolve import resolve
@@ -46,7 +43,7 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
 class Bench:
-    """Steps of one method on views that are there."""
+    """Steps of one method on precomputed views."""
 
     def __init__(self, method: str, width: int, batch: int, precision: str) -> None:
         document = {
@@ -98,7 +95,7 @@ class Bench:
         self.features = result.features
 
     def seconds(self, steps: int) -> dict[str, float]:
-        """Median of each part over the steps, after one that warms up; and of the whole."""
+        """The median of each part over the steps, after a warm-up step; and their sum."""
         watch(self.method, self.optimizer, self.clock)
         found = []
         for _ in range(steps + 1):
@@ -118,7 +115,7 @@ class Bench:
         return statistics.median(times[1:])
 
     def bytes(self) -> dict[str, int]:
-        """Peak of a step above what stays between steps, and of the backbone's part of it alone."""
+        """Peak memory of a step above that between steps, and the same for the backbone alone."""
         calls: list[torch.Tensor] = []
 
         def note(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
@@ -152,11 +149,10 @@ class Bench:
 def one(what: str, method: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures one method in a fresh process."""
     words = [f"--{name}={getattr(arguments, name)}" for name in ("width", "batch", "steps", "precision")]
-    command = [sys.executable, __file__, f"--one={what}", "--methods", method, *words]
-    found = subprocess.run(command, env={**os.environ, **(MALLOC if what == "memory" else {})}, capture_output=True)
-    if found.returncode:
-        raise SystemExit(f"{method}: {found.stderr.decode()}")
-    result: dict[str, Any] = json.loads(found.stdout.decode().splitlines()[-1])
+    environment = MALLOC if what == "memory" else {}
+    result: dict[str, Any] = json.loads(
+        in_a_process(__file__, f"--one={what}", "--methods", method, *words, **environment)
+    )
     return result
 
 

@@ -1,11 +1,11 @@
-"""The least time that a step of SimCLR takes: what it has to compute and to move, and how fast a machine does either.
+"""A lower bound for the time of a SimCLR step: the operations and memory traffic it needs, and a machine's best rates.
 
     python benchmarks/floor.py [BENCH.json …] [--output floor] [--write-docs]
-    python benchmarks/floor.py --reuse --output floor --write-docs     takes this CPU's figures from the last result
+    python benchmarks/floor.py --reuse --output floor --write-docs     takes this CPU's rates from the last result
 
 Counts one step of each of `CASES` (see `operations.py`), measures this CPU's two ceilings and adds the H100's from its
-data sheet (`ceilings.py`). Beside these stand measured speeds: the newest fitting result of `ssl bench` among those
-given and those in `benchmarks/results/`. `--write-docs` puts the tables into docs/performance.md.
+data sheet (`ceilings.py`). Measured speeds are the newest matching results of `ssl bench`, of those given and those in
+`benchmarks/results/`. `--write-docs` writes the tables to docs/performance.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Case:
-    """A network whose step is counted; `source_side` as `count_step` wants it."""
+    """A network whose step is counted; `source_side` as for `count_step`."""
 
     name: str
     config: str
@@ -51,11 +51,11 @@ CASES = (
 
 
 def ceilings(work: Work, machine: Machine) -> dict[str, float]:
-    """Returns the images per second that no code can pass, and those of an ideal eager step.
+    """Returns upper bounds of the images per second of any code, and of eager code.
 
     Returns:
-        `operations`: nothing but matrix products, at the machine's best; `bytes`: nothing but the least bytes; `eager`:
-        the kernels of eager code one after the other, each as fast as the slower of its two ceilings lets it be.
+        `operations`: only the matrix products, at the machine's best rate; `bytes`: only the least memory traffic;
+        `eager`: the kernels of eager code one after the other, each limited by the slower of its two ceilings.
     """
     rate = {dtype: machine.operations[name] for name, dtype in DTYPES.items()}
     computing = sum(k.operations / rate[k.dtype] for k in work.kernels if k.operations)
@@ -67,7 +67,7 @@ def ceilings(work: Work, machine: Machine) -> dict[str, float]:
 
 
 def describe(work: Work) -> dict[str, dict[str, float]]:
-    """What one image costs, by phase: millions of operations, and kilobytes."""
+    """The cost of one image by phase: millions of operations, and kilobytes."""
     operations, eager = work.operations(), work.eager_bytes()
     return {
         phase: {
@@ -80,7 +80,7 @@ def describe(work: Work) -> dict[str, dict[str, float]]:
 
 
 def fitting(case: RunConfig, precision: str, machine: Machine, results: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the newest result of the same network, views, arithmetic and machine; empty if there is none."""
+    """Returns the newest result with the same network, views, precision and machine; empty if there is none."""
     found = [
         result
         for result in results
@@ -109,7 +109,7 @@ def _is_of(config: dict[str, Any], case: RunConfig) -> bool:
 
 
 def read_results(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Reads those of the JSON files that `ssl bench --output` has written; others are passed by."""
+    """Reads the JSON files that `ssl bench --output` wrote; skips others."""
     results = []
     for path in paths:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -120,7 +120,7 @@ def read_results(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def count(batch: int, machines: Sequence[Machine], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Counts every case in every arithmetic; returns a row for each, with each machine's ceilings and measurements."""
+    """Counts every case in every precision; returns a row for each, with each machine's ceilings and measurements."""
     rows = []
     for case in CASES:
         config = case.load()
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=4096, help="of the matrices")
     parser.add_argument("--mebibytes", type=int, default=512, help="of each of the triad's arrays")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--reuse", action="store_true", help="do not measure: take the figures of results/floor.json")
+    parser.add_argument("--reuse", action="store_true", help="do not measure: take the rates of results/floor.json")
     parser.add_argument("--output", help="name of a JSON file in benchmarks/results/")
     parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/performance.md")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The floor as tables: an image's cost, the machines, the ceilings beside what was measured."""
+"""The tables of `floor.py`: the cost of an image, the machines, the ceilings and the measured speeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPEEDS = (
 def tables(report: dict[str, Any]) -> str:
     """Returns the tables of a report of `floor.py` as Markdown.
 
-    Of the machines that were measured only the last, with all its threads, has ceilings in the table.
+    Of the measurements of this CPU, only the last one, with all threads, has ceilings in the table.
     """
     machines = {name: Machine(**values) for name, values in report["machines"].items()}
     work = [

@@ -4,31 +4,26 @@
     python benchmarks/methods.py --root DIR/cifar10 --cost [--rounds 3] --output NAME
 
 For each method and seed, in a process of its own with one thread: kNN top-1 (k 20, temperature 0.07, 2,000 test images
-among the training images) of the untrained and of the trained backbone, and how far the features spread at the end.
---cost measures time and peak memory instead, one process after the other on a machine that should do nothing else, all
-methods in turn in each round. Settings are made for so short a run and stand in the result; what is not named there is
-`examples/configs/cifar10/METHOD.yaml`'s. With --output, runs that the file has already are kept, unless their settings
-were others.
+against the training images) of the untrained and of the trained backbone, and the spread of the features at the end.
+--cost measures time and peak memory instead, one process at a time on an otherwise idle machine, every method once per
+round. The settings suit so short a run and are part of the result; all others are those of
+`examples/configs/cifar10/METHOD.yaml`. With --output, runs that are in the file with the same settings are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from report import RESULTS, circumstances, in_a_process
+
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs" / "cifar10"
-RESULTS = Path(__file__).parent / "results"
 COMMON: dict[str, Any] = {
     "backbone.width": 8,
     "backbone.zero_init_residual": True,
@@ -47,8 +42,8 @@ COMMON: dict[str, Any] = {
 ADAMW = {"name": "adamw", "lr": 2e-3, "weight_decay": 1e-4}
 NARROW = {"method.projector.hidden_dim": 512, "method.projector.output_dim": 128}
 QUEUE = {"method.queue_size": 2048, "method.symmetric": False, "method.momentum": 0.99}
-#: What so short a run needs: a learning rate that moves in a few hundred steps, momentum encoders that follow within
-#: them, and heads and queues no larger than 5,000 images are worth.
+#: For so short a run: learning rates that have an effect in a few hundred steps, momentum encoders that follow within
+#: them, and heads and queues that suit 5,000 images.
 SETTINGS: dict[str, dict[str, Any]] = {
     "simclr": {"method.temperature": 0.2, "optimizer": ADAMW},
     "simclr_v2": {"method.temperature": 0.2, "method.projector.hidden_dim": 512, "optimizer": ADAMW},
@@ -105,19 +100,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def train(method: str, root: Path, values: dict[str, Any]) -> list[dict[str, Any]]:
     """Trains once, in this process; returns the log."""
     import sslcli
-    from sslcli.runs.directory import read_metrics
 
     with tempfile.TemporaryDirectory() as folder:
         config = CONFIGS / f"{method}.yaml"
         values = {**COMMON, **SETTINGS[method], "data.root": str(root), **values}
         trained = sslcli.train(config, values, output=Path(folder) / "run")
-        if trained.signal is not None:  # an interrupted run is no result
+        if trained.signal is not None:  # an interrupted run is not a result
             raise SystemExit(128 + trained.signal)
-        return read_metrics(trained.directory / "metrics.jsonl")
+        return trained.metrics
 
 
 def learn(method: str, root: Path, seed: int) -> dict[str, float]:
-    """What the log says at a run's beginning and end."""
+    """The log's values at the start and the end of a run."""
     lines = train(method, root, {"seed": seed})
     steps = [line for line in lines if "loss" in line]
     top1 = [line["knn_top1"] for line in lines if "knn_top1" in line]
@@ -142,17 +136,8 @@ def cost(method: str, root: Path, seed: int) -> dict[str, float]:
     }
 
 
-def in_a_process(kind: str, method: str, root: Path, seed: int) -> dict[str, float]:
-    """`learn` or `cost` in a process of its own, so that its peak memory is its own."""
-    command = [sys.executable, __file__, "--root", str(root), "--methods", method, "--seeds", str(seed), "--one", kind]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    row: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return row
-
-
 def load(path: Path | None) -> dict[str, dict[str, Any]]:
-    """The runs of an earlier result that were made with today's settings, by method and seed."""
+    """The runs of an earlier result with the present settings, by method and seed."""
     if path is None or not path.exists():
         return {}
     found = json.loads(path.read_text())
@@ -166,20 +151,6 @@ def summary(rows: dict[str, dict[str, float]]) -> dict[str, str]:
     columns = {name: [row[name] for row in rows.values()] for name in next(iter(rows.values()))}
     spread = {name: statistics.stdev(values) if len(values) > 1 else 0.0 for name, values in columns.items()}
     return {name: f"{statistics.mean(values):.4g} ± {spread[name]:.2g}" for name, values in columns.items()}
-
-
-def report(methods: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    import torch
-    import torchvision
-
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "python": platform.python_version()}
-    return {
-        "task": {**COMMON, "data": "cifar10"},
-        "versions": versions,
-        "machine": f"{os.cpu_count()} cores, no GPU used; one thread for each run",
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "methods": dict(sorted(methods.items())),
-    }
 
 
 def main() -> None:
@@ -203,14 +174,20 @@ def main() -> None:
 
     def work(job: tuple[int, str]) -> None:
         number, method = job
-        row = in_a_process(kind, method, arguments.root, number)
+        words = ("--root", str(arguments.root), "--methods", method, "--seeds", str(number), "--one", kind)
+        row = json.loads(in_a_process(__file__, *words, OMP_NUM_THREADS="1"))
         print(method, number, row, flush=True)
         entry = methods.setdefault(method, {"settings": SETTINGS[method]})
         entry.setdefault(kind, {})[str(number)] = row
         if path is not None:
-            path.write_text(json.dumps(report(methods), indent=2) + "\n")
+            report = {
+                "task": {**COMMON, "data": "cifar10"},
+                **circumstances(),
+                "methods": dict(sorted(methods.items())),
+            }
+            path.write_text(json.dumps(report, indent=2) + "\n")
 
-    # All methods of a seed or round before the next, so that a slow hour harms all alike.
+    # All methods of a seed or round before the next, so that a slow hour affects all of them.
     jobs = [(number, method) for number in runs for method in arguments.methods]
     jobs = [(number, method) for number, method in jobs if str(number) not in methods.get(method, {}).get(kind, {})]
     with ThreadPoolExecutor(1 if arguments.cost else arguments.jobs) as pool:

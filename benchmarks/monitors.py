@@ -1,30 +1,27 @@
-"""What the monitors cost: seconds that a run spends in the callbacks `knn`, `online_probe` and `logistic`, beside the
-seconds that it trains.
+"""The cost of the monitors: seconds that a run spends in the callbacks `knn`, `online_probe` and `logistic`, compared
+with the seconds that it trains.
 
     python benchmarks/monitors.py examples/configs/cifar10/simclr.yaml data.root=… [--epochs 2] [--output NAME]
 
-Each monitor alone, and the two that are on by default together, in a run of its own that looks after every epoch. What
-a step's hooks, a log line's and a look took is scaled to looks every 10 epochs, the default: `share` is that time over
-the time of the same steps without any callback. Both are measured in one run; on a CPU as processor time, so that what
-else the machine does weighs little. `start` is what a monitor takes once, before the first step.
+Each monitor alone, and the two that are on by default together, in a run of its own with an evaluation after every
+epoch. The times of the hooks for steps, log lines and evaluations are scaled to an evaluation every 10 epochs, the
+default: `share` is that time over the time of the same steps without callbacks. Both are measured in one run; on a CPU
+as processor time, which other load on the machine affects little. `start` is spent once, before the first step.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
+from report import circumstances, publish
 
 from sslcli.config.resolve import load_config
 from sslcli.plugins import load
@@ -37,14 +34,14 @@ HOOKS = ("on_start", "on_step", "on_record", "on_epoch", "on_end")
 
 
 class Clock:
-    """Seconds of every call of what it wraps, the device's part included; of nested calls the outer one counts."""
+    """Seconds of every call of a wrapped method, including the device's work; of nested calls the outer one counts."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.running = False
 
     def wrap(self, owner: type, method: str, name: str) -> Callable[[], None]:
-        """Times a method of a class; returns what puts it back."""
+        """Measures a method of a class; returns a function that restores it."""
         original = getattr(owner, method)
 
         def timed(*arguments: Any) -> Any:
@@ -70,12 +67,10 @@ class Clock:
 
 
 def measure(path: Path, overrides: list[str], names: tuple[str, ...], epochs: int) -> dict[str, Any]:
-    """Trains with these monitors alone; returns what they and the steps took."""
+    """Trains with only these monitors; returns the times of the monitors and the steps."""
     switched = [f"callbacks.{name}=null" for name in ("progress", "tensorboard", "collapse", "knn", "online_probe")]
     on = [f"callbacks.{name}={{every_epochs: 1}}" for name in names]
-    config = load_config(
-        path, [*overrides, f"training.epochs={epochs}", "schedule.warmup_epochs=0", *switched, *on]
-    )  # fmt: skip
+    config = load_config(path, [*overrides, f"training.epochs={epochs}", "schedule.warmup_epochs=0", *switched, *on])
     clock = Clock()
     undo = [clock.wrap(Loop, "step", "step")]
     for name in names:
@@ -116,26 +111,9 @@ def main() -> None:
     parser.add_argument("--output", help="name of a JSON file in benchmarks/results/")
     arguments = parser.parse_args()
     rows = [measure(arguments.config, arguments.overrides, names, arguments.epochs) for names in VARIANTS]
-    shown = ["data.root=DIR/cifar10" if item.startswith("data.root=") else item for item in arguments.overrides]
-    output = [f"--output {arguments.output}"] if arguments.output else []
-    result = {
-        "command": " ".join(
-            ["python benchmarks/monitors.py", str(arguments.config), *shown, f"--epochs {arguments.epochs}", *output]
-        ),
-        "every_epochs": EVERY_EPOCHS,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
-        "clock": "wall" if torch.cuda.is_available() else "processor",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "results": rows,
-    }
-    print(json.dumps(result, indent=2))
-    if arguments.output:
-        path = Path(__file__).parent / "results" / f"{arguments.output}.json"
-        path.write_text(json.dumps(result, indent=2) + "\n")
+    clock = "wall" if torch.cuda.is_available() else "processor"
+    report = {"every_epochs": EVERY_EPOCHS, "clock": clock, **circumstances(), "results": rows}
+    publish(report, arguments.output)
 
 
 if __name__ == "__main__":

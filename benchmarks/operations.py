@@ -1,8 +1,9 @@
-"""Counts what one optimizer step of SimCLR has to compute and to move, kernel by kernel, without computing it.
+"""Counts the operations and memory traffic of one optimizer step of SimCLR, kernel by kernel, without computing it.
 
-The step runs on tensors without values, forward, backward and the optimizer's update as torch's eager mode issues them.
-Operations are those of matrix products and convolutions, a multiply-add as two (torch's own formulas); bytes are those
-of every tensor that a kernel reads or writes. Drawing the views' parameters, a few numbers an image, is left out.
+The step runs on tensors without values: forward, backward and the optimizer's update as in torch's eager mode.
+Operations are those of matrix products and convolutions, a multiply-add counts as two (torch's own formulas); bytes are
+those of every tensor that a kernel reads or writes. Drawing the parameters of the views, a few numbers per image, is
+not counted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sslcli.config.resolve import RunConfig
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.method import Batch, RunInfo, View
 from sslcli.optimizers.groups import build_groups
-from sslcli.training.precision import Precision
+from sslcli.training.precision import MixedPrecision
 from sslcli.views.pipeline import ViewMaker
 
 PHASES = ("views", "forward", "backward", "optimizer")
@@ -66,7 +67,7 @@ class Kernel:
 
 
 class Counter(TorchDispatchMode):
-    """Keeps a `Kernel` of everything that torch does while this is entered; `phase` is what the next ones belong to."""
+    """Records every operation of torch as a `Kernel` while it is entered; `phase` is the phase of the next ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,9 +80,9 @@ class Counter(TorchDispatchMode):
         packet = func._overloadpacket
         inputs = _tensors((args, kwargs))
         written = [*_mutated(func, args, kwargs), *_new(_tensors(result), inputs)]
-        if func.namespace != "aten" or packet in _ALLOCATIONS or not written:  # a view of what is there does nothing
+        if func.namespace != "aten" or packet in _ALLOCATIONS or not written:  # a view of existing memory
             return result
-        again = [args[place] for place in _READ_TWICE.get(packet, ())]
+        again = [args[index] for index in _READ_TWICE.get(packet, ())]
         count = flop_registry.get(packet)
         self.kernels.append(
             Kernel(
@@ -101,29 +102,29 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _mutated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors, or lists of them, that the operation's schema says it writes into."""
-    places = [a for a in enumerate(func._schema.arguments) if a[1].alias_info is not None and a[1].alias_info.is_write]
-    return _tensors([args[n] if n < len(args) else kwargs.get(argument.name) for n, argument in places])
+    """The tensors, or lists of them, that the operation writes to, by its schema."""
+    written = [a for a in enumerate(func._schema.arguments) if a[1].alias_info is not None and a[1].alias_info.is_write]
+    return _tensors([args[n] if n < len(args) else kwargs.get(argument.name) for n, argument in written])
 
 
 def _new(results: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    there = {tensor.untyped_storage()._cdata for tensor in inputs}
-    return [tensor for tensor in results if tensor.untyped_storage()._cdata not in there]
+    known = {tensor.untyped_storage()._cdata for tensor in inputs}
+    return [tensor for tensor in results if tensor.untyped_storage()._cdata not in known]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    # What is expanded to a larger shape is still read only once.
+    # A tensor that is expanded to a larger shape is read only once.
     return sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one step costs.
+    """The cost of one step.
 
     Attributes:
         batch: images in the step.
-        kernels: as eager code issues them.
-        least_bytes: of each phase, what no fusion can spare: see `count_step`.
+        kernels: of eager code.
+        least_bytes: of each phase, the memory traffic that fusion cannot avoid: see `count_step`.
     """
 
     batch: int
@@ -131,7 +132,7 @@ class Work:
     least_bytes: dict[str, int]
 
     def operations(self) -> dict[str, dict[torch.dtype, int]]:
-        """Operations of matrix products and convolutions by phase and arithmetic."""
+        """Operations of matrix products and convolutions by phase and precision."""
         totals: dict[str, dict[torch.dtype, int]] = {phase: defaultdict(int) for phase in PHASES}
         for kernel in self.kernels:
             if kernel.operations:
@@ -146,9 +147,9 @@ class Work:
 def count_step(config: RunConfig, batch: int, precision: str, source_side: int | None) -> Work:
     """Counts one step of a method that needs neither labels nor schedules.
 
-    The least bytes are those of the matrix products and convolutions alone, as if all that lies between them (batch
-    norm, ReLU, sums, casts) were done while they read and write; of the uint8 images read and the views written; and
-    of weights, gradients and optimizer state read and written once.
+    The least bytes are those of the matrix products and convolutions, as if everything between them (batch norm, ReLU,
+    sums, casts) were fused into them; of the uint8 images read and the views written; and of weights, gradients and
+    optimizer state read and written once.
 
     Args:
         config: its data set is not opened.
@@ -161,7 +162,7 @@ def count_step(config: RunConfig, batch: int, precision: str, source_side: int |
     run = RunInfo(total_steps=1, steps_per_epoch=1, epochs=1, batch_size=batch, world_size=1, data=info)
     counter = Counter()
     images = _count_views(counter, config, batch, source_side)
-    device = torch.device("cpu")  # autocast knows no tensors without a device
+    device = torch.device("cpu")  # autocast needs a device
     with FakeTensorMode(allow_non_fake_inputs=True):
         sides = [view.size for view in config.views for _ in range(view.count)]
         backbone = config.backbone.cls.build(config.backbone.options, CHANNELS, max(sides))
@@ -171,7 +172,7 @@ def count_step(config: RunConfig, batch: int, precision: str, source_side: int |
         views = [View(torch.empty(batch, CHANNELS, side, side)) for side in sides]
         with counter:
             counter.phase = "forward"
-            with Precision(precision, device).autocast():
+            with MixedPrecision(precision, device).autocast():
                 step = method(Batch(views, None, torch.arange(batch), {}))
             counter.phase = "backward"
             step.loss.backward()
@@ -187,7 +188,7 @@ def count_step(config: RunConfig, batch: int, precision: str, source_side: int |
 
 
 def _count_views(counter: Counter, config: RunConfig, batch: int, source_side: int | None) -> int:
-    """Makes the views without computing them; returns the bytes of the uint8 images that they are made of."""
+    """Counts the kernels of the views; returns the bytes of the uint8 images that they are made from."""
     maker = ViewMaker(config.views, CHANNELS, (0.5,) * CHANNELS, (0.25,) * CHANNELS, seed=0)
     sizes = None if source_side is None else torch.full((batch, 2), source_side)
     draws = maker.draw(0, torch.arange(batch), sizes).to(torch.device("meta"))

@@ -1,7 +1,7 @@
-"""SimCLR's views as lightly and lightly-train make them, with the parameters of our preset, to be measured beside ours.
+"""SimCLR's views of torchvision, lightly and lightly-train with the parameters of our preset, for comparison with ours.
 
-Both packages are optional: `pip install 'sslcli[benchmark]'`. The classes are their own, as a user of theirs gets them;
-`RecipeDiffers` is raised if what they built has other parameters than ours. What remains different is in `DIFFERENCES`.
+The last two are optional: `pip install 'sslcli[benchmark]'`. Their own classes are used; `RecipeDiffers` is raised if
+these have other parameters than ours. `DIFFERENCES` lists the remaining differences.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-#: What their classes have no parameter for.
+#: What cannot be set in their classes.
 DIFFERENCES = {
     "lightly": "bilinear instead of bicubic crops; blur with Pillow's box approximation",
     "lightly_train": "area instead of bicubic crops; the blur's kernel follows its sigma",
@@ -28,6 +30,32 @@ _AMOUNTS = ("brightness", "contrast", "saturation", "hue")
 
 class RecipeDiffers(Exception):
     """Another package's views have other parameters than ours."""
+
+
+def torchvision_views(
+    size: int, view: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...], *, crop_only: bool = False
+) -> Callable[[Any], Tensor]:
+    """Returns a torchvision transform: a uint8 image, as a tensor or of Pillow → one view (3, size, size).
+
+    Args:
+        size: side of the view in pixels.
+        view: our preset's description of its views.
+        mean: per channel.
+        std: per channel.
+        crop_only: only crop and flip, without normalization.
+    """
+    jitter = {name: view["jitter"][name] for name in _AMOUNTS}
+    steps: list[Any] = [
+        v2.RandomResizedCrop(size, tuple(view["crop_scale"]), interpolation=v2.InterpolationMode.BICUBIC),
+        v2.RandomHorizontalFlip(view["flip"]),
+    ]
+    if crop_only:
+        return v2.Compose([*steps, v2.PILToTensor()])
+    steps += [v2.RandomApply([v2.ColorJitter(**jitter)], view["jitter"]["p"]), v2.RandomGrayscale(view["grayscale"])]
+    if view["blur"]:
+        kernel = 2 * (int(size * view["blur"]["kernel"]) // 2) + 1
+        steps.append(v2.RandomApply([v2.GaussianBlur(kernel, SIGMAS)], view["blur"]["p"]))
+    return v2.Compose([*steps, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
 
 
 def lightly_views(
@@ -42,7 +70,7 @@ def lightly_views(
         std: per channel.
 
     Raises:
-        RecipeDiffers: if a parameter of theirs is not ours.
+        RecipeDiffers: a parameter differs from ours.
     """
     from lightly.transforms import SimCLRTransform
 
@@ -50,7 +78,7 @@ def lightly_views(
     transform = SimCLRTransform(
         input_size=size, min_scale=view["crop_scale"][0], hf_prob=view["flip"],
         cj_prob=jitter["p"], cj_strength=1.0, cj_bright=brightness, cj_contrast=contrast, cj_sat=saturation, cj_hue=hue,
-        random_gray_scale=view["grayscale"], gaussian_blur=_blur_chance(view), sigmas=SIGMAS,
+        random_gray_scale=view["grayscale"], gaussian_blur=_blur_probability(view), sigmas=SIGMAS,
         normalize={"mean": list(mean), "std": list(std)},
     )  # fmt: skip
     first, second = transform.transforms
@@ -82,9 +110,9 @@ def lightly_train_views(
         threads: that OpenCV may use.
 
     Raises:
-        RecipeDiffers: if a parameter of theirs is not ours.
+        RecipeDiffers: a parameter differs from ours.
     """
-    # A benchmark asks nobody on the network for newer versions, and tells nobody of itself.
+    # No queries for newer versions and no telemetry.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     os.environ.setdefault("LIGHTLY_TRAIN_EVENTS_DISABLED", "1")
     import cv2
@@ -93,7 +121,7 @@ def lightly_train_views(
 
     cv2.setNumThreads(threads)
     brightness, contrast, saturation, hue = _amounts(view)
-    blur = _blur_chance(view)
+    blur = _blur_probability(view)
     arguments = theirs.SimCLRTransformArgs(
         image_size=(size, size),
         random_resize=RandomResizedCropArgs(min_scale=view["crop_scale"][0], max_scale=view["crop_scale"][1]),
@@ -128,13 +156,13 @@ def _amounts(view: Mapping[str, Any]) -> tuple[float, ...]:
     return tuple(view["jitter"][name] for name in _AMOUNTS)
 
 
-def _blur_chance(view: Mapping[str, Any]) -> float:
+def _blur_probability(view: Mapping[str, Any]) -> float:
     blur = view["blur"]
     return float(blur["p"] if isinstance(blur, Mapping) else blur)
 
 
 def _compare(size: int, view: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Raises RecipeDiffers unless the other package built what our preset describes."""
+    """Raises RecipeDiffers unless the other package's parameters are those of our preset."""
     ours: dict[str, Any] = {
         "same for both views": view["count"] == 2,
         "size": (size, size),
@@ -142,10 +170,10 @@ def _compare(size: int, view: Mapping[str, Any], theirs: Mapping[str, Any]) -> N
         "flip": view["flip"],
         "jitter.p": view["jitter"]["p"],
         "grayscale": view["grayscale"],
-        "blur": _blur_chance(view),
+        "blur": _blur_probability(view),
     }
     for name, amount in zip(_AMOUNTS, _amounts(view), strict=True):
-        # torchvision's words: a factor around 1, and an angle around 0 for the hue.
+        # As torchvision has them: a factor around 1, and an angle around 0 for the hue.
         ours[name] = (-amount, amount) if name == "hue" else (max(0.0, 1 - amount), 1 + amount)
     for name, value in ours.items():
         if not _alike(value, theirs[name]):

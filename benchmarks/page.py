@@ -15,7 +15,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def with_part(page: str, name: str, text: str) -> str:
-    """Returns the page with the text in the place of this part; ValueError if its marks are not there."""
+    """Returns the page with this part replaced by the text; ValueError if the page does not have the part."""
     part = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
     if part.search(page) is None:
         raise ValueError(f"the page has no <!-- {name} --> … <!-- /{name} -->")
@@ -23,5 +23,5 @@ def with_part(page: str, name: str, text: str) -> str:
 
 
 def write_part(name: str, text: str) -> None:
-    """Puts a text into docs/performance.md."""
+    """Replaces a part of docs/performance.md."""
     PAGE.write_text(with_part(PAGE.read_text(encoding="utf-8"), name, text), encoding="utf-8")

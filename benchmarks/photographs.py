@@ -1,15 +1,15 @@
-"""Measures how many photographs a second one core decodes and crops for two views, beside lightly and torchvision.
+"""Photographs per second that one core decodes and crops for two views, compared with lightly and torchvision.
 
     python benchmarks/photographs.py FOLDER [--size 224] [--count 200] [--repeats 5] [--output NAME]
 
-`ours` is what a worker does: each photograph is decoded once and cropped for both views. `ours_cached` does it with
-`data.cache=disk`, after the cache was written (`cache` says what that took). The device does the rest; `color` is what
-that costs where this core is the device. `lightly` is what its worker does: an item of its `LightlyDataset` with its
-`SimCLRTransform`, where it is installed (`pip install 'sslcli[benchmark]'`). `torchvision` is the usual way: decoded
-once, then the whole recipe twice, on the Pillow image; `torchvision_crop` is the part of it that `ours` does.
+`ours` is a worker's share: each photograph is decoded once and cropped for both views. `ours_cached` is the same with
+`data.cache=disk`, after the cache was written (`cache` has the cost). The device does the rest; `color` is its cost on
+this core. `lightly` is its worker's share: an item of its `LightlyDataset` with its `SimCLRTransform`, if it is
+installed (`pip install 'sslcli[benchmark]'`). `torchvision` is the usual way: decode once, then the whole recipe twice,
+on the Pillow image; `torchvision_crop` is the part of it that `ours` does.
 
-All run in turn in one process with one thread, on the same photographs, whose files the system holds in memory after
-the first round. Figures are medians with the extremes, ratios are those of the processor time.
+All alternate in one process with one thread, on the same photographs, whose files are in the system's cache after the
+first round. Results are medians with the extremes, ratios are those of processor time.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from others import DIFFERENCES, lightly_views
+from others import DIFFERENCES, lightly_views, torchvision_views
 from PIL import Image
-from report import NOT_INSTALLED, circumstances, is_installed, measure, publish, ratios, say
-from torch import Tensor
-from torchvision.transforms import v2
+from report import NOT_INSTALLED, circumstances, is_installed, measure, publish, ratios
 from views import MEAN, STD, our_views
 
 from sslcli.data.cache.dataset import CachedDataset, open_cached
@@ -36,62 +34,44 @@ from sslcli.data.workers import SLICE
 from sslcli.datasets.images import Images, ImagesOptions
 from sslcli.views.pipeline import ViewMaker
 
-#: Photographs that the ways of tens a second work on: each costs the same, however many there are.
+#: Photographs per round for what processes tens per second.
 SLOW = 48
 
 
-def torchvision_way(size: int, view: dict[str, Any], crop_only: bool) -> Callable[[Image.Image], Tensor]:
-    """The same recipe for one Pillow image."""
-    jitter = {name: view["jitter"][name] for name in ("brightness", "contrast", "saturation", "hue")}
-    kernel = 2 * (int(size * 0.1) // 2) + 1
-    crop: list[Any] = [
-        v2.RandomResizedCrop(size, tuple(view["crop_scale"]), interpolation=v2.InterpolationMode.BICUBIC),
-        v2.RandomHorizontalFlip(view["flip"]),
-    ]
-    if crop_only:
-        return v2.Compose([*crop, v2.ToImage()])
-    color: list[Any] = [
-        v2.RandomApply([v2.ColorJitter(**jitter)], view["jitter"]["p"]),
-        v2.RandomGrayscale(view["grayscale"]),
-        v2.RandomApply([v2.GaussianBlur(kernel, (0.1, 2.0))], 0.5),
-    ]
-    return v2.Compose([*crop, *color, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
-
-
 def lightly_items(data: FileDataset, size: int, view: dict[str, Any]) -> Callable[[int], Any]:
-    """Returns how lightly's data set gives one of our photographs with both its views.
+    """Returns a function that gets a photograph with both views from lightly's data set.
 
     Raises:
-        SystemExit: if it doesn't find all of them.
+        SystemExit: lightly does not find all photographs.
     """
     from lightly.data import LightlyDataset
 
     dataset = LightlyDataset(str(data.folder), transform=lightly_views(size, view, MEAN, STD))
-    place = {name: number for number, name in enumerate(dataset.get_filenames())}
-    lacking = [name for name in data.files if name not in place]
-    if lacking:
-        raise SystemExit(f"FOLDER: lightly does not find {lacking[0]}; put all photographs into sub-folders, or none")
-    return lambda number: dataset[place[data.files[number]]]
+    indices = {name: index for index, name in enumerate(dataset.get_filenames())}
+    missing = [name for name in data.files if name not in indices]
+    if missing:
+        raise SystemExit(f"FOLDER: lightly does not find {missing[0]}; put all photographs into subfolders, or none")
+    return lambda index: dataset[indices[data.files[index]]]
 
 
 def parts(cropper: Cropper, count: int) -> dict[str, float]:
-    """Milliseconds of one core per photograph: the same calls as a worker makes, timed apart."""
+    """Milliseconds of one core per photograph, for each of the calls that a worker makes."""
     spent = dict.fromkeys(("decode", "draw", "crop", "worker"), 0.0)
     for start in range(0, count, SLICE):
-        places = list(range(start, min(start + SLICE, count)))
+        indices = list(range(start, min(start + SLICE, count)))
         clock = time.process_time()
-        images = [cropper.dataset.image_for(place, cropper.wanted) for place in places]
+        images = [cropper.dataset.image_for(index, cropper.wanted) for index in indices]
         spent["decode"] += time.process_time() - clock
         clock = time.process_time()
         sizes = torch.tensor([image.shape[-2:] for image in images])
-        draws = cropper.views.draw(0, torch.tensor(places), sizes, crops_only=True)
+        draws = cropper.views.draw(0, torch.tensor(indices), sizes, crops_only=True)
         spent["draw"] += time.process_time() - clock
         clock = time.process_time()
         for row, image in enumerate(images):
             cropper.views.crop_one(image, draws, row)
         spent["crop"] += time.process_time() - clock
         clock = time.process_time()
-        cropper[Slice(0, start, places)]
+        cropper[Slice(0, start, indices)]
         spent["worker"] += time.process_time() - clock
     spent["rest"] = spent["worker"] - spent["decode"] - spent["draw"] - spent["crop"]
     return {name: round(seconds / count * 1000, 3) for name, seconds in spent.items()}
@@ -106,9 +86,9 @@ def crop_all(cropper: Cropper, epoch: int, count: int) -> list[Crops]:
 def cached_photographs(options: ImagesOptions, views: ViewMaker, folder: Path) -> CachedDataset:
     """Writes `data.cache=disk` into a folder, as `ssl train` does before its first step."""
     asked = options.model_copy(update={"cache": "disk", "cache_dir": folder})
-    cached = open_cached(Images(asked), wanted_side(views), passes=200, workers="auto", tell=say)
+    cached = open_cached(Images(asked), wanted_side(views), passes=200, workers="auto")
     assert isinstance(cached, CachedDataset)
-    cached.prepare(say)
+    cached.prepare()
     return cached
 
 
@@ -126,7 +106,10 @@ def main() -> None:
     count, slow = len(data), min(len(data), SLOW)
     views, recipe = our_views(arguments.size)
     cropper = Cropper(data, views, 0)
-    transforms = {crop_only: torchvision_way(arguments.size, recipe, crop_only) for crop_only in (False, True)}
+    transforms = {
+        crop_only: torchvision_views(arguments.size, recipe, MEAN, STD, crop_only=crop_only)
+        for crop_only in (False, True)
+    }
     kept: list[Crops] = []
 
     def ours(epoch: int) -> None:
@@ -138,8 +121,8 @@ def main() -> None:
         views.apply(images, views.draw(epoch, torch.arange(len(crops.index)), None), cropped=True)
 
     def per_sample(crop_only: bool) -> None:
-        for place in range(slow):
-            with Image.open(data.folder / data.files[place]) as file:
+        for index in range(slow):
+            with Image.open(data.folder / data.files[index]) as file:
                 image = file.convert("RGB")
             _ = transforms[crop_only](image), transforms[crop_only](image)
 
@@ -152,7 +135,7 @@ def main() -> None:
     images = {"ours": count, "torchvision_crop": slow, "color": min(SLICE, count), "torchvision": slow}
     if is_installed("lightly"):
         item = lightly_items(data, arguments.size, recipe)
-        ways["lightly"], images["lightly"] = lambda epoch: [item(place) for place in range(slow)], slow
+        ways["lightly"], images["lightly"] = lambda epoch: [item(index) for index in range(slow)], slow
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         cached = Cropper(cached_photographs(options, views, Path(folder)), views, 0)

@@ -1,4 +1,4 @@
-"""Does the faster arithmetic learn as well? The same runs in fp32 and eager, in bf16, and in bf16 and compiled.
+"""Accuracy in lower precision: the same runs in fp32 and eager, in bf16, and in bf16 and compiled.
 
     python benchmarks/precision.py --root DIR/cifar10 [--methods simclr byol] [--seeds 0 1 2] [--jobs 2] [--output NAME]
 
@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from methods import COMMON, SETTINGS, train
-from report import circumstances, publish
+from report import circumstances, in_a_process, publish
 
-#: The first is what the others are compared with.
+#: The others are compared with the first.
 VARIANTS: dict[str, dict[str, Any]] = {
     "fp32": {"training.precision": "fp32", "training.compile": "none"},
     "bf16": {"training.precision": "bf16", "training.compile": "none"},
@@ -32,13 +29,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def knn(method: str, root: Path, variant: str, seed: int) -> float:
     lines = train(method, root, {**VARIANTS[variant], "seed": seed})
     return [line["knn_top1"] for line in lines if "knn_top1" in line][-1]
-
-
-def in_a_process(method: str, root: Path, variant: str, seed: int) -> float:
-    command = [sys.executable, __file__, "--root", str(root), "--methods", method, "--seeds", str(seed)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "--one", variant], env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
 
 
 def summary(runs: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -74,7 +64,8 @@ def main() -> None:
 
     def work(job: tuple[str, str, int]) -> None:
         method, variant, seed = job
-        runs[method][variant][str(seed)] = in_a_process(method, arguments.root, variant, seed)
+        words = ("--root", str(arguments.root), "--methods", method, "--seeds", str(seed), "--one", variant)
+        runs[method][variant][str(seed)] = float(in_a_process(__file__, *words, OMP_NUM_THREADS="1"))
         print(method, variant, seed, runs[method][variant][str(seed)], flush=True)
 
     with ThreadPoolExecutor(arguments.jobs) as pool:

@@ -1,4 +1,4 @@
-"""What reports have in common: medians with the extremes, and under what circumstances they were made."""
+"""What the benchmarks share: medians with extremes, processes of their own, machine and versions, result files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +22,11 @@ NOT_INSTALLED = "not installed"
 
 
 def measure(ways: Mapping[str, Callable[[int], Any]], images: Mapping[str, int], repeats: int) -> dict[str, Any]:
-    """Runs the ways in turn, after a first round that is not counted; returns images per second.
+    """Runs each way once per round, after a first round that does not count; returns images per second.
 
     Args:
-        ways: what is measured; each gets the number of the round.
-        images: how many images each works on.
+        ways: what to measure; called with the number of the round.
+        images: how many images each processes.
         repeats: rounds that count.
 
     Returns:
@@ -55,7 +57,7 @@ def summary(values: Sequence[float], digits: int = 1) -> dict[str, float]:
 
 
 def ratios(speeds: Mapping[str, Mapping[str, float]], ours: Sequence[str], others: Sequence[str]) -> dict[str, float]:
-    """Each of ours over each of the others, by their medians, for those that were measured."""
+    """Each of ours over each of the others, by their medians, if both were measured."""
     return {
         f"{our} / {other}": round(speeds[our]["median"] / speeds[other]["median"], 2)
         for our in ours
@@ -68,12 +70,16 @@ def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package.replace("-", "_")) is not None
 
 
-def circumstances(*packages: str) -> dict[str, Any]:
-    """Returns time, command, machine and versions, those of Pillow and `packages` too.
+def in_a_process(script: str, *words: str, **environment: str) -> str:
+    """Runs a benchmark in a process of its own; returns the last line that it prints."""
+    command, variables = [sys.executable, script, *words], {**os.environ, **environment}
+    done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.splitlines()[-1]
 
-    Paths in the command are cut down to their last part.
-    """
-    words = [f"DIR/{Path(word).name}" if Path(word).is_absolute() else word for word in sys.argv[1:]]
+
+def circumstances(*packages: str) -> dict[str, Any]:
+    """Returns time, command (with paths shortened), machine and versions, also those of Pillow and `packages`."""
+    words = [re.sub(r"(^|=)/(?:.*/)?([^/]+)/*$", r"\1DIR/\2", word) for word in sys.argv[1:]]
     return {
         **describe_environment(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
         "load_average": round(os.getloadavg()[0], 1),
@@ -83,12 +89,12 @@ def circumstances(*packages: str) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Shows a line beside the report, which has the standard output to itself."""
+    """Prints a line on stderr, since stdout is for the report."""
     print(text, file=sys.stderr, flush=True)
 
 
 def publish(report: Mapping[str, Any], name: str | None) -> None:
-    """Prints a report, and writes it under `benchmarks/results/` where it has a name."""
+    """Prints a report, and writes it to `benchmarks/results/` if it has a name."""
     text = json.dumps(report, indent=2)
     print(text)
     if name:

@@ -1,13 +1,13 @@
-"""How the time of a training grows with images, views, batch, image size and workers, each with the others fixed.
+"""How training time grows with images, views, batch size, image size and workers, each with the others fixed.
 
     python benchmarks/scaling.py [AXIS …] [--output scaling-cpu] [--write-docs]
-    python benchmarks/scaling.py --plot-only --output scaling-cpu --write-docs    draws the last result again
+    python benchmarks/scaling.py --plot-only --output scaling-cpu --write-docs    plots the last result again
 
-SimCLR with a ResNet-18 of width 8 on drawn pictures, through the loop of `ssl train`, small enough for two cores and a
-minute an axis. All points of an axis take turns; a point is the median of its rounds. `workers` reads JPEG files, which
-it writes into a temporary folder or finds in `--folder`, once with the steps and once without. An exponent is the slope
-of the straight line through the medians, both sides in logarithms. `--write-docs` draws docs/performance/ and writes
-the table of docs/performance.md.
+SimCLR with a ResNet-18 of width 8 on drawn shapes, in the loop of `ssl train`, small enough for two cores and a minute
+per axis. The points of an axis alternate; a point is the median of its rounds. `workers` reads JPEG files, which it
+writes to a temporary folder or finds in `--folder`, once with the steps and once without. An exponent is the slope of
+the straight line through the medians in log-log scale. `--write-docs` writes the plots in docs/performance/ and the
+table of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from sslcli.training.context import Context
 from sslcli.training.loop import Loop
 from sslcli.training.setup import Session, build
 
-#: What an axis changes one value of. The recipe is the same at every size: the preset's own changes above 64 px.
+#: Each axis changes one value of this. The recipe is the same at every size, unlike the preset's, which has blur above
+#: 64 px.
 BASE: dict[str, Any] = {
     "method": {"name": "simclr", "projector": {"output_dim": 128}},
     "backbone": {"name": "resnet18", "stem": "small", "width": 8},
@@ -113,7 +114,7 @@ def turns(session: Session, series: str, steps: int | None, seconds: float) -> W
     Returns:
         a function that returns the seconds of one step, or of all of `steps` if given.
     """
-    loop = Loop(session, Context(session, RunDirectory(Path(tempfile.gettempdir())), print), 0)
+    loop = Loop(session, Context(session, RunDirectory(Path(tempfile.gettempdir()))), 0)
     batches: Iterator[list[SourceBatch]] = loop.batches
     one: Callable[[], object] = loop.step if series == "steps" else lambda: next(batches)
 
@@ -125,7 +126,7 @@ def turns(session: Session, series: str, steps: int | None, seconds: float) -> W
         _synchronize(session.device)
         return time.perf_counter() - began
 
-    # Workers that ran ahead between turns have to be caught up with before the clock runs.
+    # The batches that workers prepared between turns are used up before the measurement.
     ahead = session.source.ahead
     spent(WARM_UP + ahead)
     count = steps or max(2, math.ceil(seconds / (spent(2) / 2)))
@@ -233,14 +234,14 @@ def main() -> None:
     parser.add_argument("axes", nargs="*", metavar="AXIS", help=f"some of {', '.join(AXES)}; default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a point's turn, about")
-    parser.add_argument("--folder", type=Path, help="JPEG files for `workers`; default: written for the purpose")
+    parser.add_argument("--folder", type=Path, help="JPEG files for `workers`; default: written to a temporary folder")
     parser.add_argument("--output", help="name of a JSON file in benchmarks/results/")
     parser.add_argument("--write-docs", action="store_true", help="draw docs/performance/ and write the table")
     parser.add_argument("--plot-only", action="store_true", help="measure nothing: take what --output names")
     arguments = parser.parse_args()
     unknown = [axis for axis in arguments.axes if axis not in AXES]
     if unknown:
-        parser.error(f"{unknown[0]!r} is no axis: choose from {', '.join(AXES)}")
+        parser.error(f"{unknown[0]!r} is not an axis: choose from {', '.join(AXES)}")
     if arguments.plot_only:
         if not arguments.output:
             parser.error("--plot-only needs --output: the result to draw")

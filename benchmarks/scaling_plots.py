@@ -1,4 +1,4 @@
-"""Draws what `scaling.py` measured: one small SVG for each axis, both sides in logarithms."""
+"""Plots the results of `scaling.py`: one small SVG for each axis, in log-log scale."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _figure(entry: dict[str, Any]) -> Any:
 
 
 def _curve(axes: Any, series: dict[str, Any], color: str, label: str) -> None:
-    """The medians with their extremes, and the power law through them."""
+    """The medians with the extremes, and the fitted power law."""
     points = series["points"]
     values, medians = ([point[key] for point in points] for key in ("value", "median"))
     below, above = ([abs(point["median"] - point[key]) for point in points] for key in ("min", "max"))

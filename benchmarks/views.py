@@ -1,12 +1,12 @@
-"""Measures how many images a second become SimCLR's two views: ours, eager and compiled, beside other ways per sample.
+"""Images per second that become SimCLR's two views: ours, eager and compiled, and those of other packages per sample.
 
     python benchmarks/views.py [--size 32] [--source 32] [--batch 256] [--threads 1] [--output NAME]
 
-Others are torchvision and, where they are installed (`pip install 'sslcli[benchmark]'`), lightly and lightly-train,
-all with the same recipe, on the kind of image that their data sets give. All ways run in turn in one process, on images
-that are in memory already, so that neither decoding nor a neighbor's load favors one of them. `images_per_second` is
-by the clock, over all threads; `images_per_core_second` by the processor time that was used, which neighbors on a busy
-machine disturb less. Both are medians with the extremes; ratios are those of the second.
+The others are torchvision and, if they are installed (`pip install 'sslcli[benchmark]'`), lightly and lightly-train,
+all with the same recipe, on the kind of image that their data sets return. All alternate in one process, on images in
+memory, so that neither decoding nor other load on the machine favors one of them. `images_per_second` is by wall time
+with all threads; `images_per_core_second` by processor time, which other load affects less. Both are medians with the
+extremes; ratios are those of the second.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from others import DIFFERENCES, lightly_train_views, lightly_views
+from others import DIFFERENCES, lightly_train_views, lightly_views, torchvision_views
 from PIL import Image
 from report import NOT_INSTALLED, circumstances, is_installed, measure, publish, ratios
 from torch import Tensor
-from torchvision.transforms import v2
 
 from sslcli.augmentations.simclr import SimCLRPreset
 from sslcli.contracts.views import ViewSpec
@@ -29,7 +28,7 @@ from sslcli.views.pipeline import ViewMaker
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 OURS, OTHERS = ("eager", "compiled"), ("torchvision", "lightly", "lightly_train")
-#: One sample after the other costs the same whatever their number: as many as take a tenth of a second or more.
+#: Images per round for packages that process one sample at a time; enough for a tenth of a second or more.
 SLOW, FAST = 64, 256
 
 
@@ -49,31 +48,16 @@ def our_views(size: int) -> tuple[ViewMaker, dict[str, Any]]:
     return ViewMaker([spec], 3, MEAN, STD, seed=0), view
 
 
-def torchvision_views(size: int, view: dict[str, Any]) -> Callable[[Tensor], list[Tensor]]:
-    """Returns the same recipe as a torchvision transform of one uint8 image."""
-    jitter = {name: view["jitter"][name] for name in ("brightness", "contrast", "saturation", "hue")}
-    steps: list[Any] = [
-        v2.RandomResizedCrop(size, tuple(view["crop_scale"]), interpolation=v2.InterpolationMode.BICUBIC),
-        v2.RandomHorizontalFlip(view["flip"]),
-        v2.RandomApply([v2.ColorJitter(**jitter)], view["jitter"]["p"]),
-        v2.RandomGrayscale(view["grayscale"]),
-    ]
-    if view["blur"]:
-        kernel = 2 * (int(size * view["blur"]["kernel"]) // 2) + 1
-        steps.append(v2.RandomApply([v2.GaussianBlur(kernel, (0.1, 2.0))], view["blur"]["p"]))
-    transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
-    return lambda image: [transform(image), transform(image)]
-
-
 def per_sample(make: Callable[[Any], list[Tensor]], samples: Sequence[Any]) -> Callable[[int], list[Tensor]]:
-    """Returns the way of a data loader: the two views of one sample after the other, then a batch of each."""
+    """Returns what a data loader does: the two views of each sample, then a batch of each view."""
     return lambda epoch: [torch.stack(views) for views in zip(*map(make, samples), strict=True)]
 
 
 def other_ways(size: int, view: dict[str, Any], batch: Tensor, threads: int) -> tuple[dict[str, Any], dict[str, int]]:
-    """Returns the other packages' ways, those that are installed, and how many images each works on."""
+    """Returns the views of the installed packages, and the number of images for each."""
     arrays = [image.permute(1, 2, 0).contiguous().numpy() for image in batch[:FAST]]
-    ways = {"torchvision": per_sample(torchvision_views(size, view), list(batch[:SLOW]))}
+    one = torchvision_views(size, view, MEAN, STD)
+    ways = {"torchvision": per_sample(lambda image: [one(image), one(image)], list(batch[:SLOW]))}
     if is_installed("lightly"):
         pictures = [Image.fromarray(array) for array in arrays[:SLOW]]
         ways["lightly"] = per_sample(lightly_views(size, view, MEAN, STD), pictures)
@@ -89,7 +73,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--no-compile", action="store_true", help="leave the compiled way out (half a minute)")
+    parser.add_argument("--no-compile", action="store_true", help="without the compiled views (half a minute)")
     parser.add_argument("--output", help="name of a JSON file to write under benchmarks/results/")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,4 +1,4 @@
-"""Messages: one handler, on the main process, at the level that was asked for; a program's own handlers come first."""
+"""Messages: one handler, on the main process, at the requested level; a program's own handlers come first."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
+import yaml
+from conftest import TINY
+from run_helpers import done
 
-from sslcli.cli.main import app
 from sslcli.logs import lines_to, logger, on_console
 
 log = logging.getLogger("sslcli.anything")
-
-TRAIN = [
-    "train", "c.yaml", "training.max_steps=2", "data.count=32", "data.size=16", "training.batch_size=8",
-    "callbacks={knn: null, online_probe: null, tensorboard: null}", "training.device=cpu", "checkpoints.every_steps=1",
-]  # fmt: skip
 
 
 def test_warnings_are_marked_and_the_level_is_restored():
@@ -31,7 +27,7 @@ def test_warnings_are_marked_and_the_level_is_restored():
     assert logger.level == logging.NOTSET
 
 
-def test_the_console_is_left_to_a_handler_that_is_there_already(capsys):
+def test_the_console_shows_nothing_if_the_logger_has_a_handler(capsys):
     lines: list[str] = []
     with lines_to(lines.append), on_console():
         log.info("once")
@@ -54,16 +50,12 @@ def test_a_program_without_logging_sees_no_message_of_the_library():
 
 def test_quiet_and_verbose_show_less_and_more(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "c.yaml").write_text(
-        "{method: simclr, data: shapes, backbone: {name: resnet18, width: 4, stem: small}}"
-    )
-    shown = {}
-    for flag in ("--quiet", "", "-v"):
-        output = ["--output", f"run{flag}"]
-        result = CliRunner().invoke(app, [*TRAIN, *output, *([flag] if flag else [])])
-        assert result.exit_code == 0, result.output
-        shown[flag] = result.stderr
-    assert shown["--quiet"] == ""
-    assert "run directory: run\n" in shown[""]
-    assert "saving a checkpoint" not in shown[""]
-    assert "saving a checkpoint of step 1" in shown["-v"]
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**TINY, "callbacks": {**TINY["callbacks"], "collapse": None}}))
+    words = ["train", "c.yaml", "training.max_steps=2", "checkpoints.every_steps=1", "--output"]
+    assert done(*words, "a", "--quiet")[1] == ""
+    shown = done(*words, "b")[1]
+    assert "run directory: b\n" in shown
+    assert "wrote b/checkpoints" not in shown
+    shown = done(*words, "c", "-v")[1]
+    for line in ("run directory: c\n", "wrote c/checkpoints/step-000000001.safetensors in ", "cpu, fp32", "set up in "):
+        assert line in shown

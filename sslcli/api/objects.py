@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
+from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.errors import UserError
 from sslcli.plugins import PYTHON, contracts, get_group
 
@@ -20,18 +21,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The sections that name one plugin, and its group.
-GROUPS = {
-    "method": "methods", "backbone": "backbones", "data": "datasets", "optimizer": "optimizers",
-    "schedule": "schedules",
-}  # fmt: skip
-
 #: Plugin classes by group and name.
 Classes = dict[tuple[str, str], type]
 
 
 class Objects:
-    """What a Python program has given for one run, by the names that its config uses.
+    """The objects that a Python program gives for one run, by the names that its config uses.
 
     Attributes:
         classes: for `plugins.registered`.
@@ -46,16 +41,16 @@ class Objects:
         self._labeled = labeled
 
     def sections(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns plain data for sections that may hold objects, which are kept here.
+        """Returns sections as plain data; the objects in them are kept here.
 
         Raises:
-            UserError: something that cannot stand where it does.
+            UserError: an object that its section cannot hold.
         """
         plain: dict[str, Any] = {}
         for section, value in values.items():
             if value is None:
                 continue
-            if section in GROUPS:
+            if section in PLUGIN_SECTIONS:
                 plain[section] = self._choice(section, value)
             elif section == "callbacks":
                 plain[section] = self._callbacks(value)
@@ -64,7 +59,7 @@ class Objects:
             else:
                 plain[section] = as_plain(section, value)
         if self._labeled is not None and not self.given:
-            raise UserError("labeled: goes with a data set that is given as an object; named ones bring their own")
+            raise UserError("labeled: needs a data set that is given as an object; a named one has its own labels")
         return plain
 
     def _choice(self, section: str, value: Any) -> dict[str, Any]:
@@ -73,7 +68,7 @@ class Objects:
         plain = as_plain(section, options)
         if name is None or isinstance(name, str):
             return plain if name is None else {"name": name, **plain}
-        group = GROUPS[section]
+        group = PLUGIN_SECTIONS[section]
         if isinstance(name, type) and issubclass(name, contracts(get_group(group))):
             return {"name": self._keep(group, name), **plain}
         if section == "data" and not isinstance(name, type):
@@ -87,7 +82,7 @@ class Objects:
         from sslcli.backbones.wrapped import wrap
 
         if isinstance(module, type) and issubclass(module, nn.Module):
-            raise UserError(f"backbone: give a {module.__name__} that is made, not the class: {module.__name__}(…)")
+            raise UserError(f"backbone: give an instance, not the class: {module.__name__}(…)")
         if not isinstance(module, nn.Module):
             _refused("backbone", module)
         return wrap(module, f"{PYTHON}:{type(module).__name__}")
@@ -99,7 +94,7 @@ class Objects:
         return name
 
     def _callbacks(self, value: Any) -> dict[str, Any]:
-        """Callbacks as the config has them (options by name), or a list of objects, classes and names."""
+        """Callbacks as in the config (options by name), or a list of objects, classes and names."""
         if isinstance(value, Mapping):
             value = [{name: options} for name, options in value.items()]
         elif isinstance(value, str) or not isinstance(value, Iterable):
@@ -119,7 +114,7 @@ class Objects:
         return plain
 
     def _with_names(self, value: Any) -> Any:
-        """A section with names in the place of operation and preset classes, however deep."""
+        """A section with names instead of operation and preset classes, at any depth."""
         if isinstance(value, Mapping):
             return {name: self._with_names(each) for name, each in value.items()}
         if isinstance(value, list | tuple):
@@ -138,9 +133,9 @@ class Objects:
 
 
 def data_classes(datasets: Mapping[str, Any], name: str = "") -> tuple[str, Classes, dict[str, Given]]:
-    """Wraps data sets by split (`train`, `labeled`, `test`); returns their common name and what to register.
+    """Wraps data sets by split (`train`, `labeled`, `test`); returns their common name and the classes to register.
 
-    One object under two splits is looked at, and read, once.
+    One object under two splits is examined and read once.
     """
     from sslcli.data.objects.given import Given
     from sslcli.data.objects.wrapped import wrap_datasets
@@ -148,17 +143,25 @@ def data_classes(datasets: Mapping[str, Any], name: str = "") -> tuple[str, Clas
     seen: dict[int, Given] = {}
     for dataset in datasets.values():
         if id(dataset) not in seen:
-            seen[id(dataset)] = Given(dataset, f"{PYTHON}:{type(dataset).__name__}", log.info)
+            seen[id(dataset)] = Given(dataset, f"{PYTHON}:{type(dataset).__name__}")
     given = {split: seen[id(dataset)] for split, dataset in datasets.items()}
     name = name or type(next(iter(datasets.values()))).__name__
     return f"{PYTHON}:{name}", {("datasets", name): wrap_datasets(given)}, given
 
 
-def as_plain(place: str, value: Any) -> Any:
+def by_key(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns options by dotted key as plain data; UserError if they are not a mapping."""
+    if not isinstance(overrides or {}, Mapping):
+        raise UserError(f"overrides: should be a mapping of options by dotted key, not a {type(overrides).__name__}")
+    plain: dict[str, Any] = as_plain("overrides", dict(overrides or {}))
+    return plain
+
+
+def as_plain(section: str, value: Any) -> Any:
     """Returns a value as YAML could hold it: tuples become lists, paths strings, 0-dim arrays numbers.
 
     Raises:
-        UserError: it holds an object that has no place in a config.
+        UserError: it holds an object that a config cannot hold.
     """
 
     def plain(one: Any) -> Any:
@@ -168,9 +171,7 @@ def as_plain(place: str, value: Any) -> Any:
             return one.item()
         if hasattr(one, "tolist"):
             return one.tolist()
-        raise UserError(
-            f"{place}: a {type(one).__name__} cannot stand in a config; give numbers, strings, lists, dicts"
-        )
+        raise UserError(f"{section}: a config cannot hold an object of type {type(one).__name__}; use plain values")
 
     return json.loads(json.dumps(value, default=plain))
 
@@ -184,8 +185,8 @@ def _callback(value: Any) -> type:
 
 
 def _refused(section: str, value: Any) -> type:
-    group = get_group(GROUPS.get(section, section))
+    group = get_group(PLUGIN_SECTIONS.get(section, section))
     wanted = " or ".join(contract for _, contract in group.contracts)
-    what = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+    what = f"the class {value.__name__}" if isinstance(value, type) else f"an object of type {type(value).__name__}"
     more = {"backbone": ", or any nn.Module", "data": ", or any object with __len__ and __getitem__"}.get(section, "")
     raise UserError(f"{section}: should be a name, a mapping with `name`, a subclass of {wanted}{more}; not {what}")

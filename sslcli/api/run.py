@@ -1,4 +1,4 @@
-"""`Run`: what a training left behind, as an object to ask."""
+"""`Run`: a run directory as an object."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslcli.config.document import read_file
+from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.errors import UserError
 from sslcli.plugins import PYTHON
 
@@ -24,9 +25,9 @@ class Run:
     """A run directory, and the objects that its config names.
 
     Attributes:
-        path: the directory; `directory` is the same.
-        classes: plugin classes around the objects, by group and the name that the config has behind `python:`.
-        signal: number of the signal that interrupted the training which returned this; None otherwise.
+        path: the directory.
+        classes: plugin classes that wrap the objects, by group and the name after `python:` in the config.
+        signal: number of the signal that interrupted the training run; None if it ended, or was opened.
     """
 
     def __init__(
@@ -37,12 +38,12 @@ class Run:
         data: Any = None,
         labeled: tuple[Any, Any] | None = None,
     ) -> None:
-        """Opens a run that is there.
+        """Opens an existing run.
 
         Args:
             path: the run directory.
-            backbone: the module (or class) of a run that was made with one; it stays as it is.
-            data: the data set of a run that was made with an object.
+            backbone: the module (or class) that the run was made with; it is not changed.
+            data: the data set that the run was made with.
             labeled: its (train, test) pair to evaluate with.
 
         Raises:
@@ -52,12 +53,11 @@ class Run:
         self.signal: int | None = None
         self._ended: tuple[int, int] | None = None
         if not (self.path / "config.yaml").is_file():
-            raise UserError(f"{self.path}: is no run directory (it has no config.yaml)")
+            raise UserError(f"{self.path}: is not a run directory (it has no config.yaml)")
         self.classes: Classes = {}
-        given = {"backbone": backbone, "data": data}
         objects = Objects(labeled)
-        for section, plain in objects.sections(given).items():
-            group = {"backbone": "backbones", "data": "datasets"}[section]
+        for section, plain in objects.sections({"backbone": backbone, "data": data}).items():
+            group = PLUGIN_SECTIONS[section]
             cls = objects.classes.get((group, plain["name"].removeprefix(f"{PYTHON}:")))
             wanted = self.config[section]["name"]
             if cls is None or not wanted.startswith(f"{PYTHON}:"):
@@ -66,7 +66,7 @@ class Run:
 
     @classmethod
     def _trained(cls, result: TrainResult, classes: Classes) -> Run:
-        """What `train` returns: a run that knows its objects, and where its training ended."""
+        """What `train` returns: a run with its objects, and the step at which training ended."""
         run = cls(result.directory)
         run.classes, run.signal = classes, result.signal
         run._ended = result.step, result.total_steps
@@ -79,18 +79,13 @@ class Run:
         return f"<Run {str(self.path)!r}: {what}, step {self.step:,}{of}>"
 
     @property
-    def directory(self) -> Path:
-        return self.path
-
-    @property
     def config(self) -> dict[str, Any]:
-        """Every value that was used, as plain data; what `config.yaml` holds."""
+        """Every option with its value, as plain data; the content of `config.yaml`."""
         return read_file(self.path / "config.yaml").data
 
     @property
     def step(self) -> int:
-        """Optimizer steps when the training ended that returned this; of a run that was opened, of its newest
-        checkpoint (0 where there is none yet)."""
+        """Optimizer steps made; for a run that was opened, the step of its newest checkpoint (0 if it has none)."""
         if self._ended is not None:
             return self._ended[0]
         from sslcli.runs.checkpoint import list_checkpoints
@@ -105,14 +100,13 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The log as a table: a dict for each line, with `step`, `epoch` and what was logged then."""
+        """The log: a dict for each line, with `step`, `epoch` and the logged values."""
         from sslcli.runs.directory import read_metrics
 
-        file = self.path / "metrics.jsonl"
-        return read_metrics(file) if file.is_file() else []
+        return read_metrics(self.path / "metrics.jsonl")
 
     def metrics_frame(self) -> Any:
-        """Returns the log as a pandas DataFrame, missing values where a line has none; UserError without pandas."""
+        """Returns the log as a pandas DataFrame, with missing values; UserError without pandas."""
         try:
             pandas = importlib.import_module("pandas")
         except ImportError as error:
@@ -121,7 +115,7 @@ class Run:
 
     @property
     def card(self) -> BackboneCard:
-        """What goes along with the backbone: normalization (`mean`, `std`), `image_size`, `feature_dim`, …"""
+        """The description stored with the backbone: normalization (`mean`, `std`), `image_size`, `feature_dim`, …"""
         from sslcli.runs.trained import stored_card
 
         return stored_card(self.path)
@@ -130,41 +124,41 @@ class Run:
         """Returns the trained backbone, on the CPU, in `eval()`.
 
         Args:
-            module: for a run that was made with a module, one like it, to be filled and returned; by default a copy of
-                the one that was given.
+            module: for a run that was made with a module, a module like it, which receives the weights and is
+                returned; by default a copy of the given one.
 
         Returns:
-            a module of yours as you made it; of a backbone by name, one whose result has `pooled` (N, D).
+            your own module, or for a backbone by name one whose result has `pooled` (N, D).
 
         Raises:
-            UserError: nothing trained yet, or the module is not given, or does not fit.
+            UserError: nothing trained yet, or the module is missing or does not fit.
         """
-        from . import load_backbone
+        from .trained import load_backbone
 
         return load_backbone(self, module) if module is not None else load_backbone(self)
 
     def evaluate(self, method: str = "knn", *, train: Any = None, eval: Any = None, **options: Any) -> EvaluationResult:  # noqa: A002
-        """Evaluates as `sslcli.evaluate` does: `run.evaluate("linear").metrics["top1"]`.
+        """Evaluates like `sslcli.evaluate`: `run.evaluate("linear").metrics["top1"]`.
 
         Args:
             method: name of the evaluator.
             train: labeled data set, as an object, to fit on; the run's own data by default.
-            eval: likewise, to judge on.
+            eval: likewise, the test images.
             options: `device`, `seed`, `seeds`, and the evaluator's options by name; `data={…}` for other data by name.
         """
-        from . import evaluate
+        from .trained import evaluate
 
         known = {name: options.pop(name) for name in ("device", "seed", "seeds") if name in options}
         return evaluate(self, method, options, train=train, eval=eval, **known)
 
     def export(self, exporter: str = "backbone", path: str | Path | None = None, **options: Any) -> Exported:
-        """Exports as `sslcli.export` does.
+        """Exports like `sslcli.export`.
 
         Args:
             exporter: name of the exporter.
-            path: the file; by default where `ssl export` writes to, in the run directory.
+            path: the file; by default the one that `ssl export` writes, in the run directory.
             options: the exporter's.
         """
-        from . import export
+        from .trained import export
 
         return export(self, exporter, path, **options)

@@ -1,4 +1,4 @@
-"""`ssl bench`: how fast a config trains, and what its steps wait for."""
+"""`ssl bench`: how fast a config trains, and what its steps spend their time on."""
 
 from __future__ import annotations
 
@@ -10,25 +10,22 @@ from typing import Annotated
 
 import typer
 
+from .arguments import Overrides, PluginFiles
+
 log = logging.getLogger(__name__)
 
 
 def bench(
     config: Annotated[Path, typer.Argument(help="YAML config.", metavar="CONFIG")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Options of the config, as optimizer.lr=0.3", metavar="[KEY=VALUE]...")
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of each kind in a round.", min=1, metavar="N")] = 10,
-    rounds: Annotated[int, typer.Option(help="How often the kinds take turns.", min=1, metavar="N")] = 5,
-    output: Annotated[Path | None, typer.Option(help="JSON file for the figures.", metavar="FILE")] = None,
-    plugin: Annotated[
-        list[Path] | None, typer.Option(help="Python file whose plugin classes to register.", metavar="FILE")
-    ] = None,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="Steps of each kind per round.", min=1, metavar="N")] = 10,
+    rounds: Annotated[int, typer.Option(help="Number of rounds.", min=1, metavar="N")] = 5,
+    output: Annotated[Path | None, typer.Option(help="Write the results to a JSON file.", metavar="FILE")] = None,
+    plugin: PluginFiles = None,
 ) -> int:
-    """Time the steps of a training: end to end, on ready views, and phase by phase; and its peak memory.
+    """Measure training speed: whole steps, steps on precomputed views, each phase of a step, and peak memory.
 
-    Trains without callbacks, in one process, and keeps nothing of it. The ratio of the first two says how near the run
-    comes to the speed of the model alone.
+    Trains in one process, without callbacks, and saves nothing.
 
     Example: ssl bench examples/configs/quickstart.yaml training.batch_size=256 --output speed.json
     """
@@ -39,22 +36,23 @@ def bench(
         register_file(path)
     resolved = load_config(config, overrides or [])
 
-    from rich.console import Console  # from here on torch is needed
+    from rich.console import Console  # torch is imported from here on
 
-    from sslcli.runs.files import check_output, write_text
-    from sslcli.training.bench import bench as run_bench
-    from sslcli.training.bench_report import as_json, headline, tables
+    from sslcli.storage import check_output, write_text
+    from sslcli.training.speed import measure
+    from sslcli.training.speed_report import headline, report, tables
 
     output = output.expanduser() if output is not None else None
     if output is not None:
         check_output(output)
-    session, measured = run_bench(resolved, steps=steps, rounds=rounds)
+    session, measured = measure(resolved, steps=steps, rounds=rounds)
+    found = report(session, measured, steps, ["ssl", *sys.argv[1:]])
     console = Console(highlight=False)
     console.print(headline(session), markup=False, soft_wrap=True)
-    console.print(tables(session, measured))
+    console.print(tables(found))
     if measured.bad_step is not None:
-        log.warning(f"the loss was not finite in step {measured.bad_step}: a run would have ended there")
+        log.warning(f"the loss was not finite in step {measured.bad_step}: `ssl train` would have ended there")
     if output is not None:
-        write_text(output, json.dumps(as_json(session, measured, steps, ["ssl", *sys.argv[1:]]), indent=2) + "\n")
+        write_text(output, json.dumps(found, indent=2) + "\n")
         log.info(f"wrote {output}")
     return 0

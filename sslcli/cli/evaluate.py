@@ -1,4 +1,4 @@
-"""`ssl eval`: judges frozen backbones."""
+"""`ssl eval`: evaluates frozen backbones."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import typer
 
 from sslcli.contracts.errors import UserError
 
+from .arguments import Device
+
 if TYPE_CHECKING:
     from sslcli.evaluation.tables import Row
 
@@ -21,23 +23,24 @@ def evaluate(
     words: Annotated[
         list[str],
         typer.Argument(
-            help="What to judge: run directories, checkpoints, backbone files; or networks by name (resnet18, "
-            "torchvision/resnet50), untrained unless backbone.pretrained=true; or plain weight files with "
-            "backbone=NAME. And options: of the evaluator (k=[20]), the data (data.limit=500), "
-            "feature=tokens, and for networks without a card backbone.…, mean, std, image_size.",
+            help="What to evaluate: run directories, checkpoints, backbone files; backbones by name (resnet18, "
+            "torchvision/resnet50), untrained unless backbone.pretrained=true; weight files of other tools, with "
+            "backbone=NAME. And options: of the evaluator (k=[20]), of the data (data.limit=500), "
+            "feature=tokens, and for backbones without a card backbone.…, mean, std, image_size.",
             metavar="TARGET|KEY=VALUE",
         ),
     ],
     method: Annotated[
-        str, typer.Option(help="Which evaluation, or all; see `ssl list evaluators`.", metavar="NAME|all")
+        str, typer.Option(help="Evaluator, or all; see `ssl list evaluators`.", metavar="NAME|all")
     ] = "knn",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
-    seed: Annotated[int, typer.Option(help="For whatever the evaluation draws.", min=0)] = 0,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Random seed.", min=0)] = 0,
     seeds: Annotated[
-        int, typer.Option(help="Evaluate with so many seeds, from --seed on: mean ± standard deviation.", min=1)
+        int, typer.Option(help="Number of seeds, starting at --seed; shows mean ± standard deviation.", min=1)
     ] = 1,
     output: Annotated[
-        Path | None, typer.Option(help="JSON file for the results; runs keep theirs in RUN/eval anyway.")
+        Path | None,
+        typer.Option(help="JSON file for the results; those of a run are also written to RUN/eval.", metavar="FILE"),
     ] = None,
     as_json: Annotated[
         bool,
@@ -48,7 +51,7 @@ def evaluate(
         ),
     ] = False,
 ) -> int:
-    """Judge frozen backbones. Several in one call, or several evaluations, make one table on the same data.
+    """Evaluate frozen backbones. Several backbones or evaluators in one call make one table, on the same data.
 
     Examples: ssl eval runs/first --method linear --seeds 3
 
@@ -57,7 +60,7 @@ def evaluate(
     from sslcli.plugins import choose
 
     if method != "all":
-        choose("evaluators", method)  # a typo is told before torch is loaded
+        choose("evaluators", method)  # so that a typo is reported before torch is imported
     targets, overrides = split_words(words)
 
     from sslcli.evaluation.evaluate import evaluate_all
@@ -74,10 +77,10 @@ def evaluate(
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Tells targets from overrides: what exists is a target, `key.path=…` is an override, all else is a target.
+    """Returns targets and overrides: a word is an override if it looks like `key.path=…` and no such file exists.
 
     Raises:
-        UserError: no target among them.
+        UserError: there is no target.
     """
     targets: list[str] = []
     overrides: list[str] = []
@@ -85,7 +88,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
         is_override = re.match(r"[\w.-]*=", word) is not None and not Path(word).expanduser().exists()
         (overrides if is_override else targets).append(word)
     if not targets:
-        raise UserError("what to judge? Name a run, a backbone file or a network before the options")
+        raise UserError("nothing to evaluate: name a run, a backbone file or a backbone before the options")
     return targets, overrides
 
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .arguments import Device
+
 log = logging.getLogger(__name__)
 
 
@@ -16,13 +18,14 @@ def export(
     target: Annotated[Path, typer.Argument(help="Run directory, checkpoint or backbone file.", metavar="RUN")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Options of the exporter (format=timm, data.split=test).", metavar="[KEY=VALUE]..."),
+        typer.Argument(help="Options of the exporter, such as format=timm.", metavar="KEY=VALUE"),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="File to write; default: in the run directory, or beside the file.")
+        Path | None,
+        typer.Option(help="File to write; by default in the run directory, or next to the file.", metavar="FILE"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")] = False,
-    device: Annotated[str, typer.Option(help="For exporters that compute: auto, cpu, cuda, cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> int:
     """Write a trained backbone for other tools, and show how to load it.
 
@@ -30,7 +33,7 @@ def export(
     """
     from sslcli.plugins import choose
 
-    choose("exporters", name)  # a typo is told before torch is loaded
+    choose("exporters", name)  # so that a typo is reported before torch is imported
 
     from sslcli.evaluation.export import export as run_export
 

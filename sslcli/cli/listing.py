@@ -1,10 +1,9 @@
-"""`ssl list`: which plugins there are, what each one's options are, and whether all of them load."""
+"""`ssl list`: the installed plugins, the options of each, and whether all of them load."""
 
 from __future__ import annotations
 
 import json
 import textwrap
-from dataclasses import asdict
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -14,114 +13,100 @@ if TYPE_CHECKING:
     from sslcli.contracts.options import Options
     from sslcli.plugins import FoundPlugin
 
-#: The keys that `ssl list GROUP --json` promises.
-KEYS = ("name", "package", "version", "target")
-
 
 def list_plugins(
-    group: Annotated[str | None, typer.Argument(help="methods, backbones, datasets, …", metavar="[GROUP]")] = None,
-    name: Annotated[str | None, typer.Argument(help="One plugin: shows its options.", metavar="[NAME]")] = None,
+    group: Annotated[str | None, typer.Argument(help="methods, backbones, datasets, …", metavar="GROUP")] = None,
+    name: Annotated[str | None, typer.Argument(help="A plugin of the group.", metavar="NAME")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Load every plugin; exit 1 if one fails.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Load every plugin; exit with 1 if one fails.")] = False,
 ) -> int:
-    """Show plugins; with GROUP and NAME, the options of one.
+    """List the installed plugins, or those of GROUP; with NAME, show the options of one.
 
     Example: ssl list methods simclr
     """
     from sslcli.plugins import GROUPS, find, get_group
 
     groups = [get_group(group).name] if group is not None else list(GROUPS)
+    found: Any
     if check:
-        return _check(groups, as_json)
-    if name is not None:
-        _describe(groups[0], name, as_json)
-        return 0
-    found = {each: find(each) for each in groups}
-    if as_json:
-        plain = {each: [_plain(plugin) for plugin in plugins] for each, plugins in found.items()}
-        print(json.dumps(plain[groups[0]] if group is not None else plain, indent=2))
-        return 0
-    for each, plugins in found.items():
-        if group is None:
-            print(f"{each}:")
-        _table([[p.name, p.package, p.version, p.target] for p in plugins], "" if group is not None else "  ")
-    return 0
+        found = [row for each in groups for row in _checked(each)]
+        lines = _check_lines(found)
+    elif name is not None:
+        found = _described(groups[0], name)
+        lines = found["members"] if "members" in found else _description_lines(name, found)
+    else:
+        found = {each: [_plain(plugin) for plugin in find(each)] for each in groups}
+        lines = [line for each, rows in found.items() for line in (f"{each}:", *(f"  {row}" for row in _table(rows)))]
+        if group is not None:
+            found, lines = found[groups[0]], _table(found[groups[0]])
+    print(json.dumps(found, indent=2) if as_json else "\n".join(lines))
+    return 1 if check and not all(row["ok"] for row in found) else 0
 
 
 def _plain(plugin: FoundPlugin) -> dict[str, str]:
-    return {key: value for key, value in asdict(plugin).items() if key in KEYS}
+    """What `ssl list GROUP --json` promises."""
+    return {key: getattr(plugin, key) for key in ("name", "package", "version", "target")}
 
 
-def _table(rows: list[list[str]], indent: str = "") -> None:
-    if not rows:
-        print(f"{indent}none")
-        return
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print(indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def _table(rows: list[dict[str, str]]) -> list[str]:
+    widths = {key: max(len(row[key]) for row in rows) for key in (rows[0] if rows else ())}
+    lines = ["  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip() for row in rows]
+    return lines or ["none"]
 
 
-def _check(groups: list[str], as_json: bool) -> int:
+def _checked(group: str) -> list[dict[str, Any]]:
     from sslcli.plugins import PluginError, find, load_found
 
-    results: list[dict[str, Any]] = []
-    for group in groups:
-        plugins = find(group)
-        for plugin in plugins:
-            problem = None
-            try:
-                load_found(plugin)
-            except PluginError as error:
-                problem = str(error)
-            rivals = [other.package for other in plugins if other.name == plugin.name and other != plugin]
-            row = {"group": group, **_plain(plugin), "ok": problem is None, "error": problem, "clashes_with": rivals}
-            results.append(row)
-    failed = [result for result in results if not result["ok"]]
-    if as_json:
-        print(json.dumps(results, indent=2))
-        return 1 if failed else 0
-    for result in results:
-        word = "ok" if result["ok"] else "FAILED"
-        clash = f"  (also in {', '.join(result['clashes_with'])})" if result["clashes_with"] else ""
-        print(f"{word:<6}  {result['group']}/{result['name']}  {result['package']} {result['version']}{clash}")
-        if result["error"]:
-            print(f"        {result['error']}")
-    print(f"{len(results) - len(failed)} of {len(results)} plugins load")
-    return 1 if failed else 0
+    rows = []
+    plugins = find(group)
+    for plugin in plugins:
+        problem = None
+        try:
+            load_found(plugin)
+        except PluginError as error:
+            problem = str(error)
+        rivals = [other.package for other in plugins if other.name == plugin.name and other != plugin]
+        row = {"group": group, **_plain(plugin), "ok": problem is None, "error": problem, "clashes_with": rivals}
+        rows.append(row)
+    return rows
 
 
-def _describe(group: str, name: str, as_json: bool) -> None:
+def _check_lines(rows: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for row in rows:
+        clash = f"  (also in {', '.join(row['clashes_with'])})" if row["clashes_with"] else ""
+        state = "ok" if row["ok"] else "FAILED"
+        lines.append(f"{state:<6}  {row['group']}/{row['name']}  {row['package']} {row['version']}{clash}")
+        lines += [f"        {row['error']}"] * (not row["ok"])
+    return [*lines, f"{sum(row['ok'] for row in rows)} of {len(rows)} plugins load"]
+
+
+def _described(group: str, name: str) -> dict[str, Any]:
+    """A plugin with its options; for a provider of many backbones, all members as a config names them."""
     from sslcli.plugins import choose, load, load_found
 
     plugin = choose(group, name.partition("/")[0])
     if "/" not in name and hasattr(provider := load_found(plugin), "names"):
-        _list_members(plugin, provider, as_json)
-        return
+        members = [f"{plugin.name}/{member}" for member in sorted(provider.names())]
+        return {**_plain(plugin), "help": _help(provider), "options": [], "members": members}
     cls = load(group, name)
-    rows = option_rows(cls.Options)
     paper = getattr(cls, "paper", "")
-    if as_json:
-        print(json.dumps({**_plain(plugin), "help": _help(cls), "paper": paper, "options": rows}, indent=2))
-        return
-    print(f"{name}  ({plugin.package} {plugin.version})")
-    print(textwrap.fill(_help(cls), 100, initial_indent="  ", subsequent_indent="  "))
-    if paper:
-        print(f"  paper: {paper}")
-    print("options:" if rows else "no options")
-    for row in rows:
+    return {**_plain(plugin), "help": _help(cls), "paper": paper, "options": option_rows(cls.Options)}
+
+
+def _description_lines(name: str, plugin: dict[str, Any]) -> list[str]:
+    lines = [f"{name}  ({plugin['package']} {plugin['version']})", _indented(plugin["help"], 2)]
+    lines += [f"  paper: {plugin['paper']}"] if plugin["paper"] else []
+    lines.append("options:" if plugin["options"] else "no options")
+    for row in plugin["options"]:
         default = "required" if row["required"] else f"= {json.dumps(row['default'], ensure_ascii=False)}"
-        print(f"  {row['name']}: {row['type']} {default}")
-        if row["help"]:
-            print(textwrap.fill(row["help"], 100, initial_indent="      ", subsequent_indent="      "))
+        lines.append(f"  {row['name']}: {row['type']} {default}")
+        lines += [_indented(row["help"], 6)] if row["help"] else []
+    return lines
 
 
-def _list_members(plugin: FoundPlugin, provider: Any, as_json: bool) -> None:
-    """What a provider of many has, each as a config names it; the options are each one's own."""
-    members = [f"{plugin.name}/{member}" for member in sorted(provider.names())]
-    if as_json:
-        print(json.dumps({**_plain(plugin), "help": _help(provider), "options": [], "members": members}, indent=2))
-        return
-    print("\n".join(members))
+def _indented(text: str, spaces: int) -> str:
+    return textwrap.fill(text, 100, initial_indent=" " * spaces, subsequent_indent=" " * spaces)
 
 
 def _help(cls: type) -> str:
@@ -162,7 +147,7 @@ def _plain_default(value: Any) -> Any:
 
 
 def _type_name(annotation: Any) -> str:
-    """A type as a user reads it: limits, which `Annotated` carries, left out."""
+    """The name of a type for users, without the limits that `Annotated` holds."""
     origin, members = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type_name(members[0])

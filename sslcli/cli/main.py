@@ -1,4 +1,4 @@
-"""The front door: `ssl train | eval | export | bench | list`. Commands import what they need when they run."""
+"""The program `ssl train | eval | export | bench | list`. Commands import what they need when they run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from . import bench, evaluate, export, listing, train
 
 VERBOSITY = {
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")],
-    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show more messages.")],
+    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show more details.")],
 }
 
 app = typer.Typer(
@@ -32,9 +32,9 @@ app = typer.Typer(
 
 
 def guarded(command: Callable[..., int]) -> Callable[..., None]:
-    """Gives a command `--quiet` and `--verbose`, and shows its messages.
+    """Adds `--quiet` and `--verbose` to a command, and shows its messages.
 
-    The errors that a user can cause become one line on stderr and an exit code; a bug keeps its traceback.
+    Errors that a user can cause become one line on stderr and an exit code; a bug keeps its traceback.
     """
 
     @functools.wraps(command)
@@ -52,8 +52,8 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
             print("ssl: interrupted", file=sys.stderr)
             code = 130
         except BrokenPipeError:
-            raise  # `ssl list | head`: the framework knows what to do
-        except OSError as error:  # a full disk, a folder that has gone: the system's word for it is clear enough
+            raise  # `ssl list | head`: handled by the framework
+        except OSError as error:  # a full disk, a deleted folder: the system's own message is clear
             where = f"{error.filename}: " if error.filename else ""
             print(f"ssl: {where}{error.strerror or error}", file=sys.stderr)
             code = 1
@@ -71,7 +71,7 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
 
 
 def _speaks() -> bool:
-    """Of several processes on a machine the first one speaks: all of them have the same error."""
+    """Only the first of several processes on a machine prints an error: all of them have the same one."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
@@ -89,8 +89,9 @@ def root(
 ) -> None:
     """Pre-train image encoders by self-supervision.
 
-    Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or config,
-    130 and 143 interrupted after a checkpoint was saved.
+    Results go to stdout, progress and messages to stderr.
+
+    Exit codes: 0 success, 1 failure, 2 wrong usage or config, 130 or 143 interrupted after saving a checkpoint.
     """
 
 
@@ -103,7 +104,7 @@ app.command("list")(guarded(listing.list_plugins))
 
 def main() -> None:
     """Runs the program (the console script `ssl`, and `python -m sslcli`)."""
-    # Torch's word for huge pages behind large tensors on a CPU, read at its first allocation. The system's allocator
-    # gives such memory back whenever it is freed, and the page faults of the next one cost a tenth of a training step.
+    # Huge pages for large tensors on a CPU; torch reads this at its first allocation. The system's allocator returns
+    # such memory whenever it is freed, and the page faults of the next allocation cost a tenth of a training step.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     app(prog_name="ssl")

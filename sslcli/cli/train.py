@@ -1,4 +1,4 @@
-"""`ssl train`: from a config (or a run to go on with) to a backbone."""
+"""`ssl train`: trains a backbone from a config, or resumes a run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import typer
 
 from sslcli.contracts.errors import UserError
 
+from .arguments import Overrides, PluginFiles
+
 if TYPE_CHECKING:
     from sslcli.config.resolve import RunConfig
 
@@ -21,19 +23,17 @@ log = logging.getLogger(__name__)
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML config, or the directory of a run.", metavar="CONFIG_OR_RUN")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Options of the config, as optimizer.lr=0.3", metavar="[KEY=VALUE]...")
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Run directory; runs/CONFIG-HASH by default.", metavar="DIRECTORY")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Run directory; default runs/CONFIG-HASH.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run; start it if there is none.")] = False,
-    plugin: Annotated[
-        list[Path] | None, typer.Option(help="Python file whose plugin classes to register.", metavar="FILE")
-    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run; start it if there is none.")] = False,
+    plugin: PluginFiles = None,
     devices: Annotated[
-        int | None, typer.Option(help="Processes on this machine, one for each GPU.", min=1, metavar="N")
+        int | None, typer.Option(help="Number of processes on this machine, one per GPU.", min=1, metavar="N")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the resolved config and the plan, and stop.")
+        bool, typer.Option("--dry-run", help="Show the resolved config and the size of the run, and exit.")
     ] = False,
 ) -> int:
     """Pre-train a backbone.
@@ -45,16 +45,19 @@ def train(
 
     is_run = (config / "config.yaml").is_file()
     if is_run and not (resume or dry_run or output is not None):
-        raise UserError(f"{config}: is a run; go on with `ssl train {shlex.quote(str(config))} --resume`")
+        raise UserError(f"{config}: is a run; resume it with `ssl train {shlex.quote(str(config))} --resume`")
     plugin_files = [register_file(path) for path in plugin or []]
     resolved = load_config(config / "config.yaml" if is_run else config, overrides or [])
-    directory = output.expanduser() if output is not None else config if is_run else default_output(config, resolved)
 
+    from sslcli.runs.directory import default_directory  # torch is imported from here on
+
+    directory = config if is_run else default_directory(resolved, config.stem)
+    directory = output.expanduser() if output is not None else directory
     if dry_run:
         _show_plan(resolved, directory)
         return 0
     if devices is not None and devices > 1:
-        from sslcli.training.group import launch  # from here on torch is needed
+        from sslcli.training.group import launch
 
         words = arguments(config, overrides, directory, plugin) + ["--resume"] * resume
         level = logging.getLogger("sslcli").level
@@ -62,13 +65,8 @@ def train(
         return launch(words, devices, resolved.training.device)
     from sslcli.training.train import train as run_training
 
-    result = run_training(
-        resolved,
-        directory,
-        resume=resume,
-        command=["ssl", *sys.argv[1:]],
-        plugin_files=plugin_files,
-    )
+    command = ["ssl", *sys.argv[1:]]
+    result = run_training(resolved, directory, resume=resume, command=command, plugin_files=plugin_files)
     if os.environ.get("RANK", "0") != "0":
         return 128 + result.signal if result.signal is not None else 0
     if result.signal is not None:
@@ -81,22 +79,17 @@ def train(
 
 
 def arguments(config: Path, overrides: list[str] | None, directory: Path, plugin: list[Path] | None) -> list[str]:
-    """Returns what to type behind `ssl` to train this again."""
+    """Returns the arguments of `ssl` that train this run again."""
     files = [word for path in plugin or [] for word in ("--plugin", str(path))]
     return ["train", str(config), *(overrides or []), "--output", str(directory), *files]
 
 
-def default_output(config: Path, resolved: RunConfig) -> Path:
-    """Returns the run directory where none is asked for: `output:` of the config, or `runs/CONFIG-HASH`."""
-    return resolved.output or Path("runs") / f"{config.stem}-{resolved.digest()}"
-
-
 def next_steps(directory: Path, *, labeled: bool) -> str:
-    """Returns one line of shell that evaluates, exports and loads what a run made."""
-    place, file = shlex.quote(str(directory)), f"{directory.name}.safetensors"
+    """Returns a shell command that evaluates the backbone of a run, exports it, and loads it."""
+    run, file = shlex.quote(str(directory)), f"{directory.name}.safetensors"
     program = f'import sslcli; print(sslcli.load_backbone("{file}").spec)'
-    steps = [f"ssl eval {place} --method linear"] if labeled else []
-    steps += [f"ssl export backbone {place} --output {shlex.quote(file)}", f"python -c {shlex.quote(program)}"]
+    steps = [f"ssl eval {run} --method linear"] if labeled else []
+    steps += [f"ssl export backbone {run} --output {shlex.quote(file)}", f"python -c {shlex.quote(program)}"]
     return " && ".join(steps)
 
 

@@ -9,6 +9,12 @@ from pydantic import Field, field_validator
 
 from sslcli.contracts.options import FREE, WARN, Options
 
+#: The sections that name one plugin, and the plugin's group.
+PLUGIN_SECTIONS = {
+    "method": "methods", "backbone": "backbones", "data": "datasets", "optimizer": "optimizers",
+    "schedule": "schedules",
+}  # fmt: skip
+
 
 class Clip(Options):
     """Gradient clipping."""

@@ -1,4 +1,4 @@
-"""A backbone as one file: its weights under the names that other tools know, and the card that says what they are."""
+"""A backbone as one file: its weights under the names that other tools use, and a card that describes them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .card import build_backbone, read_card
 def save_backbone(
     path: Path, backbone: Backbone, card: BackboneCard, plugin: dict[str, str] | None = None, key_names: str = ""
 ) -> None:
-    """Writes a safetensors file whole or not at all; whatever reads safetensors reads the weights.
+    """Writes a safetensors file whole or not at all; any program that reads safetensors can read the weights.
 
     Args:
-        path: the file; one that is there is replaced.
-        backbone: on any device and in any memory format; stays as it is.
-        card: what goes along in the header.
+        path: the file; an existing one is replaced.
+        backbone: on any device and in any memory format; not changed.
+        card: the description, stored in the header.
         plugin: `package` and `version` of the backbone's class; by default those that are installed.
         key_names: the tool whose names the weights have, for the header.
 
@@ -41,11 +41,11 @@ def save_backbone(
         files.write(path, tensors, {"card": asdict(card), "plugin": plugin}, plain)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}); choose another place for it") from error
+        raise UserError(f"{path}: cannot be written ({reason}); choose another path") from error
 
 
 def backbone_plugin(card: BackboneCard) -> dict[str, str] | None:
-    """Returns package and version of the installed backbone of a card; None if there is none by its name."""
+    """Returns package and version of the installed backbone of a card; None if it is not installed."""
     try:
         found = choose("backbones", str(card.backbone.get("name", "")).partition("/")[0])
     except PluginError:
@@ -54,7 +54,7 @@ def backbone_plugin(card: BackboneCard) -> dict[str, str] | None:
 
 
 def describe(card: BackboneCard, plugin: dict[str, str] | None = None) -> dict[str, str]:
-    """Returns what a card says as plain strings, which any tool shows; lists and options are JSON.
+    """Returns a card as plain strings, which any tool shows; lists and options are JSON.
 
     Args:
         card: of the backbone.
@@ -73,14 +73,14 @@ def describe(card: BackboneCard, plugin: dict[str, str] | None = None) -> dict[s
 
 
 def load_backbone_file(path: Path) -> Trained:
-    """Builds the backbone of a file that `save_backbone` wrote, from its card alone; runs nothing that the file holds.
+    """Builds the backbone of a file that `save_backbone` wrote, from its card alone; runs no code from the file.
 
     Returns:
         the backbone on the CPU, in `eval()`, with its card and the file's digest.
 
     Raises:
-        UserError: no such file, no safetensors file, a byte that has changed, no card, or a backbone whose plugin is
-            missing or does not fit.
+        UserError: no such file, not a safetensors file, a changed byte, no card, or a backbone whose plugin is missing
+            or does not fit.
     """
     if path.is_dir():
         raise UserError(f"{path}: is a directory; name the backbone file in it")
@@ -92,7 +92,7 @@ def load_backbone_file(path: Path) -> Trained:
     except files.DamagedFile as error:
         raise UserError(str(error)) from error
     if not isinstance(document.get("card"), dict):
-        raise UserError(f"{path}: holds no backbone's card; `ssl export backbone` writes files that do")
+        raise UserError(f"{path}: has no backbone card; `ssl export backbone` writes files that have one")
     card = read_card(path, document["card"])
     plugin = document.get("plugin")
     made_with = f"the file was made with {plugin['package']} {plugin['version']}: install it" if plugin else ""

@@ -1,4 +1,4 @@
-"""From the card that goes along with weights to a backbone that holds them. Nothing in a file is ever executed."""
+"""Builds a backbone from the card that is stored with its weights. Nothing in a file is ever executed."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ from sslcli.plugins import PYTHON, PluginError, load
 
 
 def read_card(path: Path, values: dict[str, Any]) -> BackboneCard:
-    """Returns the card of a file; UserError if another version wrote it in a way that this one cannot read."""
+    """Returns the card of a file; UserError if another version wrote it and this one cannot read it."""
     try:
         return BackboneCard(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
     except (TypeError, KeyError):
         written_by = values.get("sslcli", "another version")
-        raise UserError(f"{path}: its card is of sslcli {written_by}, which this version cannot read") from None
+        raise UserError(
+            f"{path}: its card was written by sslcli {written_by}, which this version cannot read"
+        ) from None
 
 
 def build_backbone(path: Path, card: BackboneCard, fill: Callable[[Backbone], object], made_with: str = "") -> Backbone:
-    """Builds the backbone of a card and lets `fill` load the weights; torch's generator stays as it was.
+    """Builds the backbone of a card and calls `fill` to load the weights; torch's generator is not changed.
 
     Args:
-        path: the file that it comes from, for messages.
-        card: what to build.
-        fill: loads the weights into the module; raises RuntimeError where they do not fit.
-        made_with: where the backbone came from, and what to do if it is missing, for messages.
+        path: the file of the card, for messages.
+        card: describes the backbone.
+        fill: loads the weights into the module; raises RuntimeError if they do not fit.
+        made_with: the package of the backbone, and what to do if it is missing, for messages.
 
     Returns:
         the backbone on the CPU, in `eval()`.
 
     Raises:
-        UserError: the backbone's plugin is missing, refuses the options, or does not fit the weights.
+        UserError: the backbone's plugin is missing, rejects the options, or does not fit the weights.
     """
     options = dict(card.backbone)
     name = options.pop("name", None)
@@ -55,7 +57,7 @@ def build_backbone(path: Path, card: BackboneCard, fill: Callable[[Backbone], ob
         raise UserError(f"{path}: {error}") from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
-        raise UserError(f"{path}: the installed backbone {name!r} refuses the card's options ({problems})") from error
+        raise UserError(f"{path}: the installed backbone {name!r} rejects the card's options ({problems})") from error
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: its weights do not fit the installed backbone {name!r} ({reason})") from error
@@ -66,7 +68,7 @@ def _load(name: str, made_with: str) -> type[Backbone]:
     try:
         cls: type[Backbone] = load("backbones", name)
     except PluginError as error:
-        if not made_with or name.startswith(f"{PYTHON}:"):  # what to do about an object, its error says
+        if not made_with or name.startswith(f"{PYTHON}:"):  # the error says what to do about an object
             raise
         raise UserError(f"{error}; {made_with}") from error
     return cls

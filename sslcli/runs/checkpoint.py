@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from . import files
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 FORMAT_VERSION = 1
 
 _NAME = re.compile(r"^step-(\d{9})\.safetensors$")
@@ -24,7 +28,7 @@ _NAME = re.compile(r"^step-(\d{9})\.safetensors$")
 
 @dataclass
 class Checkpoint:
-    """A checkpoint that was read: its tensors by name, and its document (step, config, …)."""
+    """The content of a checkpoint: its tensors by name, and its document (step, config, …)."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -55,20 +59,25 @@ def read_checkpoint(path: Path, prefix: str = "") -> Checkpoint:
     return Checkpoint(path, tensors, document)
 
 
-def newest_intact(directory: Path) -> Checkpoint | None:
-    """Reads the newest checkpoint that is intact, telling of each damaged one; None where there is no checkpoint.
+def newest_intact(directory: Path, read: Callable[[Path], T], problem: type[SslError] = SslError) -> T | None:
+    """Reads the newest checkpoint that is intact, with a warning for each damaged one; None if there is no checkpoint.
+
+    Args:
+        directory: of the checkpoints.
+        read: `read_checkpoint`, for example; raises DamagedFile.
+        problem: the class of the error.
 
     Raises:
-        SslError: if there are checkpoints and all of them are damaged.
+        SslError: there are checkpoints and all of them are damaged.
     """
     paths = list_checkpoints(directory)
     for path in paths:
         try:
-            return read_checkpoint(path)
+            return read(path)
         except files.DamagedFile as error:
             log.warning(f"{error}; trying the one before it")
     if paths:
-        raise SslError(f"{directory}: none of the {len(paths)} checkpoints is intact")
+        raise problem(f"{directory}: none of the {len(paths)} checkpoints is intact")
     return None
 
 
@@ -76,7 +85,7 @@ class CheckpointWriter:
     """Writes checkpoints in a thread, one at a time, and keeps the newest `keep`.
 
     Raises:
-        SslError: from `save` or `join`, if an earlier write failed (the disk is full, say).
+        SslError: from `save` or `join`, if an earlier write failed, because the disk is full for example.
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
@@ -87,18 +96,20 @@ class CheckpointWriter:
         self.last_step = -1
 
     def save(self, step: int, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
-        """Writes tensors that belong to the writer from now on (see `files.snapshot`); waits for the write before."""
+        """Writes tensors that nobody else changes (see `files.snapshot`); waits for the previous write."""
         self.join()
         self.last_step = step
         self.pending = self.executor.submit(self._write, step, tensors, {**document, "format_version": FORMAT_VERSION})
 
     def _write(self, step: int, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
-        files.write(checkpoint_path(self.directory, step), tensors, document)
+        path, began = checkpoint_path(self.directory, step), time.perf_counter()
+        files.write(path, tensors, document)
+        log.debug(f"wrote {path} in {time.perf_counter() - began:.2f} s")
         for old in list_checkpoints(self.directory)[self.keep :]:
             old.unlink(missing_ok=True)
 
     def join(self) -> None:
-        """Waits until what was handed over is on the disk."""
+        """Waits until the last checkpoint is on the disk."""
         if self.pending is not None:
             pending, self.pending = self.pending, None
             try:

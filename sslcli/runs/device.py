@@ -1,4 +1,4 @@
-"""Device and arithmetic: what `auto` means on this machine."""
+"""Device and precision: the meaning of `auto` on this machine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from sslcli.contracts.errors import UserError
 
 
 def resolve_device(name: str, option: str = "device") -> torch.device:
-    """Returns the device that `name`, the value of `option`, means here; UserError where there is none."""
+    """Returns the device that `name`, the value of `option`, stands for; UserError if there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"{option}: {name!r} is none; write auto, cpu, cuda, cuda:N or mps") from None
+        raise UserError(f"{option}: {name!r} is not a device; write auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
@@ -26,7 +26,7 @@ def resolve_device(name: str, option: str = "device") -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """Returns `fp32`, `bf16` or `fp16`; `auto` takes bf16 where the hardware multiplies it, and fp16 on older GPUs."""
+    """Returns `fp32`, `bf16` or `fp16`; `auto` is bf16 if the hardware supports it, and fp16 on older GPUs."""
     if name != "auto":
         return name
     if device.type == "cuda":

@@ -1,22 +1,28 @@
-"""A run's directory: what lies where, who may write, and the log that a resumption continues."""
+"""A run directory: its files, the lock that lets one process write, and the log that a resumed run continues."""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from sslcli.config.document import dump_yaml
+from sslcli.config.resolve import RunConfig
 from sslcli.contracts.errors import UserError
+from sslcli.plugins import PluginFile
+from sslcli.storage import write_text
 
-from . import files
 from .checkpoint import list_checkpoints
 from .environment import describe_environment
+
+log = logging.getLogger(__name__)
 
 
 class RunDirectory:
@@ -37,37 +43,37 @@ class RunDirectory:
         return self.config.is_file()
 
     def check_new(self, *, resume: bool) -> bool:
-        """Tells whether there is a run to resume; refuses to touch what must not be overwritten.
+        """Returns whether there is a run to resume; raises if anything would be overwritten.
 
         Raises:
-            UserError: a run is there and `resume` was not asked for; or the path is a file, holds other things than a
-                run, or cannot be written.
+            UserError: there is a run, and `resume` is False; or the path is a file, holds other files than a run's, or
+                cannot be written.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file; --output must be a directory")
         if self.is_run():
             if not resume and self._has_results():
                 raise UserError(
-                    f"{self.path}: holds a run already; go on with --resume, or choose another directory with --output"
+                    f"{self.path}: holds a run already; resume it with --resume, or choose another --output"
                 )
             if list_checkpoints(self.checkpoints):
                 return True
         elif self.path.is_dir() and any(self.path.iterdir()):
-            raise UserError(f"{self.path}: is not empty and holds no run; choose another directory with --output")
+            raise UserError(f"{self.path}: is not empty and holds no run; choose another --output")
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir():
-            raise UserError(f"{self.path}: cannot be made, {parent} is a file; choose another --output")
+            raise UserError(f"{self.path}: cannot be created, {parent} is a file; choose another --output")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise UserError(f"{self.path}: cannot be written ({parent} is read-only for you); choose another --output")
         return False
 
     def _has_results(self) -> bool:
-        """Tells whether anything of a run was kept; a start that failed before that does not block the next one."""
+        """Returns whether a run has left anything; a start that failed before that does not block the next one."""
         logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
         return logged or self.backbone.exists() or bool(list_checkpoints(self.checkpoints))
 
     def create(self, config: Mapping[str, Any], command: list[str], *, resumed: bool) -> None:
-        """Makes the directory, takes the lock, and writes what describes the run.
+        """Creates the directory, takes the lock, and writes the files that describe the run.
 
         Raises:
             UserError: it cannot be written, or another process is writing this run.
@@ -75,9 +81,9 @@ class RunDirectory:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            if not resumed:  # what a start that failed at once left behind
+            if not resumed:  # left by a start that failed
                 shutil.rmtree(self.path / "plugins", ignore_errors=True)
-            files.write_text(self.config, dump_yaml(config))
+            write_text(self.config, dump_yaml(config))
             self._write_environment(command, resumed=resumed)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another --output") from error
@@ -91,36 +97,33 @@ class RunDirectory:
             self._lock = None
             raise UserError(f"{self.path}: another process is training this run") from None
         except OSError:
-            pass  # file systems without locks (some network ones): better to run unlocked than not at all
+            pass  # a file system without locks, as some network ones: run without one
 
     def _write_environment(self, command: list[str], *, resumed: bool) -> None:
         """Appends a start to `environment.json`: when, how, and with which versions."""
         starts: list[Any] = []
         if resumed and self.environment.is_file():
-            try:
+            with suppress(ValueError, KeyError, TypeError):
                 starts = json.loads(self.environment.read_text(encoding="utf-8"))["starts"]
-            except (ValueError, KeyError, TypeError):
-                starts = []
-        place = {"directory": str(Path.cwd()), "executable": sys.executable}
-        starts = [*starts, describe_environment(command) | place]
-        files.write_text(self.environment, json.dumps({"starts": starts}, indent=2) + "\n")
+        starts.append(describe_environment(command) | {"directory": str(Path.cwd()), "executable": sys.executable})
+        write_text(self.environment, json.dumps({"starts": starts}, indent=2) + "\n")
 
     def open_log(self, *, from_step: int) -> None:
-        """Opens `metrics.jsonl`, dropping lines of steps after `from_step`, which will be written again."""
-        kept: list[str] = []
-        if from_step > 0 and self.metrics.is_file():
-            for line in self.metrics.read_text(encoding="utf-8").splitlines():
-                try:
-                    if json.loads(line)["step"] <= from_step:
-                        kept.append(line)
-                except (ValueError, KeyError, TypeError):
-                    continue  # a line that a kill cut short
-        files.write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+        """Opens `metrics.jsonl` without the lines of steps after `from_step`, which will be written again."""
+        kept = [record for record in read_metrics(self.metrics) if record["step"] <= from_step] if from_step else []
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
         self._log = self.metrics.open("a", encoding="utf-8")
 
+    def keep_plugin(self, file: PluginFile) -> None:
+        """Copies a `--plugin` file into the run."""
+        kept = self.path / "plugins" / f"{file.path.stem}-{file.sha256[:8]}.py"
+        kept.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file.path, kept)
+        log.debug(f"copied {file.path} to {kept}")
+
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds a line to `metrics.jsonl`; it is out of our hands (though not synced) on return."""
-        assert self._log is not None, "open_log comes first"
+        """Adds a line to `metrics.jsonl`; the system has it on return, though perhaps not yet the disk."""
+        assert self._log is not None, "call open_log first"
         self._log.write(json.dumps(record) + "\n")
         self._log.flush()
 
@@ -132,11 +135,14 @@ class RunDirectory:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads `metrics.jsonl`: one record per line, skipping one that a kill cut short."""
+    """Reads `metrics.jsonl`, one record per line, without lines that a kill or a power cut has damaged."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        with suppress(ValueError):
             records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+    return [record for record in records if isinstance(record, dict) and "step" in record]
+
+
+def default_directory(config: RunConfig, name: str) -> Path:
+    """Returns the run directory if none is asked for: `output:` of the config, or `runs/NAME-HASH`."""
+    return config.output or Path("runs") / f"{name}-{config.digest()}"

@@ -1,4 +1,4 @@
-"""What a result depends on besides its config: machine, versions, command. For runs and for all that is measured."""
+"""What a result depends on besides its config: machine, versions, command. For runs and measurements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sslcli.version import __version__
 
 
 def describe_environment(command: list[str]) -> dict[str, Any]:
-    """Returns time, command, versions and hardware. `command` is kept as it is given, with any paths in it."""
+    """Returns time, command, versions and hardware. `command` is not changed, including any paths in it."""
     import torchvision
 
     return {
@@ -34,7 +34,7 @@ def describe_environment(command: list[str]) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Returns the processor's name, as far as the system tells it."""
+    """Returns the processor's name, as far as the system knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

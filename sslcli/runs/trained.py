@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,10 @@ from sslcli.contracts.export import BackboneCard, Trained
 from . import files
 from .backbone_file import load_backbone_file
 from .card import build_backbone, read_card
-from .checkpoint import list_checkpoints, read_checkpoint
+from .checkpoint import list_checkpoints, newest_intact, read_checkpoint
 from .directory import RunDirectory
 
-log = logging.getLogger(__name__)
-
-
-#: Files that hold a network without its class, and who loads them.
+#: Files that hold a network without its class, and what loads them.
 _OTHER_KINDS = {
     ".onnx": "is an ONNX model, which onnxruntime.InferenceSession loads",
     ".pt2": "is an exported program, which torch.export.load(...).module() loads",
@@ -45,7 +42,7 @@ def load_trained(target: Path) -> Trained:
     try:
         document = files.read_document(target)
         if document.get("kind") == "features":
-            raise UserError(f"{target}: holds the features of images, no network; name the run or a backbone file")
+            raise UserError(f"{target}: holds features of images, not a network; name the run or a backbone file")
         if "encoder" not in document:
             return load_backbone_file(target)
         run = target.parent.parent
@@ -57,16 +54,11 @@ def load_trained(target: Path) -> Trained:
 def _from_run(target: Path) -> Trained:
     run = RunDirectory(target)
     if not run.is_run():
-        raise UserError(f"{target}: is no run directory (it has no config.yaml)")
-    paths = list_checkpoints(run.checkpoints)
-    if not paths:
+        raise UserError(f"{target}: is not a run directory (it has no config.yaml)")
+    trained = newest_intact(run.checkpoints, lambda path: _from_checkpoint(path, target), UserError)
+    if trained is None:
         raise UserError(f"{target}: has no checkpoint yet; train it first, with `ssl train {target} --resume`")
-    for path in paths:
-        try:
-            return _from_checkpoint(path, target)
-        except files.DamagedFile as error:
-            log.warning(f"{error}; trying the one before it")
-    raise UserError(f"{run.checkpoints}: none of the {len(paths)} checkpoints is intact")
+    return trained
 
 
 def _from_checkpoint(path: Path, run: Path | None) -> Trained:
@@ -81,7 +73,7 @@ def _from_checkpoint(path: Path, run: Path | None) -> Trained:
 
 
 def _made_with(path: Path, plugin: dict[str, str] | None) -> str:
-    """Says which package the backbone of a checkpoint came from; an empty string where that is not known."""
+    """Says which package the backbone of a checkpoint is from; an empty string if that is not known."""
     if plugin is None:
         return ""
     kept = path.parent.parent / "plugins" / f"{plugin['package']}-{plugin['version']}.py"
@@ -91,25 +83,22 @@ def _made_with(path: Path, plugin: dict[str, str] | None) -> str:
 
 
 def stored_card(target: Path) -> BackboneCard:
-    """Returns the card of what `load_trained` would load, building nothing; UserError as there."""
-    target = target.expanduser()
-    paths = list_checkpoints(RunDirectory(target).checkpoints) if target.is_dir() else [target]
-    for path in paths:
-        try:
-            return read_card(path, files.read_document(path)["card"])
-        except (files.DamagedFile, FileNotFoundError, KeyError):
-            continue
-    raise UserError(f"{target}: there is no trained backbone that can be read")
+    """Returns the card of the backbone that `load_trained` would load, without building it; raises like that."""
+    card = _stored_document(target).get("card")
+    if card is None:
+        raise UserError(f"{target}: there is no trained backbone that can be read")
+    return read_card(target, card)
 
 
 def stored_config(target: Path) -> dict[str, Any] | None:
     """Returns the resolved config of the run that a target belongs to, or None for a backbone file."""
+    return _stored_document(target).get("config")
+
+
+def _stored_document(target: Path) -> dict[str, Any]:
+    """The document of the file that `load_trained` would read; empty if there is none."""
     target = target.expanduser()
-    paths = list_checkpoints(RunDirectory(target).checkpoints) if target.is_dir() else [target]
-    for path in paths:
-        try:
-            config: dict[str, Any] | None = files.read_document(path).get("config")
-        except (files.DamagedFile, FileNotFoundError):
-            continue
-        return config
-    return None
+    for path in list_checkpoints(RunDirectory(target).checkpoints) if target.is_dir() else [target]:
+        with suppress(files.DamagedFile, FileNotFoundError):
+            return files.read_document(path)
+    return {}

@@ -1,4 +1,4 @@
-"""Weights that a run starts from: a file, or what a backbone's publisher offers, held against the network."""
+"""Initial weights of a run's backbone, from a file or as published, checked against the network."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from . import files
 
 log = logging.getLogger(__name__)
 
-#: What torchvision and timm call the parts behind the features; the last three are auxiliary classifiers.
+#: Names in torchvision and timm of the layers after the features; the last three are auxiliary classifiers.
 CLASSIFIERS = ("fc.", "classifier.", "heads.", "head.", "aux1.", "aux2.", "AuxLogits.")
-#: Missing in files older than the buffer, and of no effect on the features.
+#: Missing in files older than this buffer, which has no effect on the features.
 _COUNTER = "num_batches_tracked"
 
 
 def start_from(backbone: Backbone, name: str, options: Any) -> None:
-    """Loads the weights that the options name (`weights`, or what `published_state` returns), where they name any.
+    """Loads the weights that the options name (`weights`, or those that `published_state` returns), if any.
 
     Args:
-        backbone: fresh, on the CPU.
-        name: what the config calls it, for messages.
+        backbone: newly built, on the CPU.
+        name: its name in the config, for messages.
         options: the backbone's options.
 
     Raises:
@@ -52,7 +52,7 @@ def start_from(backbone: Backbone, name: str, options: Any) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads any safetensors file; what is ours is checked against its hashes, and its card ignored.
+    """Reads any safetensors file; one written by `ssl` is checked against its hashes, and its card is ignored.
 
     Args:
         path: relative to the working directory; `~` is expanded.
@@ -60,34 +60,34 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, a damaged one, or a checkpoint.
     """
-    place = f"backbone.weights: {path}"
+    source = f"backbone.weights: {path}"
     path = path.expanduser()
     if path.is_dir():
-        raise UserError(f"{place}: is a directory; name a safetensors file, such as the backbone.safetensors in a run")
+        raise UserError(f"{source}: is a directory; name a safetensors file, such as the backbone.safetensors in a run")
     try:
         state, document = files.read(path) if files.is_ours(path) else (files.read_foreign(path), {})
     except FileNotFoundError:
-        raise UserError(f"{place}: no such file") from None
+        raise UserError(f"{source}: no such file") from None
     except files.DamagedFile as error:
         raise UserError(f"backbone.weights: {error}") from error
     if "encoder" in document:
-        raise UserError(f"{place}: is a checkpoint; make a file of its backbone first: ssl export backbone {path}")
+        raise UserError(f"{source}: is a checkpoint; export its backbone first: ssl export backbone {path}")
     return state
 
 
 def fit(
     state: dict[str, Tensor], wanted: dict[str, Tensor], source: str, name: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Picks what a network needs from a state.
+    """Selects from a state the weights that a network needs.
 
     Args:
-        state: the weights there are.
-        wanted: the network's own, under the same names.
-        source: where they are from, for messages.
-        name: what the config calls the network.
+        state: the available weights.
+        wanted: the network's own state, under the same names.
+        source: of the weights, for messages.
+        name: of the network in the config.
 
     Returns:
-        the state in the network's names, and the classifier's names that were left out.
+        the state under the network's names, and the classifier's names that were left out.
 
     Raises:
         UserError: naming the first key that is missing, of another shape, or unknown.
@@ -101,7 +101,7 @@ def fit(
             raise UserError(f"{source}: has no {key!r}, which {name!r} needs: {_advice(state)}")
         if found.shape != own.shape:
             raise UserError(
-                f"{source}: {key!r} is {tuple(found.shape)} there and {tuple(own.shape)} in {name!r} as configured: "
+                f"{source}: {key!r} is {tuple(found.shape)} there, but {tuple(own.shape)} in {name!r} as configured: "
                 f"{_advice(state)}"
             )
         fitting[key] = found

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part, RootedOptions
+from sslcli.data.subset import limited
 
 from .common import check_options, equal, kind, refusal, reported, require, require_is
 
@@ -109,7 +110,7 @@ def _check_labels(dataset: Dataset) -> None:
 
 def _check_limit(dataset: Dataset, options: DatasetOptions) -> None:
     label, limit = type(dataset).__name__, max(1, len(dataset) // 2)
-    part = type(dataset).open(options.model_copy(update={"limit": limit}))
+    part = limited(type(dataset).open(options.model_copy(update={"limit": limit})))
     require_is(f"{label}: the number of images with limit={limit}", len(part), limit)
     if dataset.labels is None or part.labels is None:
         return

@@ -1,4 +1,4 @@
-"""`training.compile`: which parts of a step torch.compile gets, when that pays, and what is done where it fails."""
+"""`training.compile`: the parts of a step to compile, when that pays off, and what happens if the compiler fails."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from sslcli.views.pipeline import ViewMaker
 
 log = logging.getLogger(__name__)
 
-Choice = Literal["none", "views", "all"]
+Compiled = Literal["none", "views", "all"]
 
-#: Pixels of views for each CPU thread from which compiling pays. Measured with `benchmarks/views.py`: a pixel of
+#: Pixels of views per CPU thread from which compiling pays off. Measured with `benchmarks/views.py`: a pixel of
 #: SimCLR's views costs .15 µs of a thread eager and .05 compiled, so that half a minute is won back after 3e8; the
-#: backbone, which takes longer to compile, gains more. Twice that, to be sure.
+#: backbone, which takes longer to compile, gains more. This is twice that.
 _PIXELS_PER_THREAD = 600_000_000
-#: On a CPU views of this size and above stay eager: there eager code, which works on the chosen samples alone and in
-#: parts that fit the cache, is as fast (`benchmarks/views.py --size`: half as fast at 64 px, equal at 128).
+#: On a CPU views of this size and above stay eager: eager code, which processes only the selected samples, in chunks
+#: that fit the cache, is as fast there (`benchmarks/views.py --size`: half as fast at 64 px, equal at 128).
 _EAGER_ON_CPU = 128
-#: Batches of views on CUDA from which compiling them pays. Not measured: an eager view is some hundred small kernels,
-#: whatever its size, which are taken for a millisecond.
+#: Batches of views on CUDA from which compiling them pays off. An estimate: an eager view is about a hundred small
+#: kernels, whatever its size, assumed to take a millisecond.
 _VIEWS_ON_CUDA = 30_000
 
 
 def missing_compiler(device: torch.device) -> str | None:
-    """Returns what this machine lacks to compile for a device, or None."""
+    """Returns what is missing on this machine to compile for a device, or None."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "the package triton is missing"
-    # Triton compiles its launchers with a C compiler, Inductor its loops for a CPU with one for C++.
-    wanted, default = ("CC", ("gcc", "clang", "cc")) if device.type == "cuda" else ("CXX", ("g++", "clang++", "c++"))
-    candidates = [os.environ[wanted]] if os.environ.get(wanted) else default
+    # Triton compiles its launchers with a C compiler, Inductor its loops for a CPU with a C++ compiler.
+    variable, default = ("CC", ("gcc", "clang", "cc")) if device.type == "cuda" else ("CXX", ("g++", "clang++", "c++"))
+    candidates = [os.environ[variable]] if os.environ.get(variable) else default
     if not any(shutil.which(each) for each in candidates):
         return f"there is no C{'' if device.type == 'cuda' else '++'} compiler ({' or '.join(candidates)})"
     return None
@@ -55,33 +55,33 @@ def resolve_compile(
     sizes: Sequence[int],
     batch_size: int,
     batches: int,
-) -> Choice:
-    """Returns what `training.compile` means here: `auto` compiles where a compiler is and the run is long enough.
+) -> Compiled:
+    """Returns what to compile: `auto` compiles if there is a compiler and the run is long enough.
 
-    On CUDA it leaves the backbone alone, since what that gains has not been measured.
+    On CUDA `auto` does not compile the backbone, since that gain has not been measured.
 
     Args:
         name: the option's value.
         device: of the run.
-        sizes: the side of every view.
-        batch_size: images at once on this process.
-        batches: how many of them it will make views of.
+        sizes: the side of every view in pixels.
+        batch_size: images per micro-batch on this process.
+        batches: the number of such batches in the whole run.
 
     Raises:
-        UserError: if compiling was asked for and this machine cannot.
+        UserError: compiling was asked for, and this machine cannot compile.
     """
     if name == "none":
         return name
-    lack = missing_compiler(device)
+    missing = missing_compiler(device)
     if name == "auto":
-        if lack is not None or device.type not in ("cpu", "cuda"):
+        if missing is not None or device.type not in ("cpu", "cuda"):
             return "none"
         if device.type == "cuda":
             return "views" if batches * len(sizes) >= _VIEWS_ON_CUDA else "none"
         pixels = batches * batch_size * sum(size**2 for size in sizes)
         return "all" if pixels >= _PIXELS_PER_THREAD * torch.get_num_threads() else "none"
-    if lack is not None:
-        raise UserError(f"training.compile: {name}: {lack}; install it, or set training.compile=none")
+    if missing is not None:
+        raise UserError(f"training.compile: {name}: {missing}; install it, or set training.compile=none")
     return name
 
 
@@ -96,43 +96,43 @@ def compile_parts(
 ) -> RunConfig:
     """Compiles the views, and with `all` every backbone of a method (the momentum encoder's too).
 
-    Parameters keep their names, and an exported or copied backbone is eager. Views are compiled here and now; a
-    backbone at its first step, since its code depends on what is trained.
+    Parameters keep their names, and an exported or copied backbone is eager. Views are compiled immediately; a backbone
+    at its first step, since its code depends on which parameters are trained.
 
     Args:
         config: of the run.
         source: of its batches.
         views: compiled in place.
-        method: with all its copies of the backbone made, on its device; compiled in place.
-        compiled: compile it; else only return what would be compiled.
-        fresh: the run starts here. One that goes on may have been `auto`, and eager where the compiler failed.
+        method: with all its copies of the backbone, on its device; compiled in place.
+        compiled: compile; False to only return what would be compiled.
+        fresh: the run starts. A run that is resumed may have been `auto`, and eager because the compiler failed.
 
     Returns:
         the config with `training.compile` resolved.
 
     Raises:
-        UserError: if this machine cannot compile what was asked for, or has no CUDA graphs for it.
+        UserError: this machine cannot compile what was asked for, or has no CUDA graphs for it.
     """
     training, device = config.training, next(method.parameters()).device
     share = training.batch_size // (training.accumulate * distributed.world_size())
-    # Not by `max_steps`: a run in parts must compute what the run in one piece does.
+    # Not by `max_steps`: a run in several parts must compute the same as the run in one piece.
     batches = training.epochs * source.steps_per_epoch * training.accumulate
     choice = resolve_compile(training.compile, device, views.sizes, share, batches)
     if training.cuda_graphs and (choice == "none" or device.type != "cuda"):
         where = "on CUDA" if device.type != "cuda" else "with training.compile=views or all"
-        raise UserError(f"training.cuda_graphs: there are such graphs {where} only; set it to false")
+        raise UserError(f"training.cuda_graphs: works only {where}; set it to false")
     small = device.type != "cpu" or min(views.sizes) < _EAGER_ON_CPU
     if choice == "views" and not small:
         choice = "none"
     if choice != "none" and compiled:
         parts = " and ".join(["the views"] * small + ["the backbone"] * (choice == "all"))
-        log.info(f"compiling {parts}: half a minute or more, the first time (training.compile=none goes without)")
-        # It warns of toolkits without a GPU, which is nobody's concern on a CPU.
+        log.info(f"compiling {parts}: takes half a minute or more the first time (training.compile=none skips it)")
+        # It warns of a missing CUDA toolkit, which does not matter on a CPU.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         mode = "reduce-overhead" if training.cuda_graphs else None
         try:
             _compile_views(views, mode, source, share, device)
-        except Exception as error:  # compilers fail in as many ways as there are machines
+        except Exception as error:  # compilers fail in many ways
             problem = f"the compiler failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
             if training.compile != "auto":
                 raise UserError(f"training.compile: {choice}: {problem}; set training.compile=none") from error
@@ -140,7 +140,7 @@ def compile_parts(
             views.go_eager()
             choice = "none"
         if choice == "all":
-            # A backbone that was not asked to be compiled must not end the run where the compiler can't do it.
+            # If the user did not ask for it, a backbone that cannot be compiled must not end the run.
             torch._dynamo.config.suppress_errors |= training.compile == "auto" or not fresh
             for module in method.modules():
                 if isinstance(module, Backbone):
@@ -149,7 +149,7 @@ def compile_parts(
 
 
 def _compile_views(views: ViewMaker, mode: str | None, source: Source, count: int, device: torch.device) -> None:
-    """Compiles by making views of a black batch like the run's, twice: CUDA graphs are recorded the second time."""
+    """Compiles by making views of a batch of zeros, twice: CUDA graphs are recorded the second time."""
     views.compile(mode, below=_EAGER_ON_CPU if device.type == "cpu" else None)
     channels = views.kinds[0].channels
     resident = source.images if isinstance(source, ResidentSource) else None

@@ -14,6 +14,7 @@ from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.callback import Callback, Outcome, RunContext
 from sslcli.contracts.data import Dataset, Part
 from sslcli.contracts.method import Progress
+from sslcli.data.subset import limited
 from sslcli.runs.directory import RunDirectory
 
 from .setup import Session
@@ -32,7 +33,8 @@ class Context(RunContext):
         self.seed = session.config.seed
         self.is_main = distributed.rank() == 0
         self.image_size = session.image_size
-        self.classes = _class_count(session.dataset)
+        labels, info = session.dataset.labels, session.dataset.info
+        self.classes = None if labels is None else len(info.classes or ()) or int(labels.max()) + 1
         self.last_step = session.last_step
         self.progress = Progress(0, session.info.total_steps, session.info.steps_per_epoch)
         self._tell = tell or log.info
@@ -46,8 +48,13 @@ class Context(RunContext):
         return self.session.method.encoder()
 
     def labeled(self, part: Part) -> Dataset | None:
+        """Opens the labeled images of a part, once; None if the data have no labels."""
         if part not in self._labeled:
-            self._labeled[part] = self.session.labeled(part)
+            dataset, cls = self.session.dataset, self.session.config.data.cls
+            options = cls.labeled(dataset.options, part)
+            if options is not None and options != dataset.options:
+                dataset = limited(cls.open(options))
+            self._labeled[part] = None if options is None else dataset
         return self._labeled[part]
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -62,7 +69,7 @@ class Context(RunContext):
             callback.on_log(self, record)
 
     def log_line(self, metrics: Mapping[str, float]) -> None:
-        """Writes the line of the run itself, with what the callbacks add to it."""
+        """Writes the loop's log line, with the values that the callbacks add."""
         if self.is_main:
             added = {name: value for callback in self.callbacks for name, value in callback.on_record(self).items()}
             self.log({**metrics, **added})
@@ -85,16 +92,10 @@ class Context(RunContext):
 
     @contextmanager
     def ending(self) -> Iterator[list[Outcome]]:
-        """Calls `on_end` however the block ends; the block appends the outcome, which is `failed` otherwise."""
+        """Calls `on_end` at the end of the block with the outcome that it appended, or with `failed`."""
         outcome: list[Outcome] = []
         try:
             yield outcome
         finally:
             for callback in self.callbacks:
                 callback.on_end(self, outcome[-1] if outcome else "failed")
-
-
-def _class_count(dataset: Dataset) -> int | None:
-    if dataset.labels is None:
-        return None
-    return len(dataset.info.classes or ()) or int(dataset.labels.max()) + 1

@@ -1,4 +1,4 @@
-"""Several processes: joining the group that torchrun's environment describes, and starting one on this machine."""
+"""Several processes: joining the group that torchrun's environment describes, and starting a group on this machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,12 +16,14 @@ import torch.distributed as dist
 
 from sslcli.contracts.errors import SslError, UserError
 
-#: A callback on rank 0 (a kNN evaluation, say) may keep the others waiting.
+from .interrupt import Interrupt
+
+#: Long enough for callbacks on rank 0 (a kNN evaluation, for example), for which the others wait.
 _TIMEOUT = timedelta(minutes=60)
 
 
 def described() -> bool:
-    """Whether this process was started as one of several (torchrun's variables are set)."""
+    """Returns whether this process is one of several (torchrun's variables are set)."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -30,13 +33,13 @@ def local_rank() -> int:
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Joins the process group while the block runs; does nothing in a process that is alone or has joined already.
+    """Joins the process group for the block; does nothing in a single process, or if it has joined already.
 
     Args:
-        device: `training.device`; CUDA's tensors go through NCCL, the CPU's through gloo.
+        device: `training.device`; tensors on CUDA go through NCCL, those on the CPU through gloo.
 
     Raises:
-        SslError: if the group does not form.
+        SslError: the group does not form.
     """
     if not described() or dist.is_initialized():
         yield
@@ -45,8 +48,8 @@ def joined(device: str) -> Iterator[None]:
     if cuda:
         if local_rank() >= torch.cuda.device_count():
             raise UserError(
-                f"training.device: process {local_rank()} of this machine has no GPU of its own (there are "
-                f"{torch.cuda.device_count()}); start fewer processes, or set training.device=cpu"
+                f"training.device: process {local_rank()} of this machine has no GPU of its own "
+                f"(it has {torch.cuda.device_count()}); start fewer processes, or set training.device=cpu"
             )
         torch.cuda.set_device(local_rank())
     try:
@@ -63,12 +66,14 @@ def joined(device: str) -> Iterator[None]:
 def launch(arguments: Sequence[str], processes: int, device: str) -> int:
     """Starts `ssl ARGUMENTS` as `processes` processes of one group on this machine; returns the first bad exit code.
 
-    As torchrun on one machine does, with two differences: a failed process's own line is all that is printed, and
-    signals reach every process once, so that a run saves itself as it does alone.
+    Like torchrun on one machine, but only the error line of a failed process is printed, and each process receives a
+    signal once, so that a run saves itself like a single process.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.startswith("cuda") and gpus < processes:
-        raise UserError(f"--devices {processes}: there are {gpus} CUDA devices; ask for fewer, or training.device=cpu")
+        raise UserError(
+            f"--devices {processes}: this machine has {gpus} CUDA devices; choose fewer, or set training.device=cpu"
+        )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -80,47 +85,36 @@ def launch(arguments: Sequence[str], processes: int, device: str) -> int:
             "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": threads,
         }  # fmt: skip
-        # Sessions of their own: a Ctrl-C reaches the children through us, and not a second time from the terminal.
+        # In sessions of their own, so that a Ctrl-C reaches them only through this process, not from the terminal too.
         command = [sys.executable, "-m", "sslcli", *arguments]
         children.append(subprocess.Popen(command, env=environment, start_new_session=True))
     return _wait(children)
 
 
 def _wait(children: list[subprocess.Popen[bytes]]) -> int:
-    from .interrupt import Interrupt
-
+    """Waits for all processes, passing a signal on to them once; returns the first bad exit code, or 0."""
     with Interrupt() as interrupt:
-        passed_on = False
-        first = 0
-        while any(child.poll() is None for child in children):
+        code, passed_on = 0, False
+        while None in [child.poll() for child in children]:
             if interrupt.number is not None and not passed_on:
                 passed_on = True
                 for child in children:
-                    if child.poll() is None:
-                        child.send_signal(interrupt.number)
-            codes = [code for child in children if (code := child.poll()) not in (None, 0)]
-            if codes and not first:
-                first = codes[0]
-                # The others would wait for the one that has gone; those that also end by themselves may finish.
-                _end(children)
-            for child in children:
-                try:
-                    child.wait(timeout=0.1)
-                    continue
-                except subprocess.TimeoutExpired:
-                    break
-    failed = [child.returncode for child in children if child.returncode != 0]
-    code = first or (failed[0] if failed else 0)
+                    child.send_signal(interrupt.number)
+            if failed := [child.returncode for child in children if child.returncode]:
+                code = failed[0]
+                break
+            time.sleep(0.1)
+        _end(children)
+    code = code or next((child.returncode for child in children if child.returncode), 0)
     return code if code >= 0 else 128 - code
 
 
-def _end(children: list[subprocess.Popen[bytes]], patience: float = 20.0) -> None:
+def _end(children: list[subprocess.Popen[bytes]]) -> None:
+    """Ends the processes that would wait for a failed one; those that are ending by themselves get time to finish."""
     for child in children:
-        try:
-            child.wait(timeout=patience)
-        except subprocess.TimeoutExpired:
-            child.terminate()
+        for seconds, stop in ((20, child.terminate), (5, child.kill)):
             try:
-                child.wait(timeout=5)
+                child.wait(seconds)
+                break
             except subprocess.TimeoutExpired:
-                child.kill()
+                stop()

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while training: finish the step, save, leave. A second signal ends at once."""
+"""SIGINT and SIGTERM while training: finish the step, save, end. A second signal ends the process immediately."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Interrupt:
-    """While open, notes the first signal in `number` instead of raising; the second one does what it always does."""
+    """While open, stores the first signal in `number` instead of raising; a second one has its usual effect."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -18,7 +18,7 @@ class Interrupt:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        # Only the main thread may set handlers; elsewhere (a notebook's worker, say) signals stay as they are.
+        # Only the main thread may set handlers; in another thread (of a notebook, for example) signals are unchanged.
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self

@@ -29,12 +29,16 @@ from .setup import SEED_STEP, Session
 log = logging.getLogger(__name__)
 
 
+#: Advice in messages.
+LESS_MEMORY = "try a smaller training.batch_size, or the same with training.accumulate=2"
+
+
 class RunFailed(SslError):
-    """The run cannot go on; the message says at which step and what to try."""
+    """The run cannot continue; the message says at which step, and what to try."""
 
 
 class Meter:
-    """Sums of what steps report, kept on the device until a log line is due, and the clock."""
+    """Sums of the values that steps report, kept on the device until a log line is due, and the time."""
 
     def __init__(self, device: torch.device) -> None:
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
@@ -49,7 +53,7 @@ class Meter:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """What runs inside (callbacks, saving) is not training time."""
+        """The time of the block (callbacks, saving) does not count as training time."""
         began = time.perf_counter()
         yield
         self.paused += time.perf_counter() - began
@@ -83,8 +87,8 @@ class Loop:
     """Makes optimizer steps.
 
     Args:
-        session: what takes part.
-        context: how callbacks see it; its `progress` is kept up to date here.
+        session: the objects of the run.
+        context: the run as callbacks see it; the loop keeps its `progress` up to date.
         start: steps already made.
     """
 
@@ -94,7 +98,7 @@ class Loop:
         self.schedules: dict[str, StepFunction] = self.method.schedules()
         self.weight_decay = weight_decay_schedule(session.config.optimizer.options, session.info.total_steps)
         self.module = self._distribute(start)
-        # Statistics that would differ between processes: made equal after each step, so that no state is local.
+        # Statistics that differ between processes: averaged after each step, so that no state is local.
         self.local_statistics = local_statistics(self.method)
         self.parameters = [p for p in self.method.parameters() if p.requires_grad]
         self.meter = Meter(session.device)
@@ -104,7 +108,7 @@ class Loop:
         self._set_progress(start)
 
     def _distribute(self, start: int) -> torch.nn.Module:
-        """Wraps the method for several processes. It stays itself (names, state) on one."""
+        """Wraps the method for several processes; on one it is returned unchanged."""
         if not distributed.is_distributed():
             return self.method
         from torch.nn.parallel import DistributedDataParallel  # takes seconds to import
@@ -115,8 +119,8 @@ class Loop:
         quiet: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
         devices = [device.index] if device.type == "cuda" else None
         module = DistributedDataParallel(self.method, device_ids=devices, gradient_as_bucket_view=True, **quiet)
-        # The first steps of a wrapper reduce gradients in another order than the later ones. Two steps that are thrown
-        # away, at every start, make a resumed run the run that never stopped.
+        # The first steps of a wrapper reduce gradients in another order than later ones. With two discarded steps at
+        # every start, a resumed run is bitwise identical to one that was not interrupted.
         kept = {name: tensor.clone() for name, tensor in self.method.state_dict().items()}
         schedule = self._schedule_values(start)
         source_batch = next(self.session.source.batches(start))[0]
@@ -133,7 +137,7 @@ class Loop:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
     def _schedule_values(self, step: int) -> dict[str, Tensor]:
-        """The method's schedules at a step, filled on the device: a copy from the host would wait."""
+        """The method's schedules at a step, created on the device: a copy from the host would synchronize."""
         return {
             name: torch.full((), function(step), dtype=torch.float32, device=self.session.device)
             for name, function in self.schedules.items()
@@ -146,8 +150,8 @@ class Loop:
         """Makes one optimizer step, over all its micro-batches."""
         session, step = self.session, self.context.progress.step
         self._begin_graphs()
-        # The schedule is a function of the step about to be made: the first one gets its first value.
-        set_lr(self.optimizer, session.schedule, step, session.base_lr)
+        # The schedule is a function of the step about to be made: the first step gets its first value.
+        set_lr(self.optimizer, session.schedule, step, session.schedule.base)
         if self.weight_decay is not None:
             set_weight_decay(self.optimizer, self.weight_decay, step)
         schedule = self._schedule_values(step)
@@ -160,7 +164,7 @@ class Loop:
         seen: list[tuple[Tensor | None, Tensor | None]] = []
         metrics: dict[str, Tensor] = {}
         for number, source_batch in enumerate(micro_batches):
-            # Dropout and the like: a function of the step, so that a resumed run draws what it would have drawn.
+            # Dropout, for example: a function of the step, so that a resumed run draws the same numbers.
             torch.manual_seed(seed_for(session.config.seed, SEED_STEP, step, number, distributed.rank()))
             with self._without_reduction(number < len(micro_batches) - 1):
                 result = self._forward(self.module, source_batch, schedule)
@@ -175,7 +179,7 @@ class Loop:
             self.features = result.features
             seen.append((result.features, source_batch.labels))
             self.meter.images += len(source_batch.index)
-            self._tell_replaced(source_batch)
+            self._warn_of_replaced(source_batch)
         with phase("update"):
             self._update()
         self._set_progress(step + 1)
@@ -185,18 +189,16 @@ class Loop:
             distributed.average_(self.local_statistics)
         self.meter.add(step + 1, torch.stack(losses).sum(), metrics)
 
-    def _without_reduction(self, wanted: bool) -> contextlib.AbstractContextManager[object]:
+    def _without_reduction(self, active: bool) -> contextlib.AbstractContextManager[object]:
         """Gradients of all but the last micro-batch are added up on each process before they are reduced."""
-        if wanted and self.module is not self.method:
+        if active and self.module is not self.method:
             context: contextlib.AbstractContextManager[object] = self.module.no_sync()  # type: ignore[operator]
             return context
         return contextlib.nullcontext()
 
     def make_views(self, source_batch: SourceBatch) -> list[Tensor]:
-        """Returns the views of a micro-batch as the method gets them."""
-        session = self.session
-        images = source_batch.images
-        sizes = None
+        """Returns the views of a micro-batch as the method receives them, one tensor (N, C, S, S) each."""
+        session, images, sizes = self.session, source_batch.images, None
         if not source_batch.cropped:
             sizes = torch.tensor([images[0].shape[-2:]]).expand(len(source_batch.index), 2)
         with phase("views"):
@@ -220,8 +222,8 @@ class Loop:
             )
         return result
 
-    def _tell_replaced(self, source_batch: SourceBatch) -> None:
-        """Names each image that could not be read, once."""
+    def _warn_of_replaced(self, source_batch: SourceBatch) -> None:
+        """Names each image that could not be read once."""
         for message in source_batch.replaced:
             if message not in self.replaced:
                 self.replaced.add(message)
@@ -246,7 +248,7 @@ class Loop:
             name = self.session.precision.name
             advice = "training.precision=fp32, " if name != "fp32" else ""
             raise RunFailed(
-                f"the loss was not finite in step {bad} (lr {self.lr(bad - 1):.3g}, {name}); what was saved before is "
+                f"the loss was not finite in step {bad} (lr {self.lr(bad - 1):.3g}, {name}); earlier checkpoints are "
                 f"good: try a smaller optimizer.lr, a longer warm-up, {advice}or training.clip.norm=1.0"
             )
 
@@ -254,10 +256,10 @@ class Loop:
         return float(self.session.schedule(step))
 
     def record(self) -> dict[str, float]:
-        """Returns the log line since the last one, and starts a new one; RunFailed if the loss was not finite."""
+        """Returns the values since the last log line, and resets them; RunFailed if the loss was not finite."""
         self.check_finite()
         meter = self.meter
-        metrics = meter.means()  # waits for the device, so that the time below is what the steps took
+        metrics = meter.means()  # waits for the device, so that the time below includes its part of the steps
         seconds = meter.seconds()
         line = {"loss": metrics.pop("loss"), "lr": self.lr(self.context.progress.step - 1)}
         if self.weight_decay is not None:
@@ -275,11 +277,11 @@ class Loop:
 
 
 def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
-    """One tensor of all micro-batches' rows; None where one of them has none."""
-    there = [part.detach() for part in parts if part is not None]
-    if not there or len(there) < len(parts):
+    """One tensor with the rows of all micro-batches; None if one of them has none."""
+    present = [part.detach() for part in parts if part is not None]
+    if len(present) < len(parts):
         return None
-    return there[0] if len(there) == 1 else torch.cat(there)
+    return present[0] if len(present) == 1 else torch.cat(present)
 
 
 def clip_each(parameters: list[torch.nn.Parameter], norm: float) -> None:

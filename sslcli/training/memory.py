@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of work, and how much of it is accounted for by what a session holds."""
+"""Peak memory, and the memory of the known parts of a session."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """The most memory in use since this was made: on CUDA what torch allocated, else this process's resident set.
+    """Peak memory since this object was created: on CUDA what torch allocated, else this process's resident set.
 
     Attributes:
-        kind: which of them. Where the system cannot start the count anew, it is the peak since the process began.
+        kind: which of the two; if the system cannot reset its counter, the peak is that since the process started.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -28,10 +28,10 @@ class PeakMemory:
             self.kind = "allocated on the device"
             return
         try:
-            _RESET.write_text("5")  # the kernel's word for "the high-water mark is what is resident now"
+            _RESET.write_text("5")  # sets the peak to what is resident now
             self.kind = "resident set"
         except OSError:
-            self.kind = "resident set since the process began"
+            self.kind = "resident set since the process started"
 
     def bytes(self) -> int:
         if self.device.type == "cuda":
@@ -44,7 +44,7 @@ class PeakMemory:
 
 
 def held_bytes(session: Session) -> dict[str, int]:
-    """Returns the bytes of resident images, of all parameters and buffers, and of the optimizer's state."""
+    """Returns the bytes of the images in memory, of all parameters and buffers, and of the optimizer's state."""
     images = getattr(session.source, "images", None)
     state = named_optimizer_state(session.optimizer, session.method).values()
     return {

@@ -1,4 +1,4 @@
-"""Arithmetic of a step: autocast, and the scaler that fp16 needs."""
+"""Mixed precision: autocast, and the gradient scaler that fp16 needs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import torch
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Precision:
-    """Autocast for the forward pass, and a GradScaler that does nothing unless the arithmetic is fp16."""
+class MixedPrecision:
+    """Autocast for the forward pass, and a GradScaler that does nothing except in fp16.
+
+    Args:
+        name: `fp32`, `bf16` or `fp16`.
+        device: of the run.
+    """
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.device = name, device

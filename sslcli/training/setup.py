@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +14,16 @@ from sslcli import distributed
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.callback import Callback
-from sslcli.contracts.data import Dataset, Part, Source
+from sslcli.contracts.data import Dataset, Source
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import BackboneCard
 from sslcli.contracts.method import Method, Progress, RunInfo
+from sslcli.contracts.optimizer import Schedule
 from sslcli.data.cache.dataset import CachedDataset, open_cached
 from sslcli.data.crops import wanted_side
 from sslcli.data.files import FileOptions
-from sslcli.data.source import open_source
+from sslcli.data.source import ResidentSource, open_source
+from sslcli.data.subset import limited
 from sslcli.logs import lines_to
 from sslcli.modules.headed import HeadedBackbone
 from sslcli.modules.sync_norm import synchronize_batch_norm
@@ -36,7 +37,7 @@ from sslcli.views.pipeline import ViewMaker
 
 from .compilation import compile_parts
 from .group import local_rank
-from .precision import Precision
+from .precision import MixedPrecision
 
 log = logging.getLogger(__name__)
 
@@ -46,37 +47,29 @@ SEED_WEIGHTS, SEED_STEP = 1, 2
 
 @dataclass
 class Session:
-    """Everything that takes part in a run. `config` has every `auto` resolved."""
+    """The objects of a run. `config` has every `auto` resolved."""
 
     config: RunConfig
     device: torch.device
-    precision: Precision
+    precision: MixedPrecision
     dataset: Dataset
     source: Source
     views: ViewMaker
     method: Method
     optimizer: torch.optim.Optimizer
-    schedule: Any
-    base_lr: float
+    schedule: Schedule
     info: RunInfo
     callbacks: dict[str, Callback]
 
     @property
     def last_step(self) -> int:
-        """The step after which the run ends."""
+        """Optimizer steps after which the run ends."""
         limit = self.config.training.max_steps
         return self.info.total_steps if limit is None else min(limit, self.info.total_steps)
 
     @property
     def image_size(self) -> int:
         return max(view.size for view in self.config.views)
-
-    def labeled(self, part: Part) -> Dataset | None:
-        """Opens the labeled images to fit or to judge a probe on; None where the data have none."""
-        options = self.dataset.labeled(self.dataset.options, part)
-        if options is None:
-            return None
-        return self.dataset if options == self.dataset.options else type(self.dataset).open(options)
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) on the device → float32, normalized as in training."""
@@ -88,6 +81,7 @@ class Session:
         return next(f"{name}." for name, module in self.method.named_modules() if module is encoder)
 
     def card(self, progress: Progress) -> BackboneCard:
+        """The description to store with the backbone's weights."""
         info, encoder = self.dataset.info, self.method.encoder()
         return BackboneCard(
             backbone=self.config.backbone.plain(), channels=info.channels, image_size=self.image_size,
@@ -98,10 +92,10 @@ class Session:
 
 
 def resolve_autos(config: RunConfig) -> RunConfig:
-    """Returns the config with `auto` replaced by what it means here; UserError for a device that isn't there."""
+    """Returns the config with each `auto` resolved; UserError for a device that does not exist."""
     device = resolve_device(config.training.device, "training.device")
     precision = resolve_precision(config.training.precision, device)
-    # The index of a device says nothing about the run; its type does.
+    # Only the type of a device matters to the run, not its index.
     name = config.training.device if config.training.device != "auto" else device.type
     training = config.training.model_copy(update={"device": name, "precision": precision})
     return dataclasses.replace(config, training=training)
@@ -118,12 +112,12 @@ def build(
 
     Args:
         config: the whole configuration.
-        fresh: the run starts here: the backbone gets the weights that its options name. Not to resume one.
-        compiled: compile what `training.compile` says; not to look at a plan only.
-        tell: shows a line to the user; by default the messages go where those of the logger `sslcli` go.
+        fresh: the run starts, so that the backbone gets the weights that its options name; False to resume one.
+        compiled: compile what `training.compile` says; False to only show the plan.
+        tell: shows messages to the user, as well as the handlers of the logger `sslcli`.
 
     Raises:
-        UserError: whatever does not go together, in one line.
+        UserError: options do not fit together, in one line.
     """
     with lines_to(tell):
         return _build(config, fresh=fresh, compiled=compiled)
@@ -138,13 +132,14 @@ def _build(config: RunConfig, *, fresh: bool, compiled: bool) -> Session:
     torch.use_deterministic_algorithms(training.deterministic)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
-        # Image sizes never change within a run, so that trying each kernel pays; a choice by time can't be repeated.
+        # Image sizes never change within a run, so trying each kernel pays off; a choice by time is not reproducible.
         torch.backends.cudnn.benchmark = not training.deterministic
-    dataset: Dataset = config.data.cls.open(config.data.options)
+    dataset = limited(config.data.cls.open(config.data.options))
     if config.method.cls.needs_labels and dataset.labels is None:
         raise UserError(f"method: {config.method.name!r} needs labels, and {dataset.info.name!r} has none")
     views = ViewMaker(config.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
-    data = _with_cache(config, dataset, views)
+    # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
+    data = open_cached(dataset, wanted_side(views), training.epochs, training.workers)
     config = _cache_resolved(config, data)
     source = open_source(
         data, device, training.batch_size, training.accumulate, config.seed,
@@ -161,27 +156,23 @@ def _build(config: RunConfig, *, fresh: bool, compiled: bool) -> Session:
         method = method.to(memory_format=torch.channels_last)
     config = compile_parts(config, source, views, method, compiled=compiled, fresh=fresh)
     options = config.optimizer.options
-    base_lr = effective_lr(options, training.batch_size)
     optimizer = config.optimizer.cls.build(build_groups(method, options), options)
+    base_lr = effective_lr(options, training.batch_size)
     schedule = config.schedule.cls(config.schedule.options, base_lr, info.total_steps, info.steps_per_epoch)
     callbacks = {name: choice.cls(choice.options) for name, choice in config.callbacks.items()}
+    reading = "all in memory" if isinstance(source, ResidentSource) else "read while training"
+    log.debug(f"{device}, {training.precision}, training.compile={config.training.compile}; images are {reading}")
     return Session(
-        config, device, Precision(training.precision, device), dataset, source, views, method, optimizer, schedule,
-        base_lr, info, callbacks,
+        config, device, MixedPrecision(training.precision, device), dataset, source, views, method, optimizer, schedule,
+        info, callbacks,
     )  # fmt: skip
 
 
-def _with_cache(config: RunConfig, dataset: Dataset, views: ViewMaker) -> Dataset:
-    """The images to train on: those of the data set, or the cache of them that it is asked to keep."""
-    # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
-    return open_cached(dataset, wanted_side(views), config.training.epochs, config.training.workers, log.info)
-
-
 def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
-    """The config with `data.cache: auto` replaced by what it is here."""
+    """The config with `data.cache: auto` resolved."""
     options = config.data.options
     if not isinstance(options, FileOptions) or options.cache != "auto":
-        return config  # only data sets of files can be cached, and another's `cache` is its own affair
+        return config  # only data sets of files can be cached; another's `cache` has its own meaning
     kind = data.kind if isinstance(data, CachedDataset) else "none"
     return dataclasses.replace(
         config, data=dataclasses.replace(config.data, options=options.model_copy(update={"cache": kind}))
@@ -189,9 +180,9 @@ def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
 
 
 def _build_method(config: RunConfig, dataset: Dataset, info: RunInfo, *, fresh: bool) -> Method:
-    size, channels = max(view.size for view in config.views), dataset.info.channels
+    size = max(view.size for view in config.views)
     torch.manual_seed(seed_for(config.seed, SEED_WEIGHTS))
-    backbone: Backbone = config.backbone.cls.build(config.backbone.options, channels, size)
+    backbone: Backbone = config.backbone.cls.build(config.backbone.options, dataset.info.channels, size)
     spec = backbone.spec
     for view in config.views:
         if view.size < spec.minimum_size or view.size % spec.size_multiple:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: the tensors of method, optimizer and callbacks by name, and the few plain numbers beside."""
+"""The content of a checkpoint: the tensors and numbers of method, optimizer and callbacks, by name."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ def _flatten(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module, flat: Mapping[str, Any]) -> None:
-    """Gives the optimizer back what `named_optimizer_state` returned.
+    """Restores what `named_optimizer_state` returned.
 
     Raises:
-        UserError: if something belongs to no parameter of the module.
+        UserError: there is state of a parameter that the module does not have.
     """
-    places = {
+    indices = {
         id(parameter): index
         for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
     }
     rest = dict(flat)
     states: dict[int, dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
-        if id(parameter) not in places:
+        if id(parameter) not in indices:
             continue
         state: dict[str, Any] = {}
         for key in [key for key in rest if key.startswith(f"{name}.")]:
             _nest(state, key.removeprefix(f"{name}.").split("."), _like(rest.pop(key), parameter))
         if state:
-            states[places[id(parameter)]] = state
+            states[indices[id(parameter)]] = state
     if rest:
         raise UserError(f"has optimizer state for {next(iter(rest))!r}, which the method does not have")
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _like(value: Any, parameter: Tensor) -> Any:
-    """Puts a moment into its parameter's memory format: beside a channels_last parameter, a contiguous moment makes
-    fused CPU optimizers compute wrong updates without a word."""
+    """Converts a moment to its parameter's memory format: if the parameter is channels_last and the moment contiguous,
+    fused CPU optimizers silently compute wrong updates."""
     if isinstance(value, Tensor) and value.shape == parameter.shape:
         return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
     return value
@@ -80,16 +80,16 @@ def collect(
     for name, callback in callbacks.items():
         values |= {f"{CALLBACK}{name}.{key}": value for key, value in callback.state_dict().items()}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    return tensors, {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in values.items() if name not in tensors}
 
 
 def restore(
     checkpoint: Checkpoint, method: nn.Module, optimizer: torch.optim.Optimizer, callbacks: Mapping[str, Callback]
 ) -> None:
-    """Gives method, optimizer and callbacks back what `collect` returned.
+    """Restores what `collect` returned.
 
     Raises:
-        UserError: if the checkpoint does not fit the method as it is installed now.
+        UserError: the checkpoint does not fit the installed method.
     """
     values: dict[str, Any] = {**checkpoint.tensors, **checkpoint.document["numbers"]}
     try:
@@ -102,8 +102,7 @@ def restore(
     except UserError as error:
         raise UserError(f"{checkpoint.path}: {error}") from error
     for name, callback in callbacks.items():
-        state = _under(values, f"{CALLBACK}{name}.")
-        if state:
+        if state := _under(values, f"{CALLBACK}{name}."):
             callback.load_state_dict(state)
 
 

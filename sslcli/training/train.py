@@ -1,10 +1,10 @@
-"""One training from its config to its backbone: start or resume, steps, log lines, checkpoints, the end."""
+"""A training run from its config to its backbone: start or resume, steps, log lines, checkpoints, the end."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import torch
 
 from sslcli import distributed
-from sslcli.config.resolve import Choice, RunConfig
+from sslcli.config.resolve import RunConfig
+from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.errors import SslError
 from sslcli.logs import lines_to
 from sslcli.plugins import PluginFile, choose
@@ -28,7 +29,7 @@ from . import resume as resuming
 from . import state
 from .context import Context
 from .interrupt import Interrupt
-from .loop import Loop, RunFailed
+from .loop import LESS_MEMORY, Loop, RunFailed
 from .setup import Session, build
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training ended: `signal` is the number of the signal that interrupted it, or None."""
+    """How a training run ended; `signal` is the number of the signal that interrupted it, or None."""
 
     directory: Path
     step: int
@@ -60,15 +61,16 @@ def train(
     Args:
         config: the whole configuration.
         output: the run directory.
-        resume: go on with the run there; start it where there is none yet.
-        command: what the user typed, for `environment.json`.
-        plugin_files: kept in the run.
-        tell: shows a line to the user; by default the messages go where those of the logger `sslcli` go.
+        resume: resume the run there; start it if there is none.
+        command: the command line, for `environment.json`.
+        plugin_files: copied into the run directory.
+        tell: shows messages to the user, as well as the handlers of the logger `sslcli`.
 
     Raises:
-        UserError: something about the input or a plugin, before anything was trained.
+        UserError: the input or a plugin is wrong, and nothing was trained.
         SslError: the run failed; its last checkpoint is good.
     """
+    began = time.perf_counter()
     directory = RunDirectory(output)
     with process_group.joined(config.training.device):
         main = distributed.rank() == 0
@@ -82,10 +84,12 @@ def train(
                     if main:
                         directory.create(session.config.plain(), list(command), resumed=checkpoint is not None)
                         log.info(f"run directory: {output}")
-                        _keep_plugin_files(directory, plugin_files)
+                        for file in plugin_files:
+                            directory.keep_plugin(file)
                         directory.open_log(from_step=checkpoint.step if checkpoint is not None else 0)
 
                 together(begin)
+                log.debug(f"set up in {time.perf_counter() - began:.1f} s")
                 return _Run(session, directory).go(checkpoint)
             finally:
                 directory.close()
@@ -93,7 +97,7 @@ def train(
 
 
 def together(work: Callable[[], T]) -> T:
-    """Does work on every process; if it fails with a clear error on any of them, all end, and one says why."""
+    """Calls `work` on every process; if it raises an SslError on any of them, it is raised on all."""
     problem: SslError | None = None
     try:
         result = work()
@@ -102,28 +106,29 @@ def together(work: Callable[[], T]) -> T:
     problems = [found for found in distributed.gather_objects(problem) if found is not None]
     if not problems:
         return result
-    # The same words from everybody: whichever process speaks, the user hears what was wrong.
+    # Raised on every process: whichever one prints it, the user sees what was wrong.
     raise problem or problems[0]
 
 
 def _find_checkpoint(directory: RunDirectory, *, resume: bool) -> Checkpoint | None:
-    """The first process decides what there is to resume, and the others read the same file."""
+    """The first process chooses the checkpoint to resume from, and the others read the same file."""
     chosen: Checkpoint | None = None
     problem: SslError | None = None
     if distributed.rank() == 0:
         try:
-            chosen = newest_intact(directory.checkpoints) if directory.check_new(resume=resume) else None
+            if directory.check_new(resume=resume):
+                chosen = newest_intact(directory.checkpoints, read_checkpoint)
         except SslError as error:
             problem = error
-    path = distributed.from_main(None if chosen is None else str(chosen.path))
+    path, problem = distributed.from_main((None if chosen is None else chosen.path, problem))
     if problem is not None:
         raise problem
-    if path is None or chosen is not None:
-        return chosen  # with a problem on the first process, the others learn of it in `together`
-    try:
-        return read_checkpoint(Path(path))
-    except (files.DamagedFile, FileNotFoundError) as error:
-        raise SslError(f"{path}: rank {distributed.rank()} cannot read it: {error}") from error
+    if chosen is None and path is not None:
+        try:
+            chosen = read_checkpoint(path)
+        except (files.DamagedFile, FileNotFoundError) as error:
+            raise SslError(f"{path}: rank {distributed.rank()} cannot read it: {error}") from error
+    return chosen
 
 
 def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path) -> Session:
@@ -135,27 +140,20 @@ def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path) -> 
         before, now = checkpoint.document["world_size"], distributed.world_size()
         if before != now:
             log.warning(
-                f"resuming on {now} process(es) a run that was saved on {before}: results will not be bitwise identical"
+                f"resuming on {now} process(es) a run of {before} process(es): results will not be bitwise identical"
             )
     session = build(config, fresh=checkpoint is None)
     log.debug(f"plan: {', '.join(f'{name} {value}' for name, value in plan(session).items())}")
     if config.training.accumulate > 1 and session.method.batch_coupled:
         log.info(
-            f"training.accumulate: {config.method.name!r} compares the images of a micro-batch with each other, of "
-            f"which there are {config.training.batch_size // config.training.accumulate}: not the same as one batch"
+            f"training.accumulate: {config.method.name!r} compares the images of a batch with each other, here of a "
+            f"micro-batch of only {config.training.batch_size // config.training.accumulate}"
         )
     if checkpoint is not None:
         state.restore(checkpoint, session.method, session.optimizer, session.callbacks)
         session.precision.scaler.load_state_dict(checkpoint.document["scaler"])
         log.info(f"resuming {output} from step {checkpoint.step} of {session.last_step}")
     return session
-
-
-def _keep_plugin_files(directory: RunDirectory, plugin_files: Sequence[PluginFile]) -> None:
-    for file in plugin_files:
-        folder = directory.path / "plugins"
-        folder.mkdir(exist_ok=True)
-        shutil.copyfile(file.path, folder / f"{file.path.stem}-{file.sha256[:8]}.py")
 
 
 class _Run:
@@ -175,14 +173,12 @@ class _Run:
                 signal = 0
                 while self.context.progress.step < self.session.last_step and not signal:
                     self._one_step(loop)
-                    signal = distributed.all_reduce_max(interrupt.number or 0)  # all stop after the same step
+                    # All processes stop after the same step.
+                    signal = distributed.all_reduce_max(interrupt.number or 0)
                 self._finish(loop)
                 outcome.append("interrupted" if signal else "done")
         except torch.OutOfMemoryError as error:
-            raise RunFailed(
-                f"out of memory in step {self.context.progress.step + 1}: try a smaller training.batch_size, or the "
-                "same with training.accumulate=2"
-            ) from error
+            raise RunFailed(f"out of memory in step {self.context.progress.step + 1}: {LESS_MEMORY}") from error
         finally:
             self.writer.close()
         step = self.context.progress.step
@@ -205,7 +201,7 @@ class _Run:
                 self._save(loop)
 
     def _save(self, loop: Loop) -> None:
-        """Hands a snapshot to the writer; a run whose loss was not finite stops here instead."""
+        """Hands a snapshot to the writer; a run whose loss was not finite ends here instead."""
         loop.check_finite()
         step = self.context.progress.step
         if step == self.writer.last_step or not self.context.is_main:
@@ -225,12 +221,11 @@ class _Run:
         }
         try:
             self.writer.save(step, files.snapshot(tensors), document)
-            log.debug(f"saving a checkpoint of step {step}")
         except ValueError as error:
             raise SslError(f"method {session.config.method.name!r} cannot be saved: {error}") from error
 
     def _finish(self, loop: Loop) -> None:
-        """Saves what there is, and at the very end the backbone too."""
+        """Saves a checkpoint, and at the end of the run the backbone."""
         progress = self.context.progress
         if progress.step > 0:
             self._save(loop)
@@ -241,29 +236,19 @@ class _Run:
 
 def plugins_used(config: RunConfig) -> dict[str, dict[str, str]]:
     """Returns package and version of every plugin that a config names."""
-    groups = {
-        "method": "methods", "backbone": "backbones", "data": "datasets", "optimizer": "optimizers",
-        "schedule": "schedules",
-    }  # fmt: skip
-    used: dict[str, dict[str, str]] = {}
-    for section, group in groups.items():
-        choice: Choice = getattr(config, section)
-        used[section] = _package(group, choice.name)
-    for view in config.views:
-        for operation in view.operations:
-            used[f"augmentation.{operation.name}"] = _package("augmentations", operation.name)
-    for name in config.callbacks:
-        used[f"callback.{name}"] = _package("callbacks", name)
+    named = {section: (group, getattr(config, section).name) for section, group in PLUGIN_SECTIONS.items()}
+    operations = {operation.name for view in config.views for operation in view.operations}
+    named |= {f"augmentation.{name}": ("augmentations", name) for name in operations}
+    named |= {f"callback.{name}": ("callbacks", name) for name in config.callbacks}
+    used = {}
+    for key, (group, name) in named.items():
+        found = choose(group, name.partition("/")[0])
+        used[key] = {"name": name, "package": found.package, "version": found.version}
     return used
 
 
-def _package(group: str, name: str) -> dict[str, str]:
-    found = choose(group, name.partition("/")[0])
-    return {"name": name, "package": found.package, "version": found.version}
-
-
 def plan(session: Session) -> dict[str, Any]:
-    """Returns what a run would do, for `--dry-run`."""
+    """Returns the size of a run, for `--dry-run`."""
     info, training = session.info, session.config.training
     images = getattr(session.source, "images", None)
     return {
@@ -273,7 +258,7 @@ def plan(session: Session) -> dict[str, Any]:
         "steps": session.last_step,
         "batch_size": training.batch_size,
         "views": len(session.views),
-        "lr": session.base_lr,
+        "lr": session.schedule.base,
         "device": str(session.device),
         "precision": training.precision,
         "feature_dim": session.method.encoder().spec.feature_dim,

@@ -1,4 +1,4 @@
-"""Tiny modules and data sets as a user of the Python API has them, and a run that takes a second."""
+"""Small modules and data sets as users of the Python API have them, and a run that takes a second."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 
 class Arrays(torch.utils.data.Dataset[Any]):
-    """Random uint8 images (size, size, 3) with labels, whose class tints them."""
+    """Random uint8 images (size, size, 3) with labels, tinted by class."""
 
     def __init__(self, count: int, seed: int = 0, size: int = 16) -> None:
         draw = np.random.default_rng(seed)
@@ -51,7 +51,7 @@ class Arrays(torch.utils.data.Dataset[Any]):
 
 
 def tiny_run(output: Any, **changes: Any) -> sslcli.Run:
-    """Trains `Net` on 40 `Arrays`, or whatever `changes` say; a changed `training` is merged."""
+    """Trains `Net` on 40 `Arrays`, with `changes` of the sections; a changed `training` is merged."""
     training = {**TINY["training"], **changes.pop("training", {})}
     sections = {**TINY, "backbone": Net(), "data": Arrays(40), **changes}
     return sslcli.train(**sections | {"training": training}, output=output)

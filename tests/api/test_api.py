@@ -1,7 +1,8 @@
-"""`sslcli.train` and `Run`: the same options as the YAML, callbacks as objects, and what a run tells."""
+"""`sslcli.train` and `Run`: the options of the YAML config, callbacks as objects, and the properties of a run."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import types
 from typing import Any
@@ -10,11 +11,10 @@ import pytest
 import torch
 import yaml
 from api_helpers import TINY, Arrays, tiny_run
-from typer.testing import CliRunner
+from run_helpers import refused
 
 import sslcli
 from sslcli import plugins
-from sslcli.cli.main import app
 from sslcli.contracts.callback import Callback
 from sslcli.contracts.errors import UserError
 from sslcli.methods.simclr import SimCLR
@@ -33,31 +33,26 @@ def config(tmp_path):
     return path
 
 
-def test_a_config_with_dotted_overrides_trains_as_it_always_did(config, tmp_path) -> None:
-    run = sslcli.train(config, {"training.epochs": 1, "optimizer.lr": 0.1}, output=tmp_path / "run")
-    assert (run.step, run.total_steps, run.signal) == (4, 4, None)
-    assert run.directory == run.path == tmp_path / "run"
-    assert (run.config["training"]["epochs"], run.config["optimizer"]["lr"]) == (1, 0.1)
-
-
-def test_sections_in_python_resolve_to_what_the_yaml_resolves_to(config, tmp_path) -> None:
+def test_sections_in_python_resolve_like_the_yaml_config(config, tmp_path) -> None:
     stop = {"training.max_steps": 1}
-    written = sslcli.from_config(config, stop, output=tmp_path / "yaml")
+    written = sslcli.train(config, stop, output=tmp_path / "yaml")
     typed = sslcli.train(**SHAPES, overrides=stop, output=tmp_path / "python")
     assert written.config == typed.config
     assert written.metrics[-1]["loss"] == typed.metrics[-1]["loss"]
 
 
-def test_sections_change_a_config_and_other_words_are_options_of_training(config, tmp_path) -> None:
+def test_sections_change_a_config_and_other_keywords_are_options_of_training(config, tmp_path) -> None:
     run = sslcli.from_config(
-        config, optimizer={"name": "adamw", "lr": 0.1}, max_steps=1, seed=3, output=tmp_path / "run"
-    )
+        config, {"training.epochs": 1}, optimizer={"name": "adamw", "lr": 0.1}, max_steps=1, seed=3,
+        output=tmp_path / "run",
+    )  # fmt: skip
     assert run.config["optimizer"]["name"] == "adamw"
     assert "momentum" not in run.config["optimizer"]
-    assert (run.config["training"]["max_steps"], run.config["training"]["batch_size"], run.config["seed"]) == (1, 8, 3)
+    training = run.config["training"]
+    assert (training["max_steps"], training["batch_size"], training["epochs"], run.config["seed"]) == (1, 8, 1, 3)
 
 
-def test_every_mistake_is_told_with_its_place_at_once(tmp_path) -> None:
+def test_every_mistake_is_reported_with_its_option(tmp_path) -> None:
     with pytest.raises(UserError) as caught:
         sslcli.train(method="simclr", data="shapes", optimizer={"lrr": 1}, epoch=3, output=tmp_path / "run")
     first, second = str(caught.value).splitlines()
@@ -67,7 +62,7 @@ def test_every_mistake_is_told_with_its_place_at_once(tmp_path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_without_output_a_run_is_called_by_method_data_and_hash(tmp_path, monkeypatch) -> None:
+def test_without_output_a_run_is_named_after_method_data_and_hash(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = tiny_run(None, training={"max_steps": 1})
     assert run.path.parent.name == "runs"
@@ -77,21 +72,21 @@ def test_without_output_a_run_is_called_by_method_data_and_hash(tmp_path, monkey
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"method": object()}, "method: should be a name, a mapping with `name`, a subclass of Method; not a object"),
+        ({"method": object()}, "method: should be a name, a mapping with `name`, a subclass of Method; not an object"),
         ({"method": Arrays}, "method: should be .* not the class Arrays"),
         ({"optimizer": torch.optim.SGD}, "optimizer: should be .* a subclass of OptimizerPlugin; not the class SGD"),
         ({"data": Arrays}, "data: should be .* any object with __len__ and __getitem__; not the class Arrays"),
-        ({"optimizer": {"name": "sgd", "lr": object()}}, "optimizer: a object cannot stand in a config"),
-        ({"overrides": {"data": Arrays(8)}}, "overrides: a Arrays cannot stand in a config"),
+        ({"optimizer": {"name": "sgd", "lr": object()}}, "optimizer: a config cannot hold an object of type object"),
+        ({"overrides": {"data": Arrays(8)}}, "overrides: a config cannot hold an object of type Arrays"),
         ({"callbacks": "knn"}, "callbacks: should be a list of objects and names, or a mapping"),
         ({"data": Arrays(8), "labeled": Arrays(8)}, "labeled: should be a pair of data sets"),
         ({"data": Arrays(8), "labeled": (Arrays(8),)}, "labeled: should be a pair of data sets"),
-        ({"overrides": ["optimizer.lr=1"]}, "overrides: should be a mapping, of options by dotted key, not a list"),
+        ({"overrides": ["optimizer.lr=1"]}, "overrides: should be a mapping of options by dotted key, not a list"),
         ({"optimiser": "sgd"}, r"sslcli\.train: optimiser: unknown keyword; did you mean optimizer\?"),
-        ({"data": "shapes", "labeled": (Arrays(8), Arrays(8))}, "labeled: goes with a data set that is given as an"),
+        ({"data": "shapes", "labeled": (Arrays(8), Arrays(8))}, "labeled: needs a data set that is given as an object"),
     ],
-)
-def test_what_has_no_place_in_a_section_is_refused_in_one_line(sections, message, tmp_path) -> None:
+)  # fmt: skip
+def test_wrong_values_are_refused_in_one_line(sections, message, tmp_path) -> None:
     with pytest.raises(UserError, match=message) as caught:
         sslcli.train(**{**SHAPES, **sections}, output=tmp_path / "run")
     assert "\n" not in str(caught.value)
@@ -117,7 +112,7 @@ class Watch(Callback):
 
 
 class Epochs:
-    """No subclass of anything, with one hook alone."""
+    """Not a subclass, and only one hook."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -138,7 +133,7 @@ def test_callbacks_are_objects_classes_names_or_options_by_name(tmp_path) -> Non
     assert not (run.path / "tensorboard").exists()
 
 
-def test_a_callbacks_state_survives_a_restart(tmp_path) -> None:
+def test_the_state_of_a_callback_is_restored_on_resume(tmp_path) -> None:
     callbacks = {**TINY["callbacks"], "mine": Watch()}
     tiny_run(tmp_path / "run", callbacks=callbacks, training={"max_steps": 3})
     again = Watch()
@@ -146,20 +141,20 @@ def test_a_callbacks_state_survives_a_restart(tmp_path) -> None:
     assert again.steps == 10
 
 
-def test_a_callback_whose_hook_nobody_calls_is_refused(tmp_path) -> None:
+def test_a_callback_without_a_hook_is_refused(tmp_path) -> None:
     class Misspelt:
         def on_epoch_end(self, trainer) -> None: ...
 
-    class Nothing: ...
-
-    with pytest.raises(UserError, match=r"callbacks: Misspelt.on_epoch_end is not a hook; did you mean .*on_epoch"):
-        tiny_run(tmp_path / "run", callbacks=[Misspelt()])
-    with pytest.raises(UserError, match="callbacks: a Nothing has none of the hooks on_end, on_epoch"):
-        tiny_run(tmp_path / "run", callbacks=[Nothing()])
+    for callback, message in (
+        (Misspelt(), r"callbacks: Misspelt.on_epoch_end is not a hook; did you mean .*on_epoch"),
+        (object(), "callbacks: a object has none of the hooks on_end, on_epoch"),
+    ):
+        with pytest.raises(UserError, match=message):
+            tiny_run(tmp_path / "run", callbacks=[callback])
 
 
 class Scaled(SimCLR):
-    """SimCLR with its loss times two, under the same options."""
+    """SimCLR with its loss times two and the same options."""
 
     def forward(self, batch):
         step = super().forward(batch)
@@ -167,52 +162,42 @@ class Scaled(SimCLR):
         return step
 
 
-def test_a_plugin_class_of_ones_own_stands_in_the_place_of_a_name(tmp_path) -> None:
+def test_a_plugin_class_can_be_given_instead_of_a_name(tmp_path) -> None:
     stop = {"max_steps": 1}
     plain = tiny_run(tmp_path / "plain", backbone=SHAPES["backbone"], training=stop)
     mine = {**TINY["method"], "name": Scaled}
     run = tiny_run(tmp_path / "run", method=mine, backbone=SHAPES["backbone"], training=stop)
     assert run.config["method"]["name"] == "python:Scaled"
     assert run.metrics[0]["loss"] == pytest.approx(2 * plain.metrics[0]["loss"], rel=1e-6)
-
-
-def test_the_shell_says_in_one_line_what_an_object_in_a_run_means(tmp_path) -> None:
-    run = tiny_run(tmp_path / "run", training={"max_steps": 1})
-    for words in (["eval", str(run.path)], ["export", "backbone", str(run.path)]):
-        done = CliRunner().invoke(app, words)
-        assert done.exit_code == 2
-        (line,) = done.stderr.strip().splitlines()
-        assert line.endswith(
-            "backbone 'python:Net' was an object of the Python program that trained: load it with "
-            "sslcli.load_backbone(path, into=module), or give it again: sslcli.Run(path, backbone=…)"
-        )
-    resumed = CliRunner().invoke(app, ["train", str(run.path), "--resume"])
-    assert "data.name: data set 'python:Arrays' was an object of the Python program that trained" in resumed.stderr
-    assert "Traceback" not in resumed.stderr
-
-
-def test_objects_are_known_while_they_are_needed_and_only_behind_their_prefix() -> None:
-    with plugins.registered({("methods", "simclr"): Scaled}):
+    with plugins.registered({("methods", "simclr"): Scaled}):  # known only there, and only with their prefix
         assert plugins.load("methods", "python:simclr") is Scaled
         assert plugins.load("methods", "simclr") is SimCLR
     with pytest.raises(plugins.PluginError, match="give it again in Python"):
         plugins.load("methods", "python:simclr")
 
 
-def test_a_run_tells_what_it_is(config, tmp_path) -> None:
+def test_commands_explain_in_one_line_that_a_run_was_trained_with_objects(tmp_path) -> None:
+    run = tiny_run(tmp_path / "run", training={"max_steps": 1})
+    for words in (["eval", run.path], ["export", "backbone", run.path]):
+        assert refused(*words).endswith(
+            "backbone 'python:Net' was an object of the Python program that trained: load it with "
+            "sslcli.load_backbone(path, into=module), or give it again: sslcli.Run(path, backbone=…)"
+        )
+    err = refused("train", run.path, "--resume", lines=2)
+    assert "data.name: data set 'python:Arrays' was an object of the Python program that trained" in err
+
+
+def test_a_run_has_its_steps_log_card_and_table(config, tmp_path, monkeypatch) -> None:
     run = sslcli.train(config, {"training.max_steps": 2}, output=tmp_path / "run")
+    assert (run.step, run.total_steps, run.signal, run.path) == (2, 8, None, tmp_path / "run")
     assert repr(run) == f"<Run '{run.path}': simclr, resnet18 on shapes, step 2 of 8>"
     again = sslcli.Run(str(run.path))
     assert repr(again) == f"<Run '{run.path}': simclr, resnet18 on shapes, step 2>"
     assert again.metrics == run.metrics
     assert [record["step"] for record in run.metrics] == [1, 2]
     assert (run.card.image_size, run.card.method, run.card.feature_dim) == (16, "simclr", 32)
-    with pytest.raises(UserError, match=r"nowhere: is no run directory"):
+    with pytest.raises(UserError, match=r"nowhere: is not a run directory"):
         sslcli.Run(tmp_path / "nowhere")
-
-
-def test_metrics_become_a_frame_where_pandas_is_there(config, tmp_path, monkeypatch) -> None:
-    run = sslcli.train(config, {"training.max_steps": 1}, output=tmp_path / "run")
     monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=lambda rows: ("frame", rows)))
     assert run.metrics_frame() == ("frame", run.metrics)
     monkeypatch.setitem(sys.modules, "pandas", None)
@@ -220,19 +205,17 @@ def test_metrics_become_a_frame_where_pandas_is_there(config, tmp_path, monkeypa
         run.metrics_frame()
 
 
-def test_a_run_evaluates_and_exports_as_the_functions_do(config, tmp_path) -> None:
+def test_a_run_evaluates_and_exports_like_the_functions(config, tmp_path) -> None:
     run = sslcli.train(config, {"training.max_steps": 2}, output=tmp_path / "run")
-    limit = {"data.limit": 16}
-    method = run.evaluate("knn", k=[3], **limit)
-    assert method.metrics == sslcli.evaluate(run.path, "knn", {"k": [3], **limit}).metrics
-    assert method.metrics == sslcli.evaluate(run, "knn", {"k": [3], **limit}).metrics
-    rows = sslcli.evaluate_all([run, "cifar_resnet20"], "knn", {"k": [3], **limit})
+    options = {"k": [3], "data.limit": 16}
+    metrics = run.evaluate("knn", **options).metrics
+    assert metrics == sslcli.evaluate(run.path, "knn", options).metrics == sslcli.evaluate(run, "knn", options).metrics
+    rows = sslcli.evaluate_all([run, "cifar_resnet20"], "knn", options)
     assert [row.target for row in rows] == [str(run.path), "cifar_resnet20"]
-    with pytest.raises(UserError, match="evaluate_all"):
-        run.evaluate("all")
     for wrong, message in (
         ({"target": torch.nn.Identity()}, "should be a Run, a path or a name, not Identity"),
-        ({"target": []}, "what to judge"),
+        ({"target": []}, "what to judge|nothing to evaluate"),
+        ({"method": "all"}, "evaluate_all"),
         ({"seeds": 0}, "seeds: should be a whole number from 1, not 0"),
         ({"seed": 0.5}, "seed: should be a whole number from 0, not 0.5"),
         ({"eval": Arrays(8)}, "train and eval: data sets as objects go together; give both"),
@@ -250,8 +233,6 @@ def test_a_run_evaluates_and_exports_as_the_functions_do(config, tmp_path) -> No
 
 
 def test_importing_sslcli_does_not_import_torch() -> None:
-    import subprocess
-
-    program = "import sys, sslcli; sslcli.train; sslcli.Run; print('torch' in sys.modules)"
+    program = "import sys, sslcli; sslcli.train; sslcli.evaluate; sslcli.Run; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""Any `nn.Module` as the backbone of a run: trained as a copy, resumed to the bit, loaded into one like it."""
+"""Any `nn.Module` as the backbone of a run: a copy is trained, resumed exactly, and loaded into a module like it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options
 
 
-def test_the_module_itself_stays_as_it_is_and_its_copy_is_trained(tmp_path) -> None:
+def test_a_copy_of_the_module_is_trained_and_the_module_is_unchanged(tmp_path) -> None:
     module = Net().train()
     module.conv.eval()
     before, modes = copy.deepcopy(module), [part.training for part in module.modules()]
@@ -31,13 +31,13 @@ def test_the_module_itself_stays_as_it_is_and_its_copy_is_trained(tmp_path) -> N
     assert (run.config["backbone"]["name"], run.card.feature_dim) == ("python:Net", 6)
 
 
-def test_training_starts_from_the_weights_that_the_module_came_with(tmp_path) -> None:
+def test_training_starts_from_the_weights_of_the_module(tmp_path) -> None:
     module = Net()
     run = tiny_run(tmp_path / "run", backbone=module, optimizer={"name": "sgd", "lr": 1e-12})
     assert torch.allclose(run.backbone().conv.weight, module.conv.weight, atol=1e-9)
 
 
-def test_the_size_of_the_features_is_found_without_a_trace(monkeypatch) -> None:
+def test_finding_the_feature_dimension_has_no_side_effects() -> None:
     module = nn.Sequential(Net(dim=5), nn.Dropout())
     before, generator = copy.deepcopy(module), torch.random.get_rng_state()
     backbone = wrap(module, "python:Sequential").build(Options(), 3, 16)
@@ -48,7 +48,7 @@ def test_the_size_of_the_features_is_found_without_a_trace(monkeypatch) -> None:
     assert backbone(torch.rand(4, 3, 16, 16)).pooled.shape == (4, 5)
 
 
-def test_an_interrupted_run_goes_on_to_the_bit_with_the_same_module(tmp_path) -> None:
+def test_a_run_resumed_with_the_same_module_is_bitwise_identical(tmp_path) -> None:
     module, data = Net(), Arrays(40)
     whole = tiny_run(tmp_path / "whole", backbone=module, data=data)
     tiny_run(tmp_path / "parts", backbone=module, data=data, training={"max_steps": 3})
@@ -66,7 +66,7 @@ def test_a_run_is_not_resumed_with_another_module(tmp_path) -> None:
         tiny_run(tmp_path / "run", backbone=nn.Sequential(Net()), resume=True)
 
 
-def test_weights_of_a_module_are_loaded_into_one_like_it(tmp_path) -> None:
+def test_weights_of_a_module_are_loaded_into_a_module_like_it(tmp_path) -> None:
     run = tiny_run(tmp_path / "run")
     for target in (run.path, run.path / "backbone.safetensors", run):
         with pytest.raises(UserError, match=r"load it with sslcli.load_backbone\(path, into=module\)") as caught:
@@ -80,7 +80,7 @@ def test_weights_of_a_module_are_loaded_into_one_like_it(tmp_path) -> None:
         sslcli.load_backbone(run.path, into=Net(dim=7))
 
 
-def test_an_opened_run_asks_for_its_module_and_evaluates_with_it(tmp_path) -> None:
+def test_an_opened_run_needs_its_module_to_evaluate(tmp_path) -> None:
     data, test = Arrays(40), Arrays(20, seed=1)
     run = tiny_run(tmp_path / "run", data=data, labeled=(data, test))
     opened = sslcli.Run(run.path, backbone=Net(), data=data, labeled=(data, test))
@@ -88,11 +88,11 @@ def test_an_opened_run_asks_for_its_module_and_evaluates_with_it(tmp_path) -> No
     assert states_equal(opened.backbone(), run.backbone())
     with pytest.raises(UserError, match=r"give it again: sslcli.Run\(path, backbone=…\)"):
         sslcli.Run(run.path).evaluate("knn")
-    with pytest.raises(UserError, match=r"backbone: should be .* any nn.Module; not a int"):
+    with pytest.raises(UserError, match=r"backbone: should be .* any nn.Module; not an object of type int"):
         sslcli.Run(run.path, backbone=3)
 
 
-def test_the_lines_of_an_exported_module_load_it(tmp_path) -> None:
+def test_the_printed_code_of_an_exported_module_loads_it(tmp_path) -> None:
     run = tiny_run(tmp_path / "run")
     exported = run.export("backbone", tmp_path / "net.safetensors")
     names: dict[str, Any] = {"model": Net()}
@@ -100,7 +100,7 @@ def test_the_lines_of_an_exported_module_load_it(tmp_path) -> None:
     assert states_equal(names["model"], run.backbone())
 
 
-def test_a_backbone_of_ours_as_an_object_keeps_what_it_is(tmp_path) -> None:
+def test_a_built_in_backbone_given_as_an_object_keeps_its_features(tmp_path) -> None:
     options = {"name": "resnet18", "width": 4, "stem": "small"}
     first = sslcli.train(**{**TINY, "backbone": options, "data": Arrays(40)}, max_steps=1, output=tmp_path / "first")
     run = tiny_run(tmp_path / "run", backbone=first.backbone(), training={"max_steps": 1})
@@ -116,7 +116,7 @@ class Tuple(Net):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (Net, r"backbone: give a Net that is made, not the class: Net\(…\)"),
+        (Net, r"backbone: give an instance, not the class: Net\(…\)"),
         (nn.Conv2d(3, 4, 3), r"returned \(2, 4, 14, 14\); it should be .* add a pooling"),
         (Tuple(), r"returned a tuple; it should be a tensor \(N, D\)"),
         (
@@ -127,7 +127,7 @@ class Tuple(Net):
         (nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), "has uninitialized lazy layers: call it once"),
     ],
 )
-def test_a_module_that_is_no_backbone_is_refused_in_one_line(module, message, tmp_path) -> None:
+def test_a_module_that_is_not_a_backbone_is_refused_in_one_line(module, message, tmp_path) -> None:
     with pytest.raises(UserError, match=message) as caught:
         tiny_run(tmp_path / "run", backbone=module)
     assert "\n" not in str(caught.value)

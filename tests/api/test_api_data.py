@@ -1,4 +1,4 @@
-"""A user's own data set: where labels come from, how it is read, and what is said when it fails."""
+"""A user's own data set: the source of its labels, how it is read, and the errors."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ RGB = torch.from_numpy(PIXELS).permute(2, 0, 1)
 GRAY = RGB[0]
 
 
-def opened(dataset: Any, *, tell: Any = print, test: Any = None, **options: Any) -> WrappedDataset:
+def opened(dataset: Any, *, test: Any = None, **options: Any) -> WrappedDataset:
     given = {"train": dataset} if test is None else {"labeled": dataset, "test": test}
-    held = {split: Given(each, "python:Mine", tell) for split, each in given.items()}
+    held = {split: Given(each, "python:Mine") for split, each in given.items()}
     return wrap_datasets(held).open(WrappedOptions.parse({"split": next(iter(held)), **options}))
 
 
-class Told(Arrays):
-    """Tells its labels and classes as torchvision's data sets do."""
+class Labeled(Arrays):
+    """Has its labels and classes as attributes, like torchvision's data sets."""
 
     def __init__(self, count: int, seed: int = 0, size: int = 16) -> None:
         super().__init__(count, seed, size)
@@ -43,28 +43,25 @@ class Told(Arrays):
         self.classes = ["ant", "bee", "cat"]
 
 
-def test_labels_are_told_by_the_data_set_through_torchs_wrappers() -> None:
-    told = Told(10)
-    assert declared_labels(told) == told.targets
-    assert declared_labels(Subset(told, [3, 1])) == [told.targets[3], told.targets[1]]
-    assert declared_labels(ConcatDataset([told, Subset(told, [2])])) == [*told.targets, told.targets[2]]
+def test_labels_are_attributes_of_the_data_set_also_within_torchs_wrappers() -> None:
+    data = Labeled(10)
+    assert declared_labels(data) == data.targets
+    assert declared_labels(Subset(data, [3, 1])) == [data.targets[3], data.targets[1]]
+    assert declared_labels(ConcatDataset([data, Subset(data, [2])])) == [*data.targets, data.targets[2]]
     assert declared_labels(TensorDataset(torch.zeros(2, 3, 4, 4), torch.tensor([1, 0]))) == [1, 0]
     assert declared_labels(Arrays(4)) is None
-    assert declared_labels(ConcatDataset([told, Arrays(4)])) is None
-    told.target_transform = lambda label: 2 - label
-    assert declared_labels(told) is None
-    subset = opened(Subset(Told(10), [3, 1]))
+    assert declared_labels(ConcatDataset([data, Arrays(4)])) is None
+    data.target_transform = lambda label: 2 - label
+    assert declared_labels(data) is None
+    subset = opened(Subset(Labeled(10), [3, 1]))
     assert subset.info.classes == ("ant", "bee", "cat")
-    assert subset.labels.tolist() == [told.targets[3], told.targets[1]]
-
-
-def test_labels_that_the_items_contradict_are_not_believed() -> None:
-    wrong = Told(30)
+    assert subset.labels.tolist() == [data.targets[3], data.targets[1]]
+    wrong = Labeled(30)
     wrong.targets = [(label + 1) % 3 for label in wrong.targets]
-    assert opened(wrong).labels.tolist() == wrong.labels_of.tolist()  # the items', since they are kept in memory
+    assert opened(wrong).labels.tolist() == wrong.labels_of.tolist()  # those of the items, which are kept in memory
 
 
-def test_labels_are_read_from_items_only_where_that_costs_nothing_or_is_asked_for() -> None:
+def test_labels_are_read_from_items_only_if_that_is_free_or_asked_for() -> None:
     class Counted(Arrays):
         read = 0
 
@@ -80,7 +77,7 @@ def test_labels_are_read_from_items_only_where_that_costs_nothing_or_is_asked_fo
     assert opened(data).labels.tolist() == data.labels_of.tolist()
 
 
-def test_names_as_labels_are_numbered_alike_in_both_parts_of_a_pair() -> None:
+def test_class_names_as_labels_get_the_same_numbers_in_both_parts() -> None:
     def named(*names: str) -> list[Any]:
         return [(PIXELS, name) for name in names]
 
@@ -91,7 +88,7 @@ def test_names_as_labels_are_numbered_alike_in_both_parts_of_a_pair() -> None:
     assert (other.info.classes, other.labels.tolist()) == (("ant", "bee", "cat"), [1, 2])
 
 
-def test_images_that_are_alike_are_kept_in_memory_and_others_are_not() -> None:
+def test_images_of_one_size_are_kept_in_memory_and_others_are_not() -> None:
     alike = opened(Arrays(20))
     assert torch.equal(alike.images()[7], alike.image(7))
     assert alike.info.image_size == (16, 16)
@@ -100,7 +97,7 @@ def test_images_that_are_alike_are_kept_in_memory_and_others_are_not() -> None:
     assert mixed.images() is None
     assert mixed.info.image_size is None
     assert type(mixed).view_size(mixed.options) == 224
-    late = opened([PIXELS] * 50 + [PIXELS[:4]] + [PIXELS] * 50)  # none of those that are looked at
+    late = opened([PIXELS] * 50 + [PIXELS[:4]] + [PIXELS] * 50)  # not one of the sample
     assert late.images() is None
     assert late.image(50).shape == (3, 4, 7)
     with pytest.raises(UserError, match=r"data.in_memory: the images of python:Mine differ in size"):
@@ -114,14 +111,13 @@ def test_gray_images_stay_gray_unless_asked_for_color() -> None:
     assert opened([*grays, PIXELS]).info.channels == 3
 
 
-def test_a_data_set_that_gives_other_pixels_each_time_is_told_and_never_kept() -> None:
+def test_a_data_set_with_random_pixels_is_reported_and_never_kept(caplog) -> None:
     class Noisy(Arrays):
         def __getitem__(self, index: int) -> Any:
             return np.random.default_rng().integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
-    said: list[str] = []
-    assert opened(Noisy(10), tell=said.append).images() is None
-    assert ["random transform" in line for line in said] == [True]
+    assert opened(Noisy(10)).images() is None
+    assert ["random transform" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_the_limit_takes_the_same_share_of_each_class() -> None:
@@ -130,12 +126,12 @@ def test_the_limit_takes_the_same_share_of_each_class() -> None:
     assert len(some) == 30
     counts, halves = torch.bincount(some.labels), torch.bincount(torch.tensor(data.labels_of)) / 2
     assert (counts - halves).abs().max() < 1
-    places = [int(some.name_of(index).removesuffix("]").rpartition("[")[2]) for index in range(30)]
-    for index, place in enumerate(places):
-        assert torch.equal(some.image(index), to_pixels(data.pixels[place], 3))
+    for index in range(30):
+        original = int(some.name_of(index).removesuffix("]").rpartition("[")[2])
+        assert torch.equal(some.image(index), to_pixels(data.pixels[original], 3))
 
 
-def test_normalization_is_imagenets_given_or_measured() -> None:
+def test_the_normalization_is_imagenets_given_or_measured() -> None:
     data = Arrays(20)
     assert opened(data).info.mean == (0.485, 0.456, 0.406)
     assert opened(data, mean=[0.1, 0.2, 0.3], std=[0.5, 0.5, 0.5]).info.mean == (0.1, 0.2, 0.3)
@@ -182,7 +178,7 @@ def test_a_data_set_that_cannot_be_used_is_refused_in_one_line(data, message, tm
 
 
 class Photographs(Arrays):
-    """Images of three sizes, as PIL gives them; those in `damaged` raise what Pillow does."""
+    """PIL images of three sizes; those in `damaged` raise Pillow's error."""
 
     damaged: tuple[int, ...] = ()
 
@@ -192,7 +188,7 @@ class Photographs(Arrays):
         return Image.fromarray(self.pixels[index][: 16 - index % 3]), int(self.labels_of[index])
 
 
-def test_images_of_different_sizes_train_in_worker_processes_as_without(tmp_path) -> None:
+def test_images_of_different_sizes_train_the_same_with_worker_processes(tmp_path) -> None:
     same = {"backbone": Net(), "views": {"size": 16}}
     run = tiny_run(tmp_path / "run", data=Photographs(40), training={"workers": 2}, **same)
     expected = tiny_run(tmp_path / "expected", data=Photographs(40), training={"workers": 0}, **same)
@@ -200,19 +196,19 @@ def test_images_of_different_sizes_train_in_worker_processes_as_without(tmp_path
     assert states_equal(run.backbone(), expected.backbone())
 
 
-def test_an_item_that_fails_is_replaced_and_too_many_end_the_run(tmp_path, capsys) -> None:
+def test_an_unreadable_item_is_replaced_and_too_many_end_the_run(tmp_path, capsys) -> None:
     data = Photographs(40)
     data.damaged = (13,)
     views = {"size": 16}
     run = tiny_run(tmp_path / "run", data={"name": data, "max_unreadable": 0.05}, views=views, training={"workers": 0})
     assert run.step == 10
-    lines = [line for line in capsys.readouterr().err.splitlines() if "unreadable" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "unreadable image" in line]
     assert lines == ["warning: unreadable image replaced: python:Photographs[13]: OSError: image file is truncated"]
     with pytest.raises(SslError, match=r"python:Photographs\[13\]: OSError: image file is truncated"):
         tiny_run(tmp_path / "strict", data={"name": data, "max_unreadable": 0.0}, views=views, training={"workers": 0})
 
 
-def test_a_data_set_travels_to_another_process_without_what_was_read() -> None:
+def test_a_pickled_data_set_is_read_again() -> None:
     data = opened(Photographs(20))
     again = pickle.loads(pickle.dumps(data))
     assert torch.equal(again.image(3), data.image(3))
@@ -223,7 +219,7 @@ def test_a_data_set_travels_to_another_process_without_what_was_read() -> None:
 
 
 @pytest.mark.parametrize("threads", [False, True])
-def test_items_are_asked_for_one_at_a_time_unless_threads_are_allowed(threads) -> None:
+def test_items_are_read_one_at_a_time_unless_threads_are_allowed(threads) -> None:
     class Together(Photographs):
         inside, most = 0, 0
 
@@ -242,19 +238,19 @@ def test_items_are_asked_for_one_at_a_time_unless_threads_are_allowed(threads) -
     assert (images.most > 1) is threads
 
 
-def test_where_processes_are_spawned_what_cannot_travel_is_read_in_this_one(tmp_path, monkeypatch, capsys) -> None:
+def test_a_data_set_that_cannot_be_pickled_is_not_read_by_spawned_workers(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda allow_none=False: "spawn")
 
     class Local(Photographs):
-        """Pickle finds no class that was defined in a function."""
+        """Cannot be pickled, since it is defined in a function."""
 
-    assert Given(Photographs(4), "python:Photographs", print).worker_obstacle() is None
+    assert Given(Photographs(4), "python:Photographs").worker_obstacle() is None
     run = tiny_run(tmp_path / "run", data=Local(40), views={"size": 16}, training={"max_steps": 1, "workers": 2})
     assert run.config["training"]["workers"] == 0
-    assert "python:Local is read without worker processes: they could not be given it (" in capsys.readouterr().err
+    assert "python:Local is read without worker processes: it cannot be sent to them (" in capsys.readouterr().err
 
 
-def test_torchvisions_cifar10_works_as_it_is(tiny_root, tmp_path) -> None:  # noqa: F811
+def test_torchvisions_cifar10_works_unchanged(tiny_root, tmp_path) -> None:  # noqa: F811
     write_cifar10(tiny_root)
     train, test = (datasets.CIFAR10(tiny_root, train=part) for part in (True, False))
     run = tiny_run(tmp_path / "run", data=train, labeled=(train, test), callbacks={"progress": None})
@@ -263,19 +259,18 @@ def test_torchvisions_cifar10_works_as_it_is(tiny_root, tmp_path) -> None:  # no
     assert any("knn_top1" in record for record in run.metrics)
     protocol = run.evaluate("knn", k=[3]).protocol
     assert (protocol["train"]["images"], protocol["eval"]["images"]) == (100, 20)
-    # As tensors the images are the same.
     tensors = datasets.CIFAR10(tiny_root, train=True, transform=transforms.ToTensor())
     assert torch.equal(opened(tensors).images(), opened(train).images())
 
 
-def test_labeled_data_for_one_evaluation_need_no_labels_in_the_run(tmp_path) -> None:
+def test_labeled_data_can_be_given_for_one_evaluation(tmp_path) -> None:
     unlabeled = [image for image, _ in (Arrays(40)[index] for index in range(40))]
     run = tiny_run(tmp_path / "run", data=unlabeled)
     with pytest.raises(UserError, match=r"no labeled images|has no labels"):
         run.evaluate("knn", k=[3])
     result = run.evaluate("knn", train=Arrays(40, seed=1), eval=Arrays(20, seed=2), k=[3])
     assert (result.protocol["train"]["images"], result.protocol["eval"]["images"]) == (40, 20)
-    assert result.metrics["top1"] > 0.5  # the tint tells the class
+    assert result.metrics["top1"] > 0.5  # the tint depends on the class
     same = Arrays(40)
     with pytest.raises(UserError, match=r"the same|among the training images"):
         run.evaluate("knn", train=same, eval=same, k=[3])

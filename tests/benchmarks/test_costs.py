@@ -1,29 +1,21 @@
-"""The benchmark of costs outside the network: its parts add up, and each is found where it is."""
+"""The benchmark of costs outside the network: its parts add up, and each is measured where it happens."""
 
 from __future__ import annotations
 
-import importlib
 import time
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from benchmark_helpers import Import, benchmark  # noqa: F401  # a fixture
 from torch import nn
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+# ruff: noqa: F811
 
 
-@pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("cost_parts")
-
-
-def test_every_instant_belongs_to_the_innermost_part(parts: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_moment_belongs_to_the_innermost_part(benchmark: Import, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(100))
     monkeypatch.setattr(time, "process_time", lambda: float(next(now)))
-    clock = parts.Clock(torch.device("cpu"))
+    clock = benchmark("cost_parts").Clock(torch.device("cpu"))
     with clock.part("loss"):  # from 0
         with clock.part("network"):  # from 1 to 2
             pass
@@ -34,7 +26,8 @@ def test_every_instant_belongs_to_the_innermost_part(parts: ModuleType, monkeypa
     assert clock.read() == {}
 
 
-def test_the_loss_ends_in_the_backward_where_the_gradient_reaches_the_network(parts: ModuleType) -> None:
+def test_the_loss_ends_when_a_gradient_reaches_the_network(benchmark: Import) -> None:
+    parts = benchmark("cost_parts")
     clock, layer = parts.Clock(torch.device("cpu")), nn.Linear(3, 2)
     parts._watch_network(layer, clock)
     with clock.part("loss"):

@@ -1,40 +1,36 @@
-"""The floor's counts, held to sums made by hand and to torch's own counter; its tables, to the page that shows them."""
+"""The counts of `floor.py`, compared with sums by hand and torch's own counter; and its tables in the documentation."""
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from benchmark_helpers import ROOT, Import, benchmark  # noqa: F401  # a fixture
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sslcli.config.resolve import load_config
 
-ROOT = Path(__file__).parents[2]
+# ruff: noqa: F811
+
 N, IN, OUT, SIDE = 4, 3, 8, 10
 MAP = SIDE * SIDE
 
 
 @pytest.fixture
-def operations(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return _script(monkeypatch, "operations")
+def operations(benchmark: Import) -> Any:
+    return benchmark("operations")
 
 
 @pytest.fixture
-def floor(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return _script(monkeypatch, "floor")
+def floor(benchmark: Import) -> Any:
+    return benchmark("floor")
 
 
-def _script(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module(name)
-
-
-def test_a_convolution_costs_what_the_formula_says(operations: ModuleType) -> None:
+def test_the_count_of_a_convolution_is_that_of_the_formula(operations: Any) -> None:
     layer = nn.Conv2d(IN, OUT, 3, padding=1, bias=False, device="meta")
     images = torch.empty(N, IN, SIDE, SIDE, device="meta", requires_grad=True)
     counter = operations.Counter()
@@ -46,7 +42,7 @@ def test_a_convolution_costs_what_the_formula_says(operations: ModuleType) -> No
     assert kernel.written == 4 * N * OUT * MAP
 
 
-def test_the_backward_of_a_convolution_is_two_products_that_read_the_gradient_once_each(operations: ModuleType) -> None:
+def test_the_backward_pass_of_a_convolution_is_two_products_that_read_the_gradient_once_each(operations: Any) -> None:
     layer = nn.Conv2d(IN, OUT, 3, padding=1, bias=False, device="meta")
     images = torch.empty(N, IN, SIDE, SIDE, device="meta", requires_grad=True)
     result, gradient = layer(images), torch.empty(N, OUT, SIDE, SIDE, device="meta")
@@ -60,7 +56,7 @@ def test_the_backward_of_a_convolution_is_two_products_that_read_the_gradient_on
     assert kernel.written == 4 * (images_size + weights)
 
 
-def test_batch_norm_reads_its_input_twice_and_relu_in_place_reads_and_writes_it(operations: ModuleType) -> None:
+def test_batch_norm_reads_its_input_twice_and_relu_in_place_reads_and_writes_it(operations: Any) -> None:
     x = torch.empty(N, IN, SIDE, SIDE, device="meta")
     norm, size = nn.BatchNorm2d(IN, device="meta"), 4 * N * IN * MAP
     counter = operations.Counter()
@@ -73,7 +69,7 @@ def test_batch_norm_reads_its_input_twice_and_relu_in_place_reads_and_writes_it(
     assert (relu.read, relu.written) == (size, size)
 
 
-def test_views_of_a_tensor_and_broadcasting_cost_nothing(operations: ModuleType) -> None:
+def test_views_of_a_tensor_and_broadcasting_cost_nothing(operations: Any) -> None:
     row, matrix = torch.empty(1, 7, device="meta"), torch.empty(5, 7, device="meta")
     counter = operations.Counter()
     with counter:
@@ -84,7 +80,7 @@ def test_views_of_a_tensor_and_broadcasting_cost_nothing(operations: ModuleType)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_has_the_operations_that_torchs_counter_finds(operations: ModuleType, precision: str) -> None:
+def test_the_operations_of_a_step_are_those_of_torchs_counter(operations: Any, precision: str) -> None:
     config = load_config(ROOT / "examples/configs/cifar10/simclr.yaml", ["backbone.width=4"])
     with FlopCounterMode(display=False) as counter:
         work = operations.count_step(config, 8, precision, 32)
@@ -96,7 +92,7 @@ def test_a_step_has_the_operations_that_torchs_counter_finds(operations: ModuleT
     assert counted["optimizer"] == 0
 
 
-def test_bf16_halves_the_activations_and_leaves_weights_and_state(operations: ModuleType) -> None:
+def test_bf16_halves_the_bytes_of_activations_but_not_of_weights_and_state(operations: Any) -> None:
     config = load_config(ROOT / "examples/configs/cifar10/simclr.yaml", ["backbone.width=4"])
     fp32, bf16 = (operations.count_step(config, 8, precision, 32).least_bytes for precision in ("fp32", "bf16"))
     assert fp32["optimizer"] == bf16["optimizer"]
@@ -105,7 +101,7 @@ def test_bf16_halves_the_activations_and_leaves_weights_and_state(operations: Mo
     assert (fp32["views"], bf16["views"]) == (images + 4 * views, images + 2 * views)
 
 
-def test_the_optimizers_least_is_weights_gradients_and_momentum_once(operations: ModuleType) -> None:
+def test_an_optimizer_moves_at_least_weights_gradients_and_momentum_once(operations: Any) -> None:
     config = load_config(ROOT / "examples/configs/cifar10/simclr.yaml", ["backbone.width=4"])
     run_size = sum(p.numel() for p in _method(config).parameters())
     work = operations.count_step(config, 8, "fp32", 32)
@@ -118,7 +114,7 @@ def _method(config):  # type: ignore[no-untyped-def]
     return config.method.cls(backbone, config.method.options, None)
 
 
-def test_ceilings_are_the_machines_rates_over_the_work(floor: ModuleType, operations: ModuleType) -> None:
+def test_ceilings_are_the_rates_of_the_machine_over_the_work(floor: Any, operations: Any) -> None:
     kernels = (
         operations.Kernel("forward", "mm", torch.bfloat16, 1000, 10, 10),  # computes for 10 s, moves for 2
         operations.Kernel("forward", "mm", torch.float32, 100, 40, 40),  # computes for 4, moves for 8
@@ -135,7 +131,7 @@ def test_ceilings_are_the_machines_rates_over_the_work(floor: ModuleType, operat
     }
 
 
-def test_the_newest_fitting_result_stands_beside_a_ceiling(floor: ModuleType, tmp_path: Path) -> None:
+def test_the_newest_matching_result_is_shown(floor: Any, tmp_path: Path) -> None:
     def result(name: str, time: str, *overrides: str, threads: int = 2, gpu: str | None = None) -> Path:
         overrides = ("backbone.width=16", "training.precision=bf16", "training.batch_size=64", *overrides)
         written = {
@@ -172,14 +168,14 @@ def test_the_newest_fitting_result_stands_beside_a_ceiling(floor: ModuleType, tm
     assert floor.fitting(config, "fp32", floor.H100, results) == {}
 
 
-def test_the_page_shows_the_stored_figures(floor: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_shows_the_stored_result(floor: Any, benchmark: Import) -> None:
     report = json.loads((ROOT / "benchmarks/results/floor.json").read_text(encoding="utf-8"))
-    page = _script(monkeypatch, "page")
+    page = benchmark("page")
     text = page.PAGE.read_text(encoding="utf-8")
     again = "run `python benchmarks/floor.py --reuse --output floor --write-docs`"
     assert page.with_part(text, "floor", floor.tables(report)) == text, again
 
 
-def test_a_page_without_marks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_without_the_part_is_refused(benchmark: Import) -> None:
     with pytest.raises(ValueError, match="<!-- floor -->"):
-        _script(monkeypatch, "page").with_part("# Performance\n", "floor", "")
+        benchmark("page").with_part("# Performance\n", "floor", "")

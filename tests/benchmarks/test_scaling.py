@@ -1,38 +1,37 @@
-"""The scaling benchmark: what its points change, how an exponent is fitted, and what it draws."""
+"""The scaling benchmark: the points of its axes, how an exponent is fitted, and its plots."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
+from benchmark_helpers import ROOT, Import, benchmark  # noqa: F401  # a fixture
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+# ruff: noqa: F811
 
 
 @pytest.fixture
-def scaling(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("scaling")
+def scaling(benchmark: Import) -> Any:
+    return benchmark("scaling")
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
-def test_the_exponent_of_a_power_law_is_found(scaling: ModuleType, power: float) -> None:
+def test_the_exponent_of_a_power_law_is_found(scaling: Any, power: float) -> None:
     assert scaling.exponent({n: 0.3 * n**power for n in (2, 3, 5, 8)}) == pytest.approx(power)
 
 
-def test_a_summary_has_medians_and_the_slope_at_the_end(scaling: ModuleType) -> None:
+def test_a_summary_has_medians_and_the_last_exponent(scaling: Any) -> None:
     found = scaling.summarize({1: [5.0, 1.0, 1.0], 2: [2.0, 2.0, 2.0], 4: [8.0, 7.0, 9.0]})
     assert found["points"][0] == {"value": 1, "median": 1.0, "min": 1.0, "max": 5.0}
     assert found["last_exponent"] == 2
     assert found["exponent"] == 1.5
 
 
-def test_each_axis_changes_its_own_value_alone(scaling: ModuleType, tmp_path: Path) -> None:
+def test_each_axis_changes_only_its_own_value(scaling: Any, tmp_path: Path) -> None:
     base = scaling.config_at("batch", 64).plain()
     for axis, (section, key) in {"images": ("data", "count"), "batch": ("training", "batch_size")}.items():
         changed = scaling.config_at(axis, 128).plain()
@@ -51,9 +50,7 @@ def test_each_axis_changes_its_own_value_alone(scaling: ModuleType, tmp_path: Pa
     assert (workers.training.workers, workers.data.options.root) == (3, tmp_path)
 
 
-def test_a_turn_makes_the_steps_it_is_asked_for_with_every_series(
-    scaling: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_turn_makes_the_requested_steps_in_every_series(scaling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(scaling.BASE, "data", {"name": "shapes", "count": 32, "size": 16})
     monkeypatch.setitem(scaling.BASE, "backbone", {"name": "resnet18", "stem": "small", "width": 2})
     axes = {
@@ -76,9 +73,7 @@ def test_a_turn_makes_the_steps_it_is_asked_for_with_every_series(
         assert all(0 < point["min"] <= point["median"] <= point["max"] for point in series["points"])
 
 
-def test_photographs_are_files_that_can_be_read(
-    scaling: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_photographs_are_written_as_jpeg_files(scaling: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "PHOTOGRAPHS", 2)
     scaling.write_photographs(tmp_path)
     files = sorted(tmp_path.iterdir())
@@ -87,7 +82,7 @@ def test_photographs_are_files_that_can_be_read(
         assert (image.format, image.size) == ("JPEG", (scaling.SIDE, scaling.SIDE))
 
 
-def test_the_same_figures_draw_the_same_pictures(scaling: ModuleType, tmp_path: Path) -> None:
+def test_the_same_results_give_the_same_plots(scaling: Any, tmp_path: Path) -> None:
     times = {n: [0.1 * n, 0.1 * n * math.sqrt(2)] for n in (16, 32, 64)}
     entry = {"label": "batch size", "seconds_of": "step", "rounds": 2, "series": {"steps": scaling.summarize(times)}}
     (first,) = scaling.draw({"axes": {"batch": entry}}, tmp_path / "a")
@@ -97,10 +92,8 @@ def test_the_same_figures_draw_the_same_pictures(scaling: ModuleType, tmp_path: 
     assert "exponent 1.00" in first.read_text(encoding="utf-8")
 
 
-def test_the_page_shows_the_stored_figures_and_its_pictures_are_there(
-    scaling: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = importlib.import_module("page")
+def test_the_page_shows_the_stored_result_and_its_plots_exist(scaling: Any, benchmark: Import) -> None:
+    page = benchmark("page")
     report = json.loads((ROOT / "benchmarks/results/scaling-cpu.json").read_text(encoding="utf-8"))
     text = page.PAGE.read_text(encoding="utf-8")
     again = "run `python benchmarks/scaling.py --plot-only --output scaling-cpu --write-docs`"
@@ -111,7 +104,7 @@ def test_the_page_shows_the_stored_figures_and_its_pictures_are_there(
 
 @pytest.mark.parametrize("arguments", [["sizes"], ["--plot-only"]])
 def test_a_wrong_call_is_refused_before_anything_is_measured(
-    scaling: ModuleType, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scaling: Any, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["scaling.py", *arguments])
     with pytest.raises(SystemExit) as stopped:

@@ -1,4 +1,4 @@
-"""`ssl eval` with several targets, evaluators and seeds."""
+"""`ssl eval` with one or several targets, evaluators and seeds."""
 
 from __future__ import annotations
 
@@ -6,58 +6,84 @@ import errno
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+import torch
+from cli_helpers import folder, run, trained  # noqa: F401  # fixtures
+from PIL import Image
+from run_helpers import done, refused, ssl
 
 from sslcli import plugins
 from sslcli.cli.evaluate import split_words
-from sslcli.cli.main import app
 from sslcli.contracts.errors import UserError
 from sslcli.evaluation.extraction import extract_features
 
-CONFIG = """\
-method: {name: simclr, projector: {output_dim: 8}}
-backbone: {name: resnet18, stem: small, width: 8}
-data: {name: shapes, count: 48, size: 16}
-optimizer: {name: sgd, lr: 0.05}
-schedule: constant
-training: {epochs: 1, batch_size: 16, device: cpu, precision: fp32}
-callbacks: {knn: null, online_probe: null, tensorboard: null}
-"""
+# ruff: noqa: F811
+
+NETWORK = ["backbone.stem=small", "backbone.width=4"]
 
 
-def ssl(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    return result.exit_code, result.stdout, result.stderr
+def test_eval_prints_its_results_and_keeps_them_in_the_run(run):
+    result = json.loads(done("eval", run, "k=[5]", "data.limit=40", "--json")[0])
+    assert 0 <= result["top1"] <= 1
+    assert (result["method"], result["protocol"]["k"]) == ("knn", 5)
+    stored = json.loads((run / "eval" / "knn.json").read_text())
+    assert (stored["metrics"]["top1"], stored["protocol"]) == (result["top1"], result["protocol"])
+    data = "data={name: shapes, count: 48, size: 16, limit: 40}"
+    out, _ = done("eval", run / "backbone.safetensors", "k=[5]", data)
+    assert out.splitlines()[0].split() == ["top1", f"{result['top1']:.2%}"]
 
 
-def done(*arguments: object) -> tuple[str, str]:
-    code, out, err = ssl(*arguments)
-    assert code == 0, err
-    return out, err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone"], "gone: no such run or file"),
+        (["."], ".: is not a run directory (it has no config.yaml)"),
+        (["c.yaml"], "c.yaml: "),
+        (["run", "--method", "knnn"], "unknown evaluator 'knnn'; did you mean knn?"),
+        (["run", "kk=3"], "command line: kk: unknown option of 'knn'; did you mean k?"),
+        (["run", "k=x"], "command line: k: should be a valid integer, not 'x'"),
+        (["run", "data.countt=x"], "command line: data.countt: unknown option of 'shapes'; did you mean count?"),
+        (["run", "data=shapess"], "unknown data set 'shapess'; did you mean shapes?"),
+        (["run", "k"], "k: no such run or file; "),
+        (["run", "=3"], "command line: '=3': should look like key.path=value"),
+        (["k=[5]"], "nothing to evaluate: name a run"),
+        (["run", "--device", "gpu"], "device: 'gpu' is not a device; write auto, cpu, cuda, cuda:N or mps"),
+        (["backbone.safetensors", "data=cifar10", "data.root=nowhere"], "data.root: no CIFAR-10 in nowhere"),
+        pytest.param(
+            ["run", "--device", "cuda:1"], "device: cuda:1: there is no CUDA device that torch can use",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_eval_is_one_line(run, arguments, message):
+    shutil.copy(run / "backbone.safetensors", ".")
+    assert refused("eval", *arguments).startswith(f"ssl: {message}")
+    assert not (run / "eval").exists()
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("eval")
-    (folder / "c.yaml").write_text(CONFIG)
-    done("train", folder / "c.yaml", "--output", folder / "run")
-    return folder / "run"
+def test_a_damaged_file_is_named(run):
+    path = run / "backbone.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    for damaged in (content, content[:100], b""):
+        path.write_bytes(damaged)
+        assert str(path) in refused("eval", path)
+    assert str(path) in refused("export", "backbone", path, "--output", "x.safetensors")
 
 
-@pytest.fixture
-def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of a finished run, in a folder of its own that is the current one."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(trained, "run")
-    yield Path("run")
-    plugins.clear_cache()
+def test_a_run_without_an_intact_checkpoint_is_reported(run):
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    checkpoint.write_bytes(b"damaged")
+    code, out, err = ssl("eval", run)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == "ssl: run/checkpoints: none of the 1 checkpoints is intact"
+    checkpoint.unlink()
+    assert "has no checkpoint yet" in refused("eval", run)
 
 
-def test_words_are_told_apart_by_what_exists_and_by_their_form(tmp_path, monkeypatch):
+def test_a_word_is_an_override_if_it_looks_like_one_and_no_such_file_exists(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("lr=0.1").mkdir()
     words = ["lr=0.1", "runs/lr=3", "k=[5]", "data.root=~/a/b=c", "resnet18", "torchvision/resnet50", "=3"]
@@ -65,13 +91,13 @@ def test_words_are_told_apart_by_what_exists_and_by_their_form(tmp_path, monkeyp
         ["lr=0.1", "runs/lr=3", "resnet18", "torchvision/resnet50"],
         ["k=[5]", "data.root=~/a/b=c", "=3"],
     )
-    with pytest.raises(UserError, match="what to judge"):
+    with pytest.raises(UserError, match="nothing to evaluate"):
         split_words(["k=[5]"])
 
 
 def test_several_targets_make_one_table_on_the_same_data(run):
     shutil.copytree(run, "other")
-    out, err = done("eval", "run", "other", "resnet18", "backbone.stem=small", "backbone.width=8", "k=[5]")
+    out, err = done("eval", "run", "other", "resnet18", *NETWORK, "k=[5]")
     header, *rows = out.splitlines()
     assert header.split() == ["target", "top1", "top5"]
     assert [row.split()[0] for row in rows] == ["run", "other", "resnet18"]
@@ -92,7 +118,7 @@ def test_several_as_json_have_the_documented_shape(run):
     assert "results" in help_text
 
 
-def test_all_runs_every_evaluator_that_is_made_for_it_and_tells_the_others(run, monkeypatch):
+def test_all_runs_every_evaluator_that_takes_part_and_names_the_others(run, monkeypatch):
     counted = []
     monkeypatch.setattr(
         "sslcli.evaluation.subject.extract_features",
@@ -109,14 +135,14 @@ def test_all_runs_every_evaluator_that_is_made_for_it_and_tells_the_others(run, 
     assert {path.stem for path in Path("run/eval").glob("*.json")} == set(methods)
 
 
-def test_an_option_that_no_evaluator_has_is_told_with_all(run):
+def test_an_option_that_no_evaluator_has_is_refused_with_all(run):
     code, out, err = ssl("eval", "run", "--method", "all", "epohcs=1")
     assert (code, out) == (2, "")
     assert "ssl: command line: epohcs: no evaluator of --method all has this option; did you mean epochs?" in err
     assert not Path("run/eval").exists()
 
 
-def test_seeds_give_a_spread_and_are_kept_each(run):
+def test_several_seeds_give_a_standard_deviation_and_are_all_kept(run):
     out, err = done("eval", "run", "--method", "linear", "epochs=3", "--seeds", 3, "--seed", 7, "--json")
     result = json.loads(out)
     assert result["protocol"]["seeds"] == [7, 8, 9]
@@ -130,13 +156,13 @@ def test_seeds_give_a_spread_and_are_kept_each(run):
     assert "±" in out.splitlines()[0]
 
 
-def test_an_evaluator_that_draws_nothing_runs_once_for_all_seeds(run):
+def test_an_evaluator_without_randomness_runs_once_for_all_seeds(run):
     out, err = done("eval", "run", "k=[5]", "--seeds", 5, "--json")
     assert "knn: nothing is drawn, so that one seed stands for all" in err
     assert "std" not in json.loads(out)
 
 
-def test_a_run_that_cannot_be_written_into_is_judged_and_shown(run):
+def test_a_run_that_cannot_be_written_to_is_evaluated_and_shown(run):
     Path("run/eval").touch()
     out, err = done("eval", "run", "k=[5]")
     assert out.startswith("top1")
@@ -147,33 +173,30 @@ def test_a_run_that_cannot_be_written_into_is_judged_and_shown(run):
     assert "only shown" not in err
 
 
-def no_room(**_: object) -> None:
-    raise OSError(errno.EROFS, "Read-only file system")
+def test_results_without_a_run_go_to_output_and_nothing_is_replaced(run, monkeypatch):
+    data = ["data={name: shapes, count: 48, size: 16}", *NETWORK]
 
+    def no_room(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
 
-def test_a_network_without_a_run_is_kept_where_output_says_and_nothing_is_replaced(run, monkeypatch):
-    data = ["data={name: shapes, count: 48, size: 16}", "backbone.stem=small", "backbone.width=8"]
     done("eval", "resnet18", *data, "k=[5]", "--output", "r.json")
     stored = json.loads(Path("r.json").read_text())
     assert (stored["target"], stored["method"]) == ("resnet18", "knn")
     assert stored["protocol"]["pretrained_on"] == "none"
-    code, out, err = ssl("eval", "resnet18", *data, "--output", "r.json")
-    assert (code, out, err) == (2, "", "ssl: r.json: exists already; choose another --output\n")
     Path("mine.png").write_text("a picture of mine")
-    for name, message in (("mine.json", "mine.png: exists already"), ("new.png", "new.png: results are JSON")):
-        code, out, err = ssl("eval", "resnet18", *data, "--output", name)
-        assert (code, out, err.count("\n")) == (2, "", 1)
-        assert message in err
+    for name, message in (
+        ("r.json", "r.json: exists already; choose another --output"),
+        ("mine.json", "mine.png: exists already"),
+        ("new.png", "new.png: results are JSON"),
+    ):
+        assert message in refused("eval", "resnet18", *data, "--output", name)
     monkeypatch.setattr(tempfile, "TemporaryFile", no_room)
-    code, out, err = ssl("eval", "resnet18", *data, "--output", "s.json")
-    assert (code, out) == (2, "")
-    assert err == "ssl: s.json: cannot be written (Read-only file system); choose another --output\n"
-    code, _, err = ssl("eval", "resnet18", "k=[5]")
-    assert code == 2
-    assert "which data to judge on?" in err
+    err = refused("eval", "resnet18", *data, "--output", "s.json")
+    assert err == "ssl: s.json: cannot be written (Read-only file system); choose another --output"
+    assert "which data to judge on?" in refused("eval", "resnet18", "k=[5]")
 
 
-def test_the_protocol_names_everything_that_decided_the_numbers(run):
+def test_the_protocol_names_everything_that_affects_the_results(run):
     out, _ = done("eval", "run", "--method", "linear", "epochs=2", "--json")
     protocol = json.loads(out)["protocol"]
     assert protocol["overlap"] == {
@@ -186,18 +209,13 @@ def test_the_protocol_names_everything_that_decided_the_numbers(run):
         assert key in protocol
 
 
-def test_data_without_labels_leave_what_needs_some_out_and_refuse_it_alone(run):
-    from PIL import Image
-
+def test_without_labels_evaluators_that_need_some_are_left_out_or_refused(run):
     Path("photos").mkdir()
     for number in range(8):
         Image.new("RGB", (16, 16), (number * 30, 99, 9)).save(f"photos/{number}.png")
     data = ["data.name=images", "data.root=photos"]
-    code, _, err = ssl("eval", "run", *data)
-    assert (code, err) == (
-        2,
-        "ssl: images: there are no labeled images to fit and to judge on; name data that have some\n",
-    )
+    err = refused("eval", "run", *data)
+    assert err == "ssl: images: there are no labeled images to fit and to judge on; name data that have some"
     out, err = done("eval", "run", "--method", "all", *data)
     assert "left out, there are no labeled images to fit and to judge on: knn" in err
     assert "rank_me" in out.splitlines()[0]
@@ -205,12 +223,10 @@ def test_data_without_labels_leave_what_needs_some_out_and_refuse_it_alone(run):
     for number in range(8):
         Path("classes", "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         Path(f"photos/{number}.png").rename(f"classes/{'ab'[number % 2]}/{number}.png")
-    code, _, err = ssl("eval", "run", "data.name=folder", "data.root=classes")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "ssl: folder: all labeled images are one part" in err
+    assert "folder: all labeled images are one part" in refused("eval", "run", "data.name=folder", "data.root=classes")
 
 
-def test_an_evaluator_that_peeks_ends_with_one_line_and_writes_nothing(run):
+def test_an_evaluator_that_breaks_the_seal_fails_with_one_line_and_writes_nothing(run):
     Path("peek.py").write_text(
         "from sslcli.contracts.evaluation import EvaluationResult, Evaluator\n"
         "class Peek(Evaluator):\n"

@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 from plugin_helpers import BELL, CALLBACK, Install
-from typer.testing import CliRunner
+from run_helpers import ssl
 
 from sslcli import plugins
-from sslcli.cli.main import app
-
-
-def ssl(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_list_loads_nothing(install: Install, tmp_path: Path) -> None:

@@ -11,11 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from conftest import TINY
-
-from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
+from run_helpers import assert_same_end, newest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -51,13 +49,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"no step {step} after two minutes")
 
 
-def final(run: Path) -> dict[str, torch.Tensor]:
-    checkpoint = read_checkpoint(list_checkpoints(run / "checkpoints")[0])
-    assert checkpoint.step == 240
-    return checkpoint.tensors
-
-
-def test_a_run_that_was_killed_in_mid_epoch_three_times_ends_as_the_undisturbed_one(config, tmp_path):
+def test_a_run_killed_three_times_in_mid_epoch_ends_bitwise_identical(config, tmp_path):
     assert ssl("train", str(config), *LONG, "--output", "whole", cwd=tmp_path).returncode == 0
     words = ("train", str(config), *LONG, "--output", "killed", "--resume")
     for step in (18, 50, 122):
@@ -69,24 +61,24 @@ def test_a_run_that_was_killed_in_mid_epoch_three_times_ends_as_the_undisturbed_
     done = ssl(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resuming killed from step" in done.stderr
-    whole, killed = final(tmp_path / "whole"), final(tmp_path / "killed")
-    assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
+    assert newest(tmp_path / "whole").step == 240
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_leaves_with_its_code_and_the_printed_command_goes_on(config, tmp_path, number, code):
+def test_a_signal_saves_and_exits_with_its_code_and_the_printed_command_resumes(config, tmp_path, number, code):
     process = start("train", str(config), *LONG, "--output", "run", cwd=tmp_path)
     wait_for_step(tmp_path / "run", 20, process)
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == code
     assert "Traceback" not in said
-    line = next(line for line in said.splitlines() if line.startswith("interrupted and saved at step"))
-    again = shlex.split(line.partition("go on with: ")[2])
+    line = next(line for line in said.splitlines() if "interrupted and saved at step" in line)
+    again = shlex.split(line.partition("resume with: ")[2])
     assert again[0] == "ssl"
     done = ssl(*again[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    final(tmp_path / "run")
+    assert newest(tmp_path / "run").step == 240
 
 
 @pytest.mark.parametrize("method", ["simclr", "simsiam", "byol"])
@@ -95,11 +87,10 @@ def test_devices_trains_on_two_processes(config, tmp_path, method):
     done = ssl(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ssl export backbone") == 1
-    checkpoint = read_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[0])
-    assert checkpoint.document["world_size"] == 2
+    assert newest(tmp_path / "run").document["world_size"] == 2
 
 
-def test_torchrun_starts_what_devices_starts(config, tmp_path):
+def test_torchrun_and_devices_train_the_same_run(config, tmp_path):
     words = ["train", str(config), "training.epochs=1", "--output", "torchrun"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sslcli"]
     done = subprocess.run(
@@ -108,14 +99,10 @@ def test_torchrun_starts_what_devices_starts(config, tmp_path):
     assert done.returncode == 0, done.stderr
     done = ssl(*words[:-1], "devices", "--devices", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    first, second = (
-        read_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[0]).tensors
-        for name in ("torchrun", "devices")
-    )
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert_same_end(tmp_path / "torchrun", tmp_path / "devices")
 
 
-def test_an_interrupted_group_saves_once_and_goes_on(config, tmp_path):
+def test_an_interrupted_group_saves_once_and_resumes(config, tmp_path):
     words = ("train", str(config), *LONG, "--output", "run", "--devices", "2")
     process = start(*words, cwd=tmp_path)
     wait_for_step(tmp_path / "run", 20, process)
@@ -125,10 +112,10 @@ def test_an_interrupted_group_saves_once_and_goes_on(config, tmp_path):
     assert said.count("interrupted and saved") == 1
     done = ssl(*words, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    final(tmp_path / "run")
+    assert newest(tmp_path / "run").step == 240
 
 
-def test_a_mistake_on_several_processes_is_told_once(config, tmp_path):
+def test_a_mistake_on_several_processes_is_reported_once(config, tmp_path):
     done = ssl("train", str(config), "training.batch_size=9", "--output", "run", "--devices", "2", cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

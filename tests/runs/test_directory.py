@@ -1,31 +1,30 @@
-"""Nothing is overwritten, and one process at a time writes a run."""
+"""Nothing is overwritten, one process at a time writes a run, and a run records where it was started."""
 
 from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
 
 import pytest
 
 from sslcli.contracts.errors import UserError
 from sslcli.runs.directory import RunDirectory
+from sslcli.runs.environment import describe_environment, processor
 
 
-def test_a_directory_with_other_things_is_refused(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="not empty and holds no run"):
-        RunDirectory(tmp_path).check_new(resume=True)
-
-
-def test_a_file_is_refused_also_as_a_parent(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file"):
-        RunDirectory(tmp_path / "file").check_new(resume=False)
-    with pytest.raises(UserError, match="is a file"):
-        RunDirectory(tmp_path / "file" / "run").check_new(resume=False)
-
-
-def test_an_empty_directory_and_a_missing_one_are_new(tmp_path):
+def test_only_an_empty_or_missing_directory_is_new(tmp_path):
     assert RunDirectory(tmp_path).check_new(resume=False) is False
     assert RunDirectory(tmp_path / "a" / "b").check_new(resume=False) is False
     assert not (tmp_path / "a").exists()
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for path, message in (
+        (tmp_path, "not empty and holds no run"),
+        (tmp_path / "thesis.tex", "is a file"),
+        (tmp_path / "thesis.tex" / "run", "is a file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            RunDirectory(path).check_new(resume=True)
 
 
 def test_two_processes_cannot_write_one_run(tmp_path):
@@ -36,3 +35,17 @@ def test_two_processes_cannot_write_one_run(tmp_path):
     first.close()
     second.create({"seed": 0}, [], resumed=True)
     second.close()
+
+
+def test_a_run_records_its_paths_and_a_published_description_does_not(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.create({}, ["ssl", "train"], resumed=False)
+    directory.close()
+    (start,) = json.loads(directory.environment.read_text())["starts"]
+    assert (start["directory"], start["executable"]) == (str(Path.cwd()), sys.executable)
+    described = describe_environment(["ssl", "bench"])
+    assert set(described) < set(start)
+    assert described["command"] == ["ssl", "bench"]
+    assert described["cores"] >= 1
+    assert not any(str(path) in json.dumps(described) for path in (Path.cwd(), Path.home(), sys.executable))
+    assert processor()

@@ -1,4 +1,4 @@
-"""A file of ours is whole or not there, and tells when a byte has changed."""
+"""Safetensors files are written whole or not at all, and a changed byte is detected."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sslcli.runs import files
+from sslcli.storage import atomic_path
 
 TENSORS = {
     "a.weight": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -20,106 +22,88 @@ TENSORS = {
 }
 
 
-def write(path: Path) -> None:
-    files.write(path, TENSORS, {"step": 500, "numbers": {"x": 0.1, "none": None}})
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    files.write(tmp_path / "f", TENSORS, {"step": 500, "numbers": {"x": 0.1, "none": None}})
+    return tmp_path / "f"
 
 
-def test_tensors_and_document_come_back_as_they_were(tmp_path):
-    write(tmp_path / "f")
-    tensors, document = files.read(tmp_path / "f")
-    assert set(tensors) == set(TENSORS)
+def test_tensors_and_document_are_read_as_they_were_written(file):
+    tensors, document = files.read(file)
+    assert tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
         assert tensors[name].dtype == tensor.dtype
         assert torch.equal(tensors[name], tensor)
     assert document == {"step": 500, "numbers": {"x": 0.1, "none": None}}
+    assert list(files.read(file, "a.")[0]) == ["a.weight"]
 
 
-def test_a_prefix_reads_only_what_begins_with_it(tmp_path):
-    write(tmp_path / "f")
-    assert list(files.read(tmp_path / "f", "a.")[0]) == ["a.weight"]
-
-
-def test_a_flipped_bit_in_any_byte_is_found(tmp_path):
-    """The header too: one flipped bit there once turned step 500 into 400, and the file loaded cleanly."""
-    write(tmp_path / "f")
-    whole = (tmp_path / "f").read_bytes()
+def test_a_flipped_bit_in_any_byte_is_detected(file, tmp_path):
+    """In the header too: one flipped bit there once turned step 500 into 400, and the file loaded without an error."""
+    whole = file.read_bytes()
     passed = 0
-    for place in range(len(whole)):
+    for index in range(len(whole)):
         damaged = bytearray(whole)
-        damaged[place] ^= 4
+        damaged[index] ^= 4
         (tmp_path / "g").write_bytes(damaged)
         with contextlib.suppress(files.DamagedFile):
             tensors, document = files.read(tmp_path / "g")
-            # What passes is a change that says the same, in a key of the header that is for others than us.
+            # Only changes of header entries that are for other programs are not detected.
             assert document["step"] == 500
-            assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items()), place
+            assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items()), index
             passed += 1
     assert passed < 20
 
 
-def test_a_file_that_was_cut_short_is_damaged(tmp_path):
-    write(tmp_path / "f")
-    for length in (0, 4, 100, (tmp_path / "f").stat().st_size - 1):
-        (tmp_path / "g").write_bytes((tmp_path / "f").read_bytes()[:length])
-        with pytest.raises(files.DamagedFile, match="damaged"):
-            files.read(tmp_path / "g")
-
-
-def test_the_damaged_tensor_is_named(tmp_path):
-    write(tmp_path / "f")
-    whole = (tmp_path / "f").read_bytes()
-    place = whole.index(TENSORS["a.weight"].numpy().tobytes())
-    (tmp_path / "f").write_bytes(whole[:place] + b"\1" + whole[place + 1 :])
+def test_the_damaged_tensor_is_named(file):
+    whole = file.read_bytes()
+    index = whole.index(TENSORS["a.weight"].numpy().tobytes())
+    file.write_bytes(whole[:index] + b"\1" + whole[index + 1 :])
     with pytest.raises(files.DamagedFile, match=r"the tensor a\.weight is not what was written"):
-        files.read(tmp_path / "f")
+        files.read(file)
 
 
-def test_files_of_others_are_told_from_ours(tmp_path):
-    from safetensors.torch import save_file
-
-    save_file({"x": torch.zeros(2)}, tmp_path / "theirs")
-    (tmp_path / "text").write_text("hello")
-    for name in ("theirs", "text"):
+def test_other_and_truncated_files_are_refused(file, tmp_path):
+    whole = file.read_bytes()
+    save_file({"x": torch.zeros(2)}, tmp_path / "g")
+    for content in ((tmp_path / "g").read_bytes(), b"hello", *(whole[:n] for n in (0, 4, 100, len(whole) - 1))):
+        (tmp_path / "g").write_bytes(content)
         with pytest.raises(files.DamagedFile):
-            files.read(tmp_path / name)
+            files.read(tmp_path / "g")
     with pytest.raises(FileNotFoundError):
         files.read(tmp_path / "nothing")
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
-    write(tmp_path / "f")
-    before = (tmp_path / "f").read_bytes()
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(file):
+    before = file.read_bytes()
 
     def write_half() -> None:
-        with files.atomic_path(tmp_path / "f") as temporary:
+        with atomic_path(file) as temporary:
             temporary.write_text("half of it")
             raise RuntimeError("the disk is full")
 
     with pytest.raises(RuntimeError, match="disk"):
         write_half()
-    assert (tmp_path / "f").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
 
 
-def test_files_get_the_mode_that_the_umask_asks_for(tmp_path):
+def test_files_get_the_mode_of_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
-        write(tmp_path / "f")
+        files.write(tmp_path / "f", {}, {})
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
 
 
-def test_a_snapshot_is_contiguous_and_belongs_to_nobody_else():
+def test_a_snapshot_is_a_contiguous_copy_and_rejects_shared_memory():
     weight = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
     copy = files.snapshot({"weight": weight})["weight"]
     assert copy.is_contiguous()
     before = copy.clone()
     weight.add_(1)
     assert torch.equal(copy, before)
-
-
-def test_a_snapshot_refuses_memory_under_two_names():
     weight = torch.randn(4)
     with pytest.raises(ValueError, match="a and b share memory"):
         files.snapshot({"a": weight, "b": weight[1:]})

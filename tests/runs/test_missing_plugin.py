@@ -1,4 +1,4 @@
-"""What is said of a run whose backbone came from a --plugin file, which only `ssl train` runs."""
+"""The error for a run whose backbone is from a --plugin file, which only `ssl train` reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sslcli.runs.trained import load_trained
 from sslcli.training.train import train
 
 
-def test_a_backbone_from_a_plugin_file_is_missed_with_the_copy_that_the_run_kept(tiny, odd_plugins, tmp_path) -> None:
+def test_the_error_for_a_missing_backbone_names_the_copy_of_its_plugin_file(tiny, odd_plugins, tmp_path) -> None:
     run = tmp_path / "run"
     config = tiny("backbone=flat", "training.max_steps=1", "training.epochs=1")
     train(config, run, plugin_files=[plugins.register_file(odd_plugins)])

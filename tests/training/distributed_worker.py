@@ -1,8 +1,7 @@
-"""One process of a group, started by test_distributed.py; alone it makes what the group is compared with."""
+"""One process of a group, started by test_distributed.py; alone it computes what the group is compared with."""
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 from pathlib import Path
@@ -12,14 +11,10 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from conftest import TINY
-from small_options import small
+from run_helpers import method_config
 
 from sslcli import distributed
-from sslcli.config.document import Document
-from sslcli.config.merge import apply_overrides
-from sslcli.config.resolve import RunConfig, resolve
-from sslcli.plugins import find, load
+from sslcli.plugins import find
 from sslcli.runs.directory import RunDirectory
 from sslcli.training import group
 from sslcli.training.context import Context
@@ -30,20 +25,13 @@ from sslcli.training.train import train
 METHODS = tuple(plugin.name for plugin in find("methods") if plugin.package == "sslcli")
 
 
-def config(method: str, *overrides: str) -> RunConfig:
-    document = Document(copy.deepcopy(TINY), {(): "test"})
-    document.data["method"] = {"name": method, **small(load("methods", method).Options)}
-    apply_overrides(document, list(overrides))
-    return resolve(document)
-
-
 def gradients(method: str, *overrides: str) -> dict[str, torch.Tensor]:
     """The loss and every gradient of a run's second step, in float64."""
-    session = build(config(method, *overrides))
+    session = build(method_config(method, *overrides))
     session.method.double()
     apply = session.views.apply
     session.views.apply = lambda *a, **k: [view.double() for view in apply(*a, **k)]  # type: ignore[method-assign]
-    loop = Loop(session, Context(session, RunDirectory(Path()), print), 1)
+    loop = Loop(session, Context(session, RunDirectory(Path())), 1)
     found: dict[str, torch.Tensor] = {}
 
     def keep() -> None:
@@ -75,14 +63,14 @@ def main(output: Path) -> None:
 
 
 def make_runs(output: Path) -> None:
-    """For each method a whole run beside one in two parts; `local` has batch statistics of its own on each process."""
+    """For each method a whole run and one in two parts; in `local` each process has its own batch statistics."""
     said: list[str] = []
     runs = {method: [method] for method in METHODS} | {"local": ["simclr", "training.sync_batch_norm=false"]}
     for name, overrides in runs.items():
-        train(config(*overrides), output / name / "whole", tell=said.append)
-        train(config(*overrides, "training.max_steps=3"), output / name / "parts", tell=said.append)
-        train(config(*overrides), output / name / "parts", resume=True, tell=said.append)
-    (output / f"said-{os.environ['RANK']}.txt").write_text("\n".join(said))
+        train(method_config(*overrides), output / name / "whole", tell=said.append)
+        train(method_config(*overrides, "training.max_steps=3"), output / name / "parts", tell=said.append)
+        train(method_config(*overrides), output / name / "parts", resume=True, tell=said.append)
+    (output / f"messages-{os.environ['RANK']}.txt").write_text("\n".join(said))
 
 
 if __name__ == "__main__":

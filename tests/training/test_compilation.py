@@ -1,4 +1,4 @@
-"""`training.compile`: what `auto` means, what happens where nothing can be compiled, and that a run stays its own."""
+"""`training.compile`: the meaning of `auto`, compilers that are missing or fail, and resuming a compiled run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_helpers import assert_same_end, newest
 from torch import Tensor
 
 from sslcli.contracts.errors import UserError
 from sslcli.evaluation.extraction import extract_features
-from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
 from sslcli.training import compilation
 from sslcli.training.compilation import missing_compiler, resolve_compile
 from sslcli.training.resume import keep_resolved
@@ -30,36 +30,29 @@ def compilers(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("device", "batches", "choice"),
-    [(CPU, 1144, "none"), (CPU, 1145, "all"), (CUDA, 14_999, "none"), (CUDA, 15_000, "views")],
-)
-def test_auto_compiles_long_runs(compilers, device, batches, choice):
-    assert resolve_compile("auto", device, [32, 32], 256, batches) == choice
+    ("name", "device", "batches", "compiled"),
+    [
+        ("auto", CPU, 1144, "none"), ("auto", CPU, 1145, "all"),
+        ("auto", CUDA, 14_999, "none"), ("auto", CUDA, 15_000, "views"), ("auto", torch.device("mps"), 10**9, "none"),
+        ("none", CPU, 10**9, "none"), ("views", CPU, 1, "views"), ("all", CPU, 1, "all"),
+    ],
+)  # fmt: skip
+def test_auto_compiles_long_runs_and_everything_else_is_as_asked_for(compilers, name, device, batches, compiled):
+    assert resolve_compile(name, device, [32, 32], 256, batches) == compiled
 
 
-def test_auto_leaves_other_devices_alone(compilers):
-    assert resolve_compile("auto", torch.device("mps"), [32, 32], 256, 10**9) == "none"
-
-
-def test_what_was_asked_for_holds_for_short_runs_too(compilers):
-    assert [resolve_compile(name, CPU, [32], 8, 1) for name in ("none", "views", "all")] == ["none", "views", "all"]
-
-
-def test_without_a_compiler_auto_is_eager_and_a_wish_is_refused(monkeypatch):
+def test_without_a_compiler_auto_is_eager_and_anything_else_is_refused(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     assert resolve_compile("auto", CPU, [32, 32], 256, 10**9) == "none"
     with pytest.raises(UserError, match=r"training.compile: views: there is no C\+\+ compiler \(g\+\+ or .*=none"):
         resolve_compile("views", CPU, [32], 8, 1)
-
-
-def test_the_compiler_that_the_environment_names_is_the_one_looked_for(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert missing_compiler(CPU) == "there is no C++ compiler (no-such-compiler)"
 
 
 def test_cuda_graphs_are_refused_on_a_cpu(tiny):
-    with pytest.raises(UserError, match=r"training\.cuda_graphs: there are such graphs on CUDA only"):
+    with pytest.raises(UserError, match=r"training\.cuda_graphs: works only on CUDA; set it to false"):
         build(tiny("training.cuda_graphs=true"))
 
 
@@ -72,21 +65,22 @@ class TestACompilerThatFails:
         monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
         monkeypatch.setattr(compilation, "_PIXELS_PER_THREAD", 1)
 
-    def test_auto_goes_on_without(self, tiny):
-        said: list[str] = []
-        session = build(tiny("training.compile=auto"), tell=said.append)
+    def test_auto_is_eager_with_a_warning(self, tiny, messages):
+        session = build(tiny("training.compile=auto"))
         assert session.config.training.compile == "none"
-        assert said[-1] == "warning: nothing is compiled: the compiler failed (RuntimeError: ld: cannot find -lgomp)"
+        assert (
+            messages[-1] == "warning: nothing is compiled: the compiler failed (RuntimeError: ld: cannot find -lgomp)"
+        )
         assert session.method.backbone._compiled_call_impl is None
         images = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
         draws = session.views.draw(0, torch.arange(8), torch.tensor([[16, 16]]).expand(8, 2))
         assert len(session.views.apply([images], draws)) == 2
 
-    def test_a_wish_is_refused_in_one_line(self, tiny):
+    def test_anything_else_is_refused_in_one_line(self, tiny):
         with pytest.raises(UserError, match=r"^training.compile: all: the compiler failed \(.*; set .*=none$"):
             build(tiny("training.compile=all"))
 
-    def test_a_plan_compiles_nothing_and_says_what_would_be(self, tiny):
+    def test_a_dry_run_shows_what_would_be_compiled(self, tiny):
         assert build(tiny("training.compile=auto"), compiled=False).config.training.compile == "all"
 
 
@@ -98,7 +92,7 @@ def test_large_views_stay_eager_on_a_cpu(tiny, monkeypatch, odd_plugins):
     assert [function.__self__.spec.size for function in made] == [64]
 
 
-def test_a_backbone_that_cannot_be_compiled_ends_a_run_only_where_that_was_asked_for(tiny, compilers, monkeypatch):
+def test_a_backbone_that_cannot_be_compiled_ends_only_a_run_that_asked_for_it(tiny, compilers, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setattr(compilation, "_PIXELS_PER_THREAD", 1)
     for name, fresh, forgiving in (("auto", True, True), ("all", True, False), ("all", False, True)):
@@ -110,12 +104,12 @@ def test_a_backbone_that_cannot_be_compiled_ends_a_run_only_where_that_was_asked
 def test_a_resumed_run_keeps_what_auto_was(tiny):
     config = tiny("training.compile=auto")
     assert keep_resolved(config, {"training": {"compile": "all"}}).training.compile == "all"
-    assert keep_resolved(config, {"training": {}}).training.compile == "none"  # from before there was the option
+    assert keep_resolved(config, {"training": {}}).training.compile == "none"  # a run older than the option
     assert keep_resolved(tiny("training.compile=views"), {"training": {"compile": "all"}}).training.compile == "views"
 
 
 def test_features_are_computed_by_the_eager_backbone(tiny):
-    """A monitor must not have the backbone compiled again for its own mode and batches."""
+    """A monitor must not compile the backbone again for its own mode and batch size."""
     session = build(tiny())
     backbone, compiled = session.method.backbone, []
 
@@ -125,37 +119,30 @@ def test_features_are_computed_by_the_eager_backbone(tiny):
 
     backbone.compile(dynamic=False, backend=backend)
     images = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
-
-    def normalize(images: Tensor) -> Tensor:
-        return session.normalize(images)
-
-    extract_features(backbone, images, image_size=16, normalize=normalize, device=CPU, batch_size=8)
+    extract_features(backbone, images, image_size=16, normalize=session.normalize, device=CPU, batch_size=8)
     assert compiled == []
-    backbone(normalize(images))
+    backbone(session.normalize(images))
     assert compiled != []
 
 
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("method", ["simclr", "byol"])
-def test_a_compiled_run_is_close_to_the_eager_one_and_resumes_to_the_bit(tiny, tmp_path: Path, method):
+def test_a_compiled_run_is_close_to_the_eager_one_and_resumes_exactly(tiny, tmp_path: Path, method, messages):
     overrides = ["training.compile=all", f"method={method}"]
-    said: list[str] = []
 
     def run(name: str, *more: str, resume: bool = False) -> dict[str, Tensor]:
-        train(tiny(*overrides, *more), tmp_path / name, resume=resume, tell=said.append)
-        return read_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[0]).tensors
+        train(tiny(*overrides, *more), tmp_path / name, resume=resume)
+        return newest(tmp_path / name).tensors
 
-    whole = run("whole")
-    assert any("compiling the views and the backbone" in line for line in said)
+    run("whole")
+    assert any("compiling the views and the backbone" in line for line in messages)
     run("parts", "training.max_steps=3")
-    parts = run("parts", resume=True)
-    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
+    run("parts", resume=True)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
     # One step: in a network so small rounding errors grow quickly.
     first, eager = run("first", "training.max_steps=1"), run("eager", "training.max_steps=1", "training.compile=none")
-    assert set(first) == set(eager)  # names have no trace of the compiler
-    for name, tensor in eager.items():
-        torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+    torch.testing.assert_close(first, eager, rtol=1e-3, atol=1e-4)  # the names too
 
 
 @pytest.mark.gpu
@@ -165,7 +152,7 @@ def test_cuda_graphs_replay_the_same_step(tiny, tmp_path: Path):
     for graphs in ("true", "false"):
         config = tiny("training.device=cuda", "training.compile=all", f"training.cuda_graphs={graphs}")
         train(config, tmp_path / graphs)
-        ends[graphs] = read_checkpoint(list_checkpoints(tmp_path / graphs / "checkpoints")[0]).tensors
+        ends[graphs] = newest(tmp_path / graphs).tensors
     for name, tensor in ends["false"].items():
         if tensor.is_floating_point():
             torch.testing.assert_close(ends["true"][name], tensor, rtol=0.02, atol=5e-3)

@@ -1,4 +1,4 @@
-"""Two processes are one: the same loss and gradients as on the joined batch, one writer, and exact resumption."""
+"""Two processes compute the same loss and gradients as one with the whole batch, write one run, and resume exactly."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_helpers import assert_same_end, newest
 from safetensors.torch import load_file
 
 from sslcli.plugins import find
-from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -31,7 +31,7 @@ def start(output: Path, rank: int, world: int, port: int) -> subprocess.Popen[by
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes made; beside it `alone`, what one did."""
+    """The results of two processes, and in `alone` those of one."""
     output = tmp_path_factory.mktemp("two")
     (output / "alone").mkdir()
     with socket.socket() as probe:
@@ -49,7 +49,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_loss_gradients_and_batch_statistics_are_those_of_the_joined_batch(two, method):
+def test_loss_gradients_and_batch_statistics_are_those_of_one_process(two, method):
     joined = load_file(two / "alone" / "gradients.safetensors")
     shared = load_file(two / "gradients.safetensors")
     names = [name for name in joined if name.startswith(f"{method}.")]
@@ -60,7 +60,7 @@ def test_loss_gradients_and_batch_statistics_are_those_of_the_joined_batch(two, 
     assert any(joined[name].abs().max() > 1e-4 for name in names if name.endswith("conv1.weight"))
 
 
-def test_micro_batches_on_two_processes_are_those_on_one(two):
+def test_accumulated_gradients_are_those_of_one_process(two):
     joined = load_file(two / "alone" / "gradients.safetensors")
     shared = load_file(two / "gradients.safetensors")
     for name in (name for name in joined if name.startswith("accumulated.")):
@@ -68,18 +68,14 @@ def test_micro_batches_on_two_processes_are_those_on_one(two):
 
 
 @pytest.mark.parametrize("run", [*METHODS, "local"])
-def test_a_run_saved_on_two_resumes_on_two_to_the_bit(two, run):
-    whole, parts = (
-        read_checkpoint(list_checkpoints(two / run / part / "checkpoints")[0]) for part in ("whole", "parts")
-    )
-    assert whole.step == parts.step == 12
-    assert whole.document["world_size"] == 2
-    different = [name for name in whole.tensors if not torch.equal(whole.tensors[name], parts.tensors[name])]
-    assert different == []
+def test_a_run_of_two_processes_resumes_bitwise_identical(two, run):
+    whole = newest(two / run / "whole")
+    assert (whole.step, whole.document["world_size"]) == (12, 2)
+    assert_same_end(two / run / "whole", two / run / "parts")
 
 
-def test_only_the_first_process_writes_and_speaks(two):
-    assert (two / "said-1.txt").read_text() == ""
-    assert "resuming" in (two / "said-0.txt").read_text()
+def test_only_the_first_process_writes_and_prints(two):
+    assert (two / "messages-1.txt").read_text() == ""
+    assert "resuming" in (two / "messages-0.txt").read_text()
     lines = (two / "simclr" / "whole" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 6

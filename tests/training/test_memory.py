@@ -1,6 +1,6 @@
-"""A long run takes no more memory than a short one: what is there after 2,000 steps was there after 500.
+"""A long run takes no more memory than a short one: none is added between steps 500 and 2,000.
 
-Each run has a process of its own, as `ssl train` has: the memory of this one is that of all tests before.
+Each run has its own process, since the memory of this one depends on the tests before.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from sslcli.datasets.folder import Folder
 from sslcli.plugins import registered
 from sslcli.training.train import train
 
-#: Steps after which a run is measured; and one that leaks on purpose, which shows much sooner.
+#: Steps after which a run is measured, and one that leaks on purpose, which is noticed much sooner.
 STEPS, FEWER = (500, 2000), (100, 300)
-#: How much more there may be at the second measurement than at the first. Six runs of 2,000 steps, on torch 2.6, 2.11
-#: and 2.15, had -4.7 to +0.4 MiB more (the allocator gives back late), and no tensor, object or open file. 4 MiB are
-#: 3 kB a step; one small object a step would be 1,500.
+#: Allowed growth between the two measurements. Six runs of 2,000 steps, on torch 2.6, 2.11 and 2.15, grew by -4.7 to
+#: +0.4 MiB (the allocator returns memory late), and by no tensor, object or open file. 4 MiB are 3 kB per step; one
+#: small object per step would be 1,500.
 BOUNDS = {"resident MiB": 4.0, "workers MiB": 4.0, "tensors": 20, "objects": 500, "open files": 0}
 
 #: All default callbacks, with log lines, monitors and checkpoints often.
@@ -75,7 +75,7 @@ def measured() -> dict[str, float]:
 
 
 class Watch(Callback):
-    """Prints what there is after some steps."""
+    """Prints the measurements after some steps."""
 
     class Options(Options):
         after: tuple[int, int]
@@ -86,7 +86,7 @@ class Watch(Callback):
 
 
 class Leak(Callback):
-    """Keeps each step's features, as a careless monitor would."""
+    """Keeps the features of each step, as a careless monitor would."""
 
     def on_start(self, context: RunContext) -> None:
         self.kept: list[Tensor | None] = []
@@ -141,20 +141,15 @@ def measurements(
         f"test_memory.run(json.loads({json.dumps(settings)!r}), Path({str(folder / 'run')!r}))"
     )
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=560,
-    )
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=560)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
     return first, second
 
 
 def grown(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
-    """What has grown by more than its bound, and by how much."""
+    """The growth of what has grown by more than its bound."""
     growth = {name: second[name] - first[name] for name in BOUNDS}
     return {name: value for name, value in growth.items() if value > BOUNDS[name]}
 

@@ -1,4 +1,4 @@
-"""Mistakes of a method that someone is writing: one line says what is wrong, and the next start is not refused."""
+"""Mistakes in a new method: one line says what is wrong, and the next start is not refused."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_run_that_has_anything_to_lose_is_not_taken_over(folder: Path, kept: s
     (folder / "run" / kept).write_text('{"step": 1}\n')
     code, err, _ = start(folder, "return Step(loss)")
     assert code == 2
-    assert "holds a run already; go on with --resume" in err
+    assert "holds a run already; resume it with --resume" in err
     assert (folder / "run" / kept).read_text() == '{"step": 1}\n'
 
 

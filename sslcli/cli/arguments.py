@@ -1,0 +1,16 @@
+"""Arguments that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Options of the config, such as optimizer.lr=0.3.", metavar="KEY=VALUE")
+]
+PluginFiles = Annotated[
+    list[Path] | None, typer.Option(help="Python file with plugin classes to register.", metavar="FILE")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

@@ -1,0 +1,46 @@
+"""`ssl export`: the file, the printed code, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from cli_helpers import folder, left_behind, run, trained  # noqa: F401  # fixtures
+from run_helpers import done, refused
+
+# ruff: noqa: F811
+
+
+def test_export_writes_a_file_and_prints_code_that_loads_it(run: Path) -> None:
+    out, err = done("export", "backbone", run, "--output", "my net.safetensors")
+    space: dict[str, torch.nn.Module] = {}
+    exec(out, space)
+    assert isinstance(space["model"], torch.nn.Module)
+    assert "wrote my net.safetensors (" in err
+
+
+def test_export_replaces_a_file_only_with_force(run: Path, folder: Path) -> None:
+    (folder / "x.safetensors").write_text("mine")
+    assert "exists already" in refused("export", "backbone", run, "--output", "x.safetensors")
+    assert (folder / "x.safetensors").read_text() == "mine"
+    done("export", "backbone", run, "--output", "x.safetensors", "--force")
+    assert (folder / "x.safetensors").read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["backbone", "run", "--output", "no/such/x.safetensors"], "no/such/x.safetensors: the folder no/such does "),
+        (["backbone", "run", "--output", "run"], "run: is a directory; --output "),
+        (["backbone", "run", "--output", "c.yaml/x"], "c.yaml/x: the folder c.yaml does not exist"),
+        (["backbon", "run"], "unknown exporter 'backbon'; did you mean backbone?"),
+        (["backbone", "gone"], "gone: no such run or file"),
+        (["backbone", "."], ".: is not a run directory"),
+        (["backbone", "run", "dtypee=3", "--output", "x"], "command line: dtypee: unknown option of 'backbone'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_export_is_one_line(run: Path, folder: Path, arguments: list[str], message: str) -> None:
+    before = left_behind(folder)
+    assert refused("export", *arguments).startswith(f"ssl: {message}")
+    assert left_behind(folder) == before

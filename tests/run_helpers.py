@@ -1,0 +1,69 @@
+"""Short runs for tests: their configs, their newest checkpoints, and the command line."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from conftest import TINY
+from small_options import method_case
+from typer.testing import CliRunner
+
+from sslcli.cli.main import app
+from sslcli.config.document import Document
+from sslcli.config.merge import apply_overrides
+from sslcli.config.resolve import RunConfig, resolve
+from sslcli.runs.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+
+
+def method_config(case: str, *overrides: str, own_optimizer: bool = False) -> RunConfig:
+    """A tiny run of a method with small heads (see `method_case`), perhaps with the optimizer of its paper."""
+    document = Document(copy.deepcopy(TINY), {(): "test"})
+    if own_optimizer:
+        del document.data["optimizer"], document.data["schedule"]
+    name, options = method_case(case)
+    document.data["method"] = {"name": name, **options}
+    apply_overrides(document, list(overrides))
+    return resolve(document)
+
+
+def newest(run: Path) -> Checkpoint:
+    return read_checkpoint(list_checkpoints(run / "checkpoints")[0])
+
+
+def assert_same_end(first: Path, second: Path) -> None:
+    """Every tensor and number in the newest checkpoints of two runs is equal, and they are of the same step."""
+    a, b = newest(first), newest(second)
+    assert a.step == b.step
+    for key in ("numbers", "scaler"):
+        assert a.document[key] == b.document[key]
+    assert a.tensors.keys() == b.tensors.keys()
+    assert [name for name, tensor in a.tensors.items() if not torch.equal(tensor, b.tensors[name])] == []
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def ssl(*arguments: object) -> tuple[int, str, str]:
+    """Runs a command in this process; returns exit code, stdout and stderr."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def done(*arguments: object) -> tuple[str, str]:
+    """Runs a command that must succeed; returns stdout and stderr."""
+    code, out, err = ssl(*arguments)
+    assert code == 0, err
+    return out, err
+
+
+def refused(*arguments: object, lines: int = 1, code: int = 2) -> str:
+    """Runs a command that must fail with that many error lines and nothing on stdout; returns the lines."""
+    found, out, err = ssl(*arguments)
+    assert (found, out) == (code, ""), err
+    assert len(err.splitlines()) == lines, err
+    assert all(line.startswith("ssl: ") for line in err.splitlines())
+    return err.strip()
