@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from others import DIFFERENCES, lightly_views
 from PIL import Image
-from report import NOT_INSTALLED, circumstances, is_installed, measure, publish, ratios, say
+from report import NOT_INSTALLED, circumstances, is_installed, measure, publish, ratios
 from torch import Tensor
 from torchvision.transforms import v2
 from views import MEAN, STD, our_views
@@ -106,9 +106,9 @@ def crop_all(cropper: Cropper, epoch: int, count: int) -> list[Crops]:
 def cached_photographs(options: ImagesOptions, views: ViewMaker, folder: Path) -> CachedDataset:
     """Writes `data.cache=disk` into a folder, as `ssl train` does before its first step."""
     asked = options.model_copy(update={"cache": "disk", "cache_dir": folder})
-    cached = open_cached(Images(asked), wanted_side(views), passes=200, workers="auto", tell=say)
+    cached = open_cached(Images(asked), wanted_side(views), passes=200, workers="auto")
     assert isinstance(cached, CachedDataset)
-    cached.prepare(say)
+    cached.prepare()
     return cached
 
 

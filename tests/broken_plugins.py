@@ -21,7 +21,6 @@ from sslcli.contracts.method import Batch, MethodOptions, ParameterGroup, Step
 from sslcli.contracts.optimizer import OptimizerPlugin, Schedule
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import Operation, Parameters, Preset
-from sslcli.data.subset import stratified_choice
 from sslcli.exporters.backbone.exporter import BackboneExporter
 from sslcli.methods.simclr import SimCLR, SimCLROptions
 from sslcli.testing.stand_ins import SmallBackbone, pixels
@@ -206,13 +205,9 @@ class AnyName(BackboneProvider):
 class Pictures(Dataset):
     """A healthy one, to break."""
 
-    limited = True
-
     def __init__(self, options: DatasetOptions) -> None:
         super().__init__(options)
-        labels = torch.arange(24) % 3
-        chosen = stratified_choice(labels, options.limit if self.limited else None)
-        self.pixels, self.labels = pixels(24, 3, 8, 8)[chosen], labels[chosen]
+        self.pixels, self.labels = pixels(24, 3, 8, 8), torch.arange(24) % 3
         self.info = DataInfo("pictures", 3, (8, 8), (0.5,) * 3, (0.2,) * 3, ("a", "b", "c"))
 
     def __len__(self) -> int:
@@ -239,16 +234,8 @@ class OtherImages(Pictures):
         return self.pixels.flip(0)
 
 
-class Limitless(Pictures):
-    """Ignores `limit`."""
-
-    limited = False
-
-
 class FirstOnes(Pictures):
     """Takes the first ones of the first classes for `limit`."""
-
-    limited = False
 
     def __init__(self, options: DatasetOptions) -> None:
         super().__init__(options)

@@ -148,7 +148,7 @@ def data_classes(datasets: Mapping[str, Any], name: str = "") -> tuple[str, Clas
     seen: dict[int, Given] = {}
     for dataset in datasets.values():
         if id(dataset) not in seen:
-            seen[id(dataset)] = Given(dataset, f"{PYTHON}:{type(dataset).__name__}", log.info)
+            seen[id(dataset)] = Given(dataset, f"{PYTHON}:{type(dataset).__name__}")
     given = {split: seen[id(dataset)] for split, dataset in datasets.items()}
     name = name or type(next(iter(datasets.values()))).__name__
     return f"{PYTHON}:{name}", {("datasets", name): wrap_datasets(given)}, given

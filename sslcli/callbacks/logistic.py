@@ -10,8 +10,8 @@ from pydantic import Field
 from sslcli.contracts.callback import RunContext
 from sslcli.contracts.data import Part
 from sslcli.contracts.options import FREE, Options
+from sslcli.data.subset import stratified_split
 from sslcli.evaluation.scores import accuracy
-from sslcli.evaluators.linear.heads import stratified_split
 from sslcli.evaluators.logistic import fit_logistic
 
 from .shared_features import EpochMonitor, watched_features, watched_images

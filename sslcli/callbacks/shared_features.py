@@ -15,9 +15,9 @@ from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.callback import Callback, Outcome, RunContext
 from sslcli.contracts.data import Dataset, Part
 from sslcli.contracts.evaluation import FeatureSet
-from sslcli.data.subset import stratified_choice
+from sslcli.data.subset import Subset, stratified_choice
 from sslcli.evaluation.extraction import extract_features, load_images
-from sslcli.evaluators.probes.images import Subset, labels_of
+from sslcli.evaluators.probes.images import labels_of
 
 log = logging.getLogger(__name__)
 

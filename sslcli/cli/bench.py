@@ -41,7 +41,7 @@ def bench(
 
     from rich.console import Console  # from here on torch is needed
 
-    from sslcli.runs.files import check_output, write_text
+    from sslcli.storage import check_output, write_text
     from sslcli.training.bench import bench as run_bench
     from sslcli.training.bench_report import as_json, headline, tables
 

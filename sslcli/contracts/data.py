@@ -1,13 +1,13 @@
 """Contract of the group `sslcli.datasets`: images by index, labels or none, and what is known about them.
 
-A dataset knows nothing of training: the order of the images, batches, workers and views are the source's business
+A data set knows nothing of training: the order of the images, batches, workers and views belong to the source
 (`sslcli.data`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -28,8 +28,8 @@ class DataInfo:
     Attributes:
         name: the data set's name.
         channels: 3 for color, 1 for grayscale.
-        image_size: (height, width) in pixels if all images are alike, else None.
-        mean: per channel, of images in [0, 1]; what views are normalized with.
+        image_size: (height, width) in pixels if all images have the same, else None.
+        mean: per channel, of images in [0, 1]; views are normalized with it.
         std: likewise.
         classes: the class names, in the order of their labels; None without labels.
     """
@@ -43,23 +43,24 @@ class DataInfo:
 
 
 class DatasetOptions(Options):
-    """Options that every dataset has. A dataset's own options inherit from it."""
+    """Options that every data set has. A data set's own options inherit from it."""
 
     split: str = "train"
     """Which part of the data set to read."""
     limit: int | None = Field(default=None, ge=1)
-    """Use only this many images: a fixed random choice, the same share of each class where there are labels."""
+    """Use only this many images: a fixed random choice, the same share of each class where there are labels. A data set
+    need not apply it itself (see `sslcli.data.subset.limited`)."""
 
 
 class RootedOptions(DatasetOptions):
-    """Options of a dataset that is read from a folder."""
+    """Options of a data set that is read from a folder."""
 
     root: Path = Field(default=Path("data"), json_schema_extra=FREE)
     """The folder that holds the data; `~` is expanded."""
 
 
 class Dataset(ABC):
-    """Images by index. Opening one (`__init__`) finds the data or raises `UserError` saying what is missing where.
+    """Images by index. Opening one (`__init__`) finds the data, or raises a `UserError` that says what is missing.
 
     Attributes:
         Options: the options' class.
@@ -92,39 +93,39 @@ class Dataset(ABC):
     def image_for(self, index: int, wanted: int | None) -> Tensor:
         """Like `image`, but may return a smaller version whose sides are still at least `wanted` pixels each.
 
-        For decoders that save much time so; None asks for the full size. Always the same for the same arguments.
+        It saves some decoders much time; None asks for the full size. The same arguments always give the same image.
         """
         return self.image(index)
 
     def read_ahead(self, indices: Sequence[int]) -> None:
-        """Told in a worker which images it is going to ask for next, for data that can fetch them at once."""
+        """Called in a worker with the images that it is going to ask for next, for data that can fetch them at once."""
 
     def images(self) -> Tensor | None:
-        """Returns all images as one uint8 tensor (N, C, H, W) where they are alike in size and small, else None."""
+        """Returns all images as one uint8 tensor (N, C, H, W) where they are small and of one size, else None."""
         return None
 
     def name_of(self, index: int) -> str:
-        """Returns what messages and exported features call the image (its path, where it has one)."""
+        """Returns the image's name in messages and exported features (its path, where it has one)."""
         return f"{self.info.name}[{index}]"
 
     def path_of(self, index: int) -> Path | None:
-        """Returns the image's file, where each has one of its own, for finding images that two parts share."""
+        """Returns the image's file, where each has its own; by it, images that two parts share are found."""
         return None
 
     @classmethod
     def view_size(cls, options: DatasetOptions) -> int:
-        """Returns the side of the views, in pixels, where the config doesn't say; needs no data."""
+        """Returns the default side of the views, in pixels; needs no data."""
         return 224
 
     @classmethod
     def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
-        """Returns the options of the labeled images to fit (`train`) or to judge (`eval`) a probe on.
+        """Returns the options of the labeled images to fit (`train`) or to evaluate (`eval`) a probe on.
 
         None where there are no labels. The default: the splits `train` and `test`, if `splits` has both.
         """
         if not {"train", "test"} <= set(cls.splits):
             return None
-        # A limit is for what one trains on; numbers are reported on the whole test split.
+        # A limit is for training images; results are reported on the whole test split.
         limit = options.limit if part == "train" else None
         return options.model_copy(update={"split": "train" if part == "train" else "test", "limit": limit})
 
@@ -138,14 +139,14 @@ class SourceBatch:
     """What a source hands to the loop: uint8 images, not yet views.
 
     Attributes:
-        images: one uint8 tensor (N, C, H, W) on the device which all views share; or, where workers have cropped,
+        images: one uint8 tensor (N, C, H, W) on the device that all views share; or, where workers have cropped,
             one (N, C, size, size) per view.
-        cropped: whether the geometric operation of each view has been done.
+        cropped: whether the geometric operation of each view has been applied.
         labels: (N,) int64 on the device, or None.
-        index: (N,) int64 on the CPU: the images' places in the data set.
-        positions: (N,) int64 on the CPU: their places in the epoch's order over all ranks; what draws hash.
+        index: (N,) int64 on the CPU: the images' indices in the data set.
+        positions: (N,) int64 on the CPU: their positions in the epoch's order over all ranks; draws hash these.
         epoch: counted from 0.
-        replaced: for each image that could not be read, its name and the reason; `index` says what took its place.
+        replaced: for each image that could not be read, its name and the reason; `index` has the one used instead.
     """
 
     images: list[Tensor]
@@ -158,17 +159,18 @@ class SourceBatch:
 
 
 class Source(ABC):
-    """Stands between a dataset and the loop; the loop knows no other kind of data."""
+    """Feeds the images of a data set to the loop, which knows no other kind of data."""
 
     #: Global batches in an epoch.
     steps_per_epoch: int
     #: Steps whose batches may be made before they are asked for.
     ahead: int = 0
 
-    def prepare(self, tell: Callable[[str], None] | None = None) -> None:
-        """Does what takes long before the first batch, once, on every process; `tell` shows a line to the user.
+    def prepare(self, tell: object = None) -> None:
+        """Does what takes long before the first batch, once, on every process; `batches` does it otherwise.
 
-        What is not done by then, `batches` does without a word.
+        Args:
+            tell: ignored; messages go to the logger.
         """
 
     @abstractmethod

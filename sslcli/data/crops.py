@@ -16,17 +16,17 @@ from sslcli.randomness import hash_bits
 if TYPE_CHECKING:
     from sslcli.views.pipeline import ViewMaker
 
-#: How often another image is tried in the place of one that cannot be read.
+#: How many other images are tried when one cannot be read.
 ATTEMPTS = 100
-#: Decoded images wait for each other up to this size, since drawing for many at once costs as much as for one.
+#: Decoded images are collected up to this size, since drawing for many at once costs as much as for one.
 _GROUP_BYTES = 16 * 2**20
-#: Keeps the choice of that image apart from all other draws.
+#: Separates the choice of that image from all other draws.
 _KEY = 0x7265706C616365
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of a micro-batch, small enough to travel as plain numbers: `index[k]` is at position `first + k`."""
+    """A part of a micro-batch, small enough to be sent as plain numbers: `index[k]` is at position `first + k`."""
 
     epoch: int
     first: int
@@ -39,11 +39,11 @@ class Crops:
 
     Attributes:
         slice: what was asked for.
-        index: the images really used.
-        buffer: uint8 (bytes,): for each view in turn (N, C, size, size). One piece of memory, since each tensor
-            that comes from another process keeps a file open.
-        unreadable: place and message of each image that could not be read.
-        exhausted: not one readable image was found for some position.
+        index: the images that were used.
+        buffer: uint8 (bytes,): for each view in turn (N, C, size, size). One tensor, since each one that comes from
+            another process keeps a file open.
+        unreadable: index and message of each image that could not be read.
+        exhausted: for some position no readable image was found.
     """
 
     slice: Slice
@@ -53,7 +53,7 @@ class Crops:
     exhausted: bool
 
     def pin_memory(self) -> Crops:
-        """Asked for by torch's loader, in a thread of its own."""
+        """Called by torch's loader, in a separate thread."""
         return replace(self, buffer=self.buffer.pin_memory())
 
 
@@ -64,13 +64,13 @@ def split_views(buffer: Tensor, count: int, shapes: list[tuple[int, int, int]]) 
 
 
 def wanted_side(views: ViewMaker) -> int | None:
-    """Returns the shorter side, in pixels, below which a source would make some view lose; None: its full size."""
+    """Returns the shorter side, in pixels, below which some view would lose detail; None: the full size."""
     sides = [kind.operations[0].source_side() for kind in views.kinds]
     return None if None in sides else max(side for side in sides if side is not None)
 
 
 class Cropper(torch.utils.data.Dataset[Crops]):
-    """Makes crops of slices; picklable. In torch's words it is a data set whose keys are slices."""
+    """Makes crops of slices; picklable. To torch it is a data set whose keys are slices."""
 
     def __init__(self, dataset: Dataset, views: ViewMaker, seed: int) -> None:
         self.dataset, self.views, self.seed = dataset, views, seed
@@ -84,8 +84,8 @@ class Cropper(torch.utils.data.Dataset[Crops]):
         result = Crops(asked, list(asked.index), buffer, [], exhausted=False)
         group: list[Tensor] = []
         self.dataset.read_ahead(asked.index)
-        for row, place in enumerate(asked.index):
-            found = self._readable(asked.epoch, asked.first + row, place, result.unreadable)
+        for row, index in enumerate(asked.index):
+            found = self._readable(asked.epoch, asked.first + row, index, result.unreadable)
             if found is None:
                 return replace(result, exhausted=True)
             result.index[row], image = found
@@ -109,13 +109,13 @@ class Cropper(torch.utils.data.Dataset[Crops]):
                 view[row] = crop
 
     def _readable(
-        self, epoch: int, position: int, place: int, unreadable: list[tuple[int, str]]
+        self, epoch: int, position: int, index: int, unreadable: list[tuple[int, str]]
     ) -> tuple[int, Tensor] | None:
-        """The image at `place`, or else the first readable one of those that chance puts there, with its own place."""
+        """The image at `index`, or else the first readable one of those drawn to replace it, with its own index."""
         for attempt in range(ATTEMPTS):
             try:
-                return place, self.dataset.image_for(place, self.wanted)
+                return index, self.dataset.image_for(index, self.wanted)
             except UnreadableImage as error:
-                unreadable.append((place, str(error)))
-            place = int(hash_bits(_KEY, self.seed, epoch, position, attempt)) % len(self.dataset)
+                unreadable.append((index, str(error)))
+            index = int(hash_bits(_KEY, self.seed, epoch, position, attempt)) % len(self.dataset)
         return None

@@ -16,7 +16,7 @@ from sslcli.contracts.errors import UnreadableImage
 #: Lower case; folders are searched for these.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
-#: Pillow knows more formats, some of which start other programs; none of those is tried.
+#: Pillow knows more formats, some of which start other programs; those are not tried.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 
 _ORIENTATION = 0x0112  # the EXIF tag; its values and what undoes them
@@ -31,15 +31,15 @@ _UPRIGHT = {
 }
 _TURNED = (5, 6, 7, 8)  # those that swap height and width
 
-# Pillow warns of odd metadata and of large images, once in every worker; what cannot be read raises anyway.
+# Pillow warns about odd metadata and large images, once in every worker; unreadable files raise anyway.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode(path: str | os.PathLike[str], channels: int = 3, wanted: int | None = None) -> Tensor:
     """Reads an image.
 
-    EXIF rotation is undone, transparency laid on white, CMYK turned into RGB as Pillow does it without a profile. Of
-    16-bit values the higher byte is kept. Of several pages the first is read.
+    EXIF rotation is undone, transparency is composited on white, CMYK is converted to RGB as Pillow does it without a
+    profile. Of 16-bit values the higher byte is kept. Of several pages the first is read.
 
     Args:
         path: the file.
@@ -51,8 +51,8 @@ def decode(path: str | os.PathLike[str], channels: int = 3, wanted: int | None =
         (channels, H, W) uint8, in memory as H × W × channels.
 
     Raises:
-        UnreadableImage: missing, empty, damaged, no image, above Pillow's limit of 179 million pixels, or with pixels
-            that have no fixed range (floating point, 32-bit integers).
+        UnreadableImage: missing, empty, damaged, not an image, above Pillow's limit of 179 million pixels, or with
+            pixels that have no fixed range (floating point, 32-bit integers).
     """
     try:
         with Path(path).open("rb") as file, Image.open(file, formats=_FORMATS) as image:
@@ -65,7 +65,7 @@ def decode(path: str | os.PathLike[str], channels: int = 3, wanted: int | None =
         raise UnreadableImage(str(path), reason) from None
     except OSError as error:
         raise UnreadableImage(str(path), _one_line(error.strerror or error)) from error
-    except Exception as error:  # on damaged files Pillow raises nearly anything (struct, zlib, index, syntax errors, …)
+    except Exception as error:  # on damaged files Pillow raises struct, zlib, index, syntax errors, …
         raise UnreadableImage(str(path), _one_line(error) or type(error).__name__) from error
     return torch.from_numpy(array.reshape(*array.shape[:2], channels)).permute(2, 0, 1)
 
@@ -73,7 +73,7 @@ def decode(path: str | os.PathLike[str], channels: int = 3, wanted: int | None =
 def decoded_size(path: str | os.PathLike[str], wanted: int | None = None) -> tuple[int, int] | None:
     """Returns height and width of what `decode` makes of a file, by its header alone; None if that cannot be read.
 
-    An orientation that a file tells only after its pixels is missed: height and width are the other way round then.
+    An orientation that a file has only after its pixels is missed: height and width are swapped then.
     """
     try:
         with Path(path).open("rb") as file, Image.open(file, formats=_FORMATS) as image:
@@ -81,7 +81,7 @@ def decoded_size(path: str | os.PathLike[str], wanted: int | None = None) -> tup
                 image.draft(None, (wanted, wanted))
             width, height = image.size
             turned = _orientation(image) in _TURNED
-    except Exception:  # whatever it is, `decode` says it
+    except Exception:  # `decode` reports it
         return None
     return (width, height) if turned else (height, width)
 
@@ -94,7 +94,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         # Not the PNG reader's own, which decodes all pixels to look behind them.
         return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
-    except Exception:  # damaged metadata are no reason to refuse good pixels
+    except Exception:  # damaged metadata is no reason to refuse good pixels
         return 1
 
 
@@ -104,7 +104,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def eight_bit(image: Image.Image, mode: str) -> Image.Image:
-    """Returns an opened image as `RGB` or `L`, laid on white; ValueError for pixels without a fixed range."""
+    """Returns an opened image as `RGB` or `L`, composited on white; ValueError for pixels without a fixed range."""
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is unknown; convert it to 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -116,5 +116,5 @@ def eight_bit(image: Image.Image, mode: str) -> Image.Image:
         above = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
     if image.mode == "P" and mode == "L":
-        image = image.convert("RGB")  # a palette's entries are rounded differently when they become gray directly
+        image = image.convert("RGB")  # directly to gray, a palette's entries are rounded differently
     return image if image.mode == mode else image.convert(mode)

@@ -13,10 +13,11 @@ from torch import Tensor
 from sslcli.contracts.data import DataInfo, Dataset, RootedOptions
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import FREE, WARN
-from sslcli.data.decode import EXTENSIONS, decode
-from sslcli.data.normalization import IMAGENET, measure
-from sslcli.data.paths import PathList, image_files, subfolders
-from sslcli.data.subset import stratified_choice
+
+from .decode import EXTENSIONS, decode
+from .normalization import IMAGENET, measure
+from .paths import PathList, image_files, subfolders
+from .subset import fixed_choice, stratified_choice
 
 KINDS = ", ".join(EXTENSIONS)
 
@@ -30,18 +31,18 @@ class FileOptions(RootedOptions):
     """Mean and standard deviation: ImageNet's, or those of (up to 2,000 of) the images, measured once and cached."""
     cache: Literal["none", "memory", "disk", "auto"] = Field(default="none", json_schema_extra=WARN)
     """Decode each image once and keep its pixels for all epochs, at the bounded size of `cache_size`: in memory, which
-    all worker processes share, or in a file on disk, which later runs use again for each image whose path, size and
-    time of change are the same. `auto`: disk if all images are there already, else none for less than two epochs, else
+    all worker processes share, or in a file on disk, which later runs use again as long as no image changes in name,
+    size or modification time. `auto`: disk if all images are there already, else none for less than two epochs, else
     memory if half of what is available is enough, else disk if half of what is free is, else none. Only training reads
     it, evaluations and monitors don't."""
     cache_size: int = Field(default=256, ge=8, json_schema_extra=WARN)
-    """The longest that the shorter side of a cached image may be, in pixels: larger images are reduced to it, and crops
-    come from the smaller version, so that small crops of large photographs are less sharp. Smaller images stay as they
-    are. 256 suits views of 224 pixels; one takes 0.26 MB at 4:3."""
+    """Largest shorter side of a cached image, in pixels: larger images are reduced to it, and crops come from the
+    smaller version, so that small crops of large photographs are less sharp. Smaller images stay as they are. 256 suits
+    views of 224 pixels; an image takes 0.26 MB at 4:3."""
     cache_dir: Path | None = Field(default=None, json_schema_extra=FREE)
     """The folder of `cache: disk`; none: sslcli/ in `$XDG_CACHE_HOME` or ~/.cache."""
     max_unreadable: float = Field(default=0.01, ge=0, le=1, json_schema_extra=FREE)
-    """The run ends when a larger share of the images than this cannot be read; up to it others take their places."""
+    """The run ends when a larger share of the images than this cannot be read; fewer are replaced by others."""
 
 
 class FileDataset(Dataset):
@@ -49,48 +50,49 @@ class FileDataset(Dataset):
 
     options: FileOptions
 
-    def _set(self, name: str, folder: Path, files: Sequence[str], classes: Sequence[str] | None) -> None:
-        """Takes what was found: `files` relative to `folder`."""
+    def _set(
+        self, name: str, folder: Path, files: Sequence[str], labels: Tensor | None, classes: Sequence[str] | None
+    ) -> None:
+        """Takes what was found: `files` relative to `folder`, and their labels.
+
+        The option `limit` is applied here, since only the images that are used are measured for their statistics.
+        """
+        limit, channels = self.options.limit, self.options.channels
+        chosen = fixed_choice(len(files), limit) if labels is None else stratified_choice(labels, limit)
+        self.labels = None if labels is None else labels[chosen]
         self.folder = folder
-        self.files = PathList(files)
-        channels = self.options.channels
+        self.files = PathList([files[index] for index in chosen.tolist()])
         mean, std = IMAGENET[channels]
         if self.options.normalization == "measured":
             mean, std = measure(folder, self.files, channels)
         self.info = DataInfo(name, channels, None, mean, std, None if classes is None else tuple(classes))
 
     def _set_labeled(self, name: str, folder: Path, train: Path | None = None) -> None:
-        """Takes the images of a folder with a sub-folder for each class; its labels are those of `train`, if that is.
+        """Takes the images of a folder with a sub-folder for each class; labels are those of `train` if it exists.
 
         Raises:
             UserError: if there are no such folders, no images in one of them, or a class that `train` lacks.
         """
-        classes = _classes(folder)
-        names = classes
-        if train is not None and train.is_dir():
-            names = _classes(train)
-            unknown = sorted(set(classes) - set(names))
-            if unknown:
-                raise UserError(
-                    f"data.root: {folder} has the class folder {unknown[0]!r}, which {train} has not; both need the "
-                    "same names"
-                )
-        label_of = {name: label for label, name in enumerate(names)}
+        found = _classes(folder)
+        classes = _classes(train) if train is not None and train.is_dir() else found
+        unknown = sorted(set(found) - set(classes))
+        if unknown:
+            raise UserError(
+                f"data.root: {folder} has the class folder {unknown[0]!r}, which {train} does not have; both need the "
+                "same names"
+            )
         files: list[str] = []
         labels: list[int] = []
-        for each in classes:
-            found = [f"{each}/{file}" for file in image_files(folder / each)]
-            if not found:
+        for each in found:
+            images = [f"{each}/{file}" for file in image_files(folder / each)]
+            if not images:
                 raise UserError(
                     f"data.root: no images ({KINDS}) in the class folder {folder / each}; remove it, or set "
                     "data.name=images to read a tree of images without labels"
                 )
-            files += found
-            labels += [label_of[each]] * len(found)
-        every = torch.tensor(labels)
-        chosen = stratified_choice(every, self.options.limit)
-        self.labels = every[chosen]
-        self._set(name, folder, [files[n] for n in chosen.tolist()], names)
+            files += images
+            labels += [classes.index(each)] * len(images)
+        self._set(name, folder, files, torch.tensor(labels), classes)
 
     def __len__(self) -> int:
         return len(self.files)

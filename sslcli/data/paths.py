@@ -1,4 +1,4 @@
-"""Finds the image files of a folder, and keeps the paths of millions of them without a Python object for each."""
+"""Finds the image files of a folder, and stores the paths of millions of them without a Python object for each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .decode import EXTENSIONS
 def image_files(folder: Path) -> Iterator[str]:
     """Yields the image files below a folder as paths relative to it, sorted, with `/` between the parts.
 
-    Hidden files and folders are skipped, links followed (but not in circles); extensions count in any case.
+    Hidden files and folders are skipped, links are followed (but not in circles); the case of extensions is ignored.
     """
     yield from _walk(folder, "", frozenset())
 
@@ -41,15 +41,15 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def user_cache() -> Path:
-    """Returns the folder of what is kept only to save time: sslcli/ in `$XDG_CACHE_HOME` or ~/.cache."""
+    """Returns the folder of files that only save time: sslcli/ in `$XDG_CACHE_HOME` or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslcli"
 
 
 class PathList(Sequence[str]):
     """Strings in one tensor.
 
-    Worker processes get it without a copy, while of a list of strings each would soon own one: reading a string writes
-    its reference count.
+    Worker processes share it, while each would soon have a copy of a list of strings: reading a string writes its
+    reference count.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -67,7 +67,7 @@ class PathList(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = range(len(self))[index]  # counts negative ones from the end and raises IndexError
-        start, stop = self._ends[place : place + 2].tolist()
+            return [self[each] for each in range(*index.indices(len(self)))]
+        position = range(len(self))[index]  # counts negative ones from the end and raises IndexError
+        start, stop = self._ends[position : position + 2].tolist()
         return os.fsdecode(self._bytes[start:stop].numpy().tobytes())

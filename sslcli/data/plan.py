@@ -1,4 +1,4 @@
-"""Which images make up which batch: a pure function of the step, the same for every kind of source."""
+"""Which images make up which batch: a pure function of the step, the same for every source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sslcli.randomness import SORT_LIMIT, permutation
 
 
 @dataclass(frozen=True)
-class Stretch:
+class MicroBatch:
     """A micro-batch of one rank: `index[k]` is the image at position `first + k` of the epoch's order."""
 
     epoch: int
@@ -29,9 +29,9 @@ class Stretch:
 class Plan:
     """Cuts each epoch's order into global batches; an incomplete last one is left out.
 
-    The global batch of a step is a stretch of the epoch's order. Micro-batch by micro-batch, and within each rank by
-    rank, it is cut into equal stretches, so that an image's position says neither how many ranks there are nor how
-    often gradients are accumulated.
+    The global batch of a step is a contiguous part of the epoch's order. It is cut into equal parts, by micro-batch and
+    within each by rank, so that an image's position depends neither on the number of ranks nor on how often gradients
+    are accumulated.
 
     Args:
         name: the data set's, for messages.
@@ -58,7 +58,7 @@ class Plan:
         parts = self.accumulate * self.world_size
         if self.batch_size % parts:
             raise UserError(
-                f"training.batch_size: {self.batch_size} cannot be shared out evenly over {self.world_size} "
+                f"training.batch_size: {self.batch_size} cannot be divided evenly among {self.world_size} "
                 f"process(es) × {self.accumulate} micro-batch(es); set it to a multiple of {parts}, or change "
                 "training.accumulate"
             )
@@ -77,18 +77,18 @@ class Plan:
     def steps_per_epoch(self) -> int:
         return self.length // self.batch_size
 
-    def steps(self, step: int) -> Iterator[list[Stretch]]:
+    def steps(self, step: int) -> Iterator[list[MicroBatch]]:
         """Yields this rank's micro-batches of step `step`, `step + 1`, … without end."""
-        epoch, place = divmod(step, self.steps_per_epoch)
+        epoch, begin = divmod(step, self.steps_per_epoch)
         while True:
             order = permutation(self.seed, epoch, self.length) if self.length <= SORT_LIMIT else None
-            for number in range(place, self.steps_per_epoch):
-                yield [self._stretch(order, epoch, number, micro) for micro in range(self.accumulate)]
-            epoch, place = epoch + 1, 0
+            for number in range(begin, self.steps_per_epoch):
+                yield [self._micro_batch(order, epoch, number, micro) for micro in range(self.accumulate)]
+            epoch, begin = epoch + 1, 0
 
-    def _stretch(self, order: Tensor | None, epoch: int, number: int, micro: int) -> Stretch:
+    def _micro_batch(self, order: Tensor | None, epoch: int, number: int, micro: int) -> MicroBatch:
         first = number * self.batch_size + (micro * self.world_size + self.rank) * self.share
         stop = first + self.share
-        if order is None:  # an order that is too long to keep can be had in parts
-            return Stretch(epoch, first, permutation(self.seed, epoch, self.length, first, stop))
-        return Stretch(epoch, first, order[first:stop])
+        if order is None:  # an order that is too long to keep is computed in parts
+            return MicroBatch(epoch, first, permutation(self.seed, epoch, self.length, first, stop))
+        return MicroBatch(epoch, first, order[first:stop])

@@ -1,4 +1,4 @@
-"""Worker processes: how many, how they start and end, and what is said when one dies."""
+"""Worker processes: how many, how they start and end, and the message when one dies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def worker_count(workers: int | Literal["auto"], world_size: int = 1) -> int:
     """Returns how many workers `auto` means: this process's part of the usable cores but one, from 1 to 16."""
     if workers != "auto":
         return workers
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # torchrun's word for those on this machine
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # torchrun's, on this machine
     return min(max(usable_cores() // processes - 1, 1), _MOST_WORKERS)
 
 
@@ -41,10 +41,10 @@ def loader(
 
     Args:
         work: what is done; forked workers share its memory.
-        tasks: what it is asked for, read as far ahead as the workers get.
+        tasks: its keys, read as far ahead as the workers get.
         workers: how many processes.
-        ahead: tasks that each of them is given before the first is taken; torch's 2 without.
-        pinned: hand over what comes in pinned memory.
+        ahead: tasks that each of them gets in advance; by default torch's 2.
+        pinned: return results in pinned memory.
     """
     return torch.utils.data.DataLoader(
         work,
@@ -55,14 +55,14 @@ def loader(
         prefetch_factor=ahead,
         pin_memory=pinned,
         worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # else starting would draw from the global one
+        generator=torch.Generator(),  # otherwise starting would draw from the global one
     )
 
 
 def end_workers(results: Iterator[Any]) -> None:
     """Ends the workers behind an iterator of a loader that has some.
 
-    Whoever holds a traceback holds the iterator too, so that its processes would outlive an exception.
+    Needed since a traceback keeps the iterator alive, so that its processes would outlive an exception.
     """
     results._shutdown_workers()  # type: ignore[attr-defined]
 
@@ -73,7 +73,7 @@ def _as_it_is(result: Any) -> Any:
 
 def _start_worker(number: int) -> None:
     torch.set_num_threads(1)
-    # A signal to the whole process group is for the main process, which still wants the batch for its last step; it
+    # A signal to the whole process group is left to the main process, which still needs the batch for its last step; it
     # ends the workers itself, and they end themselves when it is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -81,10 +81,10 @@ def _start_worker(number: int) -> None:
 
 @contextmanager
 def worker_errors() -> Iterator[None]:
-    """Says what to do about workers that the system has ended; errors raised in a worker pass with its traceback.
+    """Adds a remedy to the error when the system has ended a worker; errors raised in a worker pass with its traceback.
 
-    Torch raises from a signal handler when a worker dies, so at any line of the main process; or else the connection
-    breaks over which a worker was handing its crops on.
+    Torch raises from a signal handler when a worker dies, thus at any line of the main process; or the connection
+    breaks over which a worker was sending its crops.
 
     Raises:
         SslError: instead of those.
@@ -97,6 +97,6 @@ def worker_errors() -> Iterator[None]:
             raise
         reason = text.splitlines()[0].strip() if text else type(error).__name__
         raise SslError(
-            f"a worker process died, most likely for want of memory ({reason}): try fewer training.workers, a "
-            "smaller batch, or data.cache=disk in the place of memory, or give /dev/shm more room"
+            f"a worker process died, most likely because memory ran out ({reason}): try fewer training.workers, a "
+            "smaller batch, or data.cache=disk instead of memory, or enlarge /dev/shm"
         ) from error

@@ -1,6 +1,6 @@
-"""Stands between a dataset and the loop: how the images of a batch reach the device.
+"""How the images of a batch reach the device.
 
-Which images these are is a function of the step (see `plan`): a source has no state to save.
+Which images these are is a function of the step (see `plan`), so that a source has no state to save.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sslcli.contracts.data import Dataset, Source, SourceBatch
 from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.phases import phase
 
-from .plan import Plan, Stretch
+from .plan import MicroBatch, Plan
 from .workers import WorkerSource
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ RESIDENT_BYTES = 8 * 2**30
 
 
 def resident_images(dataset: Dataset, budget: int = RESIDENT_BYTES) -> Tensor | None:
-    """Returns all images as one uint8 tensor (N, C, H, W) on the CPU, decoded one by one where it must be.
+    """Returns all images as one uint8 tensor (N, C, H, W) on the CPU, decoded one by one if necessary.
 
     None where the images differ in size, take more than `budget` bytes, or cannot all be read.
     """
@@ -40,7 +40,7 @@ def resident_images(dataset: Dataset, budget: int = RESIDENT_BYTES) -> Tensor | 
     try:
         for index in range(len(dataset)):
             images[index] = dataset.image(index)
-    except UnreadableImage:  # the other source knows what to put in its place
+    except UnreadableImage:  # the other source replaces it
         return None
     return images
 
@@ -57,7 +57,7 @@ def open_source(
     views: ViewMaker | None = None,
     workers: int | Literal["auto"] = "auto",
 ) -> Source:
-    """Returns the source that suits the dataset: all images on the device where they are alike and fit, else workers.
+    """Returns the source that suits a data set: all images on the device if they have one size and fit, else workers.
 
     Args:
         dataset: where the images come from.
@@ -68,10 +68,10 @@ def open_source(
         rank: of this process.
         world_size: how many processes there are.
         views: crops the images in the workers.
-        workers: processes that decode; 0 decodes in this one, `auto` uses the processor's cores but one.
+        workers: processes that decode; 0 decodes in this one, `auto` leaves one of the cores free.
 
     Raises:
-        UserError: if the batch size does not go with the rest, or the images need workers and `views` is missing.
+        UserError: if the batch size does not suit the rest, or the images need workers and `views` is missing.
     """
     plan = Plan(dataset.info.name, len(dataset), batch_size, accumulate, seed, rank, world_size)
     images = resident_images(dataset)
@@ -79,8 +79,8 @@ def open_source(
         return ResidentSource(dataset, device, plan, images)
     if views is None:
         raise UserError(
-            f"data: {dataset.info.name} has images of different sizes, or more than fit into memory, which only views "
-            "with a crop or a resize can make batches of"
+            f"data: {dataset.info.name} has images of different sizes, or more than fit into memory; batches of them "
+            "need views with a crop or a resize"
         )
     return WorkerSource(dataset, device, plan, views, workers)
 
@@ -103,11 +103,11 @@ class ResidentSource(Source):
         self.steps_per_epoch = plan.steps_per_epoch
 
     def batches(self, step: int) -> Iterator[list[SourceBatch]]:
-        for stretches in self.plan.steps(step):
-            yield [self._batch(stretch) for stretch in stretches]
+        for micro_batches in self.plan.steps(step):
+            yield [self._batch(micro_batch) for micro_batch in micro_batches]
 
-    def _batch(self, stretch: Stretch) -> SourceBatch:
-        there = stretch.index
+    def _batch(self, part: MicroBatch) -> SourceBatch:
+        there = part.index
         if self.device.type == "cuda":
             with phase("transfer"):
                 there = there.pin_memory().to(self.device, non_blocking=True)
@@ -115,7 +115,7 @@ class ResidentSource(Source):
             images=[self.images.index_select(0, there)],
             cropped=False,
             labels=None if self.labels is None else self.labels.index_select(0, there),
-            index=stretch.index,
-            positions=stretch.positions,
-            epoch=stretch.epoch,
+            index=part.index,
+            positions=part.positions,
+            epoch=part.epoch,
         )

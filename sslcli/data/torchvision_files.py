@@ -1,4 +1,4 @@
-"""Opens a data set of torchvision's, with one clear line where its files are missing or damaged."""
+"""Opens a data set of torchvision, with a clear message if its files are missing or damaged."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sslcli.contracts.errors import UserError
 
 
 def open_files(reader: Any, title: str, root: Path, download: bool, **arguments: Any) -> Any:
-    """Returns `reader(root, **arguments)`, with the files fetched first where they are missing and `download` is set.
+    """Returns `reader(root, **arguments)`, after fetching missing files if `download` is set.
 
     Args:
-        reader: a data set class of torchvision's, with `base_folder` and `filename`.
-        title: what messages call the data.
+        reader: a data set class of torchvision, with `base_folder` and `filename`.
+        title: the name of the data in messages.
         root: the folder that holds `base_folder`; `~` is expanded.
         download: fetch what is missing.
         arguments: for the reader.

@@ -1,4 +1,4 @@
-"""Keeps count of images that could not be read, and ends the run when there are too many."""
+"""Counts images that could not be read, and ends the run when there are too many."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from sslcli.contracts.errors import SslError
 
 from .crops import Crops
 
-#: A share of fewer images than this says nothing yet.
+#: The share is not computed of fewer images than this.
 _ENOUGH = 1000
 _SHOWN = 10
 
 
 class Unreadable:
-    """Counts each image once, however often it comes up.
+    """Counts each image once, however often it is tried.
 
     Args:
         length: images in the data set.
@@ -26,8 +26,8 @@ class Unreadable:
         self.messages: dict[int, str] = {}
         self.seen = 0
 
-    def take(self, parts: Iterable[Crops]) -> None:
-        """Counts what came with new crops.
+    def add(self, parts: Iterable[Crops]) -> None:
+        """Counts what new crops report.
 
         Raises:
             SslError: with the names, if there are too many among the images seen so far (but at least 1,000, or the
@@ -46,5 +46,5 @@ class Unreadable:
             shown.append(f"and {len(self.messages) - _SHOWN} more")
         return (
             f"{len(self.messages)} of {seen:,} images cannot be read, more than data.max_unreadable={self.limit:g} "
-            f"allows; mend or remove them, or raise it: {'; '.join(shown)}"
+            f"allows; repair or remove them, or raise it: {'; '.join(shown)}"
         )

@@ -1,11 +1,11 @@
 """The source for images that differ in size or don't fit into memory: worker processes decode each image once and crop
-it for all its views, with the draws that a resident image would get; the device does all the rest."""
+it for all its views, with the draws that a resident image would get; the device does the rest."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal
 
@@ -17,25 +17,25 @@ from sslcli.phases import phase
 
 from .cache.dataset import CachedDataset
 from .crops import Cropper, Crops, Slice, split_views
-from .plan import Plan, Stretch
+from .plan import MicroBatch, Plan
 from .processes import end_workers, loader, worker_count, worker_errors
 from .unreadable import Unreadable
 
 if TYPE_CHECKING:
     from sslcli.views.pipeline import ViewMaker
 
-#: Images that a worker crops at a stretch: enough to make sending them cheap, few enough to keep all workers busy.
+#: Images that a worker crops at once: enough to make sending them cheap, few enough to keep all workers busy.
 SLICE = 32
-#: Slices on the way at most (each is some 10 MB for two views of 224 px) beyond the two that every worker needs.
+#: Most slices in flight (each is some 10 MB for two views of 224 px), beyond the two that every worker needs.
 _IN_FLIGHT = 64
 
 log = logging.getLogger(__name__)
 
 
 class WorkerSource(Source):
-    """Batches whose views are cropped already. They depend neither on the number of workers nor on the step begun at.
+    """Batches whose views are cropped already. They depend neither on the number of workers nor on the first step.
 
-    An image that cannot be read is replaced by another, which depends on (seed, epoch, position, attempt) alone.
+    An image that cannot be read is replaced by another, which depends only on (seed, epoch, position, attempt).
 
     Args:
         dataset: where the images come from.
@@ -67,14 +67,14 @@ class WorkerSource(Source):
         self._stream = torch.cuda.Stream(self.device) if cuda else None  # type: ignore[no-untyped-call]
         self._running: Generator[list[SourceBatch], None, None] | None = None
 
-    def prepare(self, tell: Callable[[str], None] | None = None) -> None:
+    def prepare(self, tell: object = None) -> None:
         dataset = self._cropper.dataset
         work = "decode and crop the images"
         if isinstance(dataset, CachedDataset):
-            dataset.prepare(log.info)
+            dataset.prepare()
             work = "crop the cached images"
-        who = f"{self.workers} worker processes" if self.workers > 1 else "a worker process of its own"
-        log.info(f"training.workers: {who if self.workers else 'the training process itself'} will {work}")
+        who = f"{self.workers} worker process{'es' if self.workers > 1 else ''}"
+        log.info("training.workers: %s will %s", who if self.workers else "the training process itself", work)
         self._prepared = True
 
     def batches(self, step: int) -> Iterator[list[SourceBatch]]:
@@ -104,22 +104,22 @@ class WorkerSource(Source):
                 end_workers(crops)
 
     def _ahead(self) -> int | None:
-        """Slices that each worker is given beforehand: two steps' worth, so that a disk may stall as long as those."""
+        """Slices that each worker gets in advance: those of two steps, so that a disk may stall for that long."""
         if not self.workers:
             return None
         wanted = math.ceil(2 * self._slices * self.plan.accumulate / self.workers)
         return min(max(2, wanted), max(2, _IN_FLIGHT // self.workers))
 
     def _batch(self, parts: list[Crops]) -> SourceBatch:
-        self.unreadable.take(parts)
-        index = torch.tensor([place for part in parts for place in part.index])
+        self.unreadable.add(parts)
+        index = torch.tensor([number for part in parts for number in part.index])
         first = parts[0].slice
         labels = None if self._labels is None else self._labels[index]
         if self._stream is None:
             images = self._join([part.buffer.to(self.device) for part in parts], parts)
             labels = None if labels is None else labels.to(self.device)
         else:
-            # On a stream of its own, so that the copy does not wait for the step that the device is still busy with.
+            # On a separate stream, so that the copy does not wait for the step that the device is still busy with.
             with phase("transfer"), torch.cuda.stream(self._stream):
                 images = self._join([part.buffer.to(self.device, non_blocking=True) for part in parts], parts)
                 if labels is not None:
@@ -149,9 +149,9 @@ class WorkerSource(Source):
         return [torch.cat(rows) if len(rows) > 1 else rows[0] for rows in zip(*views, strict=True)]
 
 
-def _slices(steps: Iterable[list[Stretch]]) -> Iterator[Slice]:
-    """The same order in the smaller portions that workers take."""
-    for stretches in steps:
-        for stretch in stretches:
-            for start in range(0, len(stretch.index), SLICE):
-                yield Slice(stretch.epoch, stretch.first + start, stretch.index[start : start + SLICE].tolist())
+def _slices(steps: Iterable[list[MicroBatch]]) -> Iterator[Slice]:
+    """The same order, in the smaller portions that workers take."""
+    for micro_batches in steps:
+        for batch in micro_batches:
+            for start in range(0, len(batch.index), SLICE):
+                yield Slice(batch.epoch, batch.first + start, batch.index[start : start + SLICE].tolist())

@@ -10,14 +10,13 @@ from torch import Tensor
 from torchvision import datasets
 
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, RootedOptions
-from sslcli.data.subset import stratified_choice
 from sslcli.data.torchvision_files import open_files
 
 #: Per channel over all pixels of the 50,000 training images, from `channel_statistics`.
 MEAN = (0.491400, 0.482158, 0.446531)
 STD = (0.247032, 0.243485, 0.261588)
 
-#: The same of CIFAR-100, as usually published.
+#: The same for CIFAR-100, as usually published.
 MEAN_100 = (0.507076, 0.486549, 0.440918)
 STD_100 = (0.267334, 0.256438, 0.276150)
 
@@ -26,14 +25,14 @@ class CIFAR10Options(RootedOptions):
     split: Literal["train", "test"] = "train"
     """`train` (50,000 images) or `test` (10,000)."""
     download: bool = False
-    """Fetch the data (170 MB) into `root` if they are not there."""
+    """Fetch the data (170 MB) into `root` if it is not there."""
 
 
 class CIFAR10(Dataset):
-    """The images in the order of the original's files; all of them are kept in memory (180 MB).
+    """The images in the order of the original files; all of them are kept in memory (180 MB).
 
     Raises:
-        UserError: if `root` doesn't hold the data, or damaged ones.
+        UserError: if the data is not in `root`, or damaged.
     """
 
     Options = CIFAR10Options
@@ -48,10 +47,8 @@ class CIFAR10(Dataset):
     def __init__(self, options: CIFAR10Options) -> None:
         super().__init__(options)
         files = open_files(self._reader, self._title, options.root, options.download, train=options.split == "train")
-        labels = torch.tensor(files.targets, dtype=torch.int64)
-        chosen = stratified_choice(labels, options.limit)
-        self.labels = labels[chosen]
-        self._images = torch.from_numpy(files.data)[chosen].permute(0, 3, 1, 2).contiguous()
+        self.labels = torch.tensor(files.targets, dtype=torch.int64)
+        self._images = torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous()
         name = self._title.lower().replace("-", "")
         self.info = DataInfo(name, 3, (32, 32), *self._statistics, classes=tuple(files.classes))
 

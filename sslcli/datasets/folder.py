@@ -14,12 +14,12 @@ from sslcli.data.files import FileDataset, FileOptions, existing
 
 class FolderOptions(FileOptions):
     split: Literal["auto", "train", "val", "all"] = "auto"
-    """`train` reads ROOT/train, `val` ROOT/val (or ROOT/test), `all` takes ROOT's own sub-folders for the classes;
+    """`train` reads ROOT/train, `val` ROOT/val (or ROOT/test), `all` ROOT itself, with its sub-folders as classes;
     `auto` is `train` where ROOT has train/ beside val/ or test/, else `all`."""
 
 
 class Folder(FileDataset):
-    """A sub-folder for each class; labels follow the sorted class names, which `val` takes from train/.
+    """A sub-folder for each class; labels follow the sorted class names, those of train/ for `val` too.
 
     Raises:
         UserError: if there are no such folders, no images in one of them, or a class in `val` that `train` lacks.
@@ -52,7 +52,7 @@ class Folder(FileDataset):
 
 
 def _has_splits(root: Path) -> bool:
-    # A folder train/ alone may well be a class: railways have pictures too.
+    # A folder train/ alone may be a class: pictures of trains.
     return (root / "train").is_dir() and ((root / "val").is_dir() or (root / "test").is_dir())
 
 

@@ -16,7 +16,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.data.files import FileDataset, FileOptions, existing
 from sslcli.data.paths import image_files, subfolders
 
-#: Where train/ and val/ may lie below the root: torchvision's layout, and Kaggle's.
+#: Where train/ and val/ may be below the root: torchvision's layout, and Kaggle's.
 _LAYOUTS = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 #: Kaggle's list of names: a line `n01440764 tench, Tinca tinca` for each class.
 _NAMES = "LOC_synset_mapping.txt"
@@ -30,8 +30,8 @@ class ImageNetOptions(FileOptions):
 class ImageNet(FileDataset):
     """The images under train/ and val/, or Kaggle's ILSVRC/Data/CLS-LOC/, in folders named after their synsets.
 
-    Labels follow the sorted synsets, as everywhere; any number of classes will do (ImageNet-100, say), and `val` takes
-    its labels from train/. Where Kaggle's LOC_synset_mapping.txt lies in the root, classes have readable names.
+    Labels follow the sorted synsets, as everywhere, those of train/ for `val` too; any number of classes will do
+    (ImageNet-100, for example). With Kaggle's LOC_synset_mapping.txt in the root, classes have readable names.
 
     Raises:
         UserError: if a split is missing or not unpacked, has no class folders, or an empty one.
@@ -51,9 +51,9 @@ class ImageNet(FileDataset):
             raise UserError(_missing(root, base, options.split))
         if options.split == "val" and not subfolders(folder) and next(image_files(folder), None) is not None:
             raise UserError(
-                f"data.split: the images of {folder} lie in no class folders, so that they have no labels; move each "
+                f"data.split: the images of {folder} are not in class folders, so that they have no labels; move each "
                 f"into a folder named after its synset, as in {base / 'train'} (the devkit and Kaggle's "
-                "LOC_val_solution.csv say which it is)"
+                "LOC_val_solution.csv list them)"
             )
         self._set_labeled("imagenet", folder, base / "train")
         assert self.info.classes is not None
@@ -61,7 +61,7 @@ class ImageNet(FileDataset):
 
     @classmethod
     def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
-        """The splits `train` and `val`; None unless both are there. A limit holds for the split it was given for."""
+        """The splits `train` and `val`; None unless both exist. A limit applies to the split it was given for."""
         assert isinstance(options, ImageNetOptions)
         base = _base(options.root.expanduser())
         if not ((base / "train").is_dir() and (base / "val").is_dir()):
@@ -72,7 +72,7 @@ class ImageNet(FileDataset):
 
 
 def _base(root: Path) -> Path:
-    """The folder that holds train/ and val/; the root itself where neither is found."""
+    """The folder that holds train/ and val/; the root itself if neither is found."""
     for layout in _LAYOUTS:
         if (root / layout / "train").is_dir() or (root / layout / "val").is_dir():
             return root / layout
@@ -83,12 +83,12 @@ def _missing(root: Path, base: Path, split: str) -> str:
     archive = root / f"ILSVRC2012_img_{split}.tar"
     if archive.exists():
         return (
-            f"data.root: {archive} is not unpacked; torchvision does it, given the devkit's archive beside it: "
+            f"data.root: {archive} is not unpacked; torchvision does it, with the devkit's archive in the same folder: "
             f'python -c "from torchvision.datasets import ImageNet; ImageNet({str(root)!r}, {split!r})"'
         )
     other = "val" if split == "train" else "train"
     if (base / other).is_dir():
-        return f"data.split: {split!r} needs {split}/ in {base}, which has {other}/ alone; put it there"
+        return f"data.split: {split!r} needs {split}/ in {base}, which has only {other}/; put it there"
     return (
         f"data.root: no train/ or val/ in {root}, nor in {_LAYOUTS[1]} below it; set it to the folder that holds "
         "ImageNet's images as torchvision or Kaggle lay them out (data.name=folder reads any other tree of classes)"
@@ -96,7 +96,7 @@ def _missing(root: Path, base: Path, split: str) -> str:
 
 
 def _readable(synsets: Sequence[str], lists: Sequence[Path]) -> tuple[str, ...]:
-    """The first word for each synset, with the synset where two have the same word (the cranes, say)."""
+    """The first word for each synset, with the synset if two have the same word (the two cranes)."""
     words: dict[str, str] = {}
     file = next((file for file in lists if file.is_file()), None)
     if file is not None:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-
 from sslcli.contracts.data import DatasetOptions, Part
 from sslcli.contracts.errors import UserError
 from sslcli.data.files import KINDS, FileDataset, FileOptions, existing
 from sslcli.data.paths import image_files
-from sslcli.data.subset import stratified_choice
 
 
 class ImagesOptions(FileOptions):
     split: Literal["all"] = "all"
-    """There is only one."""
+    """The only one."""
 
 
 class Images(FileDataset):
-    """All image files below a folder, however deep, without labels.
+    """All image files below a folder, at any depth, without labels.
 
     Raises:
         UserError: if there are none.
@@ -35,8 +32,7 @@ class Images(FileDataset):
         files = list(image_files(root))
         if not files:
             raise UserError(f"data.root: no images ({KINDS}) in {root} or below; set it to a folder that has some")
-        chosen = stratified_choice(torch.zeros(len(files), dtype=torch.int64), options.limit)
-        self._set("images", root, [files[n] for n in chosen.tolist()], None)
+        self._set("images", root, files, None, None)
 
     @classmethod
     def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:

@@ -1,14 +1,13 @@
-"""Pictures that the program draws itself: a data set without a download, for a first run and for tests.
+"""Pictures that the program draws: a data set without a download, for a first run and for tests.
 
-The class of a picture is the form and the texture of the one object in it. Everything else is chance: colors, place,
-size, rotation, background, clutter and noise. So raw pixels say little about the class, and an encoder that has
-learned to look through crops and colors says much.
+The class of a picture is the form and the texture of the one object in it. Everything else is random: colors,
+position, size, rotation, background, clutter and noise. So raw pixels say little about the class, and the features of
+an encoder that is invariant to crops and colors say much.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -19,39 +18,85 @@ from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part
 from sslcli.data.subset import stratified_choice
 from sslcli.randomness import uniform
 
-FORMS = ("disk", "cross")
-TEXTURES = ("plain", "stripes", "checker", "dots", "rings")
 SIZES = {"train": 5000, "test": 1000}
 
-#: Pixels drawn at once: so that the planes of a block stay within a processor's cache.
+#: Pixels drawn at once, so that the planes of a block fit a processor's cache.
 BLOCK_PIXELS = 2**18
 #: Small spots in the background.
 SPOTS = 4
-#: Amplitude of the grain, the same in every picture: a level of its own would tell two crops of one picture.
+#: Amplitude of the grain, the same in every picture: otherwise two crops of a picture could be matched by it.
 GRAIN = 0.06
 
 #: Per channel of 5,000 training pictures of 32 pixels with seed 0, from `channel_statistics`.
 MEAN = (0.500733, 0.500503, 0.500770)
 STD = (0.186357, 0.186385, 0.186332)
 
-#: How often the hues go round from a picture's middle to its edge, and how strong they are.
+#: Turns of the hue from a picture's center to its edge, and the range of its chroma.
 TURNS = 0.6
 CHROMA = (0.02, 0.1)
 
-#: Uniform numbers per picture, beside the grain: the object's, the background's and each spot's.
+#: Uniform numbers per picture, besides the grain: for the object, the background and each spot.
 _OBJECT, _BACKGROUND, _SPOT = 16, 6, 7
 _DRAWS = _OBJECT + _BACKGROUND + SPOTS * _SPOT
+
+
+# Signed distances in the object's own coordinates, where its radius is 1.
+
+
+def _disk(u: Tensor, v: Tensor) -> Tensor:
+    return (u * u + v * v).sqrt() - 0.9
+
+
+def _cross(u: Tensor, v: Tensor) -> Tensor:
+    lying = torch.maximum(u.abs() - 1, v.abs() - 0.38)
+    standing = torch.maximum(u.abs() - 0.38, v.abs() - 1)
+    return torch.minimum(lying, standing)
+
+
+# Signed distances of patterns, in periods, shifted by a part of a period in each direction.
+
+
+def _fold(s: Tensor) -> Tensor:
+    """Distance to the nearest whole number: 0..0.5."""
+    return (s - s.round()).abs()
+
+
+def _plain(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
+    return torch.full_like(s, -1.0)
+
+
+def _stripes(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
+    return _fold(s + shift) - 0.25
+
+
+def _checker(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
+    a, b = _fold(s + shift) - 0.25, _fold(t + other) - 0.25
+    return torch.maximum(torch.minimum(a, b), -torch.maximum(a, b))
+
+
+def _dots(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
+    a, b = _fold(s + shift), _fold(t + other)
+    return (a * a + b * b).sqrt() - 0.33
+
+
+def _rings(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
+    return _fold((s * s + t * t).sqrt() + shift) - 0.25
+
+
+#: By name: the signed distance of each form, and of each pattern.
+FORMS = {"disk": _disk, "cross": _cross}
+TEXTURES = {"plain": _plain, "stripes": _stripes, "checker": _checker, "dots": _dots, "rings": _rings}
 
 
 class ShapesOptions(DatasetOptions):
     split: Literal["train", "test"] = "train"
     """`train` or `test`: different pictures of the same classes."""
     count: int | None = Field(default=None, ge=1)
-    """How many pictures the split has; by default 5000 to train on and 1000 to test."""
+    """How many pictures the split has; by default 5000 for training and 1000 for testing."""
     size: int = Field(default=32, ge=16, le=256)
     """Side of a picture in pixels."""
     seed: int = Field(default=0, ge=0)
-    """What the pictures are drawn from; the run's own seed has no part in it."""
+    """Seed of the pictures; the run's own seed does not affect them."""
 
 
 class Shapes(Dataset):
@@ -88,7 +133,7 @@ class Shapes(Dataset):
         labeled = super().labeled(options, part)
         if labeled is None or labeled.split == options.split:
             return labeled
-        # `count` speaks of the split that it was given for.
+        # `count` applies to the split that it was given for.
         return labeled.model_copy(update={"count": None})
 
     @classmethod
@@ -127,21 +172,21 @@ def _between(unit: Tensor, low: float, high: float) -> Tensor:
 
 
 def _planes(values: Tensor) -> Tensor:
-    """(N,) float64 parameters → (N, 1, 1) float32. Angles and roots are taken before, in float64, so that rounding
-    to float32 hides how many pictures were drawn at once."""
+    """(N,) float64 parameters → (N, 1, 1) float32. Angles and roots are computed in float64 before, so that after
+    rounding to float32 the result does not depend on how many pictures are drawn at once."""
     return values.float().view(-1, 1, 1)
 
 
 def _color(light: Tensor, unit: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """RGB of mean `light` (N, 1 or S, 1 or S) whose hue runs round the color wheel across the picture.
+    """RGB of mean `light` (N, 1 or S, 1 or S) whose hue turns around the color wheel across the picture.
 
-    So two crops of a picture share no color by which it could be told from the others.
+    So two crops of a picture share no color by which they could be matched.
 
     Args:
-        unit: (N, 3) for chroma, direction and the hue in the middle.
+        unit: (N, 3) for chroma, direction and the hue at the center.
     """
     direction = 2 * math.pi * unit[:, 1]
-    # cos(a + b) from cos and sin of a and b: the angles are taken per row and column, in float64, not per pixel
+    # cos(a + b) from cos and sin of a and b: computed per row and column, in float64, not per pixel
     across = 2 * math.pi * (unit[:, 2, None] + TURNS * torch.cos(direction)[:, None] * x.view(1, -1).double())
     down = 2 * math.pi * TURNS * torch.sin(direction)[:, None] * y.view(1, -1).double()
     cos_a, sin_a = across.cos().float().unsqueeze(1), across.sin().float().unsqueeze(1)
@@ -162,7 +207,7 @@ def _background(unit: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _spot(canvas: Tensor, unit: Tensor, x: Tensor, y: Tensor, pixel: float) -> Tensor:
-    """Lays a small round spot over the canvas."""
+    """Draws a small round spot on the canvas."""
     color = _color(_planes(_between(unit[:, 6], 0.1, 0.9)), unit[:, :3], x, y)
     dx, dy = x - _planes(_between(unit[:, 3], -1, 1)), y - _planes(_between(unit[:, 4], -1, 1))
     distance = (dx * dx + dy * dy).sqrt() - _planes(_between(unit[:, 5], 0.05, 0.16))
@@ -170,9 +215,9 @@ def _spot(canvas: Tensor, unit: Tensor, x: Tensor, y: Tensor, pixel: float) -> T
 
 
 def _object(canvas: Tensor, unit: Tensor, label: Tensor, x: Tensor, y: Tensor, pixel: float) -> Tensor:
-    """Lays the object over the canvas: its form says where, its texture which of its two colors."""
+    """Draws the object on the canvas: its form says where, its texture which of its two colors."""
     radius = _between(unit[:, 0], 0.5, 0.8)
-    room = 1.1 - radius  # some of them stand out over the edge a little
+    room = 1.1 - radius  # some of them extend beyond the edge a little
     dx = x - _planes(_between(unit[:, 1], -1, 1) * room)
     dy = y - _planes(_between(unit[:, 2], -1, 1) * room)
     angle = 2 * math.pi * unit[:, 3]
@@ -180,13 +225,13 @@ def _object(canvas: Tensor, unit: Tensor, label: Tensor, x: Tensor, y: Tensor, p
     u, v = (dx * cosine + dy * sine) / scale, (dy * cosine - dx * sine) / scale
 
     distance, pattern = torch.empty_like(u), torch.empty_like(u)
-    for index, form in enumerate(_FORMS.values()):
+    for index, form in enumerate(FORMS.values()):
         rows = label // len(TEXTURES) == index
         distance[rows] = form(u[rows], v[rows])
     period = _between(unit[:, 4], 0.46, 0.54)
     s, t = u / _planes(period), v / _planes(period)
     shift, other = _planes(unit[:, 5]), _planes(unit[:, 6])
-    for index, texture in enumerate(_TEXTURES.values()):
+    for index, texture in enumerate(TEXTURES.values()):
         rows = label % len(TEXTURES) == index
         pattern[rows] = texture(s[rows], t[rows], shift[rows], other[rows])
 
@@ -203,52 +248,3 @@ def _object(canvas: Tensor, unit: Tensor, label: Tensor, x: Tensor, y: Tensor, p
 def _coverage(distance: Tensor, pixel: float) -> Tensor:
     """Share of a pixel inside an outline at a signed distance (N, S, S), negative inside → (N, 1, S, S)."""
     return (0.5 - distance / pixel).clamp(0, 1).unsqueeze(1)
-
-
-# Signed distances in the object's own coordinates, where its radius is 1.
-
-
-def _disk(u: Tensor, v: Tensor) -> Tensor:
-    return (u * u + v * v).sqrt() - 0.9
-
-
-def _cross(u: Tensor, v: Tensor) -> Tensor:
-    lying = torch.maximum(u.abs() - 1, v.abs() - 0.38)
-    standing = torch.maximum(u.abs() - 0.38, v.abs() - 1)
-    return torch.minimum(lying, standing)
-
-
-# Signed distances of patterns, in periods, shifted by a part of a period each way.
-
-
-def _fold(s: Tensor) -> Tensor:
-    """Distance to the nearest whole number: 0..0.5."""
-    return (s - s.round()).abs()
-
-
-def _plain(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
-    return torch.full_like(s, -1.0)
-
-
-def _stripes(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
-    return _fold(s + shift) - 0.25
-
-
-def _checker(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
-    a, b = _fold(s + shift) - 0.25, _fold(t + other) - 0.25
-    return torch.maximum(torch.minimum(a, b), -torch.maximum(a, b))
-
-
-def _dots(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
-    a, b = _fold(s + shift), _fold(t + other)
-    return (a * a + b * b).sqrt() - 0.33
-
-
-def _rings(s: Tensor, t: Tensor, shift: Tensor, other: Tensor) -> Tensor:
-    return _fold((s * s + t * t).sqrt() + shift) - 0.25
-
-
-_FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = dict(zip(FORMS, (_disk, _cross), strict=True))
-_TEXTURES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = dict(
-    zip(TEXTURES, (_plain, _stripes, _checker, _dots, _rings), strict=True)
-)

@@ -29,22 +29,22 @@ class STL10Options(RootedOptions):
     """`train` (5,000 images), `test` (8,000), `unlabeled` (100,000) or `train+unlabeled`; the last two have no labels
     here."""
     folds: int | None = Field(default=None, ge=0, le=9)
-    """Of the training images only the 1,000 of this predefined fold, 0 to 9."""
+    """Of the training images, only the 1,000 of this predefined fold, 0 to 9."""
     download: bool = False
-    """Fetch the data (2.6 GB) into `root` if they are not there."""
+    """Fetch the data (2.6 GB) into `root` if it is not there."""
 
     @model_validator(mode="after")
     def _folds_are_of_train(self) -> Self:
         if self.folds is not None and "train" not in self.split:
-            raise ValueError(f"folds are parts of the training images, and split {self.split!r} has none of them")
+            raise ValueError(f"folds are parts of the training images, which split {self.split!r} does not have")
         return self
 
 
 class STL10(Dataset):
-    """The images in the order of the original's files; all of the split are kept in memory.
+    """The images in the order of the original files; all of the split are kept in memory.
 
     Raises:
-        UserError: if `root` doesn't hold the data, or damaged ones.
+        UserError: if the data is not in `root`, or damaged.
     """
 
     Options = STL10Options
@@ -58,7 +58,7 @@ class STL10(Dataset):
         )
         labeled = options.split in ("train", "test")
         labels = torch.from_numpy(files.labels).to(torch.int64) if labeled else torch.zeros(len(files.data)).long()
-        chosen = stratified_choice(labels, options.limit)
+        chosen = stratified_choice(labels, options.limit)  # before the copy, which may be large
         source = torch.from_numpy(files.data)
         self._images = torch.empty(len(chosen), 3, 96, 96, dtype=torch.uint8)
         for start in range(0, len(chosen), _BLOCK):
@@ -81,7 +81,7 @@ class STL10(Dataset):
 
     @classmethod
     def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
-        """The splits `train` and `test`; a limit and a fold hold only for the split that they were given for."""
+        """The splits `train` and `test`; a limit and a fold apply only to the split they were given for."""
         if part == "train" and options.split == "train":
             return options
         return options.model_copy(

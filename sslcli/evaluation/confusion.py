@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from sslcli.runs.files import atomic_path
+from sslcli.storage import atomic_path
 
 #: Up to so many classes the cells say their numbers, and every class its name.
 NUMBERED, NAMED = 20, 110

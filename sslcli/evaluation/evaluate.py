@@ -15,8 +15,8 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator
 from sslcli.contracts.export import Trained
 from sslcli.runs.device import resolve_device
-from sslcli.runs.files import check_output
 from sslcli.runs.trained import load_trained
+from sslcli.storage import check_output
 
 from .confusion import can_draw
 from .parts import Parts, open_parts, pretrained_on

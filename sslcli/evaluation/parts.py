@@ -10,6 +10,7 @@ from sslcli.config.document import Document
 from sslcli.config.options import validate
 from sslcli.contracts.data import Dataset, DatasetOptions, Part
 from sslcli.contracts.errors import UserError
+from sslcli.data.subset import Subset, limited
 from sslcli.plugins import load
 
 from .overlap import check_overlap
@@ -65,9 +66,9 @@ def open_parts(
         raise UserError(f"command line: data.name: should be the name of a data set, not {name!r}")
     cls: type[Dataset] = load("datasets", name)
     options = validate(cls.Options, merged, repr(name), document, ("data",))
-    to_fit, to_judge = (_part(cls, options, part, limited="limit" in asked) for part in ("train", "eval"))
+    to_fit, to_judge = (_part(cls, options, part, limit_both="limit" in asked) for part in ("train", "eval"))
     if to_fit is None or to_judge is None:
-        everything = cls.open(options)
+        everything = limited(cls.open(options))
         if needs_labels and required:
             if everything.labels is not None:
                 raise UserError(
@@ -76,17 +77,17 @@ def open_parts(
                 )
             raise UserError(f"{name}: there are no labeled images to fit and to judge on; name data that have some")
         return Parts(everything, everything, False, cls.view_size(options), {})
-    train, judged = cls.open(to_fit), cls.open(to_judge)
+    train, judged = limited(cls.open(to_fit)), limited(cls.open(to_judge))
     overlap, line = check_overlap(train, judged) if needs_labels else ({}, None)
     if line is not None:
         log.warning(line)
     return Parts(train, judged, True, cls.view_size(options), overlap)
 
 
-def _part(cls: type[Dataset], options: DatasetOptions, part: str, limited: bool) -> DatasetOptions | None:
+def _part(cls: type[Dataset], options: DatasetOptions, part: str, limit_both: bool) -> DatasetOptions | None:
     chosen: Part = "train" if part == "train" else "eval"
     found = cls.labeled(options, chosen)
-    if found is not None and limited:  # asked for here, it holds for both parts
+    if found is not None and limit_both:
         found = found.model_copy(update={"limit": options.limit})
     return found
 
@@ -105,4 +106,5 @@ def pretrained_on(stored: dict[str, Any] | None, judged: Dataset) -> bool:
         options = cls.Options.parse({key: value for key, value in stored.items() if key != "name"})
     except (ValueError, UserError):  # a run of another version, or its plugin is not installed
         return False
-    return cls is type(judged) and same_source(options, judged.options)
+    whole = judged.data if isinstance(judged, Subset) else judged
+    return cls is type(whole) and same_source(options, judged.options)

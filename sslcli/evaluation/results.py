@@ -11,8 +11,8 @@ from typing import Any
 
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult
-from sslcli.runs import files
 from sslcli.runs.directory import RunDirectory
+from sslcli.storage import write_text
 
 from .confusion import can_draw, write_confusion
 from .tables import Row
@@ -69,7 +69,7 @@ def write_result(run: Path, row: Row, classes: Sequence[str]) -> Path:
             path.rename(earlier)
             if path.with_suffix(".png").exists():
                 path.with_suffix(".png").rename(earlier.with_suffix(".png"))
-        files.write_text(path, json.dumps(row.full(), indent=2) + "\n")
+        write_text(path, json.dumps(row.full(), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     log.info(f"wrote {path}")
@@ -86,7 +86,7 @@ def write_output(path: Path, rows: Sequence[Row]) -> None:
     several = {"results": [{"target": row.target, **row.full()} for row in rows]}
     content = {"target": rows[0].target, **rows[0].full()} if len(rows) == 1 else several
     try:
-        files.write_text(path, json.dumps(content, indent=2) + "\n")
+        write_text(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 

@@ -24,6 +24,7 @@ from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
 from sslcli.contracts.method import ParameterGroup
+from sslcli.data.subset import Subset, stratified_share, stratified_split
 from sslcli.evaluation.extraction import extract_features
 from sslcli.evaluation.scores import exact_float32, in_top
 from sslcli.evaluation.subject import require_parts
@@ -33,8 +34,7 @@ from sslcli.randomness import seed_for
 from sslcli.runs.device import resolve_precision
 
 from .linear.augmented import DTYPES
-from .linear.heads import stratified_split
-from .probes.images import ImageOptions, Subset, ViewBatches, labels_of, stratified_share
+from .probes.images import ImageOptions, ViewBatches, labels_of
 from .probes.training import ProbeOptions, Rates, Training, curve_rows, draw_weights, finite, judged
 
 log = logging.getLogger(__name__)

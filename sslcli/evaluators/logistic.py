@@ -18,10 +18,10 @@ from torch import Tensor
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
 from sslcli.contracts.options import Options
+from sslcli.data.subset import stratified_split
 from sslcli.evaluation.scores import accuracy
 from sslcli.evaluation.subject import labeled_features, require_parts
 
-from .linear.heads import stratified_split
 from .probes.training import Places, as_list, judged
 
 log = logging.getLogger(__name__)

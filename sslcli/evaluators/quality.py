@@ -19,7 +19,7 @@ from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import ViewSpec
-from sslcli.data.subset import stratified_choice
+from sslcli.data.subset import fixed_choice
 from sslcli.evaluation.extraction import THREADS
 from sslcli.evaluation.quality import alignment, effective_rank, feature_std, rank_me, uniformity
 from sslcli.views.pipeline import ViewMaker
@@ -77,9 +77,9 @@ class Quality(Evaluator):
         pair = two_views(options.views, subject.image_size)
         if len(features) < 2:
             raise UserError(f"{data.info.name}: quality needs two images at least; name more data")
-        rows = chosen(len(features), options.limit)
+        rows = fixed_choice(len(features), options.limit)
         z = features[rows.to(features.device)]
-        places = chosen(len(data), options.limit)
+        places = fixed_choice(len(data), options.limit)
         log.info(f"quality: two views of {len(places):,} images ({options.part})")
         z1, z2 = view_features(subject, data, places, pair)
         metrics = {
@@ -102,11 +102,6 @@ class Quality(Evaluator):
             "uniformity_of": "the undistorted images, L2-normalized",
         }
         return EvaluationResult(metrics, protocol)
-
-
-def chosen(count: int, limit: int | None) -> Tensor:
-    """Returns the places (K,) of a fixed random choice of `limit` out of `count`, ascending."""
-    return stratified_choice(torch.zeros(count, dtype=torch.int64), limit)
 
 
 def two_views(section: dict[str, Any], size: int) -> tuple[ViewSpec, ...]:

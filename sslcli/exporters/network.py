@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.export import BackboneCard, Trained
 from sslcli.contracts.options import Options
-from sslcli.runs import files
+from sslcli.storage import atomic_path
 
 #: Largest difference to torch that a check lets pass, for features whose largest value is 1 or less.
 TOLERANCE = 1e-4
@@ -112,7 +112,7 @@ def input_text(card: BackboneCard, *, normalize: bool) -> str:
 def whole_file(path: Path) -> Iterator[Path]:
     """Gives a temporary path that takes `path`'s place at the end; UserError where `path` cannot be written."""
     try:
-        with files.atomic_path(path) as temporary:
+        with atomic_path(path) as temporary:
             yield temporary
     except OSError as error:
         reason = error.strerror or error

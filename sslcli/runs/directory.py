@@ -12,8 +12,8 @@ from typing import Any, TextIO
 
 from sslcli.config.document import dump_yaml
 from sslcli.contracts.errors import UserError
+from sslcli.storage import write_text
 
-from . import files
 from .checkpoint import list_checkpoints
 from .environment import describe_environment
 
@@ -69,7 +69,7 @@ class RunDirectory:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            files.write_text(self.config, dump_yaml(config))
+            write_text(self.config, dump_yaml(config))
             self._write_environment(command, resumed=resumed)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another --output") from error
@@ -95,7 +95,7 @@ class RunDirectory:
                 starts = []
         place = {"directory": str(Path.cwd()), "executable": sys.executable}
         starts = [*starts, describe_environment(command) | place]
-        files.write_text(self.environment, json.dumps({"starts": starts}, indent=2) + "\n")
+        write_text(self.environment, json.dumps({"starts": starts}, indent=2) + "\n")
 
     def open_log(self, *, from_step: int) -> None:
         """Opens `metrics.jsonl`, dropping lines of steps after `from_step`, which will be written again."""
@@ -107,7 +107,7 @@ class RunDirectory:
                         kept.append(line)
                 except (ValueError, KeyError, TypeError):
                     continue  # a line that a kill cut short
-        files.write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
         self._log = self.metrics.open("a", encoding="utf-8")
 
     def append(self, record: Mapping[str, Any]) -> None:

@@ -1,15 +1,13 @@
-"""Safetensors files that are whole or not there, and that tell when a byte has changed.
+"""Safetensors files that are written whole or not at all, and in which a changed byte is detected.
 
-Every file of ours carries one canonical JSON document in its header, with a sha256 per tensor, and beside it the
-sha256 of the document itself: without that, a flipped bit in the header could turn step 500 into 400 and load cleanly.
+Each of these files has one canonical JSON document in its header, with a sha256 for each tensor, and the sha256 of the
+document itself: without it, a flipped bit in the header could turn step 500 into 400 and load without an error.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,62 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sslcli.contracts.errors import UserError
+from sslcli.storage import atomic_path
 
 _DOCUMENT, _DIGEST, _TENSORS, _PLAIN = "sslcli", "sha256", "tensors", "plain"
 
 
 class DamagedFile(Exception):
-    """A file that is not what was written; the message names the file and, where it is one, the tensor."""
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; on leaving without an exception it is synced and takes `path`'s place."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # temporary files and safetensors' own are 0600
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Makes a file's content, or a directory's entries, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small text file whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def check_output(path: Path) -> None:
-    """Refuses a place for a new file, before hours of work are done for it.
-
-    Raises:
-        UserError: it exists, its folder does not, or it cannot be written.
-    """
-    if path.exists():
-        raise UserError(f"{path}: exists already; choose another --output")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: the folder {path.parent} does not exist")
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
+    """A file differs from what was written; the message names the file and, if it is one, the tensor."""
 
 
 def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -105,7 +54,7 @@ def write(
         path: the file.
         tensors: by name.
         document: plain data.
-        plain: entries of the header for whoever reads no document of ours; checked like all the rest.
+        plain: header entries for other programs; checked like the rest.
     """
     whole = {**document, _PLAIN: dict(plain)} if plain else document
     metadata = header({**whole, _TENSORS: {name: _digest(tensor) for name, tensor in sorted(tensors.items())}})
@@ -114,7 +63,7 @@ def write(
 
 
 def header(document: dict[str, Any]) -> dict[str, str]:
-    """Returns the metadata of a header that `read_document` reads: the document, its hash, and what is plain in it."""
+    """Returns the metadata of a header that `read_document` reads: the document, its hash, and its plain entries."""
     text = _canonical(document)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return {**document.get(_PLAIN, {}), _DOCUMENT: text, _DIGEST: digest}
@@ -124,7 +73,7 @@ def read_document(path: Path) -> dict[str, Any]:
     """Reads only the JSON document of a file that `write` wrote.
 
     Raises:
-        DamagedFile: if the file is none, or its document is not what was written.
+        DamagedFile: if it is not such a file, or its document was changed.
         FileNotFoundError: if there is none.
     """
     with _opened(path) as file:
@@ -139,7 +88,7 @@ def read_digest(path: Path) -> str:
 
 
 def is_ours(path: Path) -> bool:
-    """Tells whether a safetensors file was written by `write`; raises as `read_document` does."""
+    """Returns whether a safetensors file was written by `write`; raises like `read_document`."""
     with _opened(path) as file:
         return _DOCUMENT in (file.metadata() or {})
 
@@ -147,7 +96,7 @@ def is_ours(path: Path) -> bool:
 def read_foreign(path: Path) -> dict[str, Tensor]:
     """Reads all tensors of a safetensors file that others wrote; raises DamagedFile or FileNotFoundError."""
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
 
 
 def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:

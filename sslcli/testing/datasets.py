@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part, RootedOptions
+from sslcli.data.subset import limited
 
 from .common import check_options, equal, refusal, require
 
@@ -132,7 +133,7 @@ def _check_labels(dataset: Dataset) -> None:
 
 def _check_limit(dataset: Dataset, options: DatasetOptions) -> None:
     label, limit = type(dataset).__name__, max(1, len(dataset) // 2)
-    part = type(dataset).open(options.model_copy(update={"limit": limit}))
+    part = limited(type(dataset).open(options.model_copy(update={"limit": limit})))
     require(len(part) == limit, f"{label} with limit={limit} has {len(part)} images")
     if dataset.labels is None or part.labels is None:
         return

@@ -1,4 +1,4 @@
-"""Whether a run may go on under a config that differs from the one it was started with."""
+"""Whether a run may be resumed with a config that differs from the one it was started with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sslcli.data.files import FileOptions
 
 
 def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeRule, str]]:
-    """Lists what differs between a config and the stored plain config of a run: the field's rule, and a line."""
+    """Lists the differences between a config and the stored plain config of a run: the field's rule, and a message."""
     found: list[tuple[ResumeRule, str]] = []
     for section, now in config.plain().items():
         before = stored.get(section)
@@ -33,13 +33,13 @@ def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeR
 
 
 def _completed(config: RunConfig, section: str, stored: dict[str, Any]) -> dict[str, Any]:
-    """The stored options with today's defaults for those that did not exist when the run was made."""
+    """The stored options, with the present defaults of those that did not exist when the run was started."""
     values = {name: value for name, value in stored.items() if name != "name"}
     if section == "callbacks" or ("name" in stored and stored["name"] != getattr(config, section).name):
         return stored
     try:
         return {**stored, **_model(config, section).parse(values).plain()}
-    except ValidationError:  # an option has gone or has another meaning: all of it is shown as it was written
+    except ValidationError:  # an option was removed or changed its meaning: all are shown as they were written
         return stored
 
 
@@ -77,8 +77,8 @@ def check(config: RunConfig, stored: dict[str, Any], run: str) -> list[str]:
 
 
 def keep_resolved(config: RunConfig, stored: dict[str, Any]) -> RunConfig:
-    """Reuses what `auto` was resolved to when the run began."""
-    # A run from before there was anything compiled goes on without.
+    """Replaces each `auto` by what it was resolved to when the run began."""
+    # A run of a version that did not compile is resumed without.
     training = {"compile": "none", **stored.get("training", {})}
     reuse = {
         name: training[name]
@@ -87,7 +87,7 @@ def keep_resolved(config: RunConfig, stored: dict[str, Any]) -> RunConfig:
     }
     data = config.data
     if isinstance(data.options, FileOptions) and data.options.cache == "auto":
-        # Likewise: a run from before there was a cache goes on without.
+        # Likewise: a run of a version that had no cache is resumed without.
         cache = stored.get("data", {}).get("cache", "none")
         data = dataclasses.replace(data, options=data.options.model_copy(update={"cache": cache}))
     return dataclasses.replace(config, data=data, training=config.training.model_copy(update=reuse))

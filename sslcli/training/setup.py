@@ -23,6 +23,7 @@ from sslcli.data.cache.dataset import CachedDataset, open_cached
 from sslcli.data.crops import wanted_side
 from sslcli.data.files import FileOptions
 from sslcli.data.source import open_source
+from sslcli.data.subset import limited
 from sslcli.logs import lines_to
 from sslcli.modules.headed import HeadedBackbone
 from sslcli.modules.sync_norm import synchronize_batch_norm
@@ -72,11 +73,12 @@ class Session:
         return max(view.size for view in self.config.views)
 
     def labeled(self, part: Part) -> Dataset | None:
-        """Opens the labeled images to fit or to judge a probe on; None where the data have none."""
-        options = self.dataset.labeled(self.dataset.options, part)
+        """Opens the labeled images to fit or to evaluate a probe on; None where the data have none."""
+        cls: type[Dataset] = self.config.data.cls
+        options = cls.labeled(self.dataset.options, part)
         if options is None:
             return None
-        return self.dataset if options == self.dataset.options else type(self.dataset).open(options)
+        return self.dataset if options == self.dataset.options else limited(cls.open(options))
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) on the device → float32, normalized as in training."""
@@ -98,10 +100,10 @@ class Session:
 
 
 def resolve_autos(config: RunConfig) -> RunConfig:
-    """Returns the config with `auto` replaced by what it means here; UserError for a device that isn't there."""
+    """Returns the config with each `auto` resolved; UserError for a device that does not exist."""
     device = resolve_device(config.training.device, "training.device")
     precision = resolve_precision(config.training.precision, device)
-    # The index of a device says nothing about the run; its type does.
+    # Only the type of a device matters to the run, not its index.
     name = config.training.device if config.training.device != "auto" else device.type
     training = config.training.model_copy(update={"device": name, "precision": precision})
     return dataclasses.replace(config, training=training)
@@ -118,12 +120,12 @@ def build(
 
     Args:
         config: the whole configuration.
-        fresh: the run starts here: the backbone gets the weights that its options name. Not to resume one.
-        compiled: compile what `training.compile` says; not to look at a plan only.
+        fresh: the run starts, so that the backbone gets the weights that its options name; False to resume one.
+        compiled: compile what `training.compile` says; False to only show the plan.
         tell: shows a line to the user; by default the messages go where those of the logger `sslcli` go.
 
     Raises:
-        UserError: whatever does not go together, in one line.
+        UserError: options do not fit together, in one line.
     """
     with lines_to(tell):
         return _build(config, fresh=fresh, compiled=compiled)
@@ -138,13 +140,14 @@ def _build(config: RunConfig, *, fresh: bool, compiled: bool) -> Session:
     torch.use_deterministic_algorithms(training.deterministic)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
-        # Image sizes never change within a run, so that trying each kernel pays; a choice by time can't be repeated.
+        # Image sizes never change within a run, so trying each kernel pays off; a choice by time is not reproducible.
         torch.backends.cudnn.benchmark = not training.deterministic
-    dataset: Dataset = config.data.cls.open(config.data.options)
+    dataset = limited(config.data.cls.open(config.data.options))
     if config.method.cls.needs_labels and dataset.labels is None:
         raise UserError(f"method: {config.method.name!r} needs labels, and {dataset.info.name!r} has none")
     views = ViewMaker(config.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
-    data = _with_cache(config, dataset, views)
+    # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
+    data = open_cached(dataset, wanted_side(views), training.epochs, training.workers)
     config = _cache_resolved(config, data)
     source = open_source(
         data, device, training.batch_size, training.accumulate, config.seed,
@@ -171,17 +174,11 @@ def _build(config: RunConfig, *, fresh: bool, compiled: bool) -> Session:
     )  # fmt: skip
 
 
-def _with_cache(config: RunConfig, dataset: Dataset, views: ViewMaker) -> Dataset:
-    """The images to train on: those of the data set, or the cache of them that it is asked to keep."""
-    # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
-    return open_cached(dataset, wanted_side(views), config.training.epochs, config.training.workers, log.info)
-
-
 def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
     """The config with `data.cache: auto` replaced by what it is here."""
     options = config.data.options
     if not isinstance(options, FileOptions) or options.cache != "auto":
-        return config  # only data sets of files can be cached, and another's `cache` is its own affair
+        return config  # only data sets of files can be cached; another's `cache` has its own meaning
     kind = data.kind if isinstance(data, CachedDataset) else "none"
     return dataclasses.replace(
         config, data=dataclasses.replace(config.data, options=options.model_copy(update={"cache": kind}))

@@ -26,10 +26,10 @@ pytestmark = pytest.mark.skipif(
 def test_photographs_are_found_with_their_splits_and_classes() -> None:
     data = Folder(FolderOptions(root=ROOT))
     assert (len(data), len(data.info.classes or ())) == (800, 10)
-    judged = Folder.labeled(data.options, "eval")
-    assert isinstance(judged, FolderOptions)
-    assert len(Folder(judged)) == 300
-    assert Folder(judged).info.classes == data.info.classes
+    held_out = Folder.labeled(data.options, "eval")
+    assert isinstance(held_out, FolderOptions)
+    assert len(Folder(held_out)) == 300
+    assert Folder(held_out).info.classes == data.info.classes
 
 
 def test_photographs_become_crops_of_two_sizes() -> None:
@@ -47,7 +47,7 @@ def test_photographs_become_crops_of_two_sizes() -> None:
     for batch in batches:
         assert [tuple(view.shape) for view in batch.images] == [(12, 3, 64, 64)] * 2 + [(12, 3, 32, 32)] * 2
         assert batch.replaced == ()
-        # Two crops of one photograph are alike in color, more so than those of two.
+        # Two crops of one photograph have more similar colors than crops of two.
         first, second = (view.float().mean(dim=(2, 3)) for view in batch.images[:2])
         own = (first - second).abs().mean()
         assert float(own) < float((first - second.roll(1, 0)).abs().mean())

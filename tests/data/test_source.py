@@ -1,39 +1,19 @@
+"""Sources that keep all images on the device, and the order that all sources share."""
+
 from __future__ import annotations
 
 from itertools import islice
 
 import pytest
 import torch
+from source_helpers import CPU, Numbered, assert_all_same, assert_same
 from torch import Tensor
 
-from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Source, SourceBatch
+from sslcli.contracts.data import Dataset, Source, SourceBatch
 from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.data import plan as plan_module
 from sslcli.data.plan import Plan
 from sslcli.data.source import ResidentSource, open_source, resident_images
-
-CPU = torch.device("cpu")
-
-
-class Numbered(Dataset):
-    """Image i is filled with i; its label is i modulo 3."""
-
-    def __init__(
-        self, length: int, keeps: bool = True, size: tuple[int, int] | None = (2, 4), labeled: bool = True
-    ) -> None:
-        super().__init__(DatasetOptions())
-        self.info = DataInfo("numbered", 3, size, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c"))
-        self.labels = torch.arange(length) % 3 if labeled else None
-        self.length, self.keeps = length, keeps
-
-    def __len__(self) -> int:
-        return self.length
-
-    def image(self, index: int) -> Tensor:
-        return torch.full((3, 2, 4), index, dtype=torch.uint8)
-
-    def images(self) -> Tensor | None:
-        return torch.stack([self.image(index) for index in range(len(self))]) if self.keeps else None
 
 
 def resident(dataset: Dataset, device: torch.device, *arguments: int, **named: int) -> ResidentSource:
@@ -46,17 +26,7 @@ def take(source: Source, step: int, count: int) -> list[list[SourceBatch]]:
     return list(islice(source.batches(step), count))
 
 
-def assert_same(first: SourceBatch, second: SourceBatch) -> None:
-    assert torch.equal(first.images[0], second.images[0])
-    assert first.labels is not None
-    assert second.labels is not None
-    assert torch.equal(first.labels, second.labels)
-    assert torch.equal(first.index, second.index)
-    assert torch.equal(first.positions, second.positions)
-    assert (first.epoch, first.cropped) == (second.epoch, second.cropped)
-
-
-def test_batch_holds_the_images_and_labels_of_its_index() -> None:
+def test_a_batch_has_the_images_and_labels_of_its_index() -> None:
     for (batch,) in take(resident(Numbered(50), CPU, 8), 0, 6):
         assert batch.images[0].shape == (8, 3, 2, 4)
         assert batch.images[0].dtype == torch.uint8
@@ -64,9 +34,10 @@ def test_batch_holds_the_images_and_labels_of_its_index() -> None:
         assert batch.labels is not None
         assert torch.equal(batch.labels, batch.index % 3)
         assert not batch.cropped
+    assert take(resident(Numbered(10, labeled=False), CPU, 5), 0, 1)[0][0].labels is None
 
 
-def test_epoch_shows_each_image_once() -> None:
+def test_an_epoch_shows_each_image_once() -> None:
     source = resident(Numbered(60), CPU, 12)
     assert source.steps_per_epoch == 5
     for epoch in range(2):
@@ -76,7 +47,7 @@ def test_epoch_shows_each_image_once() -> None:
         assert torch.cat([batch.positions for (batch,) in batches]).tolist() == list(range(60))
 
 
-def test_incomplete_last_batch_is_left_out() -> None:
+def test_an_incomplete_last_batch_is_left_out() -> None:
     source = resident(Numbered(50), CPU, 8)
     assert source.steps_per_epoch == 6
     batches = take(source, 0, 7)
@@ -94,17 +65,14 @@ def test_orders_of_epochs_and_seeds_differ() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 13])
-def test_stream_from_a_step_is_the_tail_of_the_stream(step: int) -> None:
+def test_the_stream_from_a_step_is_the_tail_of_the_stream(step: int) -> None:
     whole = take(resident(Numbered(50), CPU, 8, accumulate=2, seed=3), 0, 20)
     tail = take(resident(Numbered(50), CPU, 8, accumulate=2, seed=3), step, 20 - step)
-    assert len(tail) == 20 - step
-    for expected, found in zip(whole[step:], tail, strict=True):
-        for first, second in zip(expected, found, strict=True):
-            assert_same(first, second)
+    assert_all_same(whole[step:], tail)
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 4), (2, 1), (2, 3), (4, 2)])
-def test_ranks_and_accumulation_cut_the_same_global_batch(world_size: int, accumulate: int) -> None:
+def test_ranks_and_accumulation_divide_the_same_global_batch(world_size: int, accumulate: int) -> None:
     whole = take(resident(Numbered(100), CPU, 24, seed=1), 0, 5)
     ranks = [
         take(resident(Numbered(100), CPU, 24, accumulate, 1, rank, world_size), 0, 5) for rank in range(world_size)
@@ -116,7 +84,7 @@ def test_ranks_and_accumulation_cut_the_same_global_batch(world_size: int, accum
         assert torch.equal(torch.cat([part.positions for part in parts]), expected.positions)
 
 
-def test_order_is_made_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_is_computed_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def counted(*arguments: int) -> Tensor:
@@ -128,51 +96,41 @@ def test_order_is_made_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [(9, 0, 50), (9, 1, 50)]
 
 
-def test_data_without_labels_have_none() -> None:
-    assert take(resident(Numbered(10, labeled=False), CPU, 5), 0, 1)[0][0].labels is None
+def test_the_order_of_many_millions_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "SORT_LIMIT", 10)
+    monkeypatch.setattr("sslcli.randomness.SORT_LIMIT", 10)
+    parts = [part for step in islice(Plan("large", 1000, 100, 2).steps(0), 10) for part in step]
+    assert {len(part.index) for part in parts} == {50}
+    assert torch.cat([part.index for part in parts]).sort().values.tolist() == list(range(1000))
 
 
 @pytest.mark.parametrize(("accumulate", "world_size", "multiple"), [(3, 1, 3), (1, 3, 3), (4, 4, 16)])
-def test_batch_that_cannot_be_shared_out_is_refused(accumulate: int, world_size: int, multiple: int) -> None:
+def test_a_batch_that_cannot_be_divided_is_refused(accumulate: int, world_size: int, multiple: int) -> None:
     with pytest.raises(UserError, match=rf"^training.batch_size: 8 .* multiple of {multiple},[^\n]*$"):
         resident(Numbered(50), CPU, 8, accumulate, world_size=world_size)
 
 
-def test_batch_larger_than_the_data_is_refused() -> None:
+def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(UserError, match=r"^training.batch_size: 64 is more than the 50 images of numbered[^\n]*$"):
         resident(Numbered(50), CPU, 64)
 
 
-def test_images_that_the_dataset_does_not_keep_are_decoded_once() -> None:
+class Damaged(Numbered):
+    def image(self, index: int) -> Tensor:
+        if index == 5:
+            raise UnreadableImage("five", "damaged")
+        return super().image(index)
+
+
+def test_images_of_one_size_that_fit_and_can_be_read_are_resident() -> None:
     found, expected = resident_images(Numbered(9, keeps=False)), Numbered(9).images()
     assert found is not None
     assert expected is not None
     assert torch.equal(found, expected)
-
-
-def test_images_of_unequal_size_or_too_many_are_not_resident() -> None:
-    assert resident_images(Numbered(9, keeps=False, size=None)) is None
-    assert resident_images(Numbered(9), budget=9 * 24 - 1) is None
     assert resident_images(Numbered(9), budget=9 * 24) is not None
-
-
-def test_data_with_an_unreadable_image_are_not_resident() -> None:
-    class Damaged(Numbered):
-        def image(self, index: int) -> Tensor:
-            if index == 5:
-                raise UnreadableImage("five", "damaged")
-            return super().image(index)
-
-    data = Damaged(9, keeps=False)
-    assert resident_images(data) is None
-
-
-def test_order_of_many_millions_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "SORT_LIMIT", 10)
-    monkeypatch.setattr("sslcli.randomness.SORT_LIMIT", 10)
-    stretches = [part for step in islice(Plan("large", 1000, 100, 2).steps(0), 10) for part in step]
-    assert {len(stretch.index) for stretch in stretches} == {50}
-    assert torch.cat([stretch.index for stretch in stretches]).sort().values.tolist() == list(range(1000))
+    assert resident_images(Numbered(9), budget=9 * 24 - 1) is None
+    assert resident_images(Numbered(9, keeps=False, size=None)) is None
+    assert resident_images(Damaged(9, keeps=False)) is None
 
 
 def test_open_source_takes_the_resident_one_and_refuses_the_rest() -> None:
@@ -193,7 +151,5 @@ def test_batches_on_cuda_are_those_on_the_cpu_without_waiting_for_the_device() -
         found = take(source, 0, 7)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for (batch,), (expected,) in zip(found, take(resident(Numbered(50), CPU, 8), 0, 7), strict=True):
-        assert batch.images[0].device.type == "cuda"
-        assert torch.equal(batch.images[0].cpu(), expected.images[0])
-        assert torch.equal(batch.index, expected.index)
+    assert {batch.images[0].device.type for (batch,) in found} == {"cuda"}
+    assert_all_same(found, take(resident(Numbered(50), CPU, 8), 0, 7))

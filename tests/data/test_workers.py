@@ -1,11 +1,10 @@
+"""Sources whose images are decoded and cropped by workers: the same batches, however the work is divided."""
+
 from __future__ import annotations
 
+import logging
 import multiprocessing
-import os
 import pickle
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -13,50 +12,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from source_helpers import CPU, Uneven, assert_all_same, opened, take, views
 from torch import Tensor
 
-from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, SourceBatch
-from sslcli.contracts.errors import SslError, UnreadableImage
+from sslcli.contracts.errors import SslError
 from sslcli.contracts.views import ViewSpec
 from sslcli.data import workers as workers_module
 from sslcli.data.crops import Cropper, Slice, split_views
 from sslcli.data.plan import Plan
-from sslcli.data.processes import worker_count, worker_errors
 from sslcli.data.source import ResidentSource, open_source
 from sslcli.data.workers import WorkerSource
 from sslcli.datasets.folder import Folder, FolderOptions
 from sslcli.views.pipeline import ViewMaker
-
-CPU = torch.device("cpu")
-
-
-def maker(*sizes: int, seed: int = 0) -> ViewMaker:
-    """One kind of two views for each size; by default 16 and 8 pixels."""
-    operations = [{"name": "crop", "options": {}}, {"name": "flip", "options": {}}]
-    specs = [ViewSpec.parse({"count": 2, "size": size, "operations": operations}) for size in sizes or (16, 8)]
-    return ViewMaker(specs, 3, (0.5,) * 3, (0.25,) * 3, seed)
-
-
-class Uneven(Dataset):
-    """Images of different sizes, each filled with its number; some cannot be read."""
-
-    def __init__(self, length: int, unreadable: frozenset[int] = frozenset(), limit: float = 1.0) -> None:
-        super().__init__(Limited(max_unreadable=limit))
-        self.info = DataInfo("uneven", 3, None, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c"))
-        self.labels = torch.arange(length) % 3
-        self.length, self.unreadable = length, unreadable
-
-    def __len__(self) -> int:
-        return self.length
-
-    def image(self, index: int) -> Tensor:
-        if index in self.unreadable:
-            raise UnreadableImage(f"{index}.png", "damaged")
-        return torch.full((3, 10 + index % 7, 12 + index % 5), index % 256, dtype=torch.uint8)
-
-
-class Limited(DatasetOptions):
-    max_unreadable: float = 0.01
 
 
 class Broken(Uneven):
@@ -64,43 +31,7 @@ class Broken(Uneven):
         raise ZeroDivisionError("a bug in the decoder")
 
 
-@contextmanager
-def opened(
-    data: Dataset, batch_size: int, accumulate: int = 1, seed: int = 0, rank: int = 0, world: int = 1, workers: int = 0
-) -> Iterator[WorkerSource]:
-    plan = Plan(data.info.name, len(data), batch_size, accumulate, seed, rank, world)
-    source = WorkerSource(data, CPU, plan, maker(seed=seed), workers)
-    try:
-        yield source
-    finally:
-        source.close()
-        assert multiprocessing.active_children() == []
-
-
-def take(data: Dataset, step: int, count: int, *arguments: int, **named: int) -> list[list[SourceBatch]]:
-    with opened(data, *arguments, **named) as source:
-        return list(islice(source.batches(step), count))
-
-
-def assert_same(first: SourceBatch, second: SourceBatch) -> None:
-    assert len(first.images) == len(second.images)
-    assert all(torch.equal(a, b) for a, b in zip(first.images, second.images, strict=True))
-    assert first.labels is not None
-    assert second.labels is not None
-    assert torch.equal(first.labels, second.labels)
-    assert torch.equal(first.index, second.index)
-    assert torch.equal(first.positions, second.positions)
-    assert (first.epoch, first.cropped, first.replaced) == (second.epoch, second.cropped, second.replaced)
-
-
-def assert_all_same(first: list[list[SourceBatch]], second: list[list[SourceBatch]]) -> None:
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        for a, b in zip(one, other, strict=True):
-            assert_same(a, b)
-
-
-def test_batch_holds_a_crop_for_each_view_and_the_label_of_each_image() -> None:
+def test_a_batch_has_a_crop_for_each_view_and_the_label_of_each_image() -> None:
     for (batch,) in take(Uneven(50), 0, 6, 8):
         assert [tuple(view.shape) for view in batch.images] == [(8, 3, 16, 16)] * 2 + [(8, 3, 8, 8)] * 2
         for view in batch.images:
@@ -125,25 +56,18 @@ def test_order_shares_and_positions_are_those_of_a_resident_source() -> None:
                 assert one.epoch == other.epoch
 
 
-def test_number_of_workers_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers_module, "SLICE", 3)  # so that a micro-batch comes from several workers
-    data = Uneven(50, unreadable=frozenset({3, 11, 40}))
+@pytest.mark.parametrize(("workers", "size"), [(0, 5), (1, 3), (2, 3)])  # a micro-batch comes from several workers
+def test_neither_workers_nor_slices_change_anything(workers: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Uneven(50, {3, 11, 40})
     expected = take(data, 3, 8, 16, accumulate=2, seed=7)
     assert {batch.epoch for step in expected for batch in step} == {1, 2, 3}
-    for workers in (1, 2):
-        assert_all_same(expected, take(data, 3, 8, 16, accumulate=2, seed=7, workers=workers))
-
-
-def test_size_of_slices_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = Uneven(50, unreadable=frozenset({3, 11, 40}))
-    expected = take(data, 0, 3, 16)
-    monkeypatch.setattr(workers_module, "SLICE", 5)
-    assert_all_same(expected, take(data, 0, 3, 16))
+    monkeypatch.setattr(workers_module, "SLICE", size)
+    assert_all_same(expected, take(data, 3, 8, 16, accumulate=2, seed=7, workers=workers))
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 13])
-def test_stream_from_a_step_is_the_tail_of_the_stream(step: int) -> None:
-    data = Uneven(50, unreadable=frozenset({3, 11, 40}))
+def test_the_stream_from_a_step_is_the_tail_of_the_stream(step: int) -> None:
+    data = Uneven(50, {3, 11, 40})
     whole = take(data, 0, 16, 8, accumulate=2, seed=3)
     assert_all_same(whole[step:], take(data, step, 16 - step, 8, accumulate=2, seed=3))
 
@@ -155,7 +79,7 @@ def test_global_random_numbers_are_left_alone(workers: int) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_source_can_start_again_at_another_step() -> None:
+def test_a_source_can_start_again_at_another_step() -> None:
     data = Uneven(50)
     expected = take(data, 0, 7, 8)
     with opened(data, 8, workers=1) as source:
@@ -171,18 +95,17 @@ def test_views_are_those_of_the_resident_path(tmp_path: Path) -> None:
         folder.mkdir(exist_ok=True)
         Image.fromarray(coarse).resize((40, 30), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
     data = Folder(FolderOptions(root=tmp_path))
-    plan = Plan("folder", 24, 12, seed=5)
-    views = maker(seed=5)
+    plan, maker = Plan("folder", 24, 12, seed=5), views(seed=5)
     images = torch.stack([data.image(index) for index in range(24)])
     resident = ResidentSource(data, CPU, plan, images)
-    source = open_source(data, CPU, 12, seed=5, views=views, workers=1)
+    source = open_source(data, CPU, 12, seed=5, views=maker, workers=1)
     assert isinstance(source, WorkerSource)
     try:
         for (expected,), (found,) in islice(zip(resident.batches(0), source.batches(0), strict=True), 3):
             sizes = torch.tensor([[30, 40]]).expand(12, 2)
-            first = views.apply(expected.images, views.draw(expected.epoch, expected.positions, sizes))
-            draws = views.draw(found.epoch, found.positions, None)
-            second = views.apply(found.images, draws, cropped=True)
+            first = maker.apply(expected.images, maker.draw(expected.epoch, expected.positions, sizes))
+            draws = maker.draw(found.epoch, found.positions, None)
+            second = maker.apply(found.images, draws, cropped=True)
             for one, other in zip(first, second, strict=True):
                 levels = (one - other).abs() * 0.25 * 255
                 assert float(levels.max()) <= 2
@@ -194,8 +117,8 @@ def test_views_are_those_of_the_resident_path(tmp_path: Path) -> None:
         source.close()
 
 
-def test_unreadable_image_is_replaced_counted_and_named() -> None:
-    good, bad = take(Uneven(40), 0, 5, 8), take(Uneven(40, unreadable=frozenset({7, 31})), 0, 5, 8)
+def test_an_unreadable_image_is_replaced_counted_and_named() -> None:
+    good, bad = take(Uneven(40), 0, 5, 8), take(Uneven(40, {7, 31}), 0, 5, 8)
     messages: list[str] = []
     for (before,), (after,) in zip(good, bad, strict=True):
         assert [view.shape for view in before.images] == [view.shape for view in after.images]
@@ -211,16 +134,20 @@ def test_unreadable_image_is_replaced_counted_and_named() -> None:
     assert set(messages) == {"7.png: damaged", "31.png: damaged"}
 
 
-def test_what_takes_the_place_differs_between_places_and_epochs() -> None:
-    data = Uneven(60, unreadable=frozenset(range(0, 60, 2)))
+def test_replacements_differ_between_positions_and_epochs() -> None:
+    data = Uneven(60, range(0, 60, 2))
     meant, found = take(Uneven(60), 0, 2, 60), take(data, 0, 2, 60)
-    chosen = [after.index[before.index % 2 == 0].tolist() for (before,), (after,) in zip(meant, found, strict=True)]
-    assert chosen[0] != chosen[1]
-    assert all(len(set(places)) > 12 for places in chosen)  # 30 draws from 30 images: 19 different ones on average
+    replacements = [
+        after.index[before.index % 2 == 0].tolist() for (before,), (after,) in zip(meant, found, strict=True)
+    ]
+    assert replacements[0] != replacements[1]
+    assert all(
+        len(set(indices)) > 12 for indices in replacements
+    )  # 30 draws from 30 images: 19 different ones on average
 
 
 def test_too_many_unreadable_images_end_the_run_with_their_names() -> None:
-    data = Uneven(200, unreadable=frozenset(range(0, 200, 20)), limit=0.03)
+    data = Uneven(200, range(0, 200, 20), limit=0.03)
     with opened(data, 100) as source, pytest.raises(SslError) as caught:
         list(islice(source.batches(0), 2))
     message = str(caught.value)
@@ -230,24 +157,25 @@ def test_too_many_unreadable_images_end_the_run_with_their_names() -> None:
     assert caught.value.exit_code == 1
 
 
-def test_few_unreadable_images_are_too_few_to_judge_by() -> None:
-    data = Uneven(3000, unreadable=frozenset(range(0, 3000, 250)), limit=0.01)
-    assert len(take(data, 0, 40, 64)) == 40  # the first batch with one would be at 1.6 %
-
-
-def test_an_image_that_comes_up_again_counts_once() -> None:
-    data = Uneven(40, unreadable=frozenset({7}), limit=0.025)
-    assert len(take(data, 0, 50, 8)) == 50
+@pytest.mark.parametrize(
+    ("data", "steps", "batch"),
+    [
+        (Uneven(3000, range(0, 3000, 250), limit=0.01), 40, 64),  # the first batch with one would be at 1.6 %
+        (Uneven(40, {7}, limit=0.025), 50, 8),  # comes up again each epoch, and counts once
+    ],
+)
+def test_the_share_of_unreadable_images_is_of_many_and_counts_each_once(data: Uneven, steps: int, batch: int) -> None:
+    assert len(take(data, 0, steps, batch)) == steps
 
 
 def test_data_without_one_readable_image_end_the_run() -> None:
-    data = Uneven(20, unreadable=frozenset(range(20)))
+    data = Uneven(20, range(20))
     with opened(data, 10) as source, pytest.raises(SslError, match="cannot be read"):
         next(iter(source.batches(0)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_error_in_a_worker_comes_out_with_its_message_and_leaves_none_behind(workers: int) -> None:
+def test_an_error_in_a_worker_keeps_its_message_and_leaves_no_process_behind(workers: int) -> None:
     with opened(Broken(20), 10, workers=workers) as source:
         with pytest.raises(ZeroDivisionError, match="a bug in the decoder") as caught:
             next(iter(source.batches(0)))
@@ -255,43 +183,8 @@ def test_error_in_a_worker_comes_out_with_its_message_and_leaves_none_behind(wor
         assert caught.tb is not None
 
 
-def test_close_ends_the_workers() -> None:
-    with opened(Uneven(50), 8, workers=2) as source:
-        batches = source.batches(0)
-        next(batches)
-        assert len(multiprocessing.active_children()) == 2
-        source.close()
-        assert multiprocessing.active_children() == []
-        source.close()
-
-
-def test_signals_to_the_process_group_are_left_to_the_main_process() -> None:
-    data = Uneven(50)
-    with opened(data, 8, workers=1) as source:
-        batches = source.batches(0)
-        found = [next(batches)]
-        for child in multiprocessing.active_children():
-            assert child.pid is not None
-            os.kill(child.pid, signal.SIGINT)
-            os.kill(child.pid, signal.SIGTERM)
-        found += islice(batches, 20)
-    assert_all_same(take(data, 0, 21, 8), found)
-
-
-def test_killed_worker_is_told_with_a_remedy() -> None:
-    with opened(Uneven(50), 8, workers=1) as source:
-        batches = source.batches(0)
-        next(batches)
-        (child,) = multiprocessing.active_children()
-        assert child.pid is not None
-        message = r"^a worker process died[^\n]*training\.workers[^\n]*$"
-        with pytest.raises(SslError, match=message), worker_errors():  # noqa: PT012 (it may be told at either line)
-            os.kill(child.pid, signal.SIGKILL)
-            list(islice(batches, 100))
-
-
 def test_work_can_be_pickled_for_workers_that_are_spawned() -> None:
-    cropper = Cropper(Uneven(20), maker(), 0)
+    cropper = Cropper(Uneven(20), views(), 0)
     asked = Slice(1, 4, [3, 9, 2])
     first, second = cropper[asked], pickle.loads(pickle.dumps(cropper))[asked]
     assert torch.equal(first.buffer, second.buffer)
@@ -299,15 +192,15 @@ def test_work_can_be_pickled_for_workers_that_are_spawned() -> None:
 
 
 def test_images_are_grouped_without_effect_on_their_crops(monkeypatch: pytest.MonkeyPatch) -> None:
-    cropper, asked = Cropper(Uneven(20), maker(), 0), Slice(0, 0, list(range(20)))
+    cropper, asked = Cropper(Uneven(20), views(), 0), Slice(0, 0, list(range(20)))
     expected = cropper[asked].buffer
     monkeypatch.setattr("sslcli.data.crops._GROUP_BYTES", 2000)
     assert torch.equal(cropper[asked].buffer, expected)
 
 
-def test_decoders_are_told_the_size_below_which_a_view_would_lose() -> None:
-    assert Cropper(Uneven(20), maker(224), 0).wanted == 915  # 224 / √(0.08 · 3/4)
-    assert Cropper(Uneven(20), maker(96, 224), 0).wanted == 915
+def test_decoders_get_the_size_below_which_a_view_would_lose_detail() -> None:
+    assert Cropper(Uneven(20), views(224), 0).wanted == 915  # 224 / √(0.08 · 3/4)
+    assert Cropper(Uneven(20), views(96, 224), 0).wanted == 915
     whole = ViewSpec.parse({"size": 64, "operations": [{"name": "resize", "options": {"ratio": 1.5}}]})
     assert Cropper(Uneven(20), ViewMaker([whole], 3, (0.5,) * 3, (0.5,) * 3, 0), 0).wanted == 96
 
@@ -321,35 +214,12 @@ def test_split_views_shares_the_buffer() -> None:
     assert int(buffer[-1]) == 99
 
 
-def test_auto_leaves_a_core_to_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert worker_count("auto") == 15
-    assert worker_count("auto", 4) == 3
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert worker_count("auto", 64) == 7
-    assert worker_count(5) == 5
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
-    assert worker_count("auto") == 1
-
-
-@pytest.mark.slow
-def test_spawned_workers_make_the_same_batches() -> None:
-    expected = take(Uneven(50), 0, 3, 8)
-    before = multiprocessing.get_start_method()
-    multiprocessing.set_start_method("spawn", force=True)
-    try:
-        assert_all_same(expected, take(Uneven(50), 0, 3, 8, workers=1))
-    finally:
-        multiprocessing.set_start_method(before, force=True)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_on_cuda_are_those_on_the_cpu_without_waiting_for_the_device(workers: int) -> None:
     data, plan = Uneven(200), Plan("uneven", 200, 80, 1)
-    source = WorkerSource(data, torch.device("cuda"), plan, maker(), workers)
+    source = WorkerSource(data, torch.device("cuda"), plan, views(), workers)
     batches = source.batches(0)
     found = [next(batches)]  # starting up may wait
     torch.cuda.set_sync_debug_mode("error")
@@ -358,13 +228,15 @@ def test_batches_on_cuda_are_those_on_the_cpu_without_waiting_for_the_device(wor
     finally:
         torch.cuda.set_sync_debug_mode("default")
         source.close()
-    for (batch,), (expected,) in zip(found, take(data, 0, 6, 80), strict=True):
-        assert batch.images[0].device.type == "cuda"
-        assert_same(
-            SourceBatch(
-                [view.cpu() for view in batch.images], batch.cropped,
-                None if batch.labels is None else batch.labels.cpu(),
-                batch.index, batch.positions, batch.epoch, batch.replaced,
-            ),
-            expected,
-        )  # fmt: skip
+    assert {view.device.type for (batch,) in found for view in batch.images} == {"cuda"}
+    assert_all_same(found, take(data, 0, 6, 80))
+
+
+@pytest.mark.parametrize(
+    ("workers", "who"), [(0, "the training process itself"), (1, "1 worker process"), (3, "3 worker processes")]
+)
+def test_a_source_reports_who_does_what(workers: int, who: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sslcli")
+    with opened(Uneven(20), 10, workers=workers) as source:
+        source.prepare(print)  # as older scripts call it
+    assert caplog.messages == [f"training.workers: {who} will decode and crop the images"]

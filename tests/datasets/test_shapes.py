@@ -7,32 +7,24 @@ import torch
 from pydantic import ValidationError
 
 from sslcli.contracts.data import channel_statistics
-from sslcli.datasets.shapes import _TEXTURES, FORMS, MEAN, STD, TEXTURES, Shapes, ShapesOptions, _coverage, _disk, draw
+from sslcli.datasets.shapes import FORMS, MEAN, STD, TEXTURES, Shapes, ShapesOptions, _coverage, _disk, draw
 
 
-def test_pictures_are_uint8_of_the_asked_size_and_count() -> None:
-    data = Shapes(ShapesOptions(count=30, size=48))
-    images = data.images()
-    assert images.shape == (30, 3, 48, 48)
-    assert images.dtype == torch.uint8
-    assert data.info.image_size == (48, 48)
-    assert Shapes.view_size(ShapesOptions(size=48)) == 48
-    assert Shapes.view_size(ShapesOptions()) == 32
+@pytest.mark.parametrize(
+    ("options", "shape"), [({}, (5000, 32)), ({"split": "test"}, (1000, 32)), ({"count": 30, "size": 48}, (30, 48))]
+)
+def test_pictures_have_the_size_and_count_of_the_options(options: dict[str, object], shape: tuple[int, int]) -> None:
+    data = Shapes(ShapesOptions.parse(options))
+    count, side = shape
+    assert len(data) == count
+    assert data.image(count - 1).shape == (3, side, side)
+    assert data.info.image_size == (side, side)
+    assert Shapes.view_size(data.options) == side
 
 
-def test_splits_have_their_own_default_counts() -> None:
-    assert len(Shapes(ShapesOptions())) == 5000
-    assert len(Shapes(ShapesOptions(split="test"))) == 1000
-
-
-def test_same_options_draw_the_same_pictures() -> None:
-    first = Shapes(ShapesOptions(count=20)).images()
-    torch.manual_seed(1)
-    assert torch.equal(first, Shapes(ShapesOptions(count=20)).images())
-
-
-def test_picture_depends_on_nothing_but_seed_split_and_index() -> None:
+def test_a_picture_depends_only_on_seed_split_and_index() -> None:
     whole = draw(3, 0, torch.arange(200), 32)
+    torch.manual_seed(1)
     assert torch.equal(whole[150:157], draw(3, 0, torch.arange(150, 157), 32))
     assert torch.equal(whole[[7, 199, 40]], draw(3, 0, torch.tensor([7, 199, 40]), 32))
     data = Shapes(ShapesOptions(count=300, seed=3))
@@ -59,7 +51,7 @@ def test_classes_are_balanced_and_named_by_texture_and_form() -> None:
 
 
 def edge_shares() -> dict[str, float]:
-    """Which part of a class's pictures lies at an edge of light."""
+    """Share of a class's pixels that are at an edge of light."""
     data = Shapes(ShapesOptions(count=1000))
     assert data.info.classes is not None
     light = torch.nn.functional.avg_pool2d(data.images().float().mean(dim=1, keepdim=True), 3, 1)  # without the grain
@@ -68,7 +60,7 @@ def edge_shares() -> dict[str, float]:
     return {name: float(edges[data.labels == label].mean()) for label, name in enumerate(data.info.classes)}
 
 
-def test_label_tells_the_texture_and_the_form_that_were_drawn() -> None:
+def test_labels_are_of_the_texture_and_the_form_that_were_drawn() -> None:
     edges = edge_shares()
     for form in FORMS:
         patterned = [edges[f"{texture} {form}"] for texture in TEXTURES if texture != "plain"]
@@ -77,8 +69,8 @@ def test_label_tells_the_texture_and_the_form_that_were_drawn() -> None:
     assert edges["plain cross"] > 1.15 * edges["plain disk"]
 
 
-def test_textures_are_the_distances_that_their_names_say() -> None:
-    # By hand: at the object's middle, and a quarter and half a period beside it.
+def test_textures_are_distances_to_the_patterns_they_are_named_after() -> None:
+    # By hand: at the object's center, and a quarter and half a period from it.
     s, still = torch.tensor([[[0.0, 0.25, 0.5]]]), torch.zeros(1, 1, 1)
     expected = {
         "plain": [-1, -1, -1],
@@ -87,13 +79,13 @@ def test_textures_are_the_distances_that_their_names_say() -> None:
         "rings": [-0.25, 0, 0.25],
     }
     for texture, values in expected.items():
-        found = _TEXTURES[texture](s, torch.zeros_like(s), still, still).flatten()
+        found = TEXTURES[texture](s, torch.zeros_like(s), still, still).flatten()
         assert torch.allclose(found, torch.tensor(values, dtype=torch.float32), atol=1e-6), texture
-    checker = _TEXTURES["checker"](s, torch.full_like(s, 0.5), still, still).flatten()
+    checker = TEXTURES["checker"](s, torch.full_like(s, 0.5), still, still).flatten()
     assert torch.equal(checker < 0, torch.tensor([True, False, False]))
 
 
-def test_neither_light_nor_color_gives_the_form_away() -> None:
+def test_neither_light_nor_color_reveals_the_form() -> None:
     data = Shapes(ShapesOptions(count=2400))
     colors = data.images().float().mean(dim=(2, 3)) / 255
     for form in range(len(FORMS)):
@@ -111,13 +103,13 @@ def test_limit_takes_the_same_share_of_each_class_and_draws_the_same_pictures() 
     whole, part = Shapes(ShapesOptions(count=240)), Shapes(ShapesOptions(count=240, limit=50))
     assert part.labels.bincount().tolist() == [5] * 10
     images = whole.images()
-    for place in (0, 17, 49):
-        twins = [n for n in range(240) if torch.equal(images[n], part.image(place))]
-        assert [int(whole.labels[n]) for n in twins] == [int(part.labels[place])]
+    for index in (0, 17, 49):
+        twins = [n for n in range(240) if torch.equal(images[n], part.image(index))]
+        assert [int(whole.labels[n]) for n in twins] == [int(part.labels[index])]
     assert torch.equal(part.images()[17], part.image(17))
 
 
-def test_count_speaks_only_of_the_split_it_was_given_for() -> None:
+def test_count_applies_only_to_the_split_it_was_given_for() -> None:
     options = ShapesOptions(count=200, seed=4, limit=50)
     assert Shapes.labeled(options, "train") == options
     assert Shapes.labeled(options, "eval") == ShapesOptions(split="test", seed=4)

@@ -11,11 +11,12 @@ from evaluation_helpers import InMemory, TinyBackbone, trained
 from torch import nn
 
 from sslcli.contracts.errors import UserError
+from sslcli.data.subset import Subset
 from sslcli.evaluation.seal import SealedSubject, state_digest
 from sslcli.evaluation.subject import FrozenSubject
 from sslcli.evaluators import finetune as module
 from sslcli.evaluators.finetune import Classifier, Finetune, FinetuneOptions
-from sslcli.evaluators.probes.images import Subset, ViewBatches
+from sslcli.evaluators.probes.images import ViewBatches
 from sslcli.evaluators.probes.training import Training
 from sslcli.modules.headed import HeadedBackbone, KeptLayersOptions
 from sslcli.randomness import seed_for

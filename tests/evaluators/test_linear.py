@@ -13,6 +13,7 @@ from sslcli.config.document import Document
 from sslcli.config.options import validate
 from sslcli.contracts.errors import ConfigError, UserError
 from sslcli.contracts.evaluation import FeatureSet
+from sslcli.data.subset import stratified_split
 from sslcli.evaluators.linear import heads as linear_heads
 from sslcli.evaluators.linear import updates as linear_updates
 from sslcli.evaluators.linear.evaluator import Linear, LinearOptions
@@ -21,7 +22,6 @@ from sslcli.evaluators.linear.heads import (
     best_head,
     judge_heads,
     standardizations,
-    stratified_split,
     train_heads,
 )
 from sslcli.evaluators.probes.training import Training

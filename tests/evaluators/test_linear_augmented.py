@@ -11,14 +11,14 @@ from PIL import Image
 from torch import nn
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
+from sslcli.data.subset import Subset, stratified_share, stratified_split
 from sslcli.datasets.folder import Folder
 from sslcli.evaluation.extraction import normalizer
 from sslcli.evaluation.seal import SealedSubject, state_digest
 from sslcli.evaluation.subject import FrozenSubject
 from sslcli.evaluators.linear.augmented import AugmentedFeatures
 from sslcli.evaluators.linear.evaluator import Linear, LinearOptions
-from sslcli.evaluators.linear.heads import stratified_split
-from sslcli.evaluators.probes.images import Subset, ViewBatches, normalization_of, stratified_share
+from sslcli.evaluators.probes.images import ViewBatches, normalization_of
 
 CPU = torch.device("cpu")
 

@@ -7,10 +7,11 @@ import torch
 from evaluation_helpers import InMemory, trained
 
 from sslcli.contracts.errors import UserError
+from sslcli.data.subset import fixed_choice
 from sslcli.evaluation.quality import alignment, effective_rank, feature_std, rank_me, uniformity
 from sslcli.evaluation.seal import SealedSubject
 from sslcli.evaluation.subject import FrozenSubject
-from sslcli.evaluators.quality import Quality, QualityOptions, chosen, two_views
+from sslcli.evaluators.quality import Quality, QualityOptions, two_views
 
 #: 8 × 8 images: a mild recipe keeps something of them.
 VIEWS = {"preset": "moco_v2", "blur": 0}
@@ -81,7 +82,7 @@ def test_a_limit_is_a_fixed_choice_of_images():
     it = subject()
     result = evaluate(it, limit=10)
     assert result.protocol["images"] == result.protocol["pairs"] == 10
-    assert result.metrics["rank_me"] == float(rank_me(it.features("eval").features[chosen(40, 10)]))
+    assert result.metrics["rank_me"] == float(rank_me(it.features("eval").features[fixed_choice(40, 10)]))
 
 
 def test_the_training_part_may_be_looked_at_instead():

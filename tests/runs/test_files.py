@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sslcli.runs import files
+from sslcli.storage import atomic_path
 
 TENSORS = {
     "a.weight": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -91,7 +92,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     before = (tmp_path / "f").read_bytes()
 
     def write_half() -> None:
-        with files.atomic_path(tmp_path / "f") as temporary:
+        with atomic_path(tmp_path / "f") as temporary:
             temporary.write_text("half of it")
             raise RuntimeError("the disk is full")
 

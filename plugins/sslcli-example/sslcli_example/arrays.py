@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part, RootedOptions, channel_statistics
 from sslcli.contracts.errors import UserError
-from sslcli.data.subset import stratified_choice
 
 
 class ArraysOptions(RootedOptions):
@@ -44,12 +43,8 @@ class Arrays(Dataset):
                 f"data.root: {folder / 'images.npy'} holds {array.dtype} {array.shape}; save uint8 (N, H, W, 1 or 3)"
             )
         images = torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
-        labels, classes = _labels(options, len(images))
-        chosen = stratified_choice(
-            torch.zeros(len(images), dtype=torch.int64) if labels is None else labels, options.limit
-        )
-        self.labels = None if labels is None else labels[chosen]
-        self._images = images[chosen]
+        self.labels, classes = _labels(options, len(images))
+        self._images = images
         mean, std = channel_statistics(images)
         self.info = DataInfo("arrays", images.shape[1], (images.shape[2], images.shape[3]), mean, std, classes)
 

@@ -1,17 +1,17 @@
-"""Decodes images once, at a bounded size, into a file: the work of several processes, each writing its own places."""
+"""Decodes images once, at a bounded size, into the file of a cache: worker processes decode, this one writes."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 import torch.utils.data
@@ -22,38 +22,36 @@ from sslcli.contracts.errors import SslError, UnreadableImage
 
 from ..decode import decoded_size
 from ..processes import end_workers, loader, worker_errors
+from ..subset import fixed_choice
+from .file import Numbers, write_index
 
-#: In the place of the height of an image that the system failed to read: another time it may not.
-FAILED = -1
-#: Images that a worker is given at a time.
-_CHUNK = 32
-#: Seconds between lines that tell how far it is.
-_TOLD_EVERY = 10.0
+#: Images that a worker decodes at once; their pixels wait in shared memory.
+_CHUNK = 8
+#: Images whose headers are read to estimate the size of all.
+_SAMPLE = 1000
+#: Seconds between messages about the progress.
+_REPORT_EVERY = 10.0
 
-Numbers = npt.NDArray[np.int64]
-Tell = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Bound:
     """How large images are kept.
 
-    Attributes:
+    Args:
         side: the shorter side in pixels, at most.
-        wanted: what the decoder is asked for (see `Dataset.image_for`), so that a photograph far larger than `side` is
-            decoded at a part of its size, and one that is not is the image that would be decoded without a cache.
+        needed: the side that the views need (`crops.wanted_side`); None: full size.
     """
 
     side: int
-    wanted: int
+    needed: int | None
 
-    @classmethod
-    def of(cls, side: int, wanted: int | None) -> Bound:
-        """Args:
-        side: the shorter side in pixels, at most.
-        wanted: what the views need; None: full size.
-        """
-        return cls(side, side if wanted is None else min(side, wanted))
+    @property
+    def wanted(self) -> int:
+        """What the decoder is asked for (see `Dataset.image_for`), so that a photograph far larger than `side` is
+        decoded at a part of its size, and one that is not is the image that would be decoded without a cache."""
+        return self.side if self.needed is None else min(self.side, self.needed)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Returns height and width of an image once it is reduced; its shape stays, to the nearest pixel."""
@@ -62,152 +60,96 @@ class Bound:
             return height, width
         return round(height * self.side / short), round(width * self.side / short)
 
-    def image(self, dataset: Dataset, place: int) -> Tensor:
+    def image(self, dataset: Dataset, index: int) -> Tensor:
         """Decodes an image; (C, H, W) uint8, in memory as H × W × C. UnreadableImage if it cannot be."""
-        image = dataset.image_for(place, self.wanted)
+        image = dataset.image_for(index, self.wanted)
         size = self.size(*image.shape[-2:])
         if image.shape[-2:] == size:
             return image
         return F.interpolate(image[None], size, mode="bicubic", align_corners=False, antialias=True)[0]
 
 
-def survey(dataset: Dataset, places: Numbers, bound: Bound, workers: int, tell: Tell) -> Numbers:
-    """Returns the bytes that each image takes, (K,), by its file's header; 0 where it cannot be read."""
-    chunks = [places[start : start + _CHUNK] for start in range(0, len(places), _CHUNK)]
-    progress = _Progress("looked at", len(places), tell)
-    found = []
-    for sizes in _in_workers(_Survey(dataset, bound), chunks, workers):
-        found.append(sizes)
-        progress.more(len(sizes))
-    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+def estimate(dataset: Dataset, bound: Bound) -> int:
+    """Returns the bytes that all images take, by the headers of up to 1,000 of them."""
+
+    def size_of(index: int) -> int:
+        path = dataset.path_of(index)
+        size = None if path is None else decoded_size(path, bound.wanted)
+        return 0 if size is None else dataset.info.channels * math.prod(bound.size(*size))
+
+    sample = fixed_choice(len(dataset), _SAMPLE).tolist()
+    with ThreadPoolExecutor() as pool:
+        return sum(pool.map(size_of, sample)) * len(dataset) // len(sample)
 
 
-def decode_into(
-    path: Path,
-    dataset: Dataset,
-    places: Numbers,
-    offsets: Numbers,
-    sizes: Numbers,
-    bound: Bound,
-    workers: int,
-    tell: Tell,
-) -> Generator[Numbers, None, None]:
-    """Decodes images into a file, and yields the shapes of one stretch of them after another, in order.
+def build(path: Path, dataset: Dataset, bound: Bound, workers: int, key: bytes) -> None:
+    """Decodes all images of a data set into a file; those that cannot be read are left out.
 
     Args:
-        path: the file, which is there already.
+        path: the file, which exists and is empty.
         dataset: where the images come from.
-        places: (K,), which ones.
-        offsets: (K,), where in the file each one's pixels begin.
-        sizes: (K,), as `survey` found them.
         bound: how large they are kept.
-        workers: processes that do it; 0 does it in this one.
-        tell: shows a line to the user.
-
-    Yields:
-        (n, 2): height and width of the next n images, 0 for one that was not written, since it cannot be read or is
-        not of the size that its header told; `FAILED` where that may be another time.
+        workers: processes that decode; 0 does it in this one.
+        key: the file's fingerprint.
 
     Raises:
-        SslError: the file cannot be written.
+        SslError: the file cannot be written, or a worker died.
     """
-    chunks = [slice(start, start + _CHUNK) for start in range(0, len(places), _CHUNK)]
-    tasks = [(places[chunk], offsets[chunk], sizes[chunk]) for chunk in chunks]
-    progress = _Progress("decoded", len(places), tell)
-    for shapes in _in_workers(_Writer(dataset, bound, path), tasks, workers):
-        if isinstance(shapes, str):
-            raise SslError(f"data.cache: cannot write {path}: {shapes}")
-        yield shapes
-        progress.more(len(shapes))
-
-
-class _Progress:
-    """Tells now and then how many of the images are done."""
-
-    def __init__(self, done: str, total: int, tell: Tell) -> None:
-        self._done, self._total, self._tell = done, total, tell
-        self._count, self._begun = 0, time.monotonic()
-        self._told = self._begun
-
-    def more(self, count: int) -> None:
-        self._count += count
-        now = time.monotonic()
-        if now - self._told >= _TOLD_EVERY:
-            self._told = now
-            rate = self._count / (now - self._begun)
-            self._tell(f"data.cache: {self._done} {self._count:,} of {self._total:,} images ({rate:,.0f}/s)")
-
-
-@contextmanager
-def system_errors() -> Iterator[None]:
-    """Turns what the system refuses (to write, to start or to keep a worker) into what all processes can be told.
-
-    Raises:
-        SslError: instead of an OSError, and of what torch raises when a worker dies.
-    """
+    count = len(dataset)
+    tasks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+    workers = min(workers, len(tasks))
+    results = iter(loader(_Decoder(dataset, bound), tasks, workers))
+    found: list[Numbers] = []
+    begun = reported = time.monotonic()
     try:
-        yield
-    except RuntimeError:  # of a worker's death, which torch tells at any line
-        with worker_errors():
-            raise
-    except BrokenPipeError:  # of whoever reads the lines that are told
-        raise
+        with worker_errors(), path.open("r+b") as file:
+            for pixels, shapes in results:
+                file.write(pixels.numpy().data)
+                found.append(shapes)
+                if time.monotonic() - reported >= _REPORT_EVERY:
+                    reported = time.monotonic()
+                    done = len(found) * _CHUNK
+                    rate = done / (reported - begun)
+                    log.info("data.cache: decoded %s of %s images (%.0f/s)", f"{done:,}", f"{count:,}", rate)
+            write_index(file, np.concatenate(found), dataset.info.channels, key)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise SslError(f"data.cache: {where}{error.strerror or error}") from error
-
-
-def _in_workers(work: torch.utils.data.Dataset[Any], tasks: list[Any], workers: int) -> Iterator[Any]:
-    workers = min(workers, math.ceil(len(tasks) / 4))  # a process takes longer to start than a few images
-    results = iter(loader(work, tasks, workers))
-    try:
-        with worker_errors():
-            yield from results
+        raise SslError(f"data.cache: cannot write {path}: {error.strerror or error}") from error
     finally:
         if workers:
             end_workers(results)
 
 
-class _Survey(torch.utils.data.Dataset[Numbers]):
+class _Decoder(torch.utils.data.Dataset[tuple[Tensor, Numbers]]):
+    """Decodes chunks of images, each into one tensor, since each that comes from another process keeps a file open."""
+
     def __init__(self, dataset: Dataset, bound: Bound) -> None:
         self.dataset, self.bound = dataset, bound
 
-    def __getitem__(self, places: Numbers) -> Numbers:
-        return np.array([self._bytes(place) for place in places.tolist()], dtype=np.int64)
-
-    def _bytes(self, place: int) -> int:
-        path = self.dataset.path_of(place)
-        size = None if path is None else decoded_size(path, self.bound.wanted)
-        return 0 if size is None else self.dataset.info.channels * math.prod(self.bound.size(*size))
-
-
-class _Writer(torch.utils.data.Dataset["Numbers | str"]):
-    """Returns the shapes of what it wrote, or why it could not."""
-
-    def __init__(self, dataset: Dataset, bound: Bound, path: Path) -> None:
-        self.dataset, self.bound, self.path = dataset, bound, path
-
-    def __getitem__(self, task: tuple[Numbers, Numbers, Numbers]) -> Numbers | str:
-        shapes = np.zeros((len(task[0]), 2), dtype=np.int64)
-        try:
-            with self.path.open("r+b") as file:
-                for row, (place, offset, size) in enumerate(zip(*(part.tolist() for part in task), strict=True)):
-                    try:
-                        image = self.bound.image(self.dataset, place)
-                    except UnreadableImage as error:
-                        shapes[row] = FAILED if _of_system(error) else 0
-                        continue
-                    if image.numel() == size:
-                        file.seek(offset)
-                        file.write(image.permute(1, 2, 0).contiguous().numpy().data)
-                        shapes[row] = image.shape[-2:]
-                    elif not size:  # its header could not be read a while ago
-                        shapes[row] = FAILED
-        except OSError as error:
-            return error.strerror or str(error)
-        return shapes
+    def __getitem__(self, indices: range) -> tuple[Tensor, Numbers]:
+        """Returns the pixels, uint8 (bytes,), and the shapes (n, 2), 0 for an image that cannot be read."""
+        shapes = np.zeros((len(indices), 2), dtype=np.int64)
+        pixels = [torch.empty(0, dtype=torch.uint8)]
+        for row, index in enumerate(indices):
+            try:
+                image = self.bound.image(self.dataset, index)
+            except UnreadableImage:
+                continue
+            shapes[row] = image.shape[-2:]
+            pixels.append(image.permute(1, 2, 0).reshape(-1))
+        return torch.cat(pixels), shapes
 
 
-def _of_system(error: UnreadableImage) -> bool:
-    """Whether the file could not be read, by contrast with what is in it (a broken disk or network, no permission)."""
-    return isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Turns what the system refuses (to write, to start a worker) into an error that all processes report.
+
+    Raises:
+        SslError: instead of an OSError.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # of whoever reads the messages
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise SslError(f"data.cache: {where}{error.strerror or error}") from error

@@ -1,176 +1,137 @@
-"""The files of an image cache on disk: raw pixels that are only ever appended to, and an index of what is complete.
+"""The file of an image cache. It is written once, and only a complete one gets its name (see `build`).
 
-    NAME.index          rows: which file, in which state, lies where
-    NAME.ID.pixels      height × width × channels bytes of one image after another
-    NAME.lock           held by the process that writes
-
-The index is replaced whole, after the pixels that it speaks of have been synced. So whatever a crash leaves behind its
-last row is overwritten by whoever writes next, and readers never see a pixel change below them.
+pixels        height × width × channels bytes, one image after another
+index         (N, 3) int64: offset, height and width of each image; height 0 for one that is missing
+fingerprint   32 bytes: which files, in which state, were decoded, and how
+checksum      sha256 of index and fingerprint
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import json
+import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import tempfile
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from sslcli.contracts.errors import UserError
+from sslcli.contracts.errors import SslError
 
-#: Goes into the files' names, so that another layout never meets these.
-FORMAT = 1
-#: A file's state, and where its pixels lie; height 0: it could not be read, or not as its header said.
-ROW = np.dtype(
-    [("path", "S16"), ("size", "<i8"), ("time", "<i8"), ("offset", "<i8"), ("height", "<i4"), ("width", "<i4")]
-)
-Rows = npt.NDArray[np.void]
+#: Goes into names and fingerprints, so that files of another layout are never read as this one.
+FORMAT = 2
+_DIGEST = hashlib.sha256().digest_size
 
-
-class DamagedCache(Exception):
-    """An index, or its pixels, are not what was written."""
+Numbers = npt.NDArray[np.int64]
 
 
-@dataclass
-class Index:
-    """What is complete.
-
-    Attributes:
-        pixels: name of the file with the pixels.
-        length: how many of its bytes count.
-        rows: of `ROW`, one for each image.
-    """
-
-    pixels: str
-    length: int
-    rows: Rows
+class StaleCache(SslError):
+    """A file does not hold the images as they are now, or is damaged."""
 
 
-def file_states(paths: Iterable[str | os.PathLike[str]]) -> Rows:
-    """Returns the present state of each file: the first three fields of `ROW`, all empty for one that is missing."""
-    found = []
-    for path in paths:
+def fingerprint(settings: str, folder: Path, names: Iterable[str]) -> bytes:
+    """Returns a hash of settings and of the names, sizes and modification times of a folder's files."""
+    digest = hashlib.sha256(os.fsencode(f"{FORMAT} {folder} {settings}\n"))
+    prefix = str(folder)  # joined as text: a Path for each of a million images takes many times as long
+    for name in names:
         try:
-            state = os.stat(path)
+            state = os.stat(os.path.join(prefix, name))
+            digest.update(os.fsencode(f"{name}\0{state.st_size} {state.st_mtime_ns}\n"))
         except OSError:
-            found.append((b"", 0, 0, 0, 0, 0))
-            continue
-        digest = hashlib.blake2b(os.fsencode(path), digest_size=16).digest()
-        found.append((digest, state.st_size, state.st_mtime_ns, 0, 0, 0))
-    return np.array(found, dtype=ROW)
+            digest.update(os.fsencode(f"{name}\0missing\n"))
+    return digest.digest()
 
 
-def find(rows: Rows, states: Rows) -> npt.NDArray[np.int64]:
-    """Returns for each state the place of the row that holds the same file in the same state, or −1."""
-    if not len(rows):
-        return np.full(len(states), -1, dtype=np.int64)
-    order = np.argsort(rows["path"], kind="stable")
-    place = np.searchsorted(rows["path"], states["path"], sorter=order)
-    place = order[np.minimum(place, len(rows) - 1)]
-    same = np.logical_and.reduce([rows[name][place] == states[name] for name in ("path", "size", "time")])
-    return np.where(same & (states["path"] != b""), place, -1)
-
-
-class CacheFolder:
-    """The files of one cache: what was made of one folder's images at one size.
+def write_index(file: IO[bytes], shapes: Numbers, channels: int, key: bytes) -> None:
+    """Completes a file, after the pixels.
 
     Args:
-        folder: where the files lie; made when it is written to.
-        name: what their names begin with.
+        file: opened for writing.
+        shapes: (N, 2): height and width of each image; 0 for one that is missing.
+        channels: of the images.
+        key: the file's fingerprint.
+    """
+    sizes = shapes.prod(1) * channels
+    index = np.column_stack([sizes.cumsum() - sizes, shapes])
+    content = index.astype("<i8").tobytes() + key
+    file.write(content + hashlib.sha256(content).digest())
+
+
+class CachedImages:
+    """Images by index, mapped into memory: reading one is taking a view. All processes share the pages of the file.
+
+    Picklable by its path; another process that opens it checks the file again, which may have been replaced meanwhile.
+
+    Args:
+        path: the file.
+        count: N, how many images it is to have.
+        channels: of the images.
+        key: the fingerprint it is to have.
+
+    Raises:
+        StaleCache: the file is another one, or damaged.
+        OSError: it cannot be read.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
-        self.index_path = folder / f"{name}.index"
+    def __init__(self, path: Path, count: int, channels: int, key: bytes) -> None:
+        self.path, self.count, self.channels, self.key = path, count, channels, key
+        with path.open("rb") as file:
+            start = file.seek(0, os.SEEK_END) - 24 * count - 2 * _DIGEST
+            file.seek(max(start, 0))
+            tail = file.read()
+            content, checksum = tail[:-_DIGEST], tail[-_DIGEST:]
+            if start < 0 or content[-_DIGEST:] != key or hashlib.sha256(content).digest() != checksum:
+                raise StaleCache(f"{path} was made from other images, or is damaged")
+            self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.index = torch.from_numpy(np.frombuffer(content[:-_DIGEST], dtype="<i8").reshape(count, 3).astype(np.int64))
+        with warnings.catch_warnings():  # torch warns that it has no read-only tensors
+            warnings.simplefilter("ignore", UserWarning)
+            self._bytes = torch.frombuffer(self._mapped, dtype=torch.uint8)
 
-    def read(self) -> Index | None:
-        """Returns the index, None if there is none.
-
-        Raises:
-            DamagedCache: it was cut short or changed, or its pixels were, as far as their length tells.
-            UserError: it is there and cannot be read.
-        """
-        try:
-            content = self.index_path.read_bytes()
-        except FileNotFoundError:
+    def __getitem__(self, index: int) -> Tensor | None:
+        """Returns an image as (C, H, W) uint8, in memory as H × W × C, not to be written to; None if it is missing."""
+        offset, height, width = self.index[index].tolist()
+        if not height:
             return None
-        except OSError as error:
-            raise UserError(
-                f"data.cache_dir: cannot read {self.index_path} ({error.strerror or error}); set it to another folder"
-            ) from error
-        body = content[32:]
-        if len(content) < 32 or hashlib.sha256(body).digest() != content[:32]:
-            raise DamagedCache(f"{self.index_path} is not what was written")
-        head, _, rows = body.partition(b"\n")
-        document = json.loads(head)
-        index = Index(document["pixels"], document["length"], np.frombuffer(rows, dtype=ROW))
-        pixels = self.folder / index.pixels
-        length = pixels.stat().st_size if pixels.is_file() else -1
-        if length < index.length:
-            state = "is missing" if length < 0 else f"has {length:,} bytes, and {index.length:,} were written"
-            raise DamagedCache(f"{pixels} {state}")
-        return index
+        flat = self._bytes[offset : offset + height * width * self.channels]
+        return flat.view(height, width, self.channels).permute(2, 0, 1)
 
-    def write(self, index: Index) -> None:
-        """Makes an index the cache's, with the pixels that it speaks of safe on the disk."""
-        _sync(self.folder / index.pixels)
-        body = json.dumps({"pixels": index.pixels, "length": index.length}).encode() + b"\n" + index.rows.tobytes()
-        temporary = self.index_path.with_suffix(".tmp")  # the lock keeps others from the same name
-        temporary.write_bytes(hashlib.sha256(body).digest() + body)
-        _sync(temporary)
-        temporary.replace(self.index_path)
-        _sync(self.folder)
+    def read_ahead(self, indices: Iterable[int]) -> None:
+        """Has the system fetch images from the disk all at once, while the first of them is worked on."""
+        if not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        for index in indices:
+            offset, height, width = self.index[index].tolist()
+            if height:
+                start = offset - offset % mmap.PAGESIZE
+                size = offset + height * width * self.channels - start
+                self._mapped.madvise(mmap.MADV_WILLNEED, start, size)
 
-    def begin(self) -> Index:
-        """Returns an index of nothing, with a new and empty file for its pixels."""
-        name = f"{self.name}.{os.urandom(4).hex()}.pixels"
-        (self.folder / name).touch(exist_ok=False)
-        return Index(name, 0, np.empty(0, dtype=ROW))
+    def count_text(self) -> str:
+        """Returns how many images are there, as a message says it."""
+        kept = int((self.index[:, 1] > 0).sum())
+        if kept == self.count:
+            return f"{kept:,} images"
+        return f"{kept:,} of {self.count:,} images (the others could not be read, and are tried again each time)"
 
-    def remove_others(self, index: Index) -> None:
-        """Removes pixels that no index speaks of any more; who reads them still may go on."""
-        for file in self.folder.glob(f"{glob.escape(self.name)}.*.pixels"):
-            if file.name != index.pixels:
-                file.unlink(missing_ok=True)
-
-    @contextmanager
-    def locked(self, waiting: Callable[[], None]) -> Iterator[None]:
-        """Keeps other processes from writing; the system lifts the lock from one that dies.
-
-        Args:
-            waiting: called when another process holds it.
-
-        Raises:
-            UserError: the folder cannot be written to.
-        """
-        import fcntl  # not on Windows
-
-        with ExitStack() as stack:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context((self.folder / f"{self.name}.lock").open("w"))
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    waiting()
-                    fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError as error:
-                raise UserError(
-                    f"data.cache_dir: cannot write to {self.folder} ({error.strerror or error}); set it to another "
-                    "folder"
-                ) from error
-            yield
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CachedImages, (self.path, self.count, self.channels, self.key)
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def memory_file() -> tuple[IO[bytes], Path]:
+    """Returns a file that is held in memory until it is closed, and the path by which other processes open it.
+
+    Where the system has none (it is not Linux): one in the folder of temporary files. It is not made in /dev/shm, which
+    is small in containers.
+    """
+    if hasattr(os, "memfd_create"):
+        file: IO[bytes] = os.fdopen(os.memfd_create("sslcli-cache"), "r+b")
+        return file, Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+    named = tempfile.NamedTemporaryFile(prefix="sslcli-cache-")  # noqa: SIM115 (it is kept as long as its reader)
+    return named, Path(named.name)  # type: ignore[return-value,unused-ignore]

@@ -1,56 +1,35 @@
-"""How much memory and disk there is to fill, and how it is said."""
+"""How much memory and disk an image cache may take."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
-#: The control groups of this process (a container's, a batch job's), and where they lie.
-_GROUPS = Path("/proc/self/cgroup")
+#: The control group of this process (a container's, a batch job's), and where version 2 of them is mounted.
+_GROUP = Path("/proc/self/cgroup")
 _MOUNT = Path("/sys/fs/cgroup")
-#: Their limit, what is taken, and which part of that is given back when it is asked for; of both versions.
-_NAMES_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_NAMES_2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def available_memory() -> int | None:
-    """Returns the bytes of memory that may be taken without swapping, within the limits of all control groups.
+    """Returns the bytes of memory that may be taken without swapping, within the limits of control groups (version 2).
 
-    None where the system doesn't tell (it is no Linux).
+    None where the system doesn't say (it is not Linux).
     """
     try:
         free = _table(_MEMINFO)["MemAvailable:"] * 1024
     except (OSError, KeyError, ValueError):
         return None
-    for folder, (limit, used, inactive) in _groups():
+    lines = _GROUP.read_text().splitlines() if _GROUP.exists() else []
+    group = _MOUNT / next((line[4:] for line in lines if line.startswith("0::/")), "")
+    for folder in (group, *group.parents):  # each of them may have a limit
         try:
-            taken = int((folder / used).read_text()) - _table(folder / "memory.stat")[inactive]
-            free = min(free, int((folder / limit).read_text()) - taken)
-        except (OSError, KeyError, ValueError):  # "max": no limit
+            limit = int((folder / "memory.max").read_text())
+            taken = int((folder / "memory.current").read_text())
+            free = min(free, limit - taken + _table(folder / "memory.stat")["inactive_file"])
+        except (OSError, KeyError, ValueError):  # no such folder, or "max": no limit
             continue
     return max(0, free)
-
-
-def _groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    """The folders of this process's group and of all that it lies in: each may have a limit."""
-    try:
-        lines = _GROUPS.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            mount, names = _MOUNT, _NAMES_2
-        elif "memory" in controllers.split(","):
-            mount, names = _MOUNT / "memory", _NAMES_1
-        else:
-            continue
-        group = mount / path.lstrip("/")  # of the host, in some containers: then only its outer folders are there
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(mount):
-                yield folder, names
 
 
 def _table(path: Path) -> dict[str, int]:
@@ -65,7 +44,7 @@ def free_disk(folder: Path) -> int:
 
 
 def size_text(count: int) -> str:
-    """Returns a number of bytes as people say it: `2.4 GB`."""
+    """Returns a number of bytes in decimal units: `2.4 GB`."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

@@ -1,12 +1,12 @@
-"""A user's own data set, as an object of a Python program: read one item at a time, looked at before it is used."""
+"""A user's own data set, an object of a Python program: inspected before it is used, and read item by item."""
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,26 +21,26 @@ from sslcli.contracts.errors import UserError
 
 from .items import Label, channels_of, declared_labels, split_item, to_pixels
 
-#: Images that are alike and together not larger than this are read once and kept; decided by size alone, so that a
+#: Images of one size that take no more bytes than this together are read once and kept. Size alone decides, so that a
 #: resumed run does what the run did.
 MEMORY = 256 * 2**20
-#: Items that are looked at before anything is decided.
-_LOOKED_AT = 8
-#: Fewer items are read before anyone has read a line about it.
-_WORTH_TELLING = 1000
+#: Items that are inspected first.
+_INSPECTED = 8
+#: Reading fewer items takes no time worth a message.
+_MANY = 1000
 
-Tell = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a few items say of all.
+    """What a few items show about all.
 
     Attributes:
         size: (height, width) if theirs is the same, else None.
         channels: 1 if all of them are gray, else 3.
-        labels: by place, those that the items carry.
-        changing: the same item came with other pixels when it was asked for again.
+        labels: by index, of the items that have one.
+        changing: read again, an item had other pixels.
     """
 
     size: tuple[int, int] | None
@@ -56,11 +56,10 @@ class Given:
         UserError: it has no length, or cannot be indexed.
     """
 
-    def __init__(self, dataset: Any, title: str, tell: Tell) -> None:
+    def __init__(self, dataset: Any, title: str) -> None:
         """Args:
         dataset: the user's.
-        title: what messages call it (`python:MyDataset`).
-        tell: shows a line to the user.
+        title: its name in messages (`python:MyDataset`).
         """
         kind = type(dataset).__name__
         if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(type(dataset), "__getitem__"):
@@ -71,22 +70,22 @@ class Given:
             raise UserError(f"data: {kind} has no length; a data set needs __getitem__(index) and __len__()") from error
         if not self.length:
             raise UserError(f"data: {kind} is empty")
-        self.dataset, self.title, self.tell = dataset, title, tell
+        self.dataset, self.title = dataset, title
         self._everything: dict[int, tuple[Tensor | None, list[Label] | None]] = {}
         self._lock: tuple[int, Any] = (0, None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker process needs: no lock, no images that are in memory already, nothing that speaks."""
+        """What a worker process needs: no lock, and no images that are in memory already."""
         return {"dataset": self.dataset, "title": self.title, "length": self.length, "_lock": (0, None)}
 
-    def item(self, place: int, *, threads: bool = False) -> Any:
+    def item(self, index: int, *, threads: bool = False) -> Any:
         """Returns an item; one at a time in each process, unless `threads`."""
         with nullcontext() if threads else self._alone():
-            return self.dataset[place]
+            return self.dataset[index]
 
     def _alone(self) -> AbstractContextManager[object]:
         process, lock = self._lock
-        if process != os.getpid():  # a lock that another process held when this one was forked would never open
+        if process != os.getpid():  # a lock that was held when this process was forked would never be released
             self._lock = (os.getpid(), lock := threading.RLock())
         context: AbstractContextManager[object] = lock
         return context
@@ -94,45 +93,45 @@ class Given:
     @cached_property
     def look(self) -> Look:
         """Raises UserError if none of a few items, spread over the data set, is an image."""
-        places = sorted({round(n * (self.length - 1) / (_LOOKED_AT - 1)) for n in range(_LOOKED_AT)})
+        inspected = sorted({round(n * (self.length - 1) / (_INSPECTED - 1)) for n in range(_INSPECTED)})
         images: list[Any] = []
         labels: dict[int, Label] = {}
         problem: tuple[int, Exception] | None = None
         changing = False
-        for place in places:
+        for index in inspected:
             try:
-                image, label = split_item(self.item(place))
+                image, label = split_item(self.item(index))
                 pixels = to_pixels(image, 3)
                 images.append((tuple(pixels.shape[1:]), channels_of(image)))
                 if len(images) <= 2:
-                    again = to_pixels(split_item(self.item(place))[0], 3)
-                    changing |= again.shape != pixels.shape or not torch.equal(again, pixels)
+                    again = to_pixels(split_item(self.item(index))[0], 3)
+                    changing |= not torch.equal(again, pixels)
             except Exception as error:  # whatever the user's code raises
-                problem = problem or (place, error)
+                problem = problem or (index, error)
                 continue
             if label is not None:
-                labels[place] = label
+                labels[index] = label
         if not images and problem is not None:
             raise UserError(f"data: {self.title}[{problem[0]}]: {reason(problem[1])}") from problem[1]
-        sizes = {size for size, _ in images}
         if changing:
-            self.tell(
-                f"data: {self.title} gives other pixels each time (a random transform?): leave that to the views, "
-                "since with it a resumed run is not the run that never stopped"
-            )
-        size = images[0][0] if len(sizes) == 1 else None
+            log.warning(
+                "data: %s gives other pixels each time (a random transform?): leave that to the views, since with it a "
+                "resumed run differs from one that was not interrupted", self.title
+            )  # fmt: skip
+        sizes = {size for size, _ in images}
+        size = sizes.pop() if len(sizes) == 1 else None
         return Look(size, max(channels for _, channels in images), labels, changing)
 
     @cached_property
     def declared(self) -> list[Label] | None:
-        """The labels that the data set tells without reading items, if the items that were looked at agree."""
+        """The labels that the data set has apart from its items, if the inspected items agree."""
         labels = declared_labels(self.dataset)
-        if labels is not None and all(labels[place] == label for place, label in self.look.labels.items()):
+        if labels is not None and all(labels[index] == label for index, label in self.look.labels.items()):
             return labels
         return None
 
     def fits(self, channels: int) -> bool:
-        """Whether its images are kept in memory where nothing else is asked for."""
+        """Whether its images are kept in memory by default."""
         size = self.look.size
         small = size is not None and self.length * channels * size[0] * size[1] <= MEMORY
         return small and not self.look.changing
@@ -145,57 +144,51 @@ class Given:
             keep: whether the images are wanted too; without them only the labels are.
 
         Returns:
-            uint8 (N, channels, H, W), or None if not wanted, one of another size, or one that cannot be read; and the
+            uint8 (N, channels, H, W), or None if not wanted, or an image has another size or cannot be read; and the
             labels, or None if one is missing. An item that cannot be read gets the label of another one.
         """
         known = self._everything.get(channels)
-        if known is None or (keep and known[0] is None):
-            known = self._everything[channels] = self._read(channels, keep=keep)
-        return known
-
-    def _read(self, channels: int, *, keep: bool) -> tuple[Tensor | None, list[Label] | None]:
+        if known is not None and (known[0] is not None or not keep):
+            return known
         size = self.look.size
         what = f"images of {size[1]} × {size[0]} px into memory" if keep and size is not None else "items for labels"
-        if self.length >= _WORTH_TELLING:
-            self.tell(f"data: {self.title}: reading {self.length:,} {what}")
+        if self.length >= _MANY:
+            log.info("data: %s: reading %s %s", self.title, f"{self.length:,}", what)
         pixels = torch.empty(self.length, channels, *size, dtype=torch.uint8) if keep and size is not None else None
         labels: list[Label | None] = []
-        stand_in = next(iter(self.look.labels.values()), None)
-        for place in range(self.length):
+        replacement = next(iter(self.look.labels.values()), None)
+        for index in range(self.length):
             try:
-                image, label = split_item(self.item(place))
+                image, label = split_item(self.item(index))
                 one = to_pixels(image, channels) if pixels is not None else None
-            except Exception:  # the source puts another image in its place, and names it
+            except Exception:  # the source replaces it, and names it
                 pixels = None
-                labels.append(stand_in)
+                labels.append(replacement)
                 continue
             labels.append(label)
-            if pixels is not None and one is not None:
-                if one.shape == pixels.shape[1:]:
-                    pixels[place] = one
-                else:
-                    pixels = None
+            if pixels is not None and one is not None and one.shape == pixels.shape[1:]:
+                pixels[index] = one
+            else:
+                pixels = None
         complete = [label for label in labels if label is not None]
-        return pixels, complete if len(complete) == self.length else None
+        self._everything[channels] = pixels, complete if len(complete) == self.length else None
+        return self._everything[channels]
 
     def worker_obstacle(self) -> str | None:
-        """Says why worker processes could not get the data set from this one; None where they can."""
-        method = (
-            torch.multiprocessing.get_start_method(allow_none=True) or torch.multiprocessing.get_all_start_methods()[0]
-        )
-        if method == "fork":
+        """Returns why worker processes cannot get the data set from this one; None if they can."""
+        methods = torch.multiprocessing.get_all_start_methods()  # the default is the first
+        if (torch.multiprocessing.get_start_method(allow_none=True) or methods[0]) == "fork":
             return None
-        main = sys.modules.get("__main__")
-        if type(self.dataset).__module__ == "__main__" and not hasattr(main, "__file__"):
+        if type(self.dataset).__module__ == "__main__" and not hasattr(sys.modules.get("__main__"), "__file__"):
             return "its class is defined in a notebook"
         try:
             pickle.dumps(self)
-        except Exception as error:  # pickle raises nearly anything
+            return None
+        except Exception as error:  # pickle raises all kinds
             return reason(error)
-        return None
 
 
 def reason(error: Exception) -> str:
-    """Returns what went wrong in one line; a ValueError of ours in its own words."""
+    """Returns an error in one line; of a ValueError only its text, which is ours."""
     text = " ".join(str(error).split())[:300]
     return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}".rstrip(": ")

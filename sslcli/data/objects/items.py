@@ -1,4 +1,4 @@
-"""What a user's own data set yields → uint8 pixels and a label: PIL images, arrays or tensors, alone or in pairs."""
+"""Items of a user's own data set → uint8 pixels and a label: PIL images, arrays or tensors, alone or in pairs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..decode import eight_bit
 
 #: Keys of items that are mappings.
 _IMAGE_KEYS, _LABEL_KEYS = ("image", "img", "pixel_values"), ("label", "labels")
-#: What data sets call the labels of all their items; the last is torchvision's, in some of them.
+#: Names under which data sets have the labels of all items; the last is in some of torchvision's.
 _ATTRIBUTES = ("targets", "labels", "_labels")
-#: Resizing filters overshoot a little.
+#: Floating-point pixels may leave [0, 1] by this much: resizing filters overshoot a little.
 _TOLERANCE = 0.02
 
 Label = int | str
@@ -26,7 +26,7 @@ Label = int | str
 def split_item(item: Any) -> tuple[Any, Label | None]:
     """Returns image and label of an item: the image alone, (image, label, …), or a mapping with `image` and `label`.
 
-    A label is a whole number from 0 or a name; anything else (boxes, several labels, −1) counts as none.
+    A label is an integer ≥ 0 or a name; anything else (boxes, several labels, −1) is ignored.
     """
     if isinstance(item, Mapping):
         key = next((key for key in _IMAGE_KEYS if key in item), None)
@@ -63,11 +63,11 @@ def to_pixels(image: Any, channels: int) -> Tensor:
 
     Args:
         image: PIL of any mode; an array (H, W) or (H, W, C); a tensor (H, W) or (C, H, W). Arrays and tensors are
-            uint8, or floating point in [0, 1]. A fourth channel is transparency, laid on white.
+            uint8, or floating point in [0, 1]. A fourth channel is transparency, composited on white.
         channels: 3, or 1 for gray (ITU-R 601 luma).
 
     Raises:
-        ValueError: it is none of these; says what it is.
+        ValueError: it is none of these; the message says what it is.
     """
     if isinstance(image, Image.Image):
         array = np.array(eight_bit(image, "RGB" if channels == 3 else "L"))
@@ -94,7 +94,7 @@ def _planes(image: Any) -> Tensor:
         shape, form = tuple(image.shape), "a tensor is (H, W) or (C, H, W)"
         planes = image.detach().cpu()
     else:
-        raise ValueError(f"a {type(image).__name__} is no image; give a PIL image, an array or a tensor")
+        raise ValueError(f"a {type(image).__name__} is not an image; give a PIL image, an array or a tensor")
     planes = planes[None] if planes.ndim == 2 else planes
     if planes.ndim != 3 or planes.shape[0] not in (1, 3, 4) or not planes.numel():
         raise ValueError(f"{form}, with 1, 3 or 4 channels; this one is {tuple(shape)}")
@@ -116,15 +116,14 @@ def _bytes(planes: Tensor) -> Tensor:
 
 
 def declared_labels(dataset: Any) -> list[Label] | None:
-    """Returns the labels of all items where the data set tells them without reading one: `targets`, `labels`.
+    """Returns the labels of all items if the data set has them apart from its items: `targets`, `labels`.
 
-    Looks through torch's `Subset` and `ConcatDataset`. None where it does not tell them, where they are no whole
-    numbers from 0 or names (STL-10's unlabeled images have −1), and where a `target_transform` would make others of
-    them.
+    Looks through torch's `Subset` and `ConcatDataset`. None if there are none, if they are neither integers ≥ 0 nor
+    names (STL-10's unlabeled images have −1), and if a `target_transform` would change them.
     """
     if isinstance(dataset, torch.utils.data.Subset):
         inside = declared_labels(dataset.dataset)
-        return None if inside is None else [inside[place] for place in dataset.indices]
+        return None if inside is None else [inside[index] for index in dataset.indices]
     if isinstance(dataset, torch.utils.data.ConcatDataset):
         parts = [declared_labels(part) for part in dataset.datasets]
         return None if None in parts else [label for part in parts if part is not None for label in part]
@@ -146,7 +145,7 @@ def _as_labels(values: Any, length: int) -> list[Label] | None:
 
 
 def declared_classes(dataset: Any) -> list[str] | None:
-    """Returns the class names where the data set tells them as a list; looks through torch's `Subset` and the like."""
+    """Returns the class names if the data set has a list of them; looks through torch's `Subset` and the like."""
     if isinstance(dataset, torch.utils.data.Subset):
         return declared_classes(dataset.dataset)
     if isinstance(dataset, torch.utils.data.ConcatDataset):

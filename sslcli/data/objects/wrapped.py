@@ -1,7 +1,6 @@
-"""Any map-style data set of a Python program as one of ours: PIL images, arrays or tensors, with or without labels.
+"""Any map-style data set of a Python program as a `Dataset`: PIL images, arrays or tensors, with or without labels.
 
-What torch calls a data set knows its length and gives an item by index. Images that are alike and few enough are read
-once and kept; all others are read by the same worker processes as image files.
+A few images of one size are read once and kept; all others are read by the same worker processes as image files.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part, chann
 from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.contracts.options import FREE
 
-from ..normalization import IMAGENET, SAMPLE, Statistics
-from ..subset import stratified_choice
+from ..normalization import IMAGENET, SAMPLE, Statistics, pooled
+from ..subset import fixed_choice, stratified_choice
 from .given import Given, reason
 from .items import Label, declared_classes, split_item, to_pixels
 
-#: Views are not larger than this where the config doesn't say.
+#: Largest default size of views.
 _VIEW = 224
 
 
@@ -30,46 +29,44 @@ class WrappedOptions(DatasetOptions):
     """Options of a data set that is given as an object."""
 
     split: Literal["train", "labeled", "test"] = "train"
-    """The images to train on, or of a labeled pair those to fit a probe on and those to judge it on."""
+    """The images to train on, or of a labeled pair those to fit a probe on and those to evaluate it on."""
     count: int | None = Field(default=None, ge=1)
-    """How many items the object has; `sslcli.train` fills it in, so that a run is not resumed with another object."""
+    """How many items the object has; `sslcli.train` sets it, so that a run is not resumed with another object."""
     channels: Literal[1, 3] | None = None
     """3 for color, 1 to read everything as gray; null: gray if the images are."""
     normalization: Literal["imagenet", "measured"] = "imagenet"
     """Mean and standard deviation: ImageNet's, or those of (up to 2,000 of) the images."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel for images in [0, 1], in the place of `normalization`; along with `std`."""
+    """Mean of each channel for images in [0, 1], instead of `normalization`; along with `std`."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel, likewise."""
     labels: Literal["auto", "read", "none"] = "auto"
     """`auto`: from the object's `targets` or `labels`, else from the items if they are kept in memory; `read`: every
-    item is read for its label when the run starts; `none`: the images are taken to have none."""
+    item is read for its label when the run starts; `none`: labels are ignored."""
     in_memory: bool | None = None
-    """Keep the images in memory, which must be of one size then; null: if they are and take up to 256 MiB."""
+    """Keep the images in memory, which must have one size then; null: if they have and take up to 256 MiB."""
     threads: bool | None = Field(default=None, json_schema_extra=FREE)
-    """Evaluations may call `__getitem__` from several threads at once; null: only that of torchvision's data sets."""
+    """Evaluations may call `__getitem__` from several threads at once; null: only of torchvision's data sets."""
     max_unreadable: float = Field(default=0.01, ge=0, le=1, json_schema_extra=FREE)
-    """The run ends when a larger share of the images than this cannot be read; up to it others take their places."""
+    """The run ends when a larger share of the images than this cannot be read; fewer are replaced by others."""
 
 
-class Parts:
+class GivenSplits:
     """The data sets of one run, by split, and the class names that they share."""
 
     def __init__(self, given: Mapping[str, Given]) -> None:
         self.given = dict(given)
 
     def labels(self, split: str, how: str, channels: int, *, kept: bool) -> list[Label] | None:
-        """The labels of a split's items; they are read item by item only where they must be (see the options)."""
+        """The labels of a split's items; items are read for them only if necessary (see the options)."""
         given = self.given[split]
         if how == "none":
             return None
         if given.declared is not None:
             return given.declared
-        wanted = how == "read" or kept or split != "train" or self._is_labeled(given)
+        pair = (self.given[name].dataset for name in ("labeled", "test") if name in self.given)
+        wanted = how == "read" or kept or any(each is given.dataset for each in pair)
         return given.everything(channels, keep=kept)[1] if given.look.labels and wanted else None
-
-    def _is_labeled(self, given: Given) -> bool:
-        return any(self.given[name].dataset is given.dataset for name in ("labeled", "test") if name in self.given)
 
     def numbered(self, own: list[Label], channels: int) -> tuple[Tensor, tuple[str, ...]]:
         """Turns labels into numbers, along with the class names: those of all labeled parts, so that they agree."""
@@ -78,49 +75,48 @@ class Parts:
             every |= set(self.labels(split, "auto", channels, kept=given.fits(channels)) or ())
         if any(isinstance(label, str) for label in every):
             names = tuple(sorted(map(str, every)))
-            number = {name: place for place, name in enumerate(names)}
+            number = {name: index for index, name in enumerate(names)}
             return torch.tensor([number[str(label)] for label in own]), names
         numbers = torch.tensor([int(label) for label in own])
         count = max(map(int, every)) + 1
-        told = (declared_classes(given.dataset) for given in self.given.values())
-        names = tuple(next((each for each in told if each is not None and len(each) >= count), map(str, range(count))))
-        return numbers, names
+        declared = (declared_classes(given.dataset) for given in self.given.values())
+        known = (names for names in declared if names is not None and len(names) >= count)
+        return numbers, tuple(next(known, map(str, range(count))))
 
 
 class WrappedDataset(Dataset):
-    """An object of a Python program; `parts` holds it, and the labeled pair that came with it.
+    """An object of a Python program; `objects` has it, and the labeled pair that was given with it.
 
     Raises:
-        UserError: its items are no images, or the options do not go with them.
+        UserError: its items are not images, or the options do not suit them.
     """
 
     Options = WrappedOptions
     splits = ("train", "labeled", "test")
     options: WrappedOptions
-    parts: ClassVar[Parts]
+    objects: ClassVar[GivenSplits]
 
     def __init__(self, options: WrappedOptions) -> None:
         super().__init__(options)
-        if options.split not in self.parts.given:
-            raise UserError(f"data.split: {options.split!r} was not given; there is {', '.join(self.parts.given)}")
-        given = self._given = self.parts.given[options.split]
+        if options.split not in self.objects.given:
+            raise UserError(f"data.split: {options.split!r} was not given; available: {', '.join(self.objects.given)}")
+        given = self._given = self.objects.given[options.split]
         channels = options.channels or given.look.channels
         if options.in_memory and given.look.size is None:
             raise UserError(f"data.in_memory: the images of {given.title} differ in size; leave the option out")
         keep = given.fits(channels) if options.in_memory is None else options.in_memory
-        labels = self.parts.labels(options.split, options.labels, channels, kept=keep)
+        labels = self.objects.labels(options.split, options.labels, channels, kept=keep)
         images = given.everything(channels, keep=True)[0] if keep else None
         if options.in_memory and images is None:
             raise UserError(
                 f"data.in_memory: {given.title} has images of another size, or some that cannot be read; leave the "
                 "option out"
             )
-        every, classes = (None, None) if labels is None else self.parts.numbered(labels, channels)
-        self._places = stratified_choice(
-            torch.zeros(given.length, dtype=torch.int64) if every is None else every, options.limit
-        )
-        self.labels = None if every is None else every[self._places]
-        self._images = images if images is None or options.limit is None else images[self._places]
+        every, classes = (None, None) if labels is None else self.objects.numbered(labels, channels)
+        limit = options.limit  # applied here, since only the images that are used are measured for their statistics
+        self._chosen = fixed_choice(given.length, limit) if every is None else stratified_choice(every, limit)
+        self.labels = None if every is None else every[self._chosen]
+        self._images = images if images is None or limit is None else images[self._chosen]
         self._channels = channels
         self._threads = type(given.dataset).__module__.startswith("torchvision.")
         if options.threads is not None:
@@ -133,7 +129,7 @@ class WrappedDataset(Dataset):
     def _statistics(self) -> Statistics:
         options, channels = self.options, self._channels
         if (options.mean is None) != (options.std is None):
-            raise UserError("data.mean and data.std go together: give both")
+            raise UserError("data.mean and data.std need each other: give both")
         if options.mean is not None and options.std is not None:
             if len(options.mean) != channels or len(options.std) != channels or min(options.std) <= 0:
                 raise UserError(f"data.mean, data.std: should be {channels} numbers each, those of std above 0")
@@ -141,32 +137,28 @@ class WrappedDataset(Dataset):
         return IMAGENET[channels] if options.normalization == "imagenet" else self._measured()
 
     def _measured(self) -> Statistics:
-        """Each of (up to 2,000) images counting alike, as `normalization.measure` does."""
+        """Of (up to 2,000) images of equal weight, like `normalization.measure`."""
         moments = []
-        for index in stratified_choice(torch.zeros(len(self), dtype=torch.int64), SAMPLE).tolist():
+        for index in fixed_choice(len(self), SAMPLE).tolist():
             try:
                 mean, std = (torch.tensor(each).double() for each in channel_statistics(self.image(index)[None]))
             except UnreadableImage:
                 continue
             moments.append(torch.stack([mean, std.square() + mean.square()]))
         if not moments:
-            raise UserError(
-                f"data.normalization: none of the images of {self.info.name} that were looked at can be read"
-            )
-        mean, square = torch.stack(moments).mean(0)
-        std = (square - mean.square()).clamp_min(1e-12).sqrt()
-        return tuple(round(each, 6) for each in mean.tolist()), tuple(round(each, 6) for each in std.tolist())
+            raise UserError(f"data.normalization: none of the sampled images of {self.info.name} can be read")
+        return pooled(moments)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._chosen)
 
     def image(self, index: int) -> Tensor:
-        """Raises UnreadableImage for whatever `__getitem__` raises, and for what is no image."""
+        """Raises UnreadableImage for whatever `__getitem__` raises, and for what is not an image."""
         if self._images is not None:
             return self._images[index]
-        place = int(self._places[index])
         try:
-            return to_pixels(split_item(self._given.item(place, threads=self._threads))[0], self._channels)
+            item = self._given.item(int(self._chosen[index]), threads=self._threads)
+            return to_pixels(split_item(item)[0], self._channels)
         except Exception as error:
             raise UnreadableImage(self.name_of(index), reason(error)) from error
 
@@ -174,25 +166,25 @@ class WrappedDataset(Dataset):
         return self._images
 
     def name_of(self, index: int) -> str:
-        return f"{self.info.name}[{int(self._places[index])}]"
+        return f"{self.info.name}[{int(self._chosen[index])}]"
 
     @classmethod
     def view_size(cls, options: DatasetOptions) -> int:
-        given = cls.parts.given.get(options.split)
+        given = cls.objects.given.get(options.split)
         size = None if given is None else given.look.size
         return _VIEW if size is None else min(*size, _VIEW)
 
     @classmethod
     def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
-        """The labeled pair that was given; to fit on, else the training images. A limit holds for these alone."""
-        given, wanted = cls.parts.given, "labeled" if part == "train" else "test"
+        """The labeled pair that was given; to fit on, else the training images. A limit applies only to these."""
+        given, wanted = cls.objects.given, "labeled" if part == "train" else "test"
         if wanted not in given:
             return options if part == "train" and "train" in given else None
         same = next(name for name in given if given[name].dataset is given[wanted].dataset)  # one object, one split
         return options if same == options.split else options.model_copy(update={"split": same, "limit": None})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The class was made for one object, so that no other process could find it by its name.
+        # The class is made for one object, and no other process finds it by its name.
         return _restored, (self.__dict__,)
 
 
@@ -203,6 +195,6 @@ def _restored(state: dict[str, Any]) -> WrappedDataset:
 
 
 def wrap_datasets(given: Mapping[str, Given]) -> type[WrappedDataset]:
-    """Returns a data set class that holds the given objects by split: `train`, `labeled`, `test`."""
+    """Returns a data set class of the given objects by split: `train`, `labeled`, `test`."""
     name = type(next(iter(given.values())).dataset).__name__
-    return type(name, (WrappedDataset,), {"parts": Parts(given)})
+    return type(name, (WrappedDataset,), {"objects": GivenSplits(given)})

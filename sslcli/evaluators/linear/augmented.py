@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from sslcli.contracts.evaluation import Subject
+from sslcli.data.subset import Subset
 from sslcli.evaluation.extraction import extract_features
 from sslcli.evaluation.subject import labeled_features
 from sslcli.randomness import seed_for
 from sslcli.runs.device import resolve_precision
 
-from ..probes.images import ImageOptions, Subset, ViewBatches, labels_of
+from ..probes.images import ImageOptions, ViewBatches, labels_of
 from .heads import Batches, CachedBatches, standardizations
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
+from sslcli.data.subset import stratified_split
 from sslcli.evaluation.scores import exact_float32
 from sslcli.evaluation.subject import labeled_features, require_parts
 
 from ..probes.images import PROBE_TRAIN, ImageOptions
 from ..probes.training import ProbeOptions, Rates, Training, as_list, curve_rows, finite, judged
 from .augmented import AugmentedFeatures, CachedFeatures, Material
-from .heads import Curve, Heads, best_head, judge_heads, stratified_split, train_heads
+from .heads import Curve, Heads, best_head, judge_heads, train_heads
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from sslcli.evaluation.scores import exact_float32, in_top
 from sslcli.randomness import permutation, seed_for
 
-from ..probes.images import class_ranks
 from ..probes.training import Training, draw_weights
 from .updates import update_for
 
@@ -27,7 +26,7 @@ log = logging.getLogger(__name__)
 
 #: Scores held at once while heads are judged: 64 MiB.
 BLOCK = 1 << 24
-_HELD_OUT, _ORDER, _WEIGHTS = 1, 2, 3
+_ORDER, _WEIGHTS = 2, 3
 
 
 class Batches(Protocol):
@@ -111,24 +110,6 @@ class Curve:
     losses: Tensor
     lr: list[list[float]]
     held_out: Tensor | None
-
-
-def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits places at random, the same share of each class; a class with a single image is not split.
-
-    Args:
-        labels: (N,) int64.
-        share: of the second part, between 0 and 1; at least one image of each class.
-        seed: what the choice is drawn from.
-
-    Returns:
-        places (M,) and (N − M,) int64, ascending, on the CPU.
-    """
-    labels = labels.cpu()
-    grouped, rank, sizes = class_ranks(labels, seed_for(seed, _HELD_OUT))
-    wanted = torch.minimum((sizes * share).round().long().clamp_min(1), sizes - 1)
-    held = rank < wanted[labels[grouped]]
-    return grouped[~held].sort().values, grouped[held].sort().values
 
 
 def train_heads(

@@ -1,11 +1,10 @@
-"""Labeled images for probes that augment: parts of a data set by place, and batches of one view of them."""
+"""Labeled images for probes that augment: batches of one view of them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -21,7 +20,6 @@ from sslcli.contracts.evaluation import Subject
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import ViewSpec
 from sslcli.data.source import open_source
-from sslcli.randomness import permutation
 from sslcli.views.pipeline import ViewMaker
 
 log = logging.getLogger(__name__)
@@ -49,72 +47,6 @@ class ImageOptions(Options):
         if sum(view.count for view in views) != 1:
             raise ValueError(f"a probe needs one view of an image, not {sum(view.count for view in views)}")
         return value
-
-
-class Subset(Dataset):
-    """The images of a data set at given places, in the order of these.
-
-    Args:
-        data: labeled images.
-        places: (K,) int64.
-    """
-
-    def __init__(self, data: Dataset, places: Tensor) -> None:
-        super().__init__(data.options)
-        self.data, self.places = data, places
-        self.info = data.info
-        self.labels = None if data.labels is None else data.labels[places]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def image(self, index: int) -> Tensor:
-        return self.data.image(int(self.places[index]))
-
-    def image_for(self, index: int, wanted: int | None) -> Tensor:
-        return self.data.image_for(int(self.places[index]), wanted)
-
-    def images(self) -> Tensor | None:
-        images = self.data.images()
-        if images is None or (len(self) == len(images) and torch.equal(self.places, torch.arange(len(images)))):
-            return images
-        return images[self.places]
-
-    def name_of(self, index: int) -> str:
-        return self.data.name_of(int(self.places[index]))
-
-    def path_of(self, index: int) -> Path | None:
-        return self.data.path_of(int(self.places[index]))
-
-
-def class_ranks(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Shuffles the images of each class.
-
-    Returns:
-        places (N,) grouped by class, the rank (N,) of each within its class from 0, and the classes' sizes.
-    """
-    order = permutation(seed, 0, len(labels))
-    grouped = order[torch.argsort(labels[order], stable=True)]
-    sizes = torch.bincount(labels)
-    rank = torch.arange(len(labels)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
-    return grouped, rank, sizes
-
-
-def stratified_share(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Chooses images at random, the same share of each class and at least one; a smaller share is part of a larger one.
-
-    Args:
-        labels: (N,) int64.
-        share: above 0, at most 1.
-        seed: what the choice is drawn from.
-
-    Returns:
-        places (K,) int64, ascending, on the CPU.
-    """
-    labels = labels.cpu()
-    grouped, rank, sizes = class_ranks(labels, seed)
-    wanted = (sizes * share).round().long().clamp_min(1)
-    return grouped[rank < wanted[labels[grouped]]].sort().values
 
 
 def labels_of(data: Dataset) -> Tensor:

@@ -19,6 +19,7 @@ from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import Exported, Exporter, Trained
 from sslcli.contracts.options import Options
+from sslcli.data.subset import limited
 from sslcli.evaluation.extraction import Precision, feature_blocks, normalizer
 from sslcli.plugins import load
 from sslcli.runs.backbone_file import describe
@@ -189,7 +190,7 @@ def open_images(trained: Trained, asked: dict[str, Any] | str) -> Dataset:
         raise UserError(f"data.name: should be the name of a data set, not {name!r}")
     cls: type[Dataset] = load("datasets", name)
     document = Document({"data": merged}, {(): "command line"})
-    return cls.open(validate(cls.Options, merged, repr(name), document, ("data",)))
+    return limited(cls.open(validate(cls.Options, merged, repr(name), document, ("data",))))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What the items of a user's own data set may be: images of any usual kind, with a label or without."""
+"""What the items of a user's own data set may be: images of the usual kinds, with or without a label."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def test_color_becomes_gray_as_pillow_does_it() -> None:
         (PIXELS.transpose(2, 0, 1), r"an array is \(H, W\) or \(H, W, C\), with 1, 3 or 4 channels"),
         (RGB.long(), "pixels of type torch.int64 have no known range; give uint8"),
         (PIXELS.astype(np.uint16), "have no known range"),
-        ("cat.png", "a str is no image"),
+        ("cat.png", "a str is not an image"),
     ],
 )
-def test_what_is_no_image_is_told(image, message) -> None:
+def test_what_is_not_an_image_is_reported(image, message) -> None:
     with pytest.raises(ValueError, match=message):
         to_pixels(image, 3)
 
@@ -72,7 +72,7 @@ def test_what_is_no_image_is_told(image, message) -> None:
         ((PIXELS, 0.5), None), ((PIXELS, torch.tensor([1, 2])), None), ((PIXELS, {"boxes": []}), None),
     ],
 )  # fmt: skip
-def test_labels_are_whole_numbers_or_names_beside_the_image(item, label) -> None:
+def test_labels_are_integers_or_names_next_to_the_image(item, label) -> None:
     image, found = split_item(item)
     assert image is PIXELS
     assert found == label

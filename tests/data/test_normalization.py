@@ -10,7 +10,7 @@ from PIL import Image
 
 from sslcli.contracts.data import channel_statistics
 from sslcli.contracts.errors import UserError
-from sslcli.data import normalization as normalization
+from sslcli.data import normalization
 from sslcli.data.normalization import measure
 from sslcli.datasets.folder import Folder, FolderOptions
 
@@ -42,7 +42,7 @@ def test_measured_values_are_those_of_the_images(photos: Path) -> None:
     assert data.info.std == pytest.approx(std, abs=1e-5)
 
 
-def test_each_image_counts_alike_whatever_its_size(tmp_path: Path) -> None:
+def test_each_image_has_the_same_weight_whatever_its_size(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), (0, 0, 0)).save(tmp_path / "1.png")
     Image.new("RGB", (40, 40), (255, 255, 255)).save(tmp_path / "2.png")
     mean, std = measure(tmp_path, ["1.png", "2.png"], 3)
@@ -61,7 +61,7 @@ def test_values_are_cached_until_an_image_changes(photos: Path, cache: Path, mon
     assert Folder(options(photos)).info.mean > first.mean
 
 
-def test_damaged_cache_is_measured_again(photos: Path, cache: Path) -> None:
+def test_values_are_measured_again_if_the_cache_is_damaged(photos: Path, cache: Path) -> None:
     first = Folder(options(photos)).info
     (file,) = cache.iterdir()
     file.write_text('{"mean": ')
@@ -69,7 +69,7 @@ def test_damaged_cache_is_measured_again(photos: Path, cache: Path) -> None:
     assert json.loads(file.read_text())["std"] == list(first.std)
 
 
-def test_unwritable_cache_costs_nothing_but_time(photos: Path, cache: Path) -> None:
+def test_an_unwritable_cache_only_costs_time(photos: Path, cache: Path) -> None:
     expected = Folder(options(photos)).info
     for file in cache.iterdir():
         file.unlink()
@@ -78,7 +78,7 @@ def test_unwritable_cache_costs_nothing_but_time(photos: Path, cache: Path) -> N
     assert Folder(options(photos)).info == expected
 
 
-def test_unreadable_images_are_left_out_and_none_readable_is_told(photos: Path) -> None:
+def test_unreadable_images_are_left_out_and_if_all_are_that_is_reported(photos: Path) -> None:
     expected = measure(photos / "a", ["1.png", "2.png"], 3)
     (photos / "a" / "bad.png").write_bytes(b"nothing")
     assert measure(photos / "a", ["1.png", "2.png", "bad.png"], 3) == expected

@@ -1,22 +1,25 @@
-"""Workers go on while the consumer, or a part of the disk, does not."""
+"""Worker processes: how many, how far they read ahead, and how they end."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable
 from itertools import islice
 
 import pytest
 import torch
+from source_helpers import Uneven, assert_all_same, opened, take, views
 from torch import Tensor
 
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, SourceBatch
-from sslcli.contracts.views import ViewSpec
+from sslcli.contracts.errors import SslError
 from sslcli.data import workers as workers_module
 from sslcli.data.plan import Plan
+from sslcli.data.processes import worker_count, worker_errors
 from sslcli.data.workers import WorkerSource
-from sslcli.views.pipeline import ViewMaker
 
 BATCH = 8
 
@@ -46,9 +49,7 @@ class SlowDisk(Dataset):
 
 
 def source_of(data: Dataset, workers: int) -> WorkerSource:
-    operations = [{"name": "crop", "options": {}}]
-    views = ViewMaker([ViewSpec.parse({"count": 2, "size": 8, "operations": operations})], 3, (0.5,) * 3, (0.5,) * 3, 0)
-    return WorkerSource(data, torch.device("cpu"), Plan("slow", len(data), BATCH), views, workers)
+    return WorkerSource(data, torch.device("cpu"), Plan("slow", len(data), BATCH), views(8), workers)
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
@@ -58,8 +59,8 @@ def eventually(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-@pytest.fixture(autouse=True)
-def _small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_module, "SLICE", 4)  # two for each batch
 
 
@@ -68,7 +69,7 @@ def images(batches: list[list[SourceBatch]]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_read_two_batches_ahead_of_one_that_is_held_and_no_more(workers: int) -> None:
+def test_workers_read_two_batches_ahead_and_no_more(workers: int, small_slices: None) -> None:
     data = SlowDisk(80)
     source = source_of(data, workers)
     try:
@@ -82,7 +83,7 @@ def test_workers_read_two_batches_ahead_of_one_that_is_held_and_no_more(workers:
         source.close()
 
 
-def test_what_was_read_ahead_comes_while_the_disk_stalls_and_nothing_is_lost() -> None:
+def test_what_was_read_ahead_is_used_while_the_disk_stalls_and_nothing_is_lost(small_slices: None) -> None:
     expected = source_of(SlowDisk(80), 0)
     whole = list(islice(expected.batches(0), 6))
     data = SlowDisk(80)
@@ -106,7 +107,7 @@ def test_what_was_read_ahead_comes_while_the_disk_stalls_and_nothing_is_lost() -
     assert all(torch.equal(one, other) for one, other in zip(images(whole), images(found), strict=True))
 
 
-def test_workers_live_on_from_epoch_to_epoch() -> None:
+def test_workers_stay_from_epoch_to_epoch(small_slices: None) -> None:
     source = source_of(SlowDisk(24), 2)
     try:
         batches = source.batches(0)
@@ -118,3 +119,61 @@ def test_workers_live_on_from_epoch_to_epoch() -> None:
         assert epochs == {0, 1, 2, 3}
     finally:
         source.close()
+
+
+def test_close_ends_the_workers() -> None:
+    with opened(Uneven(50), 8, workers=2) as source:
+        batches = source.batches(0)
+        next(batches)
+        assert len(multiprocessing.active_children()) == 2
+        source.close()
+        assert multiprocessing.active_children() == []
+        source.close()
+
+
+def test_signals_to_the_process_group_are_left_to_the_main_process() -> None:
+    data = Uneven(50)
+    with opened(data, 8, workers=1) as source:
+        batches = source.batches(0)
+        found = [next(batches)]
+        for child in multiprocessing.active_children():
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGINT)
+            os.kill(child.pid, signal.SIGTERM)
+        found += islice(batches, 20)
+    assert_all_same(take(data, 0, 21, 8), found)
+
+
+def test_a_killed_worker_is_reported_with_a_remedy() -> None:
+    with opened(Uneven(50), 8, workers=1) as source:
+        batches = source.batches(0)
+        next(batches)
+        (child,) = multiprocessing.active_children()
+        assert child.pid is not None
+        message = r"^a worker process died[^\n]*training\.workers[^\n]*$"
+        with pytest.raises(SslError, match=message), worker_errors():  # noqa: PT012 (either line may raise)
+            os.kill(child.pid, signal.SIGKILL)
+            list(islice(batches, 100))
+
+
+def test_auto_leaves_a_core_to_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert worker_count("auto") == 15
+    assert worker_count("auto", 4) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert worker_count("auto", 64) == 7
+    assert worker_count(5) == 5
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    assert worker_count("auto") == 1
+
+
+@pytest.mark.slow
+def test_spawned_workers_make_the_same_batches() -> None:
+    expected = take(Uneven(50), 0, 3, 8)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert_all_same(expected, take(Uneven(50), 0, 3, 8, workers=1))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
