@@ -20,7 +20,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import Exported, Exporter, Trained
 from sslcli.contracts.options import Options
 from sslcli.data.subset import limited
-from sslcli.evaluation.extraction import Precision, feature_blocks, normalizer
+from sslcli.evaluation.extraction import PrecisionName, feature_blocks, normalizer
 from sslcli.plugins import load
 from sslcli.runs.backbone_file import describe
 from sslcli.runs.files import header
@@ -45,7 +45,7 @@ class FeaturesOptions(Options):
     `data.name` say otherwise."""
     batch_size: int = Field(default=256, ge=1)
     """Images at once."""
-    precision: Precision = "fp32"
+    precision: PrecisionName = "fp32"
     """Arithmetic of the network; the features are written as float32."""
 
 
