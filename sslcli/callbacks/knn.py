@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.callback import RunContext
-from sslcli.contracts.evaluation import FeatureSet
 from sslcli.contracts.options import FREE, Options
 from sslcli.evaluation.scores import accuracy
 from sslcli.evaluation.subject import same_images
@@ -84,19 +83,16 @@ class KNNMonitor(EpochMonitor):
         log.info(f"kNN top-1: {', '.join(texts)} ({test.count:,} images among {bank.count:,}, k {options.k})")
 
     def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
-        bank = shared_features(context, "train", self.options.limit_train)
-        top1 = self._top1(bank, shared_features(context, "eval", self.options.limit_eval))
+        options = self.options
+        bank = shared_features(context, "train", options.limit_train)
+        top1 = self._top1(bank, shared_features(context, "eval", options.limit_eval))
         return {"knn_top1": top1}, f"kNN top-1 {top1:.1%}"
 
-    def _top1(self, bank: FeatureSet, test: FeatureSet) -> float:
-        assert bank.labels is not None
-        assert test.labels is not None
-        options = self.options
+    def _top1(self, bank: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
+        features, labels = test
         with torch.no_grad():
-            scores = knn_predict(
-                bank.features, bank.labels, test.features, self._classes, options.k, options.temperature
-            )
-            return accuracy(scores, test.labels)
+            scores = knn_predict(*bank, features, self._classes, self.options.k, self.options.temperature)
+        return accuracy(scores, labels)
 
 
 class _Pixels(Backbone):

@@ -52,16 +52,15 @@ class LogisticMonitor(EpochMonitor):
 
     def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
         options = self.options
-        found = shared_features(context, options.part, options.limit)
-        assert found.labels is not None
+        features, labels = shared_features(context, options.part, options.limit)
         # At random, the same share of each class: the first half of data that are sorted by class has half the classes.
-        fit, test = (half.to(context.device) for half in stratified_split(found.labels, 0.5, context.seed))
+        fit, test = (half.to(context.device) for half in stratified_split(labels, 0.5, context.seed))
         if not len(test):
             return {}, ""
-        classes = int(found.labels.max()) + 1
+        classes = int(labels.max()) + 1
         model = fit_logistic(
-            found.features[fit], found.labels[fit], classes, options.C, standardize=options.standardize,
+            features[fit], labels[fit], classes, options.C, standardize=options.standardize,
             iterations=options.iterations, tolerance=1e-4,
         )  # fmt: skip
-        top1 = accuracy(model.scores(found.features[test]), found.labels[test])
+        top1 = accuracy(model.scores(features[test]), labels[test])
         return {"logistic_top1": top1}, f"logistic top-1 {top1:.1%}"

@@ -137,12 +137,11 @@ class OnlineProbe(EpochMonitor):
     def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
         if self.probe is None or not self.tests:
             return {}, ""
-        found = shared_features(context, "eval", self.options.limit_eval)
-        assert found.labels is not None
+        features, labels = shared_features(context, "eval", self.options.limit_eval)
         self.probe.eval()
         with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
-            scores = self.probe(found.features)
-        metrics = {f"probe_eval_top{k}": accuracy(scores, found.labels, k) for k in self.top}
+            scores = self.probe(features)
+        metrics = {f"probe_eval_top{k}": accuracy(scores, labels, k) for k in self.top}
         first, value = next(iter(metrics.items()))
         return metrics, f"online probe {first.removeprefix('probe_eval_').replace('top', 'top-')} {value:.1%}"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,15 +13,13 @@ from torch import Tensor
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.callback import Callback, Outcome, RunContext
 from sslcli.contracts.data import Dataset, Part
-from sslcli.contracts.evaluation import FeatureSet
 from sslcli.data.subset import Subset, stratified_choice
 from sslcli.evaluation.extraction import extract_features, load_images
 
 log = logging.getLogger(__name__)
 
-BATCH = 256
 #: Up to this many bytes of a part are kept in memory, 10,000 images of 113 pixels; more are read for each measurement.
-HELD = 384 << 20
+KEPT = 384 << 20
 
 
 class SharedImages:
@@ -42,48 +39,45 @@ class SharedImages:
         self.data = Subset(data, indices)
         self.count = len(indices)
         self.images: Tensor | None = None
-        if self.count * data.info.channels * image_size**2 <= HELD:
+        self._latest: tuple[int, tuple[Tensor, Tensor]] | None = None
+        if self.count * data.info.channels * image_size**2 <= KEPT:
             self.images, kept = load_images(data, image_size, indices)
             self._labels, self.count = data.labels[kept], len(kept)
 
-    def features(self, backbone: Backbone, context: RunContext) -> FeatureSet:
+    def features(self, backbone: Backbone, context: RunContext) -> tuple[Tensor, Tensor]:
         """Returns features (N, D) float32 and labels (N,), both on the device; the backbone stays as it was."""
-        found = extract_features(
-            backbone, self.data if self.images is None else self.images, image_size=context.image_size,
-            normalize=context.normalize, device=context.device, batch_size=BATCH,
-        )  # fmt: skip
-        return found if self.images is None else FeatureSet(found.features, self._labels.to(context.device))
+        found = extract_features(backbone, self.data if self.images is None else self.images, context)
+        labels = self._labels.to(context.device) if found.labels is None else found.labels
+        return found.features, labels
 
-
-@dataclass
-class _Store:
-    images: dict[tuple[Part, int | None], SharedImages] = field(default_factory=dict)
-    features: dict[tuple[Part, int | None], tuple[int, FeatureSet]] = field(default_factory=dict)
+    def encoder_features(self, context: RunContext) -> tuple[Tensor, Tensor]:
+        """Returns the features of the encoder as it is after this step, computed once for all monitors."""
+        step = context.progress.step
+        if self._latest is None or self._latest[0] != step:
+            self._latest = step, self.features(context.encoder(), context)
+        return self._latest[1]
 
 
 #: What the monitors of a run share; freed with the run.
-_STORES: WeakKeyDictionary[RunContext, _Store] = WeakKeyDictionary()
+_SHARED: WeakKeyDictionary[RunContext, dict[tuple[Part, int | None], SharedImages]] = WeakKeyDictionary()
 
 
 def shared_images(context: RunContext, part: Part, limit: int | None) -> SharedImages | None:
     """Returns labeled images of a part, read once for all monitors with this limit; None where there are none."""
-    store, key = _STORES.setdefault(context, _Store()), (part, limit)
-    if key not in store.images:
+    shared, key = _SHARED.setdefault(context, {}), (part, limit)
+    if key not in shared:
         data = context.labeled(part)
         if data is None or data.labels is None:
             return None
-        store.images[key] = SharedImages(data, limit, context.image_size)
-    return store.images[key]
+        shared[key] = SharedImages(data, limit, context.image_size)
+    return shared[key]
 
 
-def shared_features(context: RunContext, part: Part, limit: int | None) -> FeatureSet:
-    """Returns the features of the encoder as it is after this step, computed once for all monitors with this limit."""
+def shared_features(context: RunContext, part: Part, limit: int | None) -> tuple[Tensor, Tensor]:
+    """Returns features (N, D) of the encoder as it is after this step, and labels (N,), of images that there are."""
     images = shared_images(context, part, limit)
     assert images is not None
-    store, key, step = _STORES[context], (part, limit), context.progress.step
-    if key not in store.features or store.features[key][0] != step:
-        store.features[key] = step, images.features(context.encoder(), context)
-    return store.features[key][1]
+    return images.encoder_features(context)
 
 
 class EpochMonitor(Callback):

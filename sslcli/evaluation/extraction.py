@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,22 @@ from sslcli.plugins import load
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 Normalize = Callable[[Tensor], Tensor]
+
+
+class InputFormat(Protocol):
+    """How images become a backbone's input: a `Subject` and a `RunContext` have all of it.
+
+    Attributes:
+        device: where to compute.
+        image_size: side in pixels of the images that the backbone is given.
+        normalize: uint8 (N, C, H, W) on the device → what the backbone was trained on.
+    """
+
+    device: torch.device
+    image_size: int
+
+    def normalize(self, images: Tensor) -> Tensor: ...
+
 
 #: Above this share of unreadable images a number would not be of the data set that it names.
 UNREADABLE_LIMIT = 0.01
@@ -56,22 +72,17 @@ def load_images(dataset: Dataset, image_size: int, indices: Tensor) -> tuple[Ten
 def extract_features(
     backbone: Backbone,
     images: Tensor | Dataset,
-    *,
-    image_size: int,
-    normalize: Normalize,
-    device: torch.device,
-    batch_size: int,
+    inputs: InputFormat,
+    batch_size: int = 256,
     precision: PrecisionName = "fp32",
 ) -> FeatureSet:
     """Computes the pooled features of all images, in order.
 
     Args:
-        backbone: on `device`; every module's mode is restored.
+        backbone: on the device; every module's mode is restored.
         images: uint8 (N, C, image_size, image_size) anywhere, or a data set, whose unreadable images are left out
             together with their labels.
-        image_size: side in pixels of the images that the backbone is given.
-        normalize: uint8 on the device → what the backbone was trained on.
-        device: where to compute.
+        inputs: the device, the images' size and their normalization.
         batch_size: images at once; the result does not depend on it (but for rounding).
         precision: arithmetic of the network.
 
@@ -82,27 +93,21 @@ def extract_features(
         UserError: more than 1 % of the images cannot be read.
     """
     labels = None if isinstance(images, Tensor) else images.labels
-    result = torch.empty(len(images), backbone.spec.feature_dim, device=device)
+    result = torch.empty(len(images), backbone.spec.feature_dim, device=inputs.device)
     kept: list[Tensor] = []
     done = 0
-    for pooled, indices in feature_blocks(
-        backbone, images, image_size=image_size, normalize=normalize, device=device, batch_size=batch_size,
-        precision=precision,
-    ):  # fmt: skip
+    for pooled, indices in feature_blocks(backbone, images, inputs, batch_size, precision):
         result[done : done + len(pooled)] = pooled
         done += len(pooled)
         kept.append(indices)
-    return FeatureSet(result[:done], None if labels is None else labels[torch.cat(kept)].to(device))
+    return FeatureSet(result[:done], None if labels is None else labels[torch.cat(kept)].to(inputs.device))
 
 
 def feature_blocks(
     backbone: Backbone,
     images: Tensor | Dataset,
-    *,
-    image_size: int,
-    normalize: Normalize,
-    device: torch.device,
-    batch_size: int,
+    inputs: InputFormat,
+    batch_size: int = 256,
     precision: PrecisionName = "fp32",
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Returns block by block what `extract_features` returns as a whole, in the memory of a batch or two.
@@ -119,11 +124,15 @@ def feature_blocks(
     if isinstance(images, Tensor):
         blocks = zip(torch.split(images, batch_size), torch.split(everything, batch_size), strict=True)
     else:
-        blocks = _read(images, image_size, everything, batch_size)
+        blocks = _read(images, inputs.image_size, everything, batch_size)
     for block, indices in blocks:
         # Entered anew for each block, since the caller's code runs between two blocks.
-        with torch.no_grad(), _evaluating(backbone), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            pooled = backbone(normalize(block.to(device))).pooled
+        with (
+            torch.no_grad(),
+            _evaluating(backbone),
+            torch.autocast(inputs.device.type, dtype, enabled=dtype is not None),
+        ):
+            pooled = backbone(inputs.normalize(block.to(inputs.device))).pooled
         yield pooled.float(), indices
 
 

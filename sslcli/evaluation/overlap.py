@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +30,6 @@ _ROWS = 4096
 _KEY = 0x6F7665726C6170
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """What was found.
-
-    Attributes:
-        indices: of the test images that are training images too.
-        compared: how images were compared.
-    """
-
-    indices: tuple[int, ...]
-    compared: str
-
-
 def check_overlap(train: Dataset, test: Dataset) -> dict[str, Any]:
     """Looks for test images among the training images; warns if there are a few.
 
@@ -53,30 +39,31 @@ def check_overlap(train: Dataset, test: Dataset) -> dict[str, Any]:
     Raises:
         UserError: more than 1 % of the test images are training images too.
     """
-    found = find_overlap(train, test)
-    count, total = len(found.indices), len(test)
-    if count:
+    found, compared = find_overlap(train, test)
+    if found:
         text = (
-            f"{test.info.name}: {count:,} of the {total:,} test images are training images too, such as "
-            f"{test.name_of(found.indices[0])}"
+            f"{test.info.name}: {len(found):,} of the {len(test):,} test images are training images too, such as "
+            f"{test.name_of(found[0])}"
         )
-        if count > LIMIT * total:
+        if len(found) > LIMIT * len(test):
             raise UserError(f"{text}; a probe would memorize them: choose another split or folder for one of them")
         log.warning(text)
-    return {"shared_images": count, "compared": found.compared}
+    return {"shared_images": len(found), "compared": compared}
 
 
-def find_overlap(train: Dataset, test: Dataset) -> Overlap:
+def find_overlap(train: Dataset, test: Dataset) -> tuple[list[int], str]:
     """Finds test images among the training images: equal bytes where both are in memory; for files, the same file
-    (through links of any kind) or a copy; otherwise nothing is compared, as `compared` then says."""
+    (through links of any kind) or a copy; otherwise nothing is compared.
+
+    Returns:
+        the indices of the test images that are training images too, ascending, and how images were compared.
+    """
     ours, theirs = train.images(), test.images()
     if ours is not None and theirs is not None:
-        indices = equal_images(ours, theirs) if ours.shape[1:] == theirs.shape[1:] else []
-        return Overlap(tuple(indices), "the images' bytes")
+        return equal_images(ours, theirs) if ours.shape[1:] == theirs.shape[1:] else [], "the images' bytes"
     if train.path_of(0) is not None and test.path_of(0) is not None:
-        indices, compared = equal_files(train, test)
-        return Overlap(tuple(indices), compared)
-    return Overlap((), "nothing: the images of one are files, those of the other are not")
+        return equal_files(train, test)
+    return [], "nothing: the images of one are files, those of the other are not"
 
 
 def equal_images(train: Tensor, test: Tensor) -> list[int]:

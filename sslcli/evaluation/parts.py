@@ -15,6 +15,8 @@ from sslcli.plugins import load
 from .overlap import check_overlap
 from .subject import same_source, without_subset
 
+PARTS: tuple[Part, ...] = ("train", "eval")
+
 
 @dataclass
 class LabeledParts:
@@ -49,6 +51,41 @@ def open_parts(
     Raises:
         UserError: no data named, wrong options, no data there, no labels, or test images that are training images too.
     """
+    cls, options, asked = choose_data(stored, document)
+    labeled = [found for part in PARTS if (found := cls.labeled(options, part)) is not None]
+    if len(labeled) < 2:
+        everything = limited(cls.open(options))
+        name = everything.info.name
+        if needs_labels and required and everything.labels is not None:
+            raise UserError(
+                f"{name}: all labeled images are one part, and a probe is trained on one and tested on another; "
+                "name data that have two (a folder has, with train/ and val/ in it)"
+            )
+        if needs_labels and required:
+            raise UserError(f"{name}: has no labeled training and test images; name data that have some")
+        return LabeledParts(everything, everything, False, cls.view_size(options), {})
+    if "limit" in asked:  # on the command line it holds for both parts
+        labeled = [found.model_copy(update={"limit": options.limit}) for found in labeled]
+    train, test = (limited(cls.open(found)) for found in labeled)
+    overlap = check_overlap(train, test) if needs_labels else {}
+    return LabeledParts(train, test, True, cls.view_size(options), overlap)
+
+
+def choose_data(
+    stored: dict[str, Any] | None, document: Document
+) -> tuple[type[Dataset], DatasetOptions, dict[str, Any]]:
+    """Returns class and options of the data set that `data.…` names, or else of the stored one with these changes.
+
+    Args:
+        stored: the options of the data that a run was trained on; None where that is not known.
+        document: the command line.
+
+    Returns:
+        the class, its options, and the ones among them that are from the command line.
+
+    Raises:
+        UserError: no data named, no such data set, or wrong options.
+    """
     asked = document.data.get("data") or {}
     if not isinstance(asked, dict):
         asked = {"name": asked}
@@ -61,28 +98,7 @@ def open_parts(
     if not isinstance(name, str):
         raise UserError(f"command line: data.name: should be the name of a data set, not {name!r}")
     cls: type[Dataset] = load("datasets", name)
-    options = validate(cls.Options, merged, repr(name), document, ("data",))
-    train_options, test_options = (_part(cls, options, part, limit_both="limit" in asked) for part in ("train", "eval"))
-    if train_options is None or test_options is None:
-        everything = limited(cls.open(options))
-        if needs_labels and required:
-            if everything.labels is not None:
-                raise UserError(
-                    f"{name}: all labeled images are one part, and a probe is trained on one and tested on another; "
-                    "name data that have two (a folder has, with train/ and val/ in it)"
-                )
-            raise UserError(f"{name}: has no labeled training and test images; name data that have some")
-        return LabeledParts(everything, everything, False, cls.view_size(options), {})
-    train, test = limited(cls.open(train_options)), limited(cls.open(test_options))
-    overlap = check_overlap(train, test) if needs_labels else {}
-    return LabeledParts(train, test, True, cls.view_size(options), overlap)
-
-
-def _part(cls: type[Dataset], options: DatasetOptions, part: Part, limit_both: bool) -> DatasetOptions | None:
-    found = cls.labeled(options, part)
-    if found is not None and limit_both:
-        found = found.model_copy(update={"limit": options.limit})
-    return found
+    return cls, validate(cls.Options, merged, repr(name), document, ("data",)), asked
 
 
 def pretrained_on(stored: dict[str, Any] | None, test: Dataset) -> bool:

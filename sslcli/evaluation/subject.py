@@ -87,10 +87,7 @@ class FrozenSubject(Subject):
                 if self._datasets[other] is data:
                     return known
             log.info(f"features of {len(data):,} images ({part})")
-            features = extract_features(
-                self.backbone, data, image_size=self.image_size, normalize=self.normalize, device=self.device,
-                batch_size=self.batch_size,
-            )  # fmt: skip
+            features = extract_features(self.backbone, data, self, self.batch_size)
             if not bool(torch.isfinite(features.features).all()):
                 raise UserError(f"the backbone's features of {data.info.name} are not all finite; the run diverged")
             self._features[part] = features

@@ -200,11 +200,7 @@ class FinetuneTrainer(Trainer):
 
     def _scores(self, network: Classifier, data: Dataset) -> tuple[Tensor, Tensor]:
         """Returns scores (N, C) and labels (N,) of all images, in `eval()` and float32."""
-        subject = self.subject
-        found = extract_features(
-            network.backbone, data, image_size=subject.image_size, normalize=subject.normalize, device=subject.device,
-            batch_size=256,
-        )  # fmt: skip
+        found = extract_features(network.backbone, data, self.subject)
         assert found.labels is not None
         with torch.no_grad(), exact_float32():
             return network.head(found.features), found.labels

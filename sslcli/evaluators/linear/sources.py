@@ -92,11 +92,7 @@ class AugmentedFeatures(FeatureSource):
         return _FrozenPass(self.subject, views, DTYPES.get(self.precision))
 
     def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        subject = self.subject
-        found = extract_features(
-            subject.backbone, Subset(self.data, rows), image_size=subject.image_size, normalize=subject.normalize,
-            device=subject.device, batch_size=256,
-        )  # fmt: skip
+        found = extract_features(self.subject.backbone, Subset(self.data, rows), self.subject)
         assert found.labels is not None
         return found.features, found.labels
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from sslcli.config.document import Document
-from sslcli.config.options import parse
-from sslcli.config.problems import Problems
+from sslcli.config.options import validate
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin, Schedule
 from sslcli.contracts.options import Options
@@ -81,17 +80,12 @@ def _read_section(section: str, name: Any, given: dict[str, Any]) -> tuple[str, 
     """Validates the options of a named optimizer or schedule; ValueError with all that is wrong in one line."""
     if not isinstance(name, str):
         raise ValueError(f"needs a name; see `ssl list {section}s`")
-    try:
-        cls = load(f"{section}s", name)
-    except UserError as error:
-        raise ValueError(str(error)) from error
     values = {**given, "lr": 1.0} if section == "optimizer" else given
     try:
-        return name, parse(cls.Options, values)
-    except ValidationError as error:
-        problems = Problems(Document({}, {(): ""}))
-        problems.add_validation((), error, cls.Options, repr(name), values)
-        raise ValueError("; ".join(line.removeprefix(": ") for line in problems.lines)) from error
+        cls = load(f"{section}s", name)
+        return name, validate(cls.Options, values, repr(name), Document({}, {(): ""}))
+    except UserError as error:
+        raise ValueError("; ".join(line.removeprefix(": ") for line in str(error).splitlines())) from error
 
 
 @dataclass(frozen=True)
