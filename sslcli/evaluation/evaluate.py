@@ -21,7 +21,7 @@ from .confusion import can_draw
 from .parts import LabeledParts, open_parts, pretrained_on
 from .results import draw, has_picture, over_seeds, write_output, write_result
 from .seal import SealedSubject
-from .selection import ALL, NamedEvaluator, choose_evaluators, only_fitting
+from .selection import ALL, choose_evaluators, only_possible
 from .subject import Feature, FrozenSubject
 from .tables import Row
 from .targets import Target, find_target, load_network, read_shown, stored_data
@@ -78,10 +78,10 @@ def evaluate_all(
     loaded = [load_trained(target.path) if target.kind == "trained" else None for target in found]
     stored = [stored_data(target) for target in found]
     first = next((index for index, data in enumerate(stored) if data is not None), None)
-    needs_labels = any(each.evaluator.needs_labels for each in evaluators)
+    needs_labels = any(each.needs_labels for each in evaluators.values())
     own = None if first is None else stored[first]
     parts = open_parts(own, document, needs_labels=needs_labels, required=method != ALL)
-    evaluators = only_fitting(evaluators, parts.labeled)
+    evaluators = only_possible(evaluators, parts.labeled)
     if len(found) > 1:
         whose = "" if first is None or "data" in document.data else f", as {found[first].word} was trained on"
         log.info(f"all are evaluated on {parts.test.info.name}{whose}, each in its own size and normalization")
@@ -136,7 +136,7 @@ def _run(
     target: Target,
     trained: Trained,
     subject: FrozenSubject,
-    evaluators: list[NamedEvaluator],
+    evaluators: dict[str, Evaluator],
     parts: LabeledParts,
     seeds: range,
     *,
@@ -144,7 +144,7 @@ def _run(
 ) -> list[Row]:
     rows = []
     card = {**asdict(trained.card), "mean": list(trained.card.mean), "std": list(trained.card.std)}
-    for name, evaluator in ((each.name, each.evaluator) for each in evaluators):
+    for name, evaluator in evaluators.items():
         own = seeds if type(evaluator).seeded else seeds[:1]
         if len(own) < len(seeds):
             log.info(f"{name}: draws nothing, so that one seed is enough")

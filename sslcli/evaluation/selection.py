@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 from sslcli.config.document import Document
 from sslcli.config.options import validate
@@ -20,15 +19,7 @@ ALL = "all"
 SECTIONS = ("data", "backbone", *ShownOptions.model_fields)
 
 
-@dataclass(frozen=True)
-class NamedEvaluator:
-    """An evaluator and its name on the command line."""
-
-    name: str
-    evaluator: Evaluator
-
-
-def choose_evaluators(method: str, document: Document) -> list[NamedEvaluator]:
+def choose_evaluators(method: str, document: Document) -> dict[str, Evaluator]:
     """Builds the evaluator called `method`, or with `all` every installed one that declares `in_all`.
 
     With `all` an option goes to each evaluator that has it; one that cannot be loaded is left out with a warning.
@@ -39,7 +30,7 @@ def choose_evaluators(method: str, document: Document) -> list[NamedEvaluator]:
     values = {key: value for key, value in document.data.items() if key not in SECTIONS}
     if method != ALL:
         cls: type[Evaluator] = load("evaluators", method)
-        return [NamedEvaluator(method, cls(validate(cls.Options, values, repr(method), document)))]
+        return {method: cls(validate(cls.Options, values, repr(method), document))}
     classes: dict[str, type[Evaluator]] = {}
     for plugin in find("evaluators"):
         try:
@@ -57,23 +48,20 @@ def choose_evaluators(method: str, document: Document) -> list[NamedEvaluator]:
         if key not in known:
             hint = suggest(key, known)
             raise ConfigError([f"command line: {key}: no evaluator of --method all has this option{hint}"])
-    chosen = []
+    evaluators = {}
     for name, cls in classes.items():
         own = {key: value for key, value in values.items() if key in cls.Options.model_fields}
-        chosen.append(NamedEvaluator(name, cls(validate(cls.Options, own, repr(name), document))))
-    if not chosen:
+        evaluators[name] = cls(validate(cls.Options, own, repr(name), document))
+    if not evaluators:
         raise UserError("there is no evaluator to run; `ssl list evaluators` shows what is installed")
-    return chosen
+    return evaluators
 
 
-def only_fitting(chosen: list[NamedEvaluator], labeled: bool) -> list[NamedEvaluator]:
+def only_possible(evaluators: dict[str, Evaluator], labeled: bool) -> dict[str, Evaluator]:
     """Leaves out, with a message, the evaluators that need labels unless there are two labeled parts."""
-    if labeled:
-        return chosen
-    for each in chosen:
-        if each.evaluator.needs_labels:
-            log.info(f"left out, there are no labeled training and test images: {each.name}")
-    fitting = [each for each in chosen if not each.evaluator.needs_labels]
-    if not fitting:
+    possible = {name: each for name, each in evaluators.items() if labeled or not each.needs_labels}
+    for name in [name for name in evaluators if name not in possible]:
+        log.info(f"left out, there are no labeled training and test images: {name}")
+    if not possible:
         raise UserError("there are no labeled training and test images; name data that have some")
-    return fitting
+    return possible
