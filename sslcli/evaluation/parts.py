@@ -62,7 +62,7 @@ def open_parts(
                 "name data that have two (a folder has, with train/ and val/ in it)"
             )
         if needs_labels and required:
-            raise UserError(f"{name}: has no labeled training and test images; name data that have some")
+            raise UserError(f"{name}: there are no labeled images to train and test on; name data that have some")
         return LabeledParts(everything, everything, False, cls.view_size(options), {})
     if "limit" in asked:  # on the command line it holds for both parts
         labeled = [found.model_copy(update={"limit": options.limit}) for found in labeled]

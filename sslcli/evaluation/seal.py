@@ -84,7 +84,7 @@ class SealedSubject(Subject):
             return
         if self._sealed and self.decided is None:
             raise SslError(
-                f"the evaluator {self._name!r} asks for the test images before it has reported its choice: call "
+                f"the evaluator {self._name!r} asks for the test images before it has said what it chose: call "
                 "subject.decide({…}) once everything is settled on training images, or declare chooses = False if "
                 "nothing is ever chosen"
             )

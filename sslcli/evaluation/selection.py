@@ -61,7 +61,7 @@ def only_possible(evaluators: dict[str, Evaluator], labeled: bool) -> dict[str, 
     """Leaves out, with a message, the evaluators that need labels unless there are two labeled parts."""
     possible = {name: each for name, each in evaluators.items() if labeled or not each.needs_labels}
     for name in [name for name in evaluators if name not in possible]:
-        log.info(f"left out, there are no labeled training and test images: {name}")
+        log.info(f"left out, there are no labeled images to train and test on: {name}")
     if not possible:
-        raise UserError("there are no labeled training and test images; name data that have some")
+        raise UserError("there are no labeled images to train and test on; name data that have some")
     return possible

@@ -103,7 +103,7 @@ class FrozenSubject(Subject):
         if state_digest(self.backbone) != self.weights_sha256:
             raise SslError(
                 f"the evaluator {evaluator!r} has changed the backbone (weights, statistics, mode or "
-                "requires_grad); nothing was written: it must work on a copy"
+                "what gets gradients); nothing was written: it must work on a copy"
             )
         for part, kept in self._features.items():
             if kept.features._version != self._versions[part]:

@@ -232,7 +232,7 @@ def test_a_run_evaluates_and_exports_as_the_functions_do(config, tmp_path) -> No
         run.evaluate("all")
     for wrong, message in (
         ({"target": torch.nn.Identity()}, "should be a Run, a path or a name, not Identity"),
-        ({"target": []}, "what to judge"),
+        ({"target": []}, "what to evaluate"),
         ({"seeds": 0}, "seeds: should be a whole number from 1, not 0"),
         ({"seed": 0.5}, "seed: should be a whole number from 0, not 0.5"),
         ({"eval": Arrays(8)}, "train and eval: data sets as objects go together; give both"),

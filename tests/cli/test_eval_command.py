@@ -77,8 +77,8 @@ def test_several_targets_make_one_table_on_the_same_data(run):
     assert [row.split()[0] for row in rows] == ["run", "other", "resnet18"]
     assert rows[0].split()[1:] == rows[1].split()[1:]
     assert len({len(row) for row in (header, *rows)}) == 1
-    assert "all are judged on shapes, as run was trained on, each in its own size and normalization" in err
-    assert "only shown, not written: resnet18; --output FILE keeps it" in err
+    assert "all are evaluated on shapes, as run was trained on, each in its own size and normalization" in err
+    assert "only shown, not written: resnet18; use --output FILE to write it" in err
     assert all((Path(name) / "eval" / "knn.json").is_file() for name in ("run", "other"))
 
 
@@ -92,7 +92,7 @@ def test_several_as_json_have_the_documented_shape(run):
     assert "results" in help_text
 
 
-def test_all_runs_every_evaluator_that_is_made_for_it_and_tells_the_others(run, monkeypatch):
+def test_all_runs_every_evaluator_that_is_declared_for_it_and_names_the_others(run, monkeypatch):
     counted = []
     monkeypatch.setattr(
         "sslcli.evaluation.subject.extract_features",
@@ -109,7 +109,7 @@ def test_all_runs_every_evaluator_that_is_made_for_it_and_tells_the_others(run, 
     assert {path.stem for path in Path("run/eval").glob("*.json")} == set(methods)
 
 
-def test_an_option_that_no_evaluator_has_is_told_with_all(run):
+def test_an_option_that_no_evaluator_has_is_reported_with_all(run):
     code, out, err = ssl("eval", "run", "--method", "all", "epohcs=1")
     assert (code, out) == (2, "")
     assert "ssl: command line: epohcs: no evaluator of --method all has this option; did you mean epochs?" in err
@@ -132,16 +132,16 @@ def test_seeds_give_a_spread_and_are_kept_each(run):
 
 def test_an_evaluator_that_draws_nothing_runs_once_for_all_seeds(run):
     out, err = done("eval", "run", "k=[5]", "--seeds", 5, "--json")
-    assert "knn: nothing is drawn, so that one seed stands for all" in err
+    assert "knn: draws nothing, so that one seed is enough" in err
     assert "std" not in json.loads(out)
 
 
-def test_a_run_that_cannot_be_written_into_is_judged_and_shown(run):
+def test_a_result_that_cannot_be_written_is_shown(run):
     Path("run/eval").touch()
     out, err = done("eval", "run", "k=[5]")
     assert out.startswith("top1")
     assert "run/eval/knn.json: cannot be written (File exists)\n" in err
-    assert "only shown, not written: run; --output FILE keeps it" in err
+    assert "only shown, not written: run; use --output FILE to write it" in err
     _, err = done("eval", "run", "k=[5]", "--output", "kept.json")
     assert json.loads(Path("kept.json").read_text())["target"] == "run"
     assert "only shown" not in err
@@ -170,14 +170,14 @@ def test_a_network_without_a_run_is_kept_where_output_says_and_nothing_is_replac
     assert err == "ssl: s.json: cannot be written (Read-only file system); choose another --output\n"
     code, _, err = ssl("eval", "resnet18", "k=[5]")
     assert code == 2
-    assert "which data to judge on?" in err
+    assert "which data to evaluate on?" in err
 
 
 def test_the_protocol_names_everything_that_decided_the_numbers(run):
     out, _ = done("eval", "run", "--method", "linear", "epochs=2", "--json")
     protocol = json.loads(out)["protocol"]
     assert protocol["overlap"] == {
-        "shared_images": 0, "compared": "the images' bytes", "pretrained_on_judged": False
+        "shared_images": 0, "compared": "the images' bytes", "pretrained_on_test": False
     }  # fmt: skip
     assert protocol["decided"].keys() >= {"lr"}
     assert len(protocol["file_sha256"]) == len(protocol["weights_sha256"]) == 64
@@ -196,10 +196,10 @@ def test_data_without_labels_leave_what_needs_some_out_and_refuse_it_alone(run):
     code, _, err = ssl("eval", "run", *data)
     assert (code, err) == (
         2,
-        "ssl: images: there are no labeled images to fit and to judge on; name data that have some\n",
+        "ssl: images: there are no labeled images to train and test on; name data that have some\n",
     )
     out, err = done("eval", "run", "--method", "all", *data)
-    assert "left out, there are no labeled images to fit and to judge on: knn" in err
+    assert "left out, there are no labeled images to train and test on: knn" in err
     assert "rank_me" in out.splitlines()[0]
     assert [path.stem for path in Path("run/eval").glob("*.json")] == ["quality"]
     for number in range(8):
@@ -222,5 +222,5 @@ def test_an_evaluator_that_peeks_ends_with_one_line_and_writes_nothing(run):
     plugins.register_file(Path("peek.py"))
     code, out, err = ssl("eval", "run", "--method", "peek")
     assert (code, out) == (1, "")
-    assert err.splitlines()[-1].startswith("ssl: the evaluator 'peek' asks for the images that it is judged on before")
+    assert err.splitlines()[-1].startswith("ssl: the evaluator 'peek' asks for the test images before")
     assert not Path("run/eval").exists()

@@ -56,7 +56,7 @@ def run(*steps: Any, **attributes: Any) -> EvaluationResult:
 
 @pytest.mark.parametrize("peek", ["eval", "open eval"])
 def test_an_evaluator_that_peeks_before_it_has_chosen_is_refused(peek):
-    with pytest.raises(SslError, match=r"evaluator 'planted' asks for the test images before it has reported"):
+    with pytest.raises(SslError, match=r"evaluator 'planted' asks for the test images before it has said what it chose"):
         run("train", peek, "decide")
 
 
@@ -81,7 +81,7 @@ def test_a_choice_that_json_cannot_hold_is_refused():
 
 
 def test_parts_are_checked_through_the_seal_without_breaking_it():
-    with pytest.raises(SslError, match="before it has reported"):
+    with pytest.raises(SslError, match="before it has said what it chose"):
         run(require_parts, "eval")
 
 
