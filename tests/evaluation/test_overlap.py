@@ -77,7 +77,7 @@ def test_the_same_file_is_found_through_links_and_as_a_copy(root, way):
 def test_a_symlinked_folder_is_refused(root):
     shutil.move(root / "val", root / "kept")
     (root / "val").symlink_to(root / "train")
-    with pytest.raises(UserError, match="12 of the 12 test images are training images too"):
+    with pytest.raises(UserError, match="12 of the 12 test images are among the training images"):
         check_overlap(*folders(root))
 
 

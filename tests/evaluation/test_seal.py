@@ -56,7 +56,7 @@ def run(*steps: Any, **attributes: Any) -> EvaluationResult:
 
 @pytest.mark.parametrize("peek", ["eval", "open eval"])
 def test_an_evaluator_that_peeks_before_it_has_chosen_is_refused(peek):
-    with pytest.raises(SslError, match=r"evaluator 'planted' asks for the test images before it has said what it chose"):
+    with pytest.raises(SslError, match=r"'planted' asks for the test images before it has said what it chose"):
         run("train", peek, "decide")
 
 
