@@ -42,8 +42,8 @@ def check_overlap(train: Dataset, test: Dataset) -> dict[str, Any]:
     found, compared = find_overlap(train, test)
     if found:
         text = (
-            f"{test.info.name}: {len(found):,} of the {len(test):,} test images are among the training images too, such "
-            f"as {test.name_of(found[0])}"
+            f"{test.info.name}: {len(found):,} of the {len(test):,} test images are among the training images too, "
+            f"such as {test.name_of(found[0])}"
         )
         if len(found) > LIMIT * len(test):
             raise UserError(f"{text}; a probe would memorize them: choose another split or folder for one of them")
