@@ -52,7 +52,7 @@ class OnlineProbeOptions(RecipeOptions):
     """Which top-k accuracies to log; those of all classes or more are left out."""
 
 
-class Probe(nn.Module):
+class ScaledLinear(nn.Module):
     """(N, D) → (N, C): a batch norm without weights, or nothing, and a linear layer from zero."""
 
     def __init__(self, dim: int, classes: int, standardize: bool) -> None:
@@ -82,7 +82,7 @@ class OnlineProbe(EpochMonitor):
 
     def __init__(self, options: OnlineProbeOptions) -> None:
         super().__init__(options)
-        self.probe: Probe | None = None
+        self.probe: ScaledLinear | None = None
         self.steps = 0
         self.restored: dict[str, Tensor | int | float | str] = {}
 
@@ -170,7 +170,7 @@ class OnlineProbe(EpochMonitor):
         """Builds classifier and optimizer for these features (N, D), and restores what a checkpoint held."""
         classes = context.classes or 1
         self.top = [k for k in dict.fromkeys(self.options.top) if k < classes] or [1]
-        probe = Probe(x.shape[1], classes, self.options.standardize).to(x.device)
+        probe = ScaledLinear(x.shape[1], classes, self.options.standardize).to(x.device)
         cls, options = self._schedule(context, len(x)).optimizer_for(self.options.lr)
         self.decay = weight_decay_schedule(options, context.progress.total_steps)
         group = ParameterGroup(dict(probe.named_parameters()), "probe")
@@ -182,7 +182,7 @@ class OnlineProbe(EpochMonitor):
             log.info("online probe: starts anew, the checkpoint has another kind of probe")
         self.restored = {}
 
-    def _restore(self, probe: Probe) -> bool:
+    def _restore(self, probe: ScaledLinear) -> bool:
         """Takes over what a checkpoint held; False if that is the state of another kind of probe."""
         state, own = self._restored(MODULE), probe.state_dict()
         shapes = {name: getattr(value, "shape", None) for name, value in state.items()}
