@@ -9,7 +9,7 @@ from operations import PHASES
 from page import table
 
 SPEEDS = (
-    "network", "machine", "arithmetic", "by operations", "by bytes", "eager", "measured, ready views",
+    "network", "machine", "arithmetic", "by operations", "by bytes", "eager", "measured, prepared views",
     "measured, end to end", "share of the floor's speed",
 )  # fmt: skip
 
@@ -43,7 +43,7 @@ def tables(report: dict[str, Any]) -> str:
         "The machines:\n",
         table(["machine", "fp32 GFLOP/s", "bf16 GFLOP/s", "GB/s", "from"], limits),
         "Images per second; the floor is the lower of the first two, and the last column is the share of it that was "
-        "reached on ready views:\n",
+        "reached on prepared views:\n",
         table(list(SPEEDS), speeds),
         f"Made by `{command}`, {report['time']}, {machine}.\n",
     ]

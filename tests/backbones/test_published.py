@@ -14,6 +14,7 @@ from torchvision import models
 
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
+from sslcli.logs import lines_to
 from sslcli.plugins import load
 from sslcli.runs.weights import start_from
 
@@ -46,7 +47,8 @@ def start(name: str, size: int = 32, channels: int = 3, **options: Any) -> tuple
     parsed = cls.Options.parse({"pretrained": True, **options})
     backbone = cls.build(parsed, channels, size)
     said: list[str] = []
-    start_from(backbone, name, parsed, said.append)
+    with lines_to(said.append):
+        start_from(backbone, name, parsed)
     return backbone.eval(), said
 
 
@@ -124,4 +126,4 @@ def test_nothing_is_downloaded_by_default(cache: Path) -> None:
     for name in ("resnet18", "torchvision/shufflenet_v2_x0_5", "cifar_resnet20"):
         backbone = load("backbones", name)
         options = backbone.Options()
-        start_from(backbone.build(options, 3, 32), name, options, pytest.fail)
+        start_from(backbone.build(options, 3, 32), name, options)
