@@ -4,8 +4,8 @@
 - `loss`: the rest of `Method.forward`, and the backward pass until a gradient reaches the network. The losses come last
   in the forward pass, and autograd goes in the reverse order, so that the loss ends at the first gradient of an output
   of the network;
-- `sinkhorn`: SwAV's assignments, with the queue's scores; `metrics`: monitors that are functions of their own (those of
-  `queue_info_nce` and `dino_terms` come with the loss, and are counted there);
+- `sinkhorn`: SwAV's assignments, with the queue's scores; `metrics`: monitors that are functions of their own (those
+  that come with a loss, of a function named `…_and_metrics`, are counted there);
 - `queue`: `Queue.push`; `ema`: `MomentumEncoder.update`; `after step`: the rest of it, such as DINO's center;
 - `clip`, `optimizer`.
 """
@@ -29,9 +29,7 @@ from sslcli.modules.momentum import MomentumEncoder
 from sslcli.modules.queue import Queue
 
 PARTS = ("network", "loss", "sinkhorn", "metrics", "queue", "ema", "after step", "clip", "optimizer")
-MONITORS = (
-    "prediction_cosines", "contrast_metrics", "contrast_monitors", "pair_cosines", "twins_found", "view_cosines",
-)  # fmt: skip
+MONITORS = ("mean_cosines",)
 
 
 class Clock:

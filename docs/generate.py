@@ -1,10 +1,10 @@
-"""Writes the generated parts of docs/methods.md and docs/plugins.md: tables from the code and from measured results.
+"""Writes what the documentation has from the code and from measured results.
 
-    python docs/generate.py            rewrites them in place
-    python docs/generate.py --check    exit code 1 if anything would change
+    python docs/generate.py            rewrites the generated parts of docs/methods.md and docs/plugins.md
+    python docs/generate.py --check    exit code 1 if anything in them would change
 
-A generated part is between `<!-- options: METHOD -->`, `<!-- exports: PACKAGE -->` or `<!-- results -->` and
-`<!-- end -->`.
+A generated part of those pages is between `<!-- exports: PACKAGE -->` or `<!-- results -->` and `<!-- end -->`. The
+site's option pages and API pages (`write_pages`) are written at each build and not committed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from sslcli.cli.listing import option_rows
-from sslcli.plugins import load
+from sslcli.plugins import GROUPS, find, load, load_found
 
+REPOSITORY = "https://github.com/sslcli/sslcli"
 PAGE = Path(__file__).with_name("methods.md")
 GUIDE = Path(__file__).with_name("plugins.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "methods-cifar10-cpu.json"
-PART = re.compile(
-    r"(<!-- (?:options: (?P<method>\w+)|exports: (?P<package>\w+)|results) -->\n).*?(<!-- end -->)", re.DOTALL
-)
+PART = re.compile(r"(<!-- (?:exports: (?P<package>\w+)|results) -->\n).*?(<!-- end -->)", re.DOTALL)
+#: Packages with an API page, and how many of their modules it shows: all, or only what the package itself exports.
+API = {"contracts": "modules", "losses": "package", "modules": "modules", "testing": "package"}
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -36,12 +37,14 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def options(method: str) -> str:
-    """The options of a method, with types, defaults and help."""
-    rows = option_rows(load("methods", method).Options)
+def options(cls: Any) -> str:
+    """The options of a plugin class, with types, defaults and help."""
     return table(
         ["option", "type", "default", ""],
-        [[f"`{row['name']}`", _code(row["type"]), _code(_default(row)), _plain(row["help"])] for row in rows],
+        [
+            [f"`{row['name']}`", _code(row["type"]), _code(_default(row)), _plain(row["help"])]
+            for row in option_rows(cls.Options)
+        ],
     )
 
 
@@ -62,7 +65,7 @@ def results() -> str:
     found = json.loads(RESULTS.read_text())["methods"]
     rows = []
     for name, entry in found.items():
-        if "learn" not in entry or "cost" not in entry:  # a benchmark that has not come to its end
+        if "learn" not in entry or "cost" not in entry:  # the benchmark was interrupted here
             continue
         learned, cost = entry["learn"].values(), entry["cost"].values()
         shares = [_percent(learned, key) for key in ("knn_before", "knn_after")]
@@ -108,14 +111,60 @@ def _sentence(value: Any) -> str:
 
 
 def generated(text: str) -> str:
-    """Returns a page with every generated part written anew."""
+    """Returns a page with every generated part rewritten."""
+    return PART.sub(lambda m: m[1] + (exports(m["package"]) if m["package"] else results()) + m[3], text)
 
-    def part(found: re.Match[str]) -> str:
-        if found["package"]:
-            return exports(found["package"])
-        return options(found["method"]) if found["method"] else results()
 
-    return PART.sub(lambda found: found[1] + part(found) + found[4], text)
+def options_page(group: str) -> str:
+    """Every plugin of a group that this package registers: what it is, its paper, its options."""
+    page = [f"# Options of {group}\n", f"Generated from the classes; `ssl list {group} NAME` prints the same.\n"]
+    for plugin in find(group):
+        if plugin.package != "sslcli":
+            continue
+        cls: Any = load_found(plugin)
+        page.append(f"## {plugin.name}\n\n{_summary(cls)}")
+        if paper := getattr(cls, "paper", ""):
+            page.append(f"Paper: <{paper}>\n")
+        if not hasattr(cls, "names"):
+            page.append(options(cls) if cls.Options.model_fields else "No options.\n")
+            continue
+        members: dict[str, list[str]] = {}  # of a plugin that provides many: their names, by table of options
+        for name in sorted(cls.names()):
+            members.setdefault(options(load(group, f"{plugin.name}/{name}")), []).append(f"`{plugin.name}/{name}`")
+        page += [f"{', '.join(names)}:\n\n{rows}" for rows, names in members.items()]
+    return "\n".join(page)
+
+
+def _summary(cls: type) -> str:
+    """The first paragraph of a docstring, as Markdown."""
+    return " ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split()) + "\n"
+
+
+def api_page(package: str, shown: str) -> str:
+    """The documented names of `sslcli.PACKAGE`, from its docstrings."""
+    full = f"sslcli.{package}"
+    parts = [full]
+    if shown == "modules":
+        found = pkgutil.iter_modules(importlib.import_module(full).__path__)
+        parts = [f"{full}.{module.name}" for module in found if not module.name.startswith("_")]
+    page = [f"# {full}\n"]
+    for part in parts:
+        page.append(f"## {part}\n" if part != full else "")
+        page.append(f"```{{eval-rst}}\n.. automodule:: {part}\n```\n")
+    return "\n".join(page)
+
+
+def write_pages(folder: Path) -> None:
+    """Writes the site's option pages and API pages into `folder`."""
+    pages = {f"options-{group}": options_page(group) for group in GROUPS}
+    pages |= {f"api-{package}": api_page(package, shown) for package, shown in API.items()}
+    folder.mkdir(exist_ok=True)
+    for stale in {path.stem for path in folder.glob("*.md")} - pages.keys():
+        (folder / f"{stale}.md").unlink()
+    for name, text in pages.items():
+        path = folder / f"{name}.md"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:  # an unchanged page is not built again
+            path.write_text(text, encoding="utf-8")
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ from sslcli.contracts.errors import SslError
 
 T = TypeVar("T")
 
-#: Longer than any work that processes wait for.
+#: Longer than any work for which processes wait.
 _PATIENCE = timedelta(days=30)
 
 
@@ -31,75 +31,66 @@ def rank() -> int:
     return dist.get_rank() if is_distributed() else 0
 
 
+def _gather(x: Tensor) -> Tensor:
+    rows = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, x)
+    return torch.cat(rows)
+
+
 class _GatherWithGradient(torch.autograd.Function):
-    """Forward: all processes' rows. Backward: each process's rows get the sum of what all processes say of them."""
+    """Forward: all processes' rows. Backward: the gradient of a process's rows is the sum over all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x)
-        return torch.cat(parts)
+        return _gather(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # A copy: the incoming gradient may be another operand's too, and is not ours to change.
+        # A copy, because autograd may share the incoming gradient with another operand.
         gradient = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def all_gather(x: Tensor, *, gradient: bool = False) -> Tensor:
-    """Returns every process's `x` (N, …), joined in rank order: (world·N, …). N must be the same everywhere.
+    """Returns every process's `x` (N, …), concatenated in rank order: (world·N, …). N must be the same everywhere.
 
-    With `gradient`, the backward is an all-reduce sum; DDP then averages over processes, so that a loss that is the
-    mean over all processes' samples gets exactly the gradient it has on one process with the joined batch when each
-    process returns world × its share, or the whole mean.
+    With `gradient`, the backward pass is an all-reduce sum, and DDP then averages over processes. So a loss that is the
+    mean over all processes' samples gets exactly the gradient of one process with the whole batch, if each process
+    returns world × its share, or the whole mean.
     """
     if not is_distributed():
         return x
-    x = x.contiguous()
-    if gradient:
-        gathered: Tensor = _GatherWithGradient.apply(x)
-        return gathered
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x)
-    return torch.cat(parts)
+    gathered: Tensor = (_GatherWithGradient.apply if gradient else _gather)(x.contiguous())
+    return gathered
+
+
+def _reduce(x: Tensor, op: Any) -> Tensor:
+    if not is_distributed():
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x, op=op)
+    return x
 
 
 def all_reduce_mean(x: Tensor) -> Tensor:
     """Returns the mean of `x` over processes, without gradient; `x` itself is not changed."""
-    if not is_distributed():
-        return x
-    x = x.detach().clone()
-    dist.all_reduce(x)
-    return x / dist.get_world_size()
+    return _reduce(x, dist.ReduceOp.SUM) / dist.get_world_size() if is_distributed() else x
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Returns the sum of `x` over processes, without gradient; `x` itself is not changed."""
-    if not is_distributed():
-        return x
-    x = x.detach().clone()
-    dist.all_reduce(x)
-    return x
+    return _reduce(x, dist.ReduceOp.SUM)
 
 
 def all_reduce_amax(x: Tensor) -> Tensor:
-    """Returns the largest of all processes' values, element by element, without gradient, on the tensor's device."""
-    if not is_distributed():
-        return x
-    x = x.detach().clone()
-    dist.all_reduce(x, op=dist.ReduceOp.MAX)
-    return x
+    """Returns the elementwise maximum of `x` over processes, without gradient, on the tensor's device."""
+    return _reduce(x, dist.ReduceOp.MAX)
 
 
 def all_reduce_max(value: int) -> int:
     """Returns the largest of all processes' values, over the CPU's backend (no wait for a GPU)."""
-    if not is_distributed():
-        return value
-    tensor = torch.tensor(value, dtype=torch.int64)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return int(tensor)
+    return int(_reduce(torch.tensor(value), dist.ReduceOp.MAX))
 
 
 def from_main(value: T) -> T:
@@ -121,28 +112,28 @@ def gather_objects(value: T) -> list[T]:
 
 
 def first_of_machine(work: Callable[[], T]) -> T:
-    """Does work on the first process of each machine, and returns its result on all processes of that machine.
+    """Calls `work` on the first process of each machine and returns its result on all processes of that machine.
 
-    However long it takes, the others wait. A machine's ranks follow each other, as torchrun gives them.
+    The others wait, however long it takes. The ranks of a machine are consecutive, as torchrun assigns them.
 
     Raises:
-        SslError: work failed with it on the first process of this machine; on all of them.
+        SslError: `work` raised it on the first process of this machine; on all processes of the machine.
     """
     if not is_distributed():
         return work()
     local = int(os.environ.get("LOCAL_RANK", "0"))
     first = rank() - local
-    # It ends with the run's own group: torch 2.6 hangs now and then where one of gloo's ends before.
+    # Destroyed with the run's own group: torch 2.6 sometimes hangs if a gloo group is destroyed before.
     patient: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
     made: list[Any] = [None]
-    problem: SslError | None = SslError("the first process of this machine did not finish what the others waited for")
+    problem: SslError | None = SslError("the first process of this machine ended before its work was done")
     try:
         if local == 0:
             made = [work()]
             problem = None
     except SslError as error:
         problem = error
-    finally:  # an interruption too: the others would wait for ever
+    finally:  # after an interruption, too, or the others would wait forever
         states: list[Any] = [None] * world_size()
         dist.all_gather_object(states, (first, problem), group=patient)
     problem = states[first][1]
@@ -150,7 +141,7 @@ def first_of_machine(work: Callable[[], T]) -> T:
         raise problem
     if local:
         dist.recv_object_list(made, first, group=patient)
-    else:  # to those who want it; a gather would take its size for every process
+    else:  # to the machine's own processes only; a gather would send it to all
         for other, (its_first, _) in enumerate(states):
             if its_first == first and other != first:
                 dist.send_object_list(made, other, group=patient)
@@ -165,7 +156,5 @@ def average_(tensors: list[Tensor]) -> None:
     flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    place = 0
-    for tensor in tensors:
-        tensor.copy_(flat[place : place + tensor.numel()].view_as(tensor))
-        place += tensor.numel()
+    for tensor, mean in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))

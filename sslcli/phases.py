@@ -1,6 +1,6 @@
-"""Where a step's time goes: its parts are marked with `phase`, and a clock, where one runs, reads the marks.
+"""Times the parts of a step: code marks them with `phase`, and a clock, if one is running, records the marks.
 
-Each moment belongs to the innermost phase that is open, or to the rest, so that the phases add up to the whole.
+Each moment counts for the innermost open phase, or for the rest, so that the phases add up to the total.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-#: What no phase covers.
+#: Time outside every phase.
 REST = "rest"
-#: In the order of a step. `data`: getting a batch, without the wait for workers; `update`: optimizer and method.
+#: In the order of a step. `data`: getting a batch, except waiting for workers; `update`: optimizer and method.
 PHASES = ("data", "transfer", "views", "forward", "backward", "update", "waiting", REST)
 
 _NOTHING = nullcontext()
@@ -24,7 +24,7 @@ _running: Clock | None = None
 
 
 def phase(name: str) -> AbstractContextManager[None]:
-    """Marks a part of a step; costs next to nothing while no clock runs.
+    """Marks a part of a step; costs almost nothing if no clock is running.
 
     Args:
         name: one of `PHASES`.
@@ -33,7 +33,7 @@ def phase(name: str) -> AbstractContextManager[None]:
 
 
 class Clock(ABC):
-    """Notes when phases begin and end, and tells afterward how long each was open."""
+    """Records when phases begin and end, and computes how long each was open."""
 
     def __init__(self) -> None:
         self._open = [REST]
@@ -41,7 +41,7 @@ class Clock(ABC):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Notes what `phase` marks while the block runs, and the block's beginning and end."""
+        """Records what `phase` marks during the block, and the block's beginning and end."""
         global _running
         self._mark()
         before, _running = _running, self
@@ -53,7 +53,7 @@ class Clock(ABC):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """One phase; may stand within another one, which does not count meanwhile."""
+        """One phase; inside another one, it interrupts that one."""
         self._open.append(name)
         self._mark()
         try:
@@ -66,8 +66,7 @@ class Clock(ABC):
         self._marks.append((self._open[-1], self._now()))
 
     def seconds(self) -> dict[str, float]:
-        """Returns how long each of `PHASES` was open, all in all. On a device this waits for the last mark."""
-        self._wait(self._marks[-1][1])
+        """Returns the total seconds of each of `PHASES`. On a device this waits for the last mark."""
         spent = dict.fromkeys(PHASES, 0.0)
         for (name, begin), (_, end) in pairwise(self._marks):
             spent[name] += self._between(begin, end)
@@ -79,12 +78,9 @@ class Clock(ABC):
     @abstractmethod
     def _between(self, begin: Any, end: Any) -> float: ...
 
-    @abstractmethod
-    def _wait(self, mark: Any) -> None: ...
-
 
 class HostClock(Clock):
-    """Reads the time of the process: right where the process itself computes."""
+    """Reads the host's clock: correct where the host itself computes."""
 
     def _now(self) -> float:
         return time.perf_counter()
@@ -92,20 +88,17 @@ class HostClock(Clock):
     def _between(self, begin: float, end: float) -> float:
         return end - begin
 
-    def _wait(self, mark: float) -> None:
-        pass
-
 
 class CUDAClock(Clock):
-    """Records events on the current stream of a device; the host never waits for them before `seconds`.
+    """Records events on a device's current stream; the host waits for them only in `seconds`.
 
-    Where the host is ahead, a phase is as long as its kernels take; where the device has run out of work, the phase in
-    which the host was busy meanwhile gets that time. So the phases tell what the step waited for.
+    While the host is ahead, a phase takes as long as its kernels; when the device runs out of work, its idle time
+    counts for the phase in which the host was busy. So the phases show what the step waited for.
     """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self._stream = torch.cuda.current_stream(device)  # marks belong there, whichever stream a phase works on
+        self._stream = torch.cuda.current_stream(device)  # marks go there, even from phases on other streams
 
     def _now(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -113,12 +106,10 @@ class CUDAClock(Clock):
         return event
 
     def _between(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        end.synchronize()
         return begin.elapsed_time(end) / 1000
-
-    def _wait(self, mark: torch.cuda.Event) -> None:
-        mark.synchronize()
 
 
 def clock_for(device: torch.device) -> Clock:
-    """Returns the clock that suits the device that steps run on."""
+    """Returns the right clock for steps on `device`."""
     return CUDAClock(device) if device.type == "cuda" else HostClock()

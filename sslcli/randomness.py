@@ -1,11 +1,11 @@
-"""All chance in a run as functions, never as a state: a counter-based hash of what is drawn.
+"""Random numbers as functions without state: a counter-based hash of what they are for.
 
 The order of the images is f(seed, epoch); a sample's draws are f(seed, epoch, position, view, operation). So nothing
 depends on workers, batch size, accumulation, rank or device, and a resumed run needs no generator state.
 
 The mixing function is SplitMix64's finalizer (Steele, Lea, Flood, *Fast Splittable Pseudorandom Number Generators*,
-OOPSLA 2014, with Stafford's variant 13), applied once per key. Everything runs on int64 tensors, whose sums and
-products wrap as unsigned ones do.
+OOPSLA 2014, with Stafford's variant 13), applied once per key, on int64 tensors, whose sums and products wrap like
+unsigned ones.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Above this many items an order is computed item by item instead of sorted.
+#: Above this many items a permutation is computed item by item instead of by sorting.
 SORT_LIMIT = 10_000_000
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -67,10 +67,10 @@ def seed_for(*keys: int) -> int:
 
 
 def permutation(seed: int, epoch: int, length: int, start: int = 0, stop: int | None = None) -> Tensor:
-    """Returns places `start` to `stop` of the order of `length` items in an epoch, as int64.
+    """Returns positions `start` to `stop` of the order of `length` items in an epoch, as int64.
 
-    Up to `SORT_LIMIT` items the order is that of their hashes; above it, a keyed Feistel permutation that is computed
-    for the asked places alone, so that no array of the whole length is ever made.
+    Up to `SORT_LIMIT` items the order is that of their hashes; above, a keyed Feistel permutation, which is computed
+    only for the given positions, so that no array of the whole length is allocated.
     """
     stop = length if stop is None else stop
     if length <= SORT_LIMIT:
@@ -79,13 +79,13 @@ def permutation(seed: int, epoch: int, length: int, start: int = 0, stop: int | 
     return feistel(hash_bits(seed, epoch), length, torch.arange(start, stop, dtype=torch.int64))
 
 
-def feistel(key: Tensor, length: int, places: Tensor, rounds: int = 6) -> Tensor:
-    """Permutes 0..length-1 with a balanced Feistel network and cycle walking; returns the items at `places`."""
+def feistel(key: Tensor, length: int, positions: Tensor, rounds: int = 6) -> Tensor:
+    """Permutes 0..length-1 with a balanced Feistel network and cycle walking; returns the items at `positions`."""
     half = max(1, ((length - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
-    result = places.clone()
-    outside = torch.ones_like(places, dtype=torch.bool)
-    while bool(outside.any()):  # walk on until the image lies inside; 4 times at most on average
+    result = positions.clone()
+    outside = torch.ones_like(positions, dtype=torch.bool)
+    while bool(outside.any()):  # repeat for results outside 0..length-1; at most 4 times on average
         left, right = result[outside] >> half, result[outside] & mask
         for index in range(rounds):
             left, right = right, left ^ (hash_bits(key, index, right) & mask)

@@ -1,3 +1,3 @@
-"""The version, in a file that imports nothing."""
+"""The version: the only place where it is set. It imports nothing, so that the build can read it."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -66,6 +66,11 @@ def decay_frozen(self: Any, group: dict[str, Any]) -> None:
     torch._foreach_mul_([p for p in group["params"] if p.grad is None] or [torch.ones(1)], 0.99)
 
 
+def count_frozen(self: Any, group: dict[str, Any]) -> None:
+    for parameter in group["params"]:
+        self.state[parameter]["count"] = self.steps
+
+
 def stack_norms(self: Any, group: dict[str, Any]) -> None:
     torch.stack([parameter.grad.norm() for parameter in group["params"] if parameter.grad is not None])
 
@@ -84,6 +89,8 @@ OPTIMIZERS = [
         "before": first_decay}),
     broken("DecaysFrozen", Descent, r"a parameter without a gradient moves: .'0\.weight'", members={
         "before": decay_frozen}),
+    broken("CountsFrozen", Descent, r"without a gradient the state '0\.weight\.count' changes", members={
+        "before": count_frozen}),
     broken("StacksNorms", Descent, r"'0\.bias', '2\.bias'. have no gradient: RuntimeError", members={
         "before": stack_norms}),
 ]  # fmt: skip

@@ -44,6 +44,13 @@ def messages() -> Iterator[list[str]]:
 ConfigMaker = Callable[..., RunConfig]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+    """For `--dist loadgroup`: tests that share a module's fixture go to one worker, which sets it up once."""
+    for item in items if config.pluginmanager.hasplugin("xdist") else []:
+        if any(found[-1].scope == "module" for found in item._fixtureinfo.name2fixturedefs.values()):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
 @pytest.fixture
 def tiny() -> ConfigMaker:
     """Returns a function from overrides (`"training.epochs=2"`) to the config of a tiny run."""

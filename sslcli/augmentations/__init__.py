@@ -1,1 +1,1 @@
-"""Operations on views and presets of views, one file per plugin."""
+"""View operations and presets, one file per plugin, and what they share."""

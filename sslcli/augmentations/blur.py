@@ -1,7 +1,7 @@
-"""Gaussian blur with a width of its own for each sample, as two products with banded matrices.
+"""Gaussian blur with a sigma for each sample, as two products with banded matrices.
 
-The kernel is a tenth of the image in SimCLR's own code and as good as infinite in PIL's, which the other methods use.
-That matters for small images: cut off to 3 pixels, a sigma of 2 acts like 0.8. So it is an option.
+The kernel's size is a tenth of the image in SimCLR's own code and practically unlimited in PIL, which the other methods
+use. That matters for small images: cut off to 3 pixels, a sigma of 2 acts like 0.8. So it is an option.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sslcli.contracts.views import Operation, Parameters
 from .matrices import multiply
 from .selected import on_chosen
 
-#: Sigmas to each side after which a Gaussian is cut off when wide: what is left out weighs less than 1e-6.
+#: A wide kernel is cut off at this many sigmas; the weight beyond is below 1e-6.
 _WIDE = 5
 
 
@@ -29,13 +29,13 @@ class BlurOptions(Options):
     sigma: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest standard deviation, in pixels of the view."""
     kernel: Literal["wide"] | float = "wide"
-    """`wide`: nothing is cut off; or the kernel's size as a share of the view's side (SimCLR's own code: 0.1)."""
+    """`wide`: not cut off; or the kernel's size as a share of the view's side (SimCLR's own code: 0.1)."""
 
     @field_validator("sigma")
     @classmethod
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] <= value[1]:
-            raise ValueError("must be two numbers above 0, the smaller one first")
+            raise ValueError("must be two numbers above 0 in ascending order")
         return value
 
     @field_validator("kernel")
@@ -55,10 +55,10 @@ class Blur(Operation):
 
     @property
     def radius(self) -> int:
-        """Pixels to each side that the kernel reaches; never farther than a reflection does."""
+        """Pixels to each side that the kernel reaches; at most as far as the image can be reflected."""
         if self.options.kernel == "wide":
             return min(math.ceil(_WIDE * self.options.sigma[1]), self.size - 1)
-        # The tiny number undoes that 0.29 × 100 is a bit less than 29.
+        # The tiny summand because 0.29 × 100 is slightly less than 29.
         return int(self.size * self.options.kernel + 1e-9) // 2
 
     def parameters(self, uniform: Tensor, sizes: Tensor) -> Parameters:
@@ -75,12 +75,12 @@ class Blur(Operation):
 
 
 def blur_matrix(sigma: Tensor, size: int, radius: int) -> Tensor:
-    """Returns the blur along one side as a matrix, reflection (without repeating the edge) included.
+    """Returns the blur along one side as a matrix, including reflection at the edges (which are not repeated).
 
     Args:
         sigma: (N,) in pixels.
         size: S, pixels of the side.
-        radius: where the kernel ends, less than S.
+        radius: pixels to each side that the kernel reaches, less than S.
 
     Returns:
         (N, S, S) float32; each row sums to 1.
@@ -90,7 +90,7 @@ def blur_matrix(sigma: Tensor, size: int, radius: int) -> Tensor:
     weights = weights / (2 * weights.sum(1, keepdim=True) - weights[:, :1])
     both_sides = torch.cat([weights[:, 1:size].flip(1), weights[:, :size]], 1)
     direct = both_sides.unfold(1, size, 1).flip(1)  # weights at |j − i|
-    # Pixel j ≥ 1 shows again at −j, i + j away from i; the other end is the same the other way round.
+    # Pixel j ≥ 1 is reflected to −j, at distance i + j from i; the other edge is symmetric.
     here = torch.arange(size, device=sigma.device)
     reflected = weights.unfold(1, size, 1) * (here > 0)
     return direct + reflected + reflected.flip(1, 2)

@@ -7,12 +7,12 @@ from typing import Any
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import Preset
 
-from .byol import unlike_pair
+from .byol import COMMON
 
 
 class CIFARAsymPreset(Preset):
-    """BYOL's views as the libraries use them on CIFAR: without blur."""
+    """BYOL's views without blur, as libraries use them on CIFAR."""
 
     @classmethod
     def views(cls, options: Options, size: int) -> list[dict[str, Any]]:
-        return unlike_pair(blur=(0.0, 0.0), solarize=(0.0, 0.2))
+        return [{**COMMON}, {**COMMON, "solarize": 0.2}]

@@ -11,7 +11,7 @@ from .moco_v2 import MoCoV2Preset
 
 
 class CIFARWeakPreset(Preset):
-    """MoCo v2's views as the libraries use them on CIFAR: crops down to 8 % of the image, bicubic."""
+    """MoCo v2's views with bicubic crops from 8 % of the image, as libraries use them on CIFAR."""
 
     @classmethod
     def views(cls, options: Options, size: int) -> list[dict[str, Any]]:

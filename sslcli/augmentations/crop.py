@@ -12,7 +12,7 @@ from sslcli.contracts.views import Parameters
 
 from .resampling import Resampling, ResamplingOptions
 
-#: How often torchvision's RandomResizedCrop tries before it takes the middle of the image.
+#: Number of attempts of torchvision's RandomResizedCrop before it takes the center of the image.
 _ATTEMPTS = 10
 
 
@@ -20,13 +20,13 @@ class CropOptions(ResamplingOptions):
     scale: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest share of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest width over height of the crop, before it is resized to a square."""
+    """Smallest and largest aspect ratio (width / height) of the crop, before it is resized to a square."""
 
     @field_validator("scale", "ratio")
     @classmethod
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] <= value[1]:
-            raise ValueError("must be two numbers above 0, the smaller one first")
+            raise ValueError("must be two numbers above 0 in ascending order")
         return value
 
     @field_validator("scale")
@@ -53,7 +53,7 @@ class Crop(Resampling):
         }
 
     def source_side(self) -> int:
-        # Of a square image, so that the smallest crop with the most uneven sides is not enlarged.
+        # Side of a square image whose smallest crop of the most extreme aspect ratio is not enlarged.
         low, high = self.options.ratio
         return math.ceil(self.size / math.sqrt(self.options.scale[0] * min(low, 1 / high)))
 
@@ -66,17 +66,17 @@ class Crop(Resampling):
 def crop_boxes(uniform: Tensor, sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
     """Draws the boxes of random resized crops, distributed as in torchvision's `RandomResizedCrop.get_params`.
 
-    Ten attempts at an area and a ratio, each rounded to whole pixels; the first that fits is placed at random. Where
-    none fits: the largest middle part with an allowed ratio.
+    Of ten attempts at an area and a ratio, each rounded to whole pixels, the first that fits is placed at random. If
+    none fits: the largest center crop with an allowed ratio.
 
     Args:
         uniform: (N, 22) float64 in [0, 1).
         sizes: (N, 2), height and width of the images.
-        scale: range of the area's share.
-        ratio: range of width over height, drawn evenly in its logarithm.
+        scale: range of the area as a share of the image's.
+        ratio: range of width / height, drawn uniformly on a logarithmic scale.
 
     Returns:
-        (N, 4) float64 of whole numbers: top, left, height, width.
+        (N, 4) float64 with integer values: top, left, height, width.
     """
     full = sizes.double()
     full_height, full_width = full[:, :1], full[:, 1:]
@@ -87,13 +87,13 @@ def crop_boxes(uniform: Tensor, sizes: Tensor, scale: tuple[float, float], ratio
     fits = (width > 0) & (width <= full_width) & (height > 0) & (height <= full_height)
     attempt = fits.int().argmax(1, keepdim=True)  # the first of them
 
-    middle_width = torch.minimum(full_width, (full_height * ratio[1]).round()).clamp_min(1)
-    middle_height = torch.minimum(full_height, (full_width / ratio[0]).round()).clamp_min(1)
+    center_width = torch.minimum(full_width, (full_height * ratio[1]).round()).clamp_min(1)
+    center_height = torch.minimum(full_height, (full_width / ratio[0]).round()).clamp_min(1)
     found = fits.any(1, keepdim=True)
     box = torch.cat(
         [
-            torch.where(found, height.gather(1, attempt), middle_height),
-            torch.where(found, width.gather(1, attempt), middle_width),
+            torch.where(found, height.gather(1, attempt), center_height),
+            torch.where(found, width.gather(1, attempt), center_width),
         ],
         1,
     )

@@ -17,7 +17,7 @@ class FlipOptions(Options):
 
 
 class Flip(Operation):
-    """Mirrors left and right. Right after a crop it costs nothing: the crop does it (see `pipeline`)."""
+    """Horizontal flip; free directly after a crop or resize, which then does both."""
 
     Options = FlipOptions
     draws = 1

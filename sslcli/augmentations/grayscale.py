@@ -16,18 +16,18 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 
 def luma(images: Tensor) -> Tensor:
-    """(N, 3, H, W) → (N, 1, H, W): the brightness that the eye sees."""
+    """(N, 3, H, W) → (N, 1, H, W): perceived brightness."""
     red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
     return torch.add(torch.add(red * _LUMA[0], green, alpha=_LUMA[1]), blue, alpha=_LUMA[2])
 
 
 class GrayscaleOptions(Options):
     p: float = Field(default=0.2, ge=0, le=1)
-    """Share of the samples that lose their colors."""
+    """Share of the samples that are converted."""
 
 
 class Grayscale(Operation):
-    """Puts the luma into all three channels."""
+    """Replaces all three channels by their luma."""
 
     Options = GrayscaleOptions
     channels = frozenset({3})

@@ -1,7 +1,7 @@
-"""Separable filters as matrices: what crop, resize and blur have in common.
+"""Separable filters as matrices, for crop, resize and blur.
 
-A filter that works on rows and columns alike is two products, `Wy @ image @ Wxᵀ`, with a matrix of its own for each
-sample. Everything has a static shape, so that it can be compiled, and nothing is read outside of what it may read.
+A separable filter is two products, `Wy @ image @ Wxᵀ`, with matrices for each sample. All shapes are static, so that
+the code can be compiled, and pixels outside the given span are never read.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from torch import Tensor
 def filter_matrix(spans: Tensor, size: int, source: int, cubic: bool, mirror: Tensor | None = None) -> Tensor:
     """Returns the antialiased filters that take `source` pixels to `size`, as PIL defines them.
 
-    A pixel's filter is centered on where it lies in the source, as wide as an output pixel when shrinking, cut off at
-    the span and normalized. Bilinear: the triangle; bicubic: Keys' with a = −0.5.
+    An output pixel's filter is centered on its position in the source, widened by the step when downsampling, cut off
+    at the span and normalized. Bilinear: the triangle; bicubic: Keys' with a = −0.5.
 
     Args:
-        spans: (N, 4) float32, in source pixels: where the span begins, its length, where the first output pixel
-            begins (counted from the span's beginning), and the length of an output pixel.
-        size: pixels that come out.
-        source: pixels that come in.
+        spans: (N, 4) float32, in source pixels: the span's start, its length, the start of the first output pixel
+            (relative to the span's), and the length of an output pixel.
+        size: output pixels.
+        source: source pixels.
         cubic: bicubic, else bilinear.
-        mirror: (N,) bool, these samples come out in reverse.
+        mirror: (N,) bool, True for samples to reverse.
 
     Returns:
         (N, size, source) float32; each row sums to 1.
@@ -31,7 +31,7 @@ def filter_matrix(spans: Tensor, size: int, source: int, cubic: bool, mirror: Te
     output = torch.arange(size, device=spans.device, dtype=torch.float32).view(1, -1, 1) + 0.5
     if mirror is not None:
         output = torch.where(mirror.view(-1, 1, 1), size - output, output)
-    # Counted from the span's beginning, since small numbers keep their digits.
+    # Relative to the span's start: small numbers lose fewer digits.
     inside = torch.arange(source, device=spans.device, dtype=torch.float32).view(1, 1, -1) + 0.5 - begin
     width = step.clamp_min(1)
     distance = (inside / width - (first + output * step) / width).abs_()
@@ -43,7 +43,7 @@ def filter_matrix(spans: Tensor, size: int, source: int, cubic: bool, mirror: Te
 def _keys(distance: Tensor) -> Tensor:
     """Keys' cubic with a = −0.5 at a distance ≥ 0 (*Cubic convolution interpolation*, 1981).
 
-    With u = max(2 − d, 0) and q = max(1 − d, 0) its two pieces become one: u²(u − 1)/2 + q²(1 − 2q).
+    With u = max(2 − d, 0) and q = max(1 − d, 0) its two pieces are one expression: u²(u − 1)/2 + q²(1 − 2q).
     """
     u = (2 - distance).clamp_(min=0)
     v = u - 1
@@ -58,7 +58,7 @@ def multiply(rows: Tensor, images: Tensor, columns: Tensor, clip: bool = False) 
         rows: (N, h, H).
         images: (N, C, H, W) float32.
         columns: (N, w, W).
-        clip: clips to [0, 1] after each of the two passes, as PIL does with filters that overshoot.
+        clip: clip to [0, 1] after each of the two passes, as PIL does with filters that overshoot.
 
     Returns:
         (N, C, h, w) float32.
@@ -68,6 +68,6 @@ def multiply(rows: Tensor, images: Tensor, columns: Tensor, clip: bool = False) 
     if clip:
         wide = wide.clamp(0, 1)
     planes = wide.view(count * channels, height, columns.shape[1])
-    result = torch.bmm(rows.repeat_interleave(channels, 0), planes)  # faster than letting matmul broadcast
+    result = torch.bmm(rows.repeat_interleave(channels, 0), planes)  # faster than a broadcast in matmul
     result = result.view(count, channels, rows.shape[1], columns.shape[1])
     return result.clamp(0, 1) if clip else result

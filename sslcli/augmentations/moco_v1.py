@@ -11,7 +11,7 @@ from sslcli.contracts.views import Preset
 class MoCoV1Preset(Preset):
     """MoCo v1's two views (He et al., https://arxiv.org/abs/1911.05722, section 3.3, in the order of its code).
 
-    Gray comes before the jitter there, so that a gray view stays gray levels that only brightness and contrast change.
+    Grayscale comes before the jitter, so that only brightness and contrast change a gray view.
     """
 
     @classmethod
@@ -21,7 +21,7 @@ class MoCoV1Preset(Preset):
                 "count": 2,
                 "crop_scale": [0.2, 1.0],
                 "interpolation": "bilinear",
-                # The flip is last in the code; it commutes with the others, and costs nothing after the crop.
+                # The authors' code flips last; a flip commutes with the others, and right after the crop it is free.
                 "order": ["flip", "grayscale", "jitter"],
                 "flip": 0.5,
                 "grayscale": 0.2,

@@ -9,7 +9,7 @@ from sslcli.contracts.views import Preset
 
 
 class MoCoV2Preset(Preset):
-    """MoCo v2's two views, also SimSiam's (Chen et al., https://arxiv.org/abs/2003.04297)."""
+    """MoCo v2's two views, also used by SimSiam (Chen et al., https://arxiv.org/abs/2003.04297)."""
 
     @classmethod
     def views(cls, options: Options, size: int) -> list[dict[str, Any]]:

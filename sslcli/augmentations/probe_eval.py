@@ -15,13 +15,13 @@ from .simclr import SMALL
 
 class ProbeEvalOptions(Options):
     ratio: float | None = Field(default=None, ge=1)
-    """The shorter side is resized to this times the view's size; by default 256 / 224, but 1 up to 64 pixels."""
+    """The shorter side is resized to this times the view's size; by default 1 up to 64 pixels, else 256 / 224."""
     interpolation: Interpolation = "bilinear"
     """The filter: `bilinear` or `bicubic`; both antialiased."""
 
 
 class ProbeEvalPreset(Preset):
-    """The one view that a probe is judged on: the middle of the resized image. Small images are taken as they are."""
+    """The one view on which a probe is evaluated: the center of the resized image. Small images are not resized."""
 
     Options = ProbeEvalOptions
 

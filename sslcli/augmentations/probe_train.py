@@ -9,7 +9,7 @@ from sslcli.contracts.views import Preset
 
 
 class ProbeTrainPreset(Preset):
-    """The one view that a classic linear probe or a fine-tuning learns from: random resized crop and flip."""
+    """The one view on which a linear probe or fine-tuning is trained: random resized crop and flip."""
 
     @classmethod
     def views(cls, options: Options, size: int) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""What `crop` and `resize` share: source images become views of one size by two batched matrix products.
+"""Base of `crop` and `resize`: two batched matrix products turn source images into views of one size.
 
-The products (see `matrices`) agree with PIL to one 8-bit level, and take a horizontal flip that follows them into the
-same products. In a worker process, where images differ in size, one image at a time is resized by torch's antialiased
-filters on uint8, which are the same ones.
+The products (see `matrices`) agree with PIL to one 8-bit level, and include a horizontal flip that follows. In a worker
+process, where images differ in size, images are resized one at a time by torch's antialiased filters on uint8, which
+are the same filters.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class ResamplingOptions(Options):
 
 
 class Resampling(Operation):
-    """A geometric operation made of one filter along the rows and one along the columns.
+    """A geometric operation that is one filter along the rows and one along the columns.
 
-    Its parameters are `rows` and `columns`, (N, 4) float32 as `filter_matrix` takes them, and `mirror`, (N,) bool,
-    where a flip is done along with it.
+    Its parameters are `rows` and `columns`, (N, 4) float32 as `filter_matrix` takes them, and optionally `mirror`, (N,)
+    bool, for a flip.
     """
 
     Options = ResamplingOptions
@@ -44,7 +44,7 @@ class Resampling(Operation):
         return multiply(rows, images.float(), columns / 255, clip=cubic)
 
     def _resize(self, image: Tensor, height: int, width: int) -> Tensor:
-        """(C, H, W) uint8 → (C, height, width) uint8, by the same filters."""
+        """(C, H, W) uint8 → (C, height, width) uint8, with the same filters."""
         if image.shape[1:] == (height, width):
             return image.contiguous()
         mode = self.options.interpolation

@@ -1,4 +1,4 @@
-"""The operation `resize`: the middle of the resized image, the usual view of an evaluation."""
+"""The operation `resize`: the center of the resized image, the usual view for evaluation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .resampling import Resampling, ResamplingOptions
 
 class ResizeOptions(ResamplingOptions):
     ratio: float = Field(default=256 / 224, ge=1)
-    """The shorter side is resized to this times the view's size; the middle of that is the view."""
+    """The shorter side is resized to this times the view's size; the view is the center."""
 
 
 class Resize(Resampling):
-    """Resizes the shorter side and takes the middle: the usual view of an evaluation. No chance in it.
+    """Resizes the shorter side and crops the center, without randomness: the usual view for evaluation.
 
-    An image that has the view's size already is left as it is.
+    An image that already has the view's size is left as it is.
     """
 
     Options = ResizeOptions
@@ -43,7 +43,7 @@ class Resize(Resampling):
         return self._resize(image, height, width)[:, top : top + self.size, left : left + self.size].contiguous()
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the whole image once it is resized."""
+        """Height and width of the whole image after resizing."""
         if height == width == self.size:
             return height, width
         short = round(self.size * self.options.ratio)

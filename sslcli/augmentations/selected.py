@@ -1,8 +1,8 @@
-"""Operations that happen to some samples of a batch only.
+"""Applies an operation to some samples of a batch.
 
-On a CPU an operation works on those samples alone; in compiled code and on other devices, where that would need a
-host synchronization or a shape that changes, it works on all of them and the others are put back. Both ways give the
-same numbers, and a sample that is not chosen stays as it is to the bit.
+On a CPU it works on those samples alone; in compiled code and on other devices, where that would need a host
+synchronization or a dynamic shape, it works on all samples and then restores the others. Both ways give the same
+numbers, and a sample that is not chosen is bitwise unchanged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def takes_subsets(images: Tensor) -> bool:
-    """Tells whether choosing samples by index is free of waiting and of changing shapes here."""
+    """Returns whether samples can be selected by index without a host synchronization or a dynamic shape."""
     return images.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -22,10 +22,10 @@ def on_chosen(function: Callable[..., Tensor], images: Tensor, chosen: Tensor, *
     """Applies `function(images, *others)` to the chosen samples.
 
     Args:
-        function: keeps the shape (N, C, H, W) of its first argument and treats each sample by itself.
+        function: keeps the shape (N, C, H, W) of its first argument and treats each sample independently.
         images: (N, C, H, W).
         chosen: (N,) bool.
-        others: more arguments, one row per sample.
+        others: further arguments, one row per sample.
 
     Returns:
         (N, C, H, W), a new tensor unless no sample was chosen.

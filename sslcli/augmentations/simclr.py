@@ -9,7 +9,7 @@ from pydantic import Field
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import Preset
 
-#: Views up to this side get the recipe that the papers use on CIFAR.
+#: Views up to this side get the recipe that papers use on CIFAR.
 SMALL = 64
 
 
@@ -30,23 +30,21 @@ class SimCLRPreset(Preset):
         small = size <= SMALL
         strength = options.strength if options.strength is not None else (0.5 if small else 1.0)
         p = options.blur if options.blur is not None else (0.0 if small else 0.5)
-        # A tenth of a small view is a kernel of 3 pixels, which would hardly blur.
-        blur = p if small or p == 0 else {"p": p, "kernel": 0.1}
-        jitter = {
-            "brightness": 0.8 * strength,
-            "contrast": 0.8 * strength,
-            "saturation": 0.8 * strength,
-            "hue": 0.2 * strength,
-            "p": 0.8,
-        }
         return [
             {
                 "count": 2,
                 "crop_scale": [0.08, 1.0],
                 "interpolation": "bicubic",
                 "flip": 0.5,
-                "jitter": jitter,
+                "jitter": {
+                    "brightness": 0.8 * strength,
+                    "contrast": 0.8 * strength,
+                    "saturation": 0.8 * strength,
+                    "hue": 0.2 * strength,
+                    "p": 0.8,
+                },
                 "grayscale": 0.2,
-                "blur": blur,
+                # A tenth of a small view would be a kernel of 3 pixels, which hardly blurs.
+                "blur": p if small or p == 0 else {"p": p, "kernel": 0.1},
             }
         ]

@@ -16,11 +16,11 @@ class SolarizeOptions(Options):
     p: float = Field(default=0.2, ge=0, le=1)
     """Share of the samples that are solarized."""
     threshold: float = Field(default=0.5, ge=0, le=1)
-    """Values from here on are inverted; images lie between 0 and 1."""
+    """Values from this one up are inverted; images are in [0, 1]."""
 
 
 class Solarize(Operation):
-    """Inverts the bright values (Grill et al., *BYOL*, appendix B)."""
+    """Inverts bright values (Grill et al., *BYOL*, appendix B)."""
 
     Options = SolarizeOptions
     draws = 1

@@ -11,7 +11,7 @@ from .moco_v2 import MoCoV2Preset
 
 
 class SupConPreset(Preset):
-    """SupCon's two views in its authors' PyTorch code: MoCo v2's without the blur (https://arxiv.org/abs/2004.11362)."""
+    """SupCon's two views in its authors' PyTorch code: MoCo v2's without blur (https://arxiv.org/abs/2004.11362)."""
 
     @classmethod
     def views(cls, options: Options, size: int) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sslcli.contracts.views import Preset
 
-from .multicrop import MultiCropOptions, local_views
+from .local_views import MultiCropOptions, local_views
 
 
 class SwAVPreset(Preset):
@@ -24,5 +24,5 @@ class SwAVPreset(Preset):
             "grayscale": 0.2,
             "blur": 0.5,
         }
-        views = [{"count": 2, "crop_scale": list(options.global_scale), **shared}]
-        return views + local_views(options, size, shared)
+        global_views = {**shared, "count": 2, "crop_scale": list(options.global_scale)}
+        return [global_views, *local_views(options, size, shared)]

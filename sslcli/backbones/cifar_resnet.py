@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 
+from .family import member
+
 #: Two stages halve the image: the smallest side whose last map has one pixel.
 MINIMUM_SIZE = 4
 
@@ -50,7 +52,7 @@ class _Block(nn.Module):
 
 
 class CIFARResNet(Backbone):
-    """What the CIFAR ResNets share: 6n + 2 layers, of which the last, the classifier, is left out."""
+    """6n + 2 layers, where n is the number of `blocks` in a stage; the last layer, the classifier, is left out."""
 
     Options = CIFARResNetOptions
     name: ClassVar[str]
@@ -96,15 +98,13 @@ class CIFARResNet(Backbone):
         return Features(pooled=self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3)))
 
 
-class CIFARResNet20(CIFARResNet):
-    """The ResNet of 20 layers for images of about 32 pixels: 64 features at width 16."""
-
-    name = "cifar_resnet20"
-    blocks = 3
-
-
-class CIFARResNet56(CIFARResNet):
-    """The ResNet of 56 layers for images of about 32 pixels: 64 features at width 16."""
-
-    name = "cifar_resnet56"
-    blocks = 9
+CIFARResNet20, CIFARResNet56 = (
+    member(
+        CIFARResNet,
+        f"CIFARResNet{layers}",
+        f"The ResNet of {layers} layers for images of about 32 pixels: 64 features at width 16.",
+        name=f"cifar_resnet{layers}",
+        blocks=(layers - 2) // 6,
+    )
+    for layers in (20, 56)
+)

@@ -1,4 +1,4 @@
-"""Weights that torchvision publishes, for backbones that ask to start from them; fetched and kept by torchvision."""
+"""Weights that torchvision publishes, which torchvision downloads and caches for backbones with `pretrained: true`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchvision import models
 from sslcli.contracts.backbone import BackboneOptions
 from sslcli.contracts.errors import UserError
 
-#: DenseNet's published names put a dot before the number of a layer, where its modules have none.
+#: DenseNet's published names have a dot before a layer's number (`norm.1`), its modules do not (`norm1`).
 _DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.")
 
 
@@ -23,34 +23,35 @@ class PublishedOptions(BackboneOptions):
     """Options of a backbone that torchvision has weights for."""
 
     pretrained: bool = False
-    """Start from torchvision's best published weights, which it downloads once. Read when a run starts, as `weights`
-    are."""
+    """Start from torchvision's best published weights, which it downloads once. Like `weights`, read only when a run
+    starts."""
 
     @model_validator(mode="after")
-    def _one_start(self) -> Self:
+    def _one_source(self) -> Self:
         if self.pretrained and self.weights is not None:
-            raise ValueError("a backbone starts from `weights` or from `pretrained` ones, not from both")
+            raise ValueError("give weights or pretrained, not both")
         return self
 
 
 def published_state(name: str) -> dict[str, Tensor]:
-    """Returns the weights that torchvision has as a model's default ones, under its names, with the classifier.
+    """Returns torchvision's default weights of a model, under its names, with the classifier.
 
     Args:
         name: torchvision's name of the model.
 
     Raises:
-        UserError: if they can be neither found nor fetched, or are damaged.
+        UserError: if they are neither cached nor can be downloaded, or are damaged.
     """
     weights = models.get_model_weights(name).DEFAULT
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     file = cache / weights.url.rpartition("/")[2]
     try:
         state = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
-    except Exception as error:  # whatever the network, the disk or the reader says
+    except Exception as error:  # network, disk and torch.load raise many types
         reason = " ".join(str(error).split())[:200]
-        todo = f"remove {file}" if file.is_file() else f"put {file.name} into {cache}"
+        advice = f"remove {file}" if file.is_file() else f"put {file.name} into {cache}"
         raise UserError(
-            f"backbone.pretrained: torchvision's weights of {name} cannot be had ({reason}): {todo}, or start without"
+            f"backbone.pretrained: torchvision's weights of {name} cannot be loaded ({reason}): {advice}, "
+            "or set pretrained=false"
         ) from error
     return {_DENSE_LAYER.sub(r"\1\2.", key): value for key, value in state.items()}

@@ -16,15 +16,29 @@ from torchvision.models import resnet
 from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 
+from .family import member
 from .published import PublishedOptions, published_state
 
-#: Smallest image side for each stem: the side by which the network divides, so that its last map has one pixel.
+#: Smallest image side for each stem: the factor by which the network downsamples, so that its last map has one pixel.
 MINIMUM_SIZE = {"standard": 32, "small": 8}
+#: Arguments of the first convolution for each stem.
+STEMS: dict[str, dict[str, Any]] = {
+    "standard": {"kernel_size": 7, "stride": 2, "padding": 3},
+    "small": {"kernel_size": 3, "stride": 1, "padding": 1},
+}
 TORCHVISION_WIDTH = 64
+#: The block of each depth, and how many of them each stage has (table 1 of the paper).
+DEPTHS = {
+    18: (resnet.BasicBlock, (2, 2, 2, 2)),
+    34: (resnet.BasicBlock, (3, 4, 6, 3)),
+    50: (resnet.Bottleneck, (3, 4, 6, 3)),
+    101: (resnet.Bottleneck, (3, 4, 23, 3)),
+    152: (resnet.Bottleneck, (3, 8, 36, 3)),
+}
 
 
 class ResidualOptions(BackboneOptions):
-    """Options of every ResNet, whatever its norm."""
+    """Options of every ResNet, with any norm."""
 
     stem: Literal["standard", "small"] = "standard"
     """`small`: a 3×3 convolution with stride 1 and no max-pool, for images up to 64 pixels."""
@@ -38,9 +52,9 @@ class ResNetOptions(ResidualOptions, PublishedOptions):
     """Options of a ResNet with batch norm."""
 
     @model_validator(mode="after")
-    def _published_as_it_is(self) -> Self:
+    def _pretrained_is_standard(self) -> Self:
         if self.pretrained and (self.stem != "standard" or self.width != TORCHVISION_WIDTH):
-            raise ValueError(f"published weights are of the standard stem and width {TORCHVISION_WIDTH}")
+            raise ValueError(f"published weights exist for the standard stem and width {TORCHVISION_WIDTH} only")
         return self
 
 
@@ -56,23 +70,21 @@ class ResidualNetwork(resnet.ResNet):  # type: ignore[misc]  # torchvision has n
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
         groups: Mapping[str, int] | None = None,
     ) -> None:
-        self._width = options.width  # before the stages are made
+        self._width = options.width  # `_make_layer`, which super().__init__ calls, reads it
         super().__init__(
             block, list(layers), num_classes=1, zero_init_residual=options.zero_init_residual, norm_layer=norm_layer,
             **(groups or {}),
         )  # fmt: skip
         self.fc = nn.Identity()
+        self.conv1 = nn.Conv2d(channels, options.width, **STEMS[options.stem], bias=False)
         if options.stem == "small":
-            self.conv1 = nn.Conv2d(channels, options.width, kernel_size=3, stride=1, padding=1, bias=False)
             self.maxpool = nn.Identity()
-        else:
-            self.conv1 = nn.Conv2d(channels, options.width, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.bn1 = norm_layer(options.width)
 
     def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
         if planes == TORCHVISION_WIDTH:
-            self.inplanes = self._width  # what the stem gives the first stage
+            self.inplanes = self._width  # channels from the stem to the first stage
         stage: nn.Sequential = super()._make_layer(
             block, planes // TORCHVISION_WIDTH * self._width, blocks, stride, dilate
         )
@@ -80,7 +92,7 @@ class ResidualNetwork(resnet.ResNet):  # type: ignore[misc]  # torchvision has n
 
 
 class ResidualBackbone(Backbone):
-    """What all ResNets share; `network` is the torchvision model."""
+    """Base class of all ResNets; `network` is the torchvision model."""
 
     Options = ResidualOptions
     name: ClassVar[str]
@@ -88,6 +100,15 @@ class ResidualBackbone(Backbone):
     layers: ClassVar[tuple[int, ...]]
     #: torchvision's `groups` and `width_per_group`, for ResNeXt and wide ResNets.
     groups: ClassVar[dict[str, int]] = {}
+    #: The part of the docstring that follows the depth.
+    about: ClassVar[str] = ""
+
+    @classmethod
+    def of_depth(cls, depth: int) -> type[Self]:
+        """Returns the class of one of `DEPTHS`, named `ResNet18` and the like."""
+        block, layers = DEPTHS[depth]
+        text = f"ResNet-{depth}{cls.about}: {512 * block.expansion} features at width 64."
+        return member(cls, f"{cls.__name__}{depth}", text, name=f"{cls.name}{depth}", block=block, layers=layers)
 
     def __init__(self, options: Any, channels: int = 3) -> None:
         super().__init__()
@@ -132,9 +153,10 @@ class ResidualBackbone(Backbone):
 
 
 class ResNet(ResidualBackbone):
-    """A ResNet as torchvision has it, with batch norm."""
+    """torchvision's ResNet, with batch norm."""
 
     Options = ResNetOptions
+    name = "resnet"
 
     def published_state(self) -> dict[str, Tensor] | None:
         return published_state(self.name) if self.options.pretrained else None
@@ -145,73 +167,30 @@ class ResNet(ResidualBackbone):
         if self.options.width != TORCHVISION_WIDTH:
             return state, ""
         lines = ["import torch", "import torchvision", f"model = torchvision.models.{self.name}()"]
-        channels = self.spec.channels
-        if self.options.stem == "small":
-            lines += [
-                f"model.conv1 = torch.nn.Conv2d({channels}, 64, kernel_size=3, stride=1, padding=1, bias=False)",
-                "model.maxpool = torch.nn.Identity()",
-            ]
-        elif channels != 3:
-            lines.append(
-                f"model.conv1 = torch.nn.Conv2d({channels}, 64, kernel_size=7, stride=2, padding=3, bias=False)"
-            )
+        small, channels = self.options.stem == "small", self.spec.channels
+        if small or channels != 3:
+            stem = ", ".join(f"{key}={value}" for key, value in STEMS[self.options.stem].items())
+            lines.append(f"model.conv1 = torch.nn.Conv2d({channels}, {TORCHVISION_WIDTH}, {stem}, bias=False)")
+        if small:
+            lines.append("model.maxpool = torch.nn.Identity()")
         lines += ["model.fc = torch.nn.Identity()", "model.load_state_dict(state, strict=True)"]
         return state, "\n".join(lines) + "\n"
 
 
-class ResNet18(ResNet):
-    """ResNet-18: 512 features at width 64."""
-
-    name = "resnet18"
-    block = resnet.BasicBlock
-    layers = (2, 2, 2, 2)
+ResNet18, ResNet34, ResNet50, ResNet101, ResNet152 = (ResNet.of_depth(depth) for depth in DEPTHS)
 
 
-class ResNet34(ResNet):
-    """ResNet-34: 512 features at width 64."""
-
-    name = "resnet34"
-    block = resnet.BasicBlock
-    layers = (3, 4, 6, 3)
-
-
-class ResNet50(ResNet):
-    """ResNet-50: 2048 features at width 64."""
-
-    name = "resnet50"
-    block = resnet.Bottleneck
-    layers = (3, 4, 6, 3)
-
-
-class ResNet101(ResNet):
-    """ResNet-101: 2048 features at width 64."""
-
-    name = "resnet101"
-    block = resnet.Bottleneck
-    layers = (3, 4, 23, 3)
-
-
-class ResNet152(ResNet):
-    """ResNet-152: 2048 features at width 64."""
-
-    name = "resnet152"
-    block = resnet.Bottleneck
-    layers = (3, 8, 36, 3)
-
-
-def _variant(kind: type[ResNet], name: str, groups: int, width_per_group: int) -> type[ResNet]:
+def _variant(base: type[ResNet], name: str, groups: int, width_per_group: int) -> type[ResNet]:
     """A ResNet whose 3×3 convolutions are grouped or wider (ResNeXt, https://arxiv.org/abs/1611.05431; wide ResNets,
     https://arxiv.org/abs/1605.07146)."""
     sizes = {"groups": groups, "width_per_group": width_per_group}
-    return type(
-        name, (kind,), {"__doc__": f"torchvision's {name}.", "__module__": __name__, "name": name, "groups": sizes}
-    )
+    return member(base, name, f"torchvision's {name}.", name=name, groups=sizes)
 
 
 #: All ResNets of torchvision by their names there.
 RESNETS: dict[str, type[ResNet]] = {
-    kind.name: kind
-    for kind in (
+    each.name: each
+    for each in (
         ResNet18, ResNet34, ResNet50, ResNet101, ResNet152,
         _variant(ResNet50, "resnext50_32x4d", 32, 4),
         _variant(ResNet101, "resnext101_32x8d", 32, 8),

@@ -1,7 +1,7 @@
 """Every classification model of torchvision without its classifier, as `torchvision/NAME`.
 
-What is cut off, the size of the features and the first convolution are found in the model itself, so that a model that
-torchvision gains is there too.
+Where to cut, the size of the features and the first convolution are read from the model itself, so that models of later
+versions of torchvision work too.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCh
 from .published import PublishedOptions, published_state
 from .resnet import RESNETS
 
-#: The smallest image side: the one by which most networks divide; two lose more pixels on the way.
+#: The smallest image side: the factor by which most networks downsample; two lose more pixels.
 MINIMUM_SIZE, LARGER_MINIMUM = 32, {"alexnet": 63, "inception_v3": 75}
-#: Families that take one image size only, told when they are built: the argument, and what the size is a multiple of.
+#: Families built for one image size: the constructor's argument for it.
 ONE_SIZE = {"vit": "image_size", "maxvit": "input_size"}
 MAXVIT_MULTIPLE = 224
 #: Models with an auxiliary classifier inside; the values are arguments that leave it out.
@@ -40,7 +40,7 @@ class TorchvisionViTOptions(PublishedOptions, GradientCheckpointingOptions):
 
 
 class _MNASNet(MNASNet):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's refuses a state that doesn't carry its version, which files of plain tensors cannot."""
+    """torchvision's class refuses a state without a version number, which files of plain tensors don't carry."""
 
     def _load_from_state_dict(self, state: Any, prefix: str, metadata: Mapping[str, Any], *rest: Any) -> None:
         super()._load_from_state_dict(state, prefix, {"version": self._version, **metadata}, *rest)
@@ -94,7 +94,7 @@ class TorchvisionBackbone(Backbone):
         return MAXVIT_MULTIPLE if cls._family() == "maxvit" else 1
 
     def _arguments(self, image_size: int) -> dict[str, Any]:
-        """What torchvision's function is called with."""
+        """The arguments of torchvision's function."""
         arguments = dict(AUXILIARY.get(self.name, {}))
         if self._family() in ONE_SIZE:
             sides = image_size if self._family() == "vit" else (image_size, image_size)
@@ -104,7 +104,7 @@ class TorchvisionBackbone(Backbone):
         return arguments
 
     def _uninitialized(self) -> dict[str, Any]:
-        """What makes the exported lines skip an initialization that takes seconds."""
+        """Arguments with which the exported lines skip an initialization that takes seconds."""
         return {"init_weights": False} if self.name in AUXILIARY else {}
 
     def _set(self, name: str, module: nn.Module, written: str) -> None:
@@ -112,22 +112,22 @@ class TorchvisionBackbone(Backbone):
         self._lines.append(f"model.{name} = {written}")
 
     def _cut_classifier(self) -> int:
-        """Cuts the model off before its first classifying layer; returns what that layer took, D."""
+        """Cuts the model off before its first classifying layer; returns the size of that layer's input, D."""
         network = self.network
         found = [name for name in ("fc", "classifier", "heads", "head") if hasattr(network, name)]
         head: Any = getattr(network, found[0], None) if found else None
         layers = list(head) if isinstance(head, nn.Sequential) else [head]
-        place = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d)), None)
-        if place is None:
-            raise UserError(f"backbone: torchvision/{self.name} has no classifier that could be taken off")
-        first: Any = layers[place]
-        dim = int(first.in_features if isinstance(first, nn.Linear) else first.in_channels)
-        if isinstance(first, nn.Conv2d):
+        first = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d)), None)
+        if first is None:
+            raise UserError(f"backbone: torchvision/{self.name} has no classifier that could be removed")
+        layer: Any = layers[first]
+        dim = int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
+        if isinstance(layer, nn.Conv2d):
             self._set(found[0], nn.AdaptiveAvgPool2d(1), "torch.nn.AdaptiveAvgPool2d(1)")
-        elif all(isinstance(layer, nn.Dropout) for layer in layers[:place]):
+        elif all(isinstance(each, nn.Dropout) for each in layers[:first]):
             self._set(found[0], nn.Identity(), "torch.nn.Identity()")
         else:
-            self._set(found[0], head[:place], f"model.{found[0]}[:{place}]")  # a norm stands before the classifier
+            self._set(found[0], head[:first], f"model.{found[0]}[:{first}]")  # keep the norm before the classifier
         if isinstance(getattr(network, "dropout", None), nn.Dropout):
             self._set("dropout", nn.Identity(), "torch.nn.Identity()")
         pool = getattr(network, "avgpool", None)
@@ -153,26 +153,26 @@ class TorchvisionBackbone(Backbone):
 
     @property
     def patch_projection(self) -> nn.Module | None:
-        """The layer of a ViT that embeds patches, by which MoCo v3 knows one; None for other networks."""
+        """The patch embedding of a ViT, by which MoCo v3 recognizes one; None for other networks."""
         return self.network.conv_proj if self._family() == "vit" else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         """Returns pooled features (N, D) of images (N, C, H, W).
 
         Raises:
-            UserError: if a mask is given, or images of another size than the one that a ViT or MaxViT was built for.
+            UserError: if a mask is given, or if a ViT or MaxViT gets images of a size it was not built for.
         """
         if mask is not None:
             raise UserError(f"backbone: torchvision/{self.name} has no tokens to mask: use vit_small or the like")
         if self._side is not None and tuple(x.shape[-2:]) != (self._side, self._side):
             raise UserError(
-                f"backbone: torchvision/{self.name} takes images of one size, {self._side} pixels here, not "
-                f"{x.shape[-2]}×{x.shape[-1]}: vit_small and the like take any"
+                f"backbone: torchvision/{self.name} was built for images of {self._side} pixels, not "
+                f"{x.shape[-2]}×{x.shape[-1]}: use vit_small or the like, which take any size"
             )
         return Features(pooled=self.network(x))
 
     def published_state(self) -> dict[str, Tensor] | None:
-        """Returns torchvision's weights; a ViT's positions are interpolated to its image size."""
+        """Returns torchvision's weights; the positions of a ViT are interpolated to its image size."""
         if not self.options.pretrained:
             return None
         state = published_state(self.name)

@@ -19,6 +19,8 @@ from sslcli.contracts.errors import UserError
 from sslcli.modules.drop_path import DropPath, grow_drop_path
 from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCheckpointingOptions
 
+from .family import member
+
 EPS = 1e-6
 
 
@@ -28,15 +30,16 @@ class ViTOptions(GradientCheckpointingOptions):
     patch_size: int = Field(default=16, ge=1)
     """Side of a patch in pixels; images must be a multiple of it."""
     heads: int | None = Field(default=None, ge=1)
-    """Attention heads; null: 3 for tiny, 6 for small, 12 for base (MoCo v3's small has 12)."""
+    """Attention heads; null: 3 for tiny, 6 for small, 12 for base (MoCo v3 uses 12 for small)."""
     depth: int = Field(default=12, ge=1)
     """Number of blocks."""
     positions: Literal["learned", "sincos"] = "learned"
     """Positional embeddings: parameters, or MoCo v3's fixed sines and cosines."""
     pool: Literal["cls", "mean"] = "cls"
-    """The pooled features: the class token, or the mean of the patches'."""
+    """The pooled features: the class token, or the mean of the patch tokens."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
-    """Probability of skipping a residual branch in training: this in the last block, growing from 0 in the first."""
+    """Probability of skipping a residual branch in training; it grows linearly from 0 in the first block to this in the
+    last."""
 
 
 class _Attention(nn.Module):
@@ -57,7 +60,7 @@ class _Attention(nn.Module):
 
 
 class _MLP(nn.Module):
-    """Two linear layers with a GELU between, four times as wide inside."""
+    """Two linear layers with a GELU between; the hidden one is four times as wide."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -98,7 +101,7 @@ class _PatchEmbedding(nn.Module):
 
 
 class ViT(Backbone):
-    """What the vision transformers share. Weights start as DINO's: truncated normal of std .02, biases 0.
+    """Base class of the vision transformers. Initial weights as in DINO: truncated normal with std 0.02, biases 0.
 
     Attributes:
         patch_projection: the layer that embeds patches (MoCo v3 freezes it).
@@ -142,26 +145,26 @@ class ViT(Backbone):
     def build(cls, options: ViTOptions, channels: int, image_size: int) -> ViT:
         heads = options.heads or cls.heads
         if cls.dim % heads:
-            raise UserError(f"backbone.heads: {cls.name} has {cls.dim} dimensions, which {heads} heads cannot share")
+            raise UserError(f"backbone.heads: {cls.name} has {cls.dim} dimensions, not divisible by {heads} heads")
         if image_size % options.patch_size:
             raise UserError(
-                f"backbone.patch_size: views of {image_size} pixels are no multiple of {options.patch_size}: change "
+                f"backbone.patch_size: views of {image_size} pixels are not a multiple of {options.patch_size}: change "
                 "patch_size or views.size"
             )
         return cls(options, channels, image_size)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Returns pooled features (N, D), and the patches' (N, L, D) on their grid; both behind the last norm.
+        """Returns pooled features (N, D), and the patch tokens (N, L, D) with their grid; both after the last norm.
 
         Args:
             x: (N, C, H, W); sides are multiples of the patch size, and may differ from those it was built for.
-            mask: none: there is no mask token, which in every other method would be a parameter without gradient.
+            mask: must be None: a mask token would be a parameter without gradient in every method without masks.
 
         Raises:
-            UserError: if a mask is given, or the sides are no multiples.
+            UserError: if a mask is given, or the sides are not multiples.
         """
         if mask is not None:
-            raise UserError(f"backbone: {self.name} has no mask token: masked views need a backbone that has one")
+            raise UserError(f"backbone: {self.name} has no mask token: use a backbone with one for masked views")
         patch = self.options.patch_size
         if x.shape[-2] % patch or x.shape[-1] % patch:
             raise UserError(
@@ -175,10 +178,10 @@ class ViT(Backbone):
         return Features(out[:, 0] if self.options.pool == "cls" else patches.mean(dim=1), patches, grid)
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Returns the positional embeddings (1, 1 + L, D) of a grid, interpolated where it is another than its own.
+        """Returns the positional embeddings (1, 1 + L, D) of a grid, interpolated from those of its own grid.
 
-        Bicubic, without antialiasing, as DINO's; as two matrix products, whose gradient is deterministic on every
-        device where that of torch's interpolation is not.
+        Bicubic without antialiasing, as in DINO; as two matrix products, because their gradient is deterministic on
+        every device and that of torch's interpolation is not.
         """
         if (rows, columns) == (self.side, self.side):
             return self.pos_embed
@@ -209,25 +212,14 @@ def sincos_positions(side: int, dim: int) -> Tensor:
     return torch.cat([torch.zeros(1, dim, dtype=torch.float64), grid]).float()[None]
 
 
-class ViTTiny(ViT):
-    """ViT-tiny: 192 features, 3 heads, 12 blocks."""
-
-    name = "vit_tiny"
-    dim = 192
-    heads = 3
-
-
-class ViTSmall(ViT):
-    """ViT-small: 384 features, 6 heads, 12 blocks."""
-
-    name = "vit_small"
-    dim = 384
-    heads = 6
-
-
-class ViTBase(ViT):
-    """ViT-base: 768 features, 12 heads, 12 blocks."""
-
-    name = "vit_base"
-    dim = 768
-    heads = 12
+ViTTiny, ViTSmall, ViTBase = (
+    member(
+        ViT,
+        f"ViT{size.capitalize()}",
+        f"ViT-{size}: {dim} features, {heads} heads, 12 blocks.",
+        name=f"vit_{size}",
+        dim=dim,
+        heads=heads,
+    )
+    for size, dim, heads in (("tiny", 192, 3), ("small", 384, 6), ("base", 768, 12))
+)

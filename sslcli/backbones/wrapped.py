@@ -1,4 +1,4 @@
-"""Any `nn.Module` as a backbone, for the Python API: what it returns is looked at once, and its size found."""
+"""Any `nn.Module` as a backbone, for the Python API; a pass over two black images finds the size of its features."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sslcli.contracts.errors import UserError
 
 
 class WrappedBackbone(Backbone):
-    """A module of the user's own; `network` is a copy of it, or itself where it shall be filled.
+    """A module of the user's own; `network` is a copy of it, or the module itself if weights are to be loaded into it.
 
     Attributes:
-        title: what messages call it (`python:MyNet`).
+        title: its name in messages (`python:MyNet`).
         template: the user's module.
         in_place: `network` is the template itself.
     """
@@ -34,20 +34,20 @@ class WrappedBackbone(Backbone):
 
     @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> WrappedBackbone:
-        """The weights that the module came with are those that training starts from; the module stays as it is.
+        """Training starts from the module's own weights; the module itself is not changed.
 
         Raises:
-            UserError: it cannot be copied, cannot take such images, or returns something else than features.
+            UserError: it cannot be copied, cannot take such images, or does not return features.
         """
         probed = _copied(cls.template, cls.title)
         spec = probe(probed, channels, image_size, cls.title)
         return cls(cls.template if cls.in_place else _copied(cls.template, cls.title), spec)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Returns pooled features (N, D) of images (N, C, H, W), and whatever else a `Backbone` inside returns.
+        """Returns pooled features (N, D) of images (N, C, H, W); if the module is a `Backbone`, all that it returns.
 
         Raises:
-            UserError: if a mask is given to a module that is no `Backbone`, or the module returns no features.
+            UserError: if a mask is given to a module that is not a `Backbone`, or the module does not return features.
         """
         if isinstance(self.network, Backbone):
             features: Features = self.network(x, mask)
@@ -59,11 +59,11 @@ class WrappedBackbone(Backbone):
         return Features(pooled=_pooled(self.network(x), self.title))
 
     def export_state(self) -> tuple[dict[str, Tensor], str]:
-        """Returns the module's own names, and lines that fill a `model` which the reader has made."""
+        """Returns the weights under the module's own names, and lines that load them into the reader's own `model`."""
         if isinstance(self.network, Backbone):
             return self.network.export_state()
-        wanted = f"# `model` is a {type(self.network).__name__}, made as it was for the training"
-        return dict(self.network.state_dict()), f"{wanted}\nmodel.load_state_dict(state, strict=True)"
+        comment = f"# `model` is a {type(self.network).__name__}, built as for training"
+        return dict(self.network.state_dict()), f"{comment}\nmodel.load_state_dict(state, strict=True)"
 
     def import_state(self, state: dict[str, Tensor]) -> None:
         if isinstance(self.network, Backbone):
@@ -77,28 +77,28 @@ def wrap(module: nn.Module, name: str, *, in_place: bool = False) -> type[Wrappe
 
     Args:
         module: (N, C, H, W) → (N, D) or (N, D, 1, 1), or a `Backbone`.
-        name: what messages call it.
-        in_place: what is built holds the module itself instead of a copy, so that weights are loaded into it.
+        name: its name in messages.
+        in_place: `build` uses the module itself instead of a copy, so that weights are loaded into it.
 
     Raises:
-        UserError: the module has lazy layers that were never called.
+        UserError: the module has lazy layers that have not been initialized.
     """
     if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
-        raise UserError(f"backbone: {name} has lazy layers without a size: call it once on a batch of images before")
+        raise UserError(f"backbone: {name} has uninitialized lazy layers: call it once on a batch of images first")
     return type(type(module).__name__, (WrappedBackbone,), {"title": name, "template": module, "in_place": in_place})
 
 
 def probe(module: nn.Module, channels: int, image_size: int, name: str) -> BackboneSpec:
-    """Finds the size of a module's features by showing it two black images in `eval()`; spends the module.
+    """Finds the size of a module's features by passing it two black images in `eval()`.
 
-    Torch's random numbers stay as they are. The module's buffers, its mode and whatever else a forward pass changes
-    do not, so that one gives a copy.
+    Torch's random state stays as it is; the module's mode, buffers and whatever else a forward pass changes do not, so
+    give it a copy.
 
     Raises:
-        UserError: it cannot take such images, or returns something else than (2, D) or (2, D, 1, 1).
+        UserError: it cannot take such images, or returns anything but (2, D) or (2, D, 1, 1).
     """
     if isinstance(module, Backbone) and module.spec.channels != channels:
-        raise UserError(f"backbone: {name} takes images of {module.spec.channels} channels; the data have {channels}")
+        raise UserError(f"backbone: {name} takes images of {module.spec.channels} channels; the data has {channels}")
     images = torch.zeros(2, channels, image_size, image_size)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -111,7 +111,7 @@ def probe(module: nn.Module, channels: int, image_size: int, name: str) -> Backb
     pooled = _pooled(output, name)
     if len(pooled) != 2:
         raise UserError(
-            f"backbone: {name} returned {tuple(output.shape)} for two images; the first size must be theirs"
+            f"backbone: {name} returned {tuple(output.shape)} for two images; the first dimension must be the batch"
         )
     return BackboneSpec(feature_dim=pooled.shape[1], channels=channels)
 
@@ -120,7 +120,7 @@ def _pooled(output: Any, name: str) -> Tensor:
     if not isinstance(output, Tensor):
         raise UserError(
             f"backbone: {name} returned a {type(output).__name__}; it should be a tensor (N, D): wrap it in a module "
-            "that picks the features"
+            "that selects the features"
         )
     if output.ndim == 2:
         return output
@@ -135,6 +135,6 @@ def _pooled(output: Any, name: str) -> Tensor:
 def _copied(module: nn.Module, name: str) -> nn.Module:
     try:
         return copy.deepcopy(module).cpu()
-    except Exception as error:  # tensors that are no leaves, handles, locks
+    except Exception as error:  # non-leaf tensors, handles, locks
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"backbone: {name} cannot be copied, which training must do: {reason}") from error
+        raise UserError(f"backbone: {name} cannot be copied, which training requires: {reason}") from error

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torchvision.models import resnet
 
 from sslcli.contracts.errors import UserError
 
-from .resnet import ResidualBackbone, ResidualNetwork, ResidualOptions
+from .resnet import DEPTHS, ResidualBackbone, ResidualNetwork, ResidualOptions
 
 #: Added to the variance of the weights.
 EPS = 1e-5
@@ -30,9 +29,9 @@ class WSResNetOptions(ResidualOptions):
 
 
 class StandardizedConv2d(nn.Conv2d):
-    """A convolution whose every filter is brought to mean 0 and variance 1 before use: Ŵ = (W − μ)/√(σ² + ε).
+    """A convolution whose filters are each standardized to mean 0 and variance 1 before use: Ŵ = (W − μ)/√(σ² + ε).
 
-    μ and σ² (biased) are taken over a filter's inputs and pixels, in float32 whatever the autocast; the gradient goes
+    μ and σ² (biased) are taken over a filter's inputs and pixels, in float32 even under autocast; the gradient flows
     through them.
     """
 
@@ -55,59 +54,24 @@ class WSResNet(ResidualBackbone):
     """A ResNet with group norm and weight standardization."""
 
     Options = WSResNetOptions
+    name = "ws_resnet"
+    about = " with group norm and weight standardization"
 
     @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> ResidualBackbone:
         if options.width % options.norm_groups:
             raise UserError(
-                f"backbone.width: {cls.name} normalizes in {options.norm_groups} groups, and {options.width} is no "
-                "multiple of it: change width or norm_groups"
+                f"backbone.width: {cls.name} normalizes in {options.norm_groups} groups, and {options.width} is not a "
+                "multiple of that: change width or norm_groups"
             )
         return super().build(options, channels, image_size)
 
     def make_network(self, options: Any, channels: int) -> ResidualNetwork:
-        """Builds torchvision's ResNet and exchanges norms and convolutions; the names stay."""
+        """Builds torchvision's ResNet and replaces its norms and convolutions; the names stay."""
         norm = functools.partial(nn.GroupNorm, options.norm_groups)
         network = ResidualNetwork(self.block, self.layers, options, channels, norm)
         standardize_convolutions(network)
         return network
 
 
-class WSResNet18(WSResNet):
-    """ResNet-18 with group norm and weight standardization: 512 features at width 64."""
-
-    name = "ws_resnet18"
-    block = resnet.BasicBlock
-    layers = (2, 2, 2, 2)
-
-
-class WSResNet34(WSResNet):
-    """ResNet-34 with group norm and weight standardization: 512 features at width 64."""
-
-    name = "ws_resnet34"
-    block = resnet.BasicBlock
-    layers = (3, 4, 6, 3)
-
-
-class WSResNet50(WSResNet):
-    """ResNet-50 with group norm and weight standardization: 2048 features at width 64."""
-
-    name = "ws_resnet50"
-    block = resnet.Bottleneck
-    layers = (3, 4, 6, 3)
-
-
-class WSResNet101(WSResNet):
-    """ResNet-101 with group norm and weight standardization: 2048 features at width 64."""
-
-    name = "ws_resnet101"
-    block = resnet.Bottleneck
-    layers = (3, 4, 23, 3)
-
-
-class WSResNet152(WSResNet):
-    """ResNet-152 with group norm and weight standardization: 2048 features at width 64."""
-
-    name = "ws_resnet152"
-    block = resnet.Bottleneck
-    layers = (3, 8, 36, 3)
+WSResNet18, WSResNet34, WSResNet50, WSResNet101, WSResNet152 = (WSResNet.of_depth(depth) for depth in DEPTHS)

@@ -1,14 +1,14 @@
-"""Reads YAML into plain data in which every value knows where it stands, and writes plain data as YAML.
+"""Reads YAML into plain data and the file and line of every value, and writes plain data as YAML.
 
-PyYAML's own rules take `1e-4` for a string and `on` for a boolean; here the core schema of YAML 1.2 holds, duplicate
-keys are an error, and there are no tags but the plain ones.
+PyYAML's own rules read `1e-4` as a string and `on` as a boolean; here the core schema of YAML 1.2 applies, duplicate
+keys are errors, and only the tags of plain data are allowed.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ Key = tuple[str, ...]
 
 @dataclass
 class Document:
-    """Plain data (dicts, lists, strings, numbers, booleans, None) and where each of its values was written."""
+    """Plain data (dicts, lists, strings, numbers, booleans, None) and where each value comes from."""
 
     data: dict[str, Any]
     where: dict[Key, str] = field(default_factory=dict)
 
     def origin(self, key: Key) -> str:
-        """Returns `file:line` or `command line` for a key, or for the nearest part of it that was written."""
+        """Returns `file:line` or `command line` for a key, or for the longest part of it that exists."""
         for length in range(len(key), -1, -1):
             if key[:length] in self.where:
                 return self.where[key[:length]]
@@ -39,21 +39,32 @@ class Document:
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalar rules of YAML 1.2's core schema."""
 
-    yaml_implicit_resolvers: dict[Any, Any] = {}  # an instance variable to its stubs
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # the stubs declare an instance variable
 
 
-_NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
-_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
-_INT = re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
+def _integer(text: str) -> int:
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    return int(text[2:] if base != 10 else text, base)
+
+
 _NUMBER = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-_FLOAT = re.compile(rf"^(?:{_NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$")
 _PREFIX = "tag:yaml.org,2002:"
-for _tag, _pattern in (("null", _NULL), ("bool", _BOOL), ("int", _INT), ("float", _FLOAT)):
+#: The text of each type of scalar, and the function that reads it.
+_SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
+    "null": (re.compile(r"^(?:~|null|Null|NULL|)$"), lambda text: None),
+    "bool": (re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), lambda text: text.lower() == "true"),
+    "int": (re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), _integer),
+    "float": (
+        re.compile(rf"^(?:{_NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+        lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    ),
+}
+for _tag, (_pattern, _) in _SCALARS.items():
     _Loader.add_implicit_resolver(_PREFIX + _tag, _pattern, None)
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes what either version of YAML would take for something else than a string."""
+    """SafeDumper that quotes strings which either version of YAML would read as something else."""
 
 
 _OURS: list[Any] = _Loader.yaml_implicit_resolvers[None]
@@ -70,7 +81,7 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
 
 
 def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    # Line breaks of any kind are escaped: single quotes would fold them, and lose a NEL.
+    # Escape all line breaks: single quotes would fold them, and lose a NEL.
     return dumper.represent_scalar(_PREFIX + "str", value, style='"' if _BREAKS.search(value) else None)
 
 
@@ -79,23 +90,23 @@ _Dumper.add_representer(str, _represent_str)
 
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
-    """Writes plain data as YAML that `read_file` reads back to the same values."""
+    """Returns plain data as YAML that `read_file` reads back to the same values."""
     return yaml.dump(
         dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
     )
 
 
 def dump_value(value: Any) -> str:
-    """Writes one plain value as YAML in one line."""
+    """Returns one plain value as YAML on one line."""
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=math.inf)
     return text.removesuffix("...\n").rstrip("\n")
 
 
 def read_file(path: Path) -> Document:
-    """Reads a YAML file whose top is a mapping.
+    """Reads a YAML file that contains a mapping.
 
     Raises:
-        ConfigError: if it cannot be read or parsed; every duplicate key is listed.
+        ConfigError: if it cannot be read or parsed; lists every duplicate key.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -116,23 +127,23 @@ def read_file(path: Path) -> Document:
 
 
 def parse(text: str, source: str, *, numbered: bool = False) -> Document:
-    """Parses YAML text; `source` (with the line, if `numbered`) is what errors and origins call it."""
+    """Parses YAML text; errors and origins name `source`, with the line number if `numbered`."""
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{source}:{mark.line + 1}" if mark is not None and numbered else source
-        raise ConfigError([f"{place}: not valid YAML: {error.problem or error.context}"]) from None
+        where = f"{source}:{mark.line + 1}" if mark is not None and numbered else source
+        raise ConfigError([f"{where}: not valid YAML: {error.problem or error.context}"]) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError([f"{source}: not valid YAML: {str(error).splitlines()[0]}"]) from None
     reader = _Reader(source, numbered)
     data = reader.value(node, ()) if node is not None else None
     if reader.problems:
         raise ConfigError(reader.problems)
-    return Document(data, reader.where)  # type: ignore[arg-type]  # read_file makes sure of the mapping
+    return Document(data, reader.where)  # type: ignore[arg-type]  # read_file checks that it is a mapping
 
 
-#: A file that has more of these is a mistake or an attack.
+#: A file with more than this is a mistake or an attack.
 _MOST_VALUES, _MOST_DIGITS = 100_000, 1000
 
 
@@ -141,27 +152,26 @@ def _short(tag: str) -> str:
 
 
 class _Reader:
-    """Turns nodes into plain data, noting lines and collecting problems."""
+    """Turns nodes into plain data, and collects lines and problems."""
 
     def __init__(self, source: str, numbered: bool) -> None:
         self.source, self.numbered = source, numbered
         self.where: dict[Key, str] = {}
         self.problems: list[str] = []
-        self.lines: dict[Key, int] = {}
         self.open: set[int] = set()
         self.count = 0
 
-    def place(self, node: yaml.Node) -> str:
+    def origin(self, node: yaml.Node) -> str:
         return f"{self.source}:{node.start_mark.line + 1}" if self.numbered else self.source
 
     def complain(self, node: yaml.Node, key: Key, message: str) -> None:
-        self.problems.append(": ".join([self.place(node), *([".".join(key)] if key else []), message]))
+        self.problems.append(": ".join([self.origin(node), *([".".join(key)] if key else []), message]))
 
     def value(self, node: yaml.Node, key: Key) -> Any:
-        self.where.setdefault(key, self.place(node))
+        self.where.setdefault(key, self.origin(node))
         self.count += 1
         if self.count > _MOST_VALUES:
-            if self.count == _MOST_VALUES + 1:  # said once, and not for every value that is left
+            if self.count == _MOST_VALUES + 1:  # reported once, not for every further value
                 self.complain(node, key, f"more than {_MOST_VALUES:,} values; are there aliases of aliases?")
             return None
         if id(node) in self.open:
@@ -189,10 +199,10 @@ class _Reader:
             name = name_node.value
             child_key = (*key, name)
             if name in result:
-                first = f" (first in line {self.lines[child_key]})" if self.numbered else ""
-                self.complain(name_node, child_key, f"written twice{first}")
+                first = f" (first on line {self.where[child_key].rpartition(':')[2]})" if self.numbered else ""
+                self.complain(name_node, child_key, f"duplicate key{first}")
                 continue
-            self.where[child_key], self.lines[child_key] = self.place(name_node), name_node.start_mark.line + 1
+            self.where[child_key] = self.origin(name_node)
             result[name] = self.value(child, child_key)
         return result
 
@@ -200,18 +210,13 @@ class _Reader:
         text, tag = node.value, node.tag.removeprefix(_PREFIX)
         if tag == "str":
             return text
-        if tag == "null" and _NULL.match(text):
+        if tag not in _SCALARS:
+            self.complain(node, key, f"the tag {_short(node.tag)} is not supported")
             return None
-        if tag == "bool" and _BOOL.match(text):
-            return text.lower() == "true"
-        if tag == "int" and _INT.match(text) and len(text) < _MOST_DIGITS:
-            base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-            return int(text[2:] if base != 10 else text, base)
-        if tag == "float" and _FLOAT.match(text):
-            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        known = tag in ("null", "bool", "int", "float")
-        message = f"{text[:40]!r} is not a valid {tag}" if known else f"the tag {_short(node.tag)} is not supported"
-        self.complain(node, key, message)
+        pattern, read = _SCALARS[tag]
+        if pattern.match(text) and not (tag == "int" and len(text) > _MOST_DIGITS):
+            return read(text)
+        self.complain(node, key, f"{text[:40]!r} is not a valid {tag}")
         return None
 
 

@@ -1,7 +1,7 @@
-"""Puts a configuration together: `extends`, then the command line's overrides.
+"""Assembles a configuration from files (`extends`) and the command line's overrides.
 
-Mappings merge, lists replace, null takes a value back to its default, and a different `name` drops the options that
-belonged to the old one.
+Mappings are merged, lists are replaced, null resets a value to its default, and a different `name` drops the options of
+the old one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def read_config(path: Path, overrides: list[str]) -> Document:
     """Reads a config file with everything it extends, and applies overrides (`key.path=value`).
 
     Raises:
-        ConfigError: with every problem of the reading.
+        ConfigError: a file cannot be read, or overrides are malformed.
     """
     document = _read_with_bases(path.expanduser(), ())
     apply_overrides(document, overrides)
@@ -85,7 +85,7 @@ def _merged(base: Document, over: Document, old: Any, new: Any, key: Key) -> Any
 
 
 def _renamed(old: dict[str, Any], new: dict[str, Any], key: Key) -> bool:
-    """Whether `new` names another plugin (or preset) than `old`, whose options then mean nothing."""
+    """Whether `new` names another plugin (or preset) than `old`, to which the old options don't belong."""
     tag = "name" if len(key) == 1 and key[0] in CHOICES else "preset" if key == ("views",) else None
     return tag is not None and tag in new and new[tag] != old.get(tag)
 
@@ -96,17 +96,17 @@ def _forget(document: Document, key: Key) -> None:
 
 
 def _adopt(base: Document, over: Document, key: Key) -> None:
-    places = {k: place for k, place in over.where.items() if k[: len(key)] == key}
-    if places and key not in base.where:
-        base.where[key] = next(iter(places.values()))  # `optimizer.name=adamw` makes a whole new section
-    base.where.update(places)
+    origins = {k: origin for k, origin in over.where.items() if k[: len(key)] == key}
+    if origins and key not in base.where:
+        base.where[key] = next(iter(origins.values()))  # `optimizer.name=adamw` creates the section
+    base.where.update(origins)
 
 
 def apply_overrides(document: Document, overrides: list[str]) -> None:
     """Applies `key.path=value` arguments in order; each value is parsed as YAML.
 
     Raises:
-        ConfigError: with every argument that has no such form or leads nowhere.
+        ConfigError: with every argument that is malformed or has an invalid path.
     """
     problems: list[str] = []
     for text in overrides:
@@ -130,7 +130,7 @@ def _apply(document: Document, text: str) -> None:
     if not equals or not all(key):
         raise ConfigError([f"{_COMMAND_LINE}: {text!r}: should look like key.path=value (optimizer.lr=0.3)"])
     if key[0] == "extends":
-        raise ConfigError([f"{_COMMAND_LINE}: extends: can only be written in a file"])
+        raise ConfigError([f"{_COMMAND_LINE}: extends: is only allowed in a file"])
     value = parse(value_text, f"{_COMMAND_LINE}: {path}")
     if len(key) == 1 and key[0] in CHOICES and isinstance(value.data, str):
         value.data = {"name": value.data}
@@ -147,25 +147,25 @@ def _apply(document: Document, text: str) -> None:
 
 
 def _parent(document: Document, key: Key, path: str) -> Any:
-    """The mapping or list that holds a key's last part, made where there is none yet."""
+    """The mapping or list that contains a key's last part; created if there is none."""
     parent: Any = document.data
     for depth, part in enumerate(key[:-1]):
         here = key[: depth + 1]
-        place: Any = _index(parent, part, here) if isinstance(parent, list) else part
-        child = parent[place] if isinstance(parent, list) else parent.get(part)
+        step: Any = _index(parent, part, here) if isinstance(parent, list) else part
+        child = parent[step] if isinstance(parent, list) else parent.get(part)
         if isinstance(child, str) and here == (part,) and part in CHOICES:
             child = {"name": child}
         elif child is None:
             child = {}
         elif not isinstance(child, dict | list):
-            raise ConfigError([f"{_COMMAND_LINE}: {path}: {'.'.join(here)} is {child!r} and has no parts"])
-        parent[place] = child
+            raise ConfigError([f"{_COMMAND_LINE}: {path}: {'.'.join(here)} is {child!r}, not a mapping or a list"])
+        parent[step] = child
         parent = child
     return parent
 
 
 def _index(items: list[Any], part: str, key: Key) -> int:
     if not part.isdecimal() or int(part) >= len(items):
-        wanted = f"should be an index from 0 to {len(items) - 1}" if items else "the list is empty"
-        raise ConfigError([f"{_COMMAND_LINE}: {'.'.join(key)}: {wanted}"])
+        problem = f"should be an index from 0 to {len(items) - 1}" if items else "the list is empty"
+        raise ConfigError([f"{_COMMAND_LINE}: {'.'.join(key)}: {problem}"])
     return int(part)

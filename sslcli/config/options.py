@@ -1,4 +1,4 @@
-"""From plain data to options: what null means, and options that stand on the command line alone (`k=20`)."""
+"""From plain data to options: what null means, and options on the command line without a config (`k=20`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from sslcli.contracts.options import Options
 
-from .document import Document
+from .document import Document, Key
 from .merge import apply_overrides
 from .problems import Problems
 
@@ -18,9 +18,9 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def parse(model: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
-    """Returns options of `model`; a null stands for the default where the option cannot itself be null.
+    """Returns options of `model`; null means the default if it is not a value of the option.
 
-    Configs and runs of version 0.1 have some names in British spelling (`normalisation`), which are still understood.
+    Names in the British spelling of version 0.1 (`normalisation`) are still understood.
 
     Raises:
         pydantic.ValidationError: with every problem found.
@@ -43,8 +43,33 @@ def _cleaned(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any
     return kept
 
 
+def parse_into(
+    problems: Problems,
+    model: type[OptionsT],
+    values: Mapping[str, Any],
+    owner: str,
+    key: Key,
+    renamed: Mapping[str, str] | None = None,
+) -> OptionsT | None:
+    """Returns options of `model`, or None after adding everything that is wrong to `problems`.
+
+    Args:
+        problems: where problems are added.
+        model: the options' class.
+        values: plain data.
+        owner: who has the options, in messages about unknown ones (`'lars'`).
+        key: the key of `values` in the config.
+        renamed: the keys of options that have another name in the config (`scale` is `crop_scale`).
+    """
+    try:
+        return parse(model, values)
+    except ValidationError as error:
+        problems.add_validation(key, error, model, owner, values, renamed)
+        return None
+
+
 def overrides_as_data(overrides: list[str]) -> Document:
-    """Parses `key.path=value` arguments into a document of nothing else; ConfigError with every malformed one."""
+    """Parses `key.path=value` arguments alone into a document; ConfigError with every malformed one."""
     document = Document({}, {(): "command line"})
     apply_overrides(document, overrides)
     return document
@@ -56,14 +81,10 @@ def parse_options(model: type[OptionsT], overrides: list[str], owner: str) -> Op
     return validate(model, document.data, owner, document)
 
 
-def validate(
-    model: type[OptionsT], data: dict[str, Any], owner: str, document: Document, prefix: tuple[str, ...] = ()
-) -> OptionsT:
-    """Validates plain data as `model`; ConfigError with every problem, at the places that the document knows."""
+def validate(model: type[OptionsT], data: dict[str, Any], owner: str, document: Document, prefix: Key = ()) -> OptionsT:
+    """Validates plain data as `model`; ConfigError with every problem and its origin according to `document`."""
     problems = Problems(document)
-    try:
-        return parse(model, data)
-    except ValidationError as error:
-        problems.add_validation(prefix, error, model, owner, data)
-        problems.raise_any()
-        raise
+    options = parse_into(problems, model, data, owner, prefix)
+    problems.raise_any()
+    assert options is not None
+    return options

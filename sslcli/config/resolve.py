@@ -1,4 +1,4 @@
-"""From a document to a `RunConfig`: every name resolved, every option validated, every problem told at once."""
+"""From a document to a `RunConfig`: resolves every name, validates every option, reports all problems at once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from sslcli.contracts.options import Options
-from sslcli.plugins import PluginError, load, suggest
+from sslcli.plugins import suggest
 
 from . import schema
 from .document import Document, Key
 from .merge import read_config
-from .options import parse
+from .options import parse_into
 from .problems import Problems, show
 
 
@@ -35,7 +33,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole, valid configuration. `views` holds `ViewSpec`s, fully written out."""
+    """A complete, valid configuration. `views` are `ViewSpec`s with every operation and option."""
 
     seed: int
     method: Choice
@@ -50,7 +48,7 @@ class RunConfig:
     output: Path | None = field(default=None, compare=False)
 
     def plain(self) -> dict[str, Any]:
-        """Returns the config as plain data that `resolve` reads back to an equal config (`output` left out)."""
+        """Returns the config as plain data, without `output`; `resolve` makes an equal config of it."""
         return {
             "seed": self.seed,
             "method": self.method.plain(),
@@ -125,12 +123,6 @@ def resolve(document: Document) -> RunConfig:
     if output is not None and not isinstance(output, str):
         problems.add(("output",), f"should be the path of a directory, not {show(output)}")
     problems.raise_any()
-    # Without a problem, every section has been resolved.
-    assert method is not None
-    assert backbone is not None
-    assert source is not None
-    assert optimizer is not None
-    assert schedule is not None
     return RunConfig(
         seed=seed, method=method, backbone=backbone, data=source, views=views, optimizer=optimizer, schedule=schedule,
         training=training, checkpoints=checkpoints, callbacks=callbacks,
@@ -141,8 +133,8 @@ def resolve(document: Document) -> RunConfig:
 def _views(section: Any, method: Choice | None, source: Choice | None, problems: Problems) -> tuple[Any, ...]:
     complete = isinstance(section, list) or (isinstance(section, dict) and section.get("preset") is not None)
     if method is None and not complete:
-        return ()  # there is a problem with the method already, and without it nothing to build on
-    from .views_section import resolve_views  # imports the view contracts, and with them torch
+        return ()  # the method already has a problem, and the views depend on it
+    from .views_section import resolve_views  # imports torch, which `ssl --help` and `ssl list` do without
 
     size = source.cls.view_size(source.options) if source is not None else 224
     asked = section.get("size") if isinstance(section, dict) else None
@@ -159,12 +151,13 @@ def _views(section: Any, method: Choice | None, source: Choice | None, problems:
 
 
 class _SectionReader:
+    """Resolves sections, each of them to None if it has a problem."""
+
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
 
-    def choice(self, section: str, group: str, value: Any, default: Mapping[str, Any] | None = None) -> Choice | None:
-        """Resolves a section that names a plugin; one without a name (`optimizer.lr=0.1` alone) changes the default."""
-        key: Key = (section,)
+    def choice(self, section: str, group: str, value: Any, default: Mapping[str, Any] | None = None) -> Any:
+        """Resolves a section that names a plugin; without a name (`optimizer.lr=0.1` alone) it modifies the default."""
         if value is None:
             value = default
         elif isinstance(value, dict) and value.get("name") is None and default is not None:
@@ -174,32 +167,21 @@ class _SectionReader:
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            self.problems.add(key, f"should be a name, or a mapping with `name`; see `ssl list {group}`")
+            self.problems.add((section,), f"should be a name, or a mapping with `name`; see `ssl list {group}`")
             return None
         options = {k: v for k, v in value.items() if k != "name"}
-        return self.plugin(key, group, value["name"], options, (*key, "name"))
+        return self.plugin((section,), group, value["name"], options, (section, "name"))
 
-    def plugin(self, key: Key, group: str, name: str, options: Any, name_key: Key) -> Choice | None:
-        try:
-            cls = load(group, name)
-        except PluginError as error:
-            self.problems.add(name_key, str(error))
-            return None
-        parsed = self.parse(key, cls.Options, options, repr(name))
+    def plugin(self, key: Key, group: str, name: str, options: dict[str, Any], name_key: Key) -> Choice | None:
+        cls = self.problems.load(group, name, name_key)
+        parsed = cls and parse_into(self.problems, cls.Options, options, repr(name), key)
         return Choice(name, cls, parsed) if parsed is not None else None
 
-    def core(self, section: str, model: type[Any], value: Any) -> Any:
+    def core(self, section: str, model: type[Options], value: Any) -> Any:
         if not isinstance(value, dict):
             self.problems.add((section,), f"should be a mapping of options, not {show(value)}")
             return None
-        return self.parse((section,), model, value, repr(section))
-
-    def parse(self, key: Key, model: type[Options], values: dict[str, Any], owner: str) -> Any:
-        try:
-            return parse(model, values)
-        except ValidationError as error:
-            self.problems.add_validation(key, error, model, owner, values)
-            return None
+        return parse_into(self.problems, model, value, repr(section), (section,))
 
     def callbacks(self, value: Any) -> dict[str, Choice]:
         if not isinstance(value, dict):
@@ -208,10 +190,10 @@ class _SectionReader:
         chosen: dict[str, Choice] = {}
         for name, options in {**schema.DEFAULT_CALLBACKS, **value}.items():
             if options is None:
-                continue  # switched off
+                continue  # disabled
             key = ("callbacks", name)
             if not isinstance(options, dict):
-                self.problems.add(key, f"should be a mapping of options, or null to switch it off, not {show(options)}")
+                self.problems.add(key, f"should be a mapping of options, or null to disable it, not {show(options)}")
                 continue
             choice = self.plugin(key, "callbacks", name, options, key)
             if choice is not None:

@@ -1,4 +1,4 @@
-"""The core of a run's configuration: what does not belong to a plugin."""
+"""The part of a run's configuration that does not belong to a plugin."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ class Clip(Options):
 
 
 class TrainingOptions(Options):
-    """How the run is made."""
+    """How to train."""
 
     epochs: int = Field(default=200, ge=1, json_schema_extra=FREE)
     """Passes over the data."""
     max_steps: int | None = Field(default=None, ge=1, json_schema_extra=FREE)
-    """Stop after this many optimizer steps, saved and resumable; the schedule keeps the length that epochs give it."""
+    """Save and stop after this many optimizer steps; the run can be resumed, and schedules still span `epochs`."""
     batch_size: int = Field(default=256, ge=2, json_schema_extra=WARN)
     """Images per optimizer step, over all processes and micro-batches."""
     accumulate: int = Field(default=1, ge=1, json_schema_extra=WARN)
-    """Micro-batches that an optimizer step adds up; saves memory."""
+    """Micro-batches whose gradients an optimizer step accumulates; saves memory."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", json_schema_extra=WARN)
-    """Arithmetic of the forward pass; auto: bf16 where the device is made for it, else fp16 on CUDA, else fp32."""
+    """Arithmetic of the forward pass; auto: bf16 if the device supports it natively, else fp16 on CUDA, else fp32."""
     device: str = Field(default="auto", json_schema_extra=WARN)
-    """auto, cpu, cuda, cuda:N or mps; auto: CUDA where there is one, else the CPU."""
+    """auto, cpu, cuda, cuda:N or mps; auto: CUDA if available, else the CPU."""
     channels_last: bool = Field(default=True, json_schema_extra=WARN)
-    """Memory format in which convolutions are fastest on CPUs and tensor cores."""
+    """The memory format in which convolutions are fastest on CPUs and tensor cores."""
     compile: Literal["auto", "none", "views", "all"] = Field(default="auto", json_schema_extra=WARN)
-    """What torch.compile makes faster: the views (on a CPU those below 128 px), or all: views and backbone; auto: on a
-    CPU all, on CUDA the views, where there is a compiler and the run is long enough to pay. Rounding differs a little
-    from eager code's."""
+    """What torch.compile compiles: the views (on a CPU those below 128 px), or all: views and backbone; auto: all on a
+    CPU, the views on CUDA, if there is a compiler and the run is long enough to pay off. Rounding differs slightly from
+    eager code."""
     cuda_graphs: bool = Field(default=False, json_schema_extra=WARN)
-    """Replay compiled code as CUDA graphs: less work for the processor, some more memory. Needs compile on CUDA."""
+    """Replay compiled code as CUDA graphs: less work for the CPU, slightly more memory. Needs compile on CUDA."""
     sync_batch_norm: bool = True
-    """On several processes, batch norm over all of them, so that the run is that of one process."""
+    """With several processes, compute batch norm over all of them, so that results match those of one process."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(default="auto", json_schema_extra=FREE)
-    """Processes that decode images which don't fit on the device; 0: none; auto: one for each core but one."""
+    """Processes that decode images which don't fit on the device; 0: none; auto: one less than CPU cores."""
     clip: Clip | None = None
     """Clip gradients before each step."""
     deterministic: bool = Field(default=False, json_schema_extra=WARN)
-    """Only deterministic kernels, so that runs on CUDA repeat and resume to the bit; slower there."""
+    """Use only deterministic kernels, so that runs on CUDA repeat and resume bitwise; slower there."""
     log_every: int = Field(default=20, ge=1, json_schema_extra=FREE)
     """Steps between log lines."""
 
@@ -68,17 +68,17 @@ class TrainingOptions(Options):
 
 
 class CheckpointOptions(Options):
-    """When checkpoints are saved, besides the end and any interruption."""
+    """When to save checkpoints, besides the end and any interruption."""
 
     every_epochs: int | None = Field(default=10, ge=1, json_schema_extra=FREE)
-    """Save after every so many epochs."""
+    """Save after this many epochs."""
     every_steps: int | None = Field(default=None, ge=1, json_schema_extra=FREE)
-    """Save after every so many steps."""
+    """Save after this many steps."""
     keep: int = Field(default=2, ge=2, json_schema_extra=FREE)
-    """How many of the newest to keep."""
+    """Number of newest checkpoints to keep."""
 
 
-#: Callbacks that are on unless a config switches them off with null.
+#: Callbacks that are enabled unless a config disables them with null.
 DEFAULT_CALLBACKS: dict[str, dict[str, Any]] = {
     "progress": {},
     "tensorboard": {},
@@ -87,6 +87,6 @@ DEFAULT_CALLBACKS: dict[str, dict[str, Any]] = {
     "collapse": {},
 }
 
-#: Sections used where neither the config nor the method says anything.
+#: Sections for which neither the config nor the method has a value.
 DEFAULT_BACKBONE: dict[str, Any] = {"name": "resnet18"}
 DEFAULT_SCHEDULE: dict[str, Any] = {"name": "cosine"}

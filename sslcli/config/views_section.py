@@ -1,6 +1,6 @@
-"""Reads a `views:` section: presets, short keys that set every view, and single views by their index.
+"""Resolves a `views:` section: a preset, short keys that change every view, and single views by their index.
 
-The result is the full list of views with every operation and option, which is what a run's resolved config holds.
+The result is the list of views with every operation and option, as in a run's resolved config.
 """
 
 from __future__ import annotations
@@ -8,38 +8,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.views import OperationSpec, ViewSpec
-from sslcli.plugins import PluginError, find, load, suggest
+from sslcli.plugins import find, load, suggest
 
 from .document import Key
-from .options import parse
+from .options import parse_into
 from .problems import Problems, show
 
-#: Operations that have a short key of their own name, in the usual order. A view's `order` names those that come first.
-USUAL_ORDER = ("flip", "jitter", "grayscale", "blur", "solarize")
-#: Short keys of the random resized crop, and the option that each one sets.
+#: Operations whose name is a short key, in their default order. A view's `order` names those that come first.
+DEFAULT_ORDER = ("flip", "jitter", "grayscale", "blur", "solarize")
+#: Short keys of the random resized crop, and the option that each sets.
 CROP_KEYS = {"crop_scale": "scale", "crop_ratio": "ratio", "interpolation": "interpolation"}
-SHORT_KEYS = (*CROP_KEYS, *USUAL_ORDER)
+SHORT_KEYS = (*CROP_KEYS, *DEFAULT_ORDER)
 
 
 def resolve_views(
     section: Any, recipe: Mapping[str, Any], default_size: int, problems: Problems
 ) -> tuple[ViewSpec, ...]:
-    """Returns the views that a section means.
+    """Returns the views that a section describes.
 
     Args:
         section: the config's `views:`: None, a mapping or a list of view specs.
-        recipe: the method's own section, used where the config names no preset and lists no views.
-        default_size: side of views in pixels where nothing says it.
-        problems: takes every problem found.
+        recipe: the method's own section, used if the config names no preset and lists no views.
+        default_size: side of views in pixels if it is not set.
+        problems: where problems are added.
     """
     key: Key = ("views",)
     if isinstance(section, list):
         keys = [(*key, str(index)) for index in range(len(section))]
-        views = [_as_view(item, place, problems) for item, place in zip(section, keys, strict=True)]
+        views = [_as_view(item, child, problems) for item, child in zip(section, keys, strict=True)]
         if not views:
             problems.add(key, "should have one view or more")
         return _build_all(views, keys, default_size, problems)
@@ -57,10 +55,8 @@ def resolve_views(
         problems.add(key, "should name a preset, or be a list of views")
         return ()
     single = {k: section.pop(k) for k in list(section) if k.isdecimal()}
-    short, options = _split(name, section)
-    before = len(problems.lines)
-    views = [_changed(view, short) for view in _preset(name, options, size, key, problems)]
-    if len(problems.lines) > before:
+    views = _preset_views(name, section, size, key, problems)
+    if not views:
         return ()
     keys = [key] * len(views)
     if single:
@@ -69,29 +65,19 @@ def resolve_views(
     for index, changes in single.items():
         child = (*key, index)
         if int(index) >= len(views):
-            problems.add(child, f"there are {len(views)} views, numbered from 0")
+            problems.add(child, f"out of range: {len(views)} views, numbered from 0")
             continue
         views[int(index)] = _changed(views[int(index)], _as_view(changes, child, problems))
     return _build_all(views, keys, size, problems)
 
 
-def _split(preset: str, section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The short keys of a section, and the options of its preset (which knows best what its own `blur: 0.5` means)."""
-    try:
-        own = load("augmentations", preset).Options.model_fields
-    except PluginError:
-        own = {}
-    short = {k: v for k, v in section.items() if k in SHORT_KEYS and (k not in own or isinstance(v, dict | list))}
-    return short, {k: v for k, v in section.items() if k not in short}
-
-
 def _changed(view: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A view with other values for some keys: options of an operation merge, as mappings do everywhere."""
+    """A view with changed values; the options of an operation merge, as mappings do everywhere."""
     changes = {name: value for name, value in changes.items() if value is not None}
-    if "operations" in changes:  # takes the place of all short keys
+    if "operations" in changes:  # replaces all short keys
         return {**{name: value for name, value in view.items() if name not in (*SHORT_KEYS, "order")}, **changes}
     result = {**view, **changes}
-    for name in USUAL_ORDER:
+    for name in DEFAULT_ORDER:
         if name in view and name in changes:
             old, new = (_as_options(name, value) for value in (view[name], changes[name]))
             if old and new:
@@ -100,7 +86,7 @@ def _changed(view: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_options(operation: str, value: Any) -> dict[str, Any] | None:
-    """What a short key's value means as options; None: switched off, or no such value."""
+    """The options that a short key's value stands for; None if it disables the operation or is invalid."""
     if isinstance(value, dict):
         return value
     if isinstance(value, list) and operation == "jitter" and len(value) == 4:
@@ -117,24 +103,27 @@ def _as_view(item: Any, key: Key, problems: Problems) -> dict[str, Any]:
     return {}
 
 
-def _preset(name: str, options: dict[str, Any], size: int, key: Key, problems: Problems) -> list[dict[str, Any]]:
-    try:
-        preset = load("augmentations", name)
-        if not hasattr(preset, "views"):
-            raise PluginError(f"{name!r} is a single operation, not a preset of views")
-    except PluginError as error:
-        problems.add((*key, "preset"), str(error))
+def _preset_views(name: str, section: dict[str, Any], size: int, key: Key, problems: Problems) -> list[dict[str, Any]]:
+    """A preset's views with the changes of a section's short keys; none after adding a problem."""
+    preset = problems.load("augmentations", name, (*key, "preset"))
+    if preset is None:
         return []
-    unknown = [k for k in options if k not in preset.Options.model_fields]
+    if not hasattr(preset, "views"):
+        problems.add((*key, "preset"), f"{name!r} is a single operation, not a preset of views")
+        return []
+    # A key that is also an option of the preset goes to the preset, unless it has the options of an operation.
+    own = preset.Options.model_fields
+    short = {k: v for k, v in section.items() if k in SHORT_KEYS and (k not in own or isinstance(v, dict | list))}
+    options = {k: v for k, v in section.items() if k not in short}
+    unknown = [k for k in options if k not in own]
     for option in unknown:
-        known = [*preset.Options.model_fields, *SHORT_KEYS, "size", "preset"]
+        known = [*own, *SHORT_KEYS, "size", "preset"]
         problems.add((*key, option), f"unknown option of 'views'{suggest(option, known, otherwise=True)}")
-    try:
-        parsed = parse(preset.Options, {k: v for k, v in options.items() if k not in unknown})
-    except ValidationError as error:
-        problems.add_validation(key, error, preset.Options, repr(name), options)
+    known_options = {k: v for k, v in options.items() if k not in unknown}
+    parsed = parse_into(problems, preset.Options, known_options, repr(name), key)
+    if unknown or parsed is None:
         return []
-    return list(preset.views(parsed, size))
+    return [_changed(view, short) for view in preset.views(parsed, size)]
 
 
 def _build_all(views: list[dict[str, Any]], keys: list[Key], size: int, problems: Problems) -> tuple[ViewSpec, ...]:
@@ -154,20 +143,16 @@ def _build(view: dict[str, Any], key: Key, size: int, problems: Problems) -> Vie
         return None
     _check_geometry(specs, key, problems)
     data = {"size": size, **{k: v for k, v in view.items() if v is not None}}
-    try:
-        return ViewSpec.parse({**data, "operations": [spec.plain() for spec in specs]})
-    except ValidationError as error:
-        problems.add_validation(key, error, ViewSpec, "a view", data)
-        return None
+    return parse_into(problems, ViewSpec, {**data, "operations": [spec.plain() for spec in specs]}, "a view", key)
 
 
 def _items(view: dict[str, Any], key: Key, problems: Problems) -> list[tuple[Key, dict[str, Any]]]:
-    """Takes the operations out of a view: its list of them, or what its short keys mean."""
+    """Removes the operations from a view and returns them: its list of operations, or those of its short keys."""
     listed = view.pop("operations", None)
     if listed is None:
         return _from_short_keys(view, key, problems)
     for short in [k for k in view if k in SHORT_KEYS]:
-        problems.add((*key, short), "cannot stand beside a list of operations; set it in the list")
+        problems.add((*key, short), "cannot be combined with a list of operations: set it in the list")
         del view[short]
     if not isinstance(listed, list):
         problems.add((*key, "operations"), "should be a list")
@@ -189,10 +174,10 @@ def _from_short_keys(view: dict[str, Any], key: Key, problems: Problems) -> list
         (key, {"name": "crop", **{k: v for k, v in crop.items() if v is not None}})
     ]
     order = view.pop("order", None) or []
-    if not isinstance(order, list) or not set(map(str, order)) <= set(USUAL_ORDER):
-        problems.add((*key, "order"), f"should be a list of some of {', '.join(USUAL_ORDER)}, not {show(order)}")
+    if not isinstance(order, list) or not set(map(str, order)) <= set(DEFAULT_ORDER):
+        problems.add((*key, "order"), f"should be a list of some of {', '.join(DEFAULT_ORDER)}, not {show(order)}")
         order = []
-    for name in dict.fromkeys([*order, *USUAL_ORDER]):
+    for name in dict.fromkeys([*order, *DEFAULT_ORDER]):
         value = view.pop(name, None)
         child = (*key, name)
         if value is None or value is False or (isinstance(value, int | float) and value == 0):
@@ -207,28 +192,23 @@ def _from_short_keys(view: dict[str, Any], key: Key, problems: Problems) -> list
 
 def _operation(key: Key, item: dict[str, Any], listed: bool, problems: Problems) -> OperationSpec | None:
     name = item["name"]
-    item = {option: value for option, value in item.items() if option != "name"}
-    try:
-        operation = load("augmentations", name)
-        if hasattr(operation, "views"):
-            raise PluginError(f"{name!r} is a preset, not an operation")
-    except PluginError as error:
-        problems.add(key, str(error))
+    operation = problems.load("augmentations", name, key)
+    if operation is None:
         return None
-    try:
-        options = parse(operation.Options, item)
-    except ValidationError as error:
-        written = {} if listed or name != "crop" else {option: short for short, option in CROP_KEYS.items()}
-        problems.add_validation(key, error, operation.Options, repr(name), item, written)
+    if hasattr(operation, "views"):
+        problems.add(key, f"{name!r} is a preset, not an operation")
         return None
-    return OperationSpec(name=name, options=options.plain())
+    values = {option: value for option, value in item.items() if option != "name"}
+    renamed = {} if listed or name != "crop" else {option: short for short, option in CROP_KEYS.items()}
+    options = parse_into(problems, operation.Options, values, repr(name), key, renamed)
+    return None if options is None else OperationSpec(name=name, options=options.plain())
 
 
 def _check_geometry(specs: list[OperationSpec], key: Key, problems: Problems) -> None:
     geometric = [bool(load("augmentations", spec.name).geometric) for spec in specs]
     if not geometric or not geometric[0] or any(geometric[1:]):
         names = ", ".join(p.name for p in find("augmentations") if _is_geometric(p.name))
-        problems.add(key, f"a view needs exactly one geometric operation, and it comes first ({names})")
+        problems.add(key, f"a view needs exactly one geometric operation ({names}), as its first")
 
 
 def _is_geometric(name: str) -> bool:

@@ -1,50 +1,45 @@
-"""Losses as pure functions: tensors in, a scalar out, in float32 at least whatever the autocast."""
+"""Losses as pure functions: tensors in, a scalar out, in float32 at least whatever the autocast.
 
-from .barlow_twins import barlow_twins, barlow_twins_terms
+`X_and_metrics` returns the loss `X` and a dictionary of its monitors, 0-dim tensors without gradient: what a method's
+`Step` takes. `mean_over` averages several such results, `mean_cosines` makes the monitors of losses without negatives.
+"""
+
+from .barlow_twins import barlow_twins, barlow_twins_and_metrics
 from .byol_regression import byol_regression
-from .contrast import (
-    Contrast,
-    batch_contrast,
-    contrast_bce,
-    contrast_ce,
-    contrast_monitors,
-    inner_product,
-    queue_contrast,
-)
-from .dino import dino, teacher_entropy
+from .dino import dino, dino_and_metrics
 from .eqco import eqco
-from .info_nce import batch_info_nce, info_nce
+from .info_nce import batch_info_nce, batch_info_nce_and_metrics, info_nce
+from .monitors import mean_cosines, mean_over
 from .negative_cosine import negative_cosine
-from .nt_xent import nt_xent, pair_cosines
+from .nt_xent import nt_xent, nt_xent_and_metrics
+from .queue_info_nce import queue_info_nce_and_metrics
+from .rows import unit_rows
 from .sinkhorn import sinkhorn
-from .sup_con import sup_con, view_cosines
+from .sup_con import sup_con, sup_con_and_metrics
 from .swapped_prediction import swapped_prediction
-from .vicreg import VICRegTerms, vicreg, vicreg_terms
+from .vicreg import vicreg, vicreg_and_metrics
 
 __all__ = [
-    "Contrast",
-    "VICRegTerms",
     "barlow_twins",
-    "barlow_twins_terms",
-    "batch_contrast",
+    "barlow_twins_and_metrics",
     "batch_info_nce",
+    "batch_info_nce_and_metrics",
     "byol_regression",
-    "contrast_bce",
-    "contrast_ce",
-    "contrast_monitors",
     "dino",
+    "dino_and_metrics",
     "eqco",
     "info_nce",
-    "inner_product",
+    "mean_cosines",
+    "mean_over",
     "negative_cosine",
     "nt_xent",
-    "pair_cosines",
-    "queue_contrast",
+    "nt_xent_and_metrics",
+    "queue_info_nce_and_metrics",
     "sinkhorn",
     "sup_con",
+    "sup_con_and_metrics",
     "swapped_prediction",
-    "teacher_entropy",
+    "unit_rows",
     "vicreg",
-    "vicreg_terms",
-    "view_cosines",
+    "vicreg_and_metrics",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sslcli.distributed import world_size
 
-from .dimensions import check_views, check_weights, dimension_products, gather_centered, in_full_precision
+from .dimensions import check_views, check_weights, dimension_products, gather_centered, in_common_precision
 
 #: Added to the variances, as the batch norm of the authors' code does.
 EPS = 1e-5
@@ -41,32 +41,34 @@ def barlow_twins(z1: Tensor, z2: Tensor, lambda_: float = 0.0051) -> Tensor:
     Raises:
         ValueError: if the shapes are not two equal (N, D), or λ is negative.
     """
-    check_weights(lambda_=lambda_)
-    on_diagonal, off_diagonal = barlow_twins_terms((z1, z2), ((0, 1),))
-    return on_diagonal + lambda_ * off_diagonal
+    return barlow_twins_and_metrics((z1, z2), ((0, 1),), lambda_)[0]
 
 
-def barlow_twins_terms(views: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Returns Σᵢ (1 − Cᵢᵢ)² and Σ_{i≠j} Cᵢⱼ², without λ, each the mean over pairs of views; see `barlow_twins`.
+def barlow_twins_and_metrics(
+    views: Sequence[Tensor], pairs: Sequence[tuple[int, int]], lambda_: float = 0.0051
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns `barlow_twins`, the mean over pairs of views, and its terms without λ, 0-dim without gradient:
+    `on_diagonal`, Σᵢ (1 − Cᵢᵢ)², and `off_diagonal`, Σ_{i≠j} Cᵢⱼ².
 
     Args:
         views: (N, D) each. A view is gathered and standardized once, however many pairs it is in.
-        pairs: places in `views`, at least one pair.
+        pairs: indices into `views`, at least one pair.
+        lambda_: as for `barlow_twins`.
 
     Raises:
-        ValueError: if the shapes are not equal (N, D), or there is no pair.
+        ValueError: if the shapes are not equal (N, D), there is no pair, or λ is negative.
     """
-    check_views(views)
-    if not pairs:
-        raise ValueError("at least one pair of views is needed")
+    check_weights(lambda_=lambda_)
+    check_views(views, pairs)
     with torch.autocast(views[0].device.type, enabled=False):
         standardized = [
-            z * (z.square().mean(dim=0) + EPS).rsqrt() for z in gather_centered(in_full_precision(views))
+            z * (z.square().mean(dim=0) + EPS).rsqrt() for z in gather_centered(in_common_precision(views))
         ]  # B×D each
         on_diagonal, off_diagonal = [], []
-        for a, b in pairs:
-            diagonal, others = dimension_products(standardized[a], standardized[b], len(standardized[a]))
+        for i, j in pairs:
+            diagonal, others = dimension_products(standardized[i], standardized[j], len(standardized[i]))
             on_diagonal.append((1 - diagonal).square().sum())
             off_diagonal.append(others)
-        share = world_size()
-        return torch.stack(on_diagonal).mean() * share, torch.stack(off_diagonal).mean() * share
+        on = torch.stack(on_diagonal).mean() * world_size()
+        off = torch.stack(off_diagonal).mean() * world_size()
+        return on + lambda_ * off, {"on_diagonal": on.detach(), "off_diagonal": off.detach()}

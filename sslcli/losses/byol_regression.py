@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .negative_cosine import row_cosines
+from .rows import row_cosines
 
 
 def byol_regression(p: Tensor, z: Tensor) -> Tensor:
@@ -20,5 +20,8 @@ def byol_regression(p: Tensor, z: Tensor) -> Tensor:
     Args:
         p: (N, D) predictions of the online network.
         z: (N, D) projections of the target network.
+
+    Raises:
+        ValueError: if the shapes are not two equal (N, D).
     """
     return (2 - 2 * row_cosines(p, z.detach())).mean()

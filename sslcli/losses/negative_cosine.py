@@ -6,23 +6,9 @@ function D of algorithm 1.
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-
-def row_cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Returns the cosine of each row of `a` with the same row of `b`: (N,), in float32 at least.
-
-    A row of zeros has cosine 0 with everything.
-
-    Args:
-        a: (N, D), any floating type.
-        b: (N, D).
-    """
-    with torch.autocast(a.device.type, enabled=False):
-        dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-        return (F.normalize(a.to(dtype), dim=1) * F.normalize(b.to(dtype), dim=1)).sum(dim=1)
+from .rows import row_cosines
 
 
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
@@ -34,5 +20,8 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
     Args:
         p: (N, D) predictions.
         z: (N, D) targets.
+
+    Raises:
+        ValueError: if the shapes are not two equal (N, D).
     """
     return -row_cosines(p, z.detach()).mean()

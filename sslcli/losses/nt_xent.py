@@ -1,15 +1,19 @@
-"""NT-Xent, the contrastive loss of SimCLR (Chen, Kornblith, Norouzi, Hinton, *A Simple Framework for Contrastive
-Learning of Visual Representations*, ICML 2020, arXiv:2002.05709, equation 1)."""
+"""NT-Xent, the contrastive loss of SimCLR.
+
+Chen, Kornblith, Norouzi, Hinton, *A Simple Framework for Contrastive Learning of Visual Representations*, ICML 2020,
+https://arxiv.org/abs/2002.05709, equation 1.
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional as F
 
 from sslcli.distributed import all_gather, rank
 
-from .info_nce import found_among
+from .monitors import found_among
+from .rows import check_pair, check_temperature, unit_rows
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
@@ -34,73 +38,51 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes are not two equal (N, D), or a temperature given as a number is not positive.
     """
-    return twin_loss(*twin_logits(z1, z2, temperature))
+    return _cross_entropy(*_logits(z1, z2, temperature)[1:])
 
 
-def twin_logits(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Returns what `nt_xent` compares: cosine / τ of this process's 2N anchors with all embeddings, (2N, 2N·world), −∞
-    where an anchor meets itself; and the column of each anchor's twin, (2N,).
+def nt_xent_and_metrics(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns `nt_xent` and its monitors, 0-dim without gradient; arguments and errors as for `nt_xent`.
 
-    Arguments, types and errors as for `nt_xent`.
+    `contrast_top1`, `contrast_top5`: how often an anchor's positive is found among all 2N·world − 1 other embeddings
+    (see `found_among`). `pos_cos`, `neg_cos`: mean cosine of the positive pairs, and of any two embeddings of different
+    images, within this process's batch (0 where there is one image).
     """
-    _check(z1, z2)
-    if not isinstance(temperature, Tensor) and not temperature > 0:
-        raise ValueError(f"the temperature must be positive, not {temperature}")
+    u, logits, positives = _logits(z1, z2, temperature)
+    with torch.no_grad():
+        metrics = found_among(logits.gather(1, positives.unsqueeze(1)).squeeze(1), logits, among=True)
+    return _cross_entropy(logits, positives), {**metrics, **_cosines(u)}
+
+
+def _logits(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The unit vectors u (2N, D); uᵢ·u_k/τ of this process's anchors with all embeddings (2N, 2N·world), −∞ where k is
+    i; and j(i), the column of each anchor's positive (2N,)."""
+    check_pair(z1, z2)
+    check_temperature(temperature)
     with torch.autocast(z1.device.type, enabled=False):
-        own = _unit_vectors(z1, z2)  # 2N×D
-        everyone = all_gather(own, gradient=True)  # 2NW×D
+        u = unit_rows(torch.cat((z1, z2)))  # 2N×D
         # Dividing the 2N×D factor is cheaper than dividing the 2N×2NW product.
-        logits = (own / temperature) @ everyone.T
-        anchors, offset = own.shape[0], own.shape[0] * rank()
-        logits.diagonal(offset).fill_(float("-inf"))
-        return logits, torch.arange(anchors, device=own.device).roll(anchors // 2) + offset
+        logits = (u / temperature) @ all_gather(u, gradient=True).T  # 2N×2NW
+    start = len(u) * rank()
+    logits.diagonal(start).fill_(float("-inf"))
+    return u, logits, torch.arange(len(u), device=u.device).roll(len(z1)) + start
 
 
-def twin_loss(logits: Tensor, twins: Tensor) -> Tensor:
-    """Returns the cross-entropy of `twin_logits`, the mean over the 2N anchors: 0-dim."""
+def _cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:
     with torch.autocast(logits.device.type, enabled=False):
-        return F.cross_entropy(logits, twins)
+        return F.cross_entropy(logits, positives)
 
 
 @torch.no_grad()
-def twins_found(logits: Tensor, twins: Tensor) -> dict[str, Tensor]:
-    """Returns `contrast_top1` and `contrast_top5` of `twin_logits`: how many twins are found among 1 + (2N·world − 2).
-
-    0-dim, without gradient; see `found_among`.
-    """
-    return found_among(logits.gather(1, twins.unsqueeze(1)).squeeze(1), logits, among=True)
-
-
-@torch.no_grad()
-def pair_cosines(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the mean cosine of the positive and of the negative pairs in this process's batch, for monitoring.
-
-    A negative pair is any two of the 2N embeddings that stem from different images. Their sum has a closed form,
-    |Σu|² − Σ|u|² − 2·Σ u₁·u₂, so that no 2N×2N product is needed.
-
-    Args:
-        z1: (N, D) embeddings of the first views; they need not be normalized.
-        z2: (N, D) embeddings of the second views.
-
-    Returns:
-        two 0-dim tensors without gradient, float32 at least; the second is 0 for a batch of one image.
-    """
-    _check(z1, z2)
-    with torch.autocast(z1.device.type, enabled=False):
-        u = _unit_vectors(z1, z2)
+def _cosines(u: Tensor) -> dict[str, Tensor]:
+    """The sum over the negative pairs is |Σu|² − Σ|u|² − 2·Σ u₁·u₂, so that no 2N×2N product is needed."""
+    with torch.autocast(u.device.type, enabled=False):
         u1, u2 = u.chunk(2)
-        images = u1.shape[0]
+        images = len(u1)
         positive = (u1 * u2).sum()
         negative = u.sum(dim=0).square().sum() - u.square().sum() - 2 * positive
         pairs = 2 * images * (2 * images - 2)
-        return positive / images, negative / pairs if pairs else torch.zeros_like(positive)
-
-
-def _check(z1: Tensor, z2: Tensor) -> None:
-    if z1.ndim != 2 or z1.shape != z2.shape:
-        raise ValueError(f"two (N, D) tensors of equal shape are needed, not {tuple(z1.shape)} and {tuple(z2.shape)}")
-
-
-def _unit_vectors(z1: Tensor, z2: Tensor) -> Tensor:
-    z = torch.cat((z1, z2))
-    return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
+        return {
+            "pos_cos": positive / images,
+            "neg_cos": negative / pairs if pairs else torch.zeros_like(positive),
+        }

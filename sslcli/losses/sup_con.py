@@ -1,6 +1,8 @@
-"""The supervised contrastive loss: all views of all images of one class attract each other (Khosla et al., *Supervised
-Contrastive Learning*, https://arxiv.org/abs/2004.11362, equation 2, L_out). Without labels it is NT-Xent of any number
-of views."""
+"""The supervised contrastive loss: all views of all images of one class attract each other. Without labels it is
+NT-Xent for any number of views.
+
+Khosla et al., *Supervised Contrastive Learning*, https://arxiv.org/abs/2004.11362, equation 2, L_out.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sslcli.distributed import all_gather, rank
 
-#: Whose anchors are compared with the embeddings of all views: those of all views, or of each image's first one.
-Contrast = Literal["all", "one"]
+from .rows import check_temperature, unit_rows
+
+#: Which embeddings are anchors, compared with those of all views: all views', or each image's first one.
+Anchors = Literal["all", "one"]
 
 
 def sup_con(
@@ -21,7 +24,7 @@ def sup_con(
     labels: Tensor | None,
     temperature: float | Tensor,
     base_temperature: float | Tensor = 0.07,
-    contrast: Contrast = "all",
+    contrast: Anchors = "all",
 ) -> Tensor:
     """Returns the supervised contrastive loss, averaged over the anchors.
 
@@ -41,8 +44,8 @@ def sup_con(
         labels: (N,) integers on the embeddings' device; None: each image is its own class.
         temperature: τ > 0; a number, or a 0-dim tensor on the embeddings' device.
         base_temperature: τ₀ > 0, likewise; it scales the loss and nothing else.
-        contrast: which embeddings are anchors: `all`, or those of the first view (`one`). What they are compared with
-            are all views in both cases.
+        contrast: which embeddings are anchors: `all`, or those of the first view (`one`). They are compared with all
+            views' in both cases.
 
     Returns:
         0-dim; float32 whatever the autocast, float64 for float64 inputs.
@@ -52,14 +55,13 @@ def sup_con(
             as a number is not positive, or `contrast` is neither of the two.
     """
     _check(z, labels)
-    for name, value in (("temperature", temperature), ("base temperature", base_temperature)):
-        if not isinstance(value, Tensor) and not value > 0:
-            raise ValueError(f"the {name} must be positive, not {value}")
+    check_temperature(temperature)
+    check_temperature(base_temperature, "base temperature")
     if contrast not in ("all", "one"):
         raise ValueError(f"contrast must be 'all' or 'one', not {contrast!r}")
     images, views = z.shape[:2]
     with torch.autocast(z.device.type, enabled=False):
-        own = _unit_vectors(z).transpose(0, 1).flatten(0, 1)  # VN×D, view after view
+        own = unit_rows(z).transpose(0, 1).flatten(0, 1)  # VN×D, view after view
         everyone = all_gather(own, gradient=True)  # WVN×D
         classes, all_classes = _classes(labels, own, everyone, images)
         anchors = images if contrast == "one" else images * views
@@ -75,28 +77,28 @@ def sup_con(
         return (per_anchor * (temperature / base_temperature)).mean()
 
 
-@torch.no_grad()
-def view_cosines(z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Returns the mean cosine of the positive and of the negative pairs in this process's batch, for monitoring.
+def sup_con_and_metrics(
+    z: Tensor,
+    labels: Tensor | None,
+    temperature: float | Tensor,
+    base_temperature: float | Tensor = 0.07,
+    contrast: Anchors = "all",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns `sup_con` and its monitors, 0-dim without gradient; arguments and errors as for `sup_con`.
 
-    A positive pair is any two embeddings of one label (of one image without labels), a negative one any two others.
-    Sums over an image's views come first, so that the largest product is N×N and not VN×VN; without labels there is
-    none.
-
-    Args:
-        z: (N, V, D) embeddings; they are L2-normalized here.
-        labels: (N,) integers, or None.
-
-    Returns:
-        two 0-dim tensors without gradient, float32 at least; 0 where there is no such pair.
-
-    Raises:
-        ValueError: for other shapes.
+    `pos_cos`, `neg_cos`: the mean cosine of any two embeddings of one label (of one image without labels), and of any
+    two others, within this process's batch; 0 where there is no such pair.
     """
-    _check(z, labels)
+    return sup_con(z, labels, temperature, base_temperature, contrast), _cosines(z.detach(), labels)
+
+
+@torch.no_grad()
+def _cosines(z: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    """Sums over an image's views come first, so that the largest product is N×N and not VN×VN; without labels there is
+    none."""
     images, views = z.shape[:2]
     with torch.autocast(z.device.type, enabled=False):
-        u = _unit_vectors(z)
+        u = unit_rows(z)
         sums = u.sum(dim=1)  # N×D
         total = sums.sum(dim=0).square().sum()
         if labels is None:
@@ -109,11 +111,11 @@ def view_cosines(z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tenso
         negatives = (images * views) ** 2 - pairs
         pos_cos = (alike - u.square().sum()) / positives.clamp_min(1)
         neg_cos = (total - alike) / negatives.clamp_min(1)
-        # Where no pair is, what is left above is rounding.
-        return (
-            torch.where(positives > 0, pos_cos, 0).to(u.dtype),
-            torch.where(negatives > 0, neg_cos, 0).to(u.dtype),
-        )
+        # The sum over no pairs is not exactly 0: rounding remains.
+        return {
+            "pos_cos": torch.where(positives > 0, pos_cos, 0).to(u.dtype),
+            "neg_cos": torch.where(negatives > 0, neg_cos, 0).to(u.dtype),
+        }
 
 
 def _check(z: Tensor, labels: Tensor | None) -> None:
@@ -125,10 +127,6 @@ def _check(z: Tensor, labels: Tensor | None) -> None:
         raise ValueError(f"labels must be whole numbers, not {labels.dtype}")
 
 
-def _unit_vectors(z: Tensor) -> Tensor:
-    return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1)
-
-
 def _classes(labels: Tensor | None, own: Tensor, everyone: Tensor, images: int) -> tuple[Tensor, Tensor]:
     """The class of each of this process's rows (VN,) and of everyone's (WVN,)."""
     rows = own.shape[0]
@@ -136,6 +134,6 @@ def _classes(labels: Tensor | None, own: Tensor, everyone: Tensor, images: int) 
         classes = labels.repeat(rows // images)
         return classes, all_gather(classes)
     row = torch.arange(everyone.shape[0], device=own.device)
-    ids = row // rows * images + row % images  # images have numbers of their own on every process
+    ids = row // rows * images + row % images  # every process numbers its images differently
     start = rows * rank()
     return ids[start : start + rows], ids

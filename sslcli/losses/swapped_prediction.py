@@ -7,10 +7,13 @@ https://arxiv.org/abs/2006.09882, equations 1, 2 and 6.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .rows import check_temperature
 
 
 def swapped_prediction(
@@ -31,19 +34,18 @@ def swapped_prediction(
         0-dim; float32 whatever the autocast, float64 for float64 inputs.
 
     Raises:
-        ValueError: if shapes or counts are not as said, or a temperature given as a number is not positive.
+        ValueError: if shapes or counts are not as above, or a temperature given as a number is not positive.
     """
     _check(scores, assignments)
-    if not isinstance(temperature, Tensor) and not temperature > 0:
-        raise ValueError(f"the temperature must be positive, not {temperature}")
+    check_temperature(temperature)
     with torch.autocast(scores[0].device.type, enabled=False):
         dtype = torch.promote_types(scores[0].dtype, torch.float32)
         targets = [assignment.detach().to(dtype) for assignment in assignments]
         terms = []
         for view, own in enumerate(scores):
-            others = [target for place, target in enumerate(targets) if place != view]
+            others = [target for index, target in enumerate(targets) if index != view]
             if others:  # cross-entropy is linear in its target, so that each view needs only one
-                terms.append(F.cross_entropy(own.to(dtype) / temperature, torch.stack(others).sum(dim=0)))
+                terms.append(F.cross_entropy(own.to(dtype) / temperature, reduce(torch.add, others)))
         return torch.stack(terms).sum() / (len(targets) * (len(scores) - 1))
 
 

@@ -7,7 +7,6 @@ https://arxiv.org/abs/2105.04906, equations 1 to 6.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +14,7 @@ from torch import Tensor
 
 from sslcli.distributed import world_size
 
-from .dimensions import check_views, check_weights, dimension_products, gather_centered, in_full_precision
-
-
-class VICRegTerms(NamedTuple):
-    """The three terms without their weights, 0-dim each; see `vicreg` for the formulas."""
-
-    invariance: Tensor
-    variance: Tensor
-    covariance: Tensor
+from .dimensions import check_views, check_weights, dimension_products, gather_centered, in_common_precision
 
 
 def vicreg(
@@ -58,34 +49,44 @@ def vicreg(
     Raises:
         ValueError: if the shapes are not two equal (N, D), or a number is out of its range.
     """
-    check_weights(invariance=invariance, variance=variance, covariance=covariance)
-    terms = vicreg_terms((z1, z2), ((0, 1),), epsilon)
-    return invariance * terms.invariance + variance * terms.variance + covariance * terms.covariance
+    return vicreg_and_metrics((z1, z2), ((0, 1),), invariance, variance, covariance, epsilon)[0]
 
 
-def vicreg_terms(views: Sequence[Tensor], pairs: Sequence[tuple[int, int]], epsilon: float = 1e-4) -> VICRegTerms:
-    """Returns MSE(a, b), ½[v(a) + v(b)] and c(a) + c(b), each the mean over pairs of views; see `vicreg`.
+def vicreg_and_metrics(
+    views: Sequence[Tensor],
+    pairs: Sequence[tuple[int, int]],
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
+    epsilon: float = 1e-4,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns `vicreg`, the mean over pairs of views, and its terms without their weights, 0-dim without gradient:
+    `invariance`, MSE(a, b), `variance`, ½[v(a) + v(b)], and `covariance`, c(a) + c(b).
 
     Args:
         views: (N, D) each. A view is gathered, and its statistics made, once, however many pairs it is in.
-        pairs: places in `views`, at least one pair.
-        epsilon: ε > 0.
+        pairs: indices into `views`, at least one pair.
+        invariance: as for `vicreg`.
+        variance: as for `vicreg`.
+        covariance: as for `vicreg`.
+        epsilon: as for `vicreg`.
 
     Raises:
-        ValueError: if the shapes are not equal (N, D), there is no pair, or ε is not positive.
+        ValueError: if the shapes are not equal (N, D), there is no pair, or a number is out of its range.
     """
-    check_views(views)
-    if not pairs:
-        raise ValueError("at least one pair of views is needed")
+    check_weights(invariance=invariance, variance=variance, covariance=covariance)
+    check_views(views, pairs)
     if not 0 < epsilon < float("inf"):
         raise ValueError(f"epsilon must be positive, not {epsilon}")
     with torch.autocast(views[0].device.type, enabled=False):
-        own = in_full_precision(views)
-        invariance = torch.stack([F.mse_loss(own[a], own[b]) for a, b in pairs]).mean()
+        own = in_common_precision(views)
+        distance = torch.stack([F.mse_loss(own[i], own[j]) for i, j in pairs]).mean()
         v, c = zip(*(_statistics(z, epsilon) for z in gather_centered(own)), strict=True)
-        variance = torch.stack([(v[a] + v[b]) / 2 for a, b in pairs]).mean()
-        covariance = torch.stack([c[a] + c[b] for a, b in pairs]).mean()
-        return VICRegTerms(invariance, variance, covariance)
+        hinge = torch.stack([(v[i] + v[j]) / 2 for i, j in pairs]).mean()
+        squares = torch.stack([c[i] + c[j] for i, j in pairs]).mean()
+        loss = invariance * distance + variance * hinge + covariance * squares
+    terms = {"invariance": distance, "variance": hinge, "covariance": squares}
+    return loss, {name: term.detach() for name, term in terms.items()}
 
 
 def _statistics(z: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The knobs of the workbench `moco`, what each preset sets them to, and which of them don't go together.
+"""The options of the workbench `moco`, the values that each preset gives them, and which of them are incompatible.
 
 After untitled-ai's workbench; its study of batch norm in BYOL, and Richemond et al.'s, https://arxiv.org/abs/2010.10241,
 are why the heads take any norm.
@@ -11,12 +11,11 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sslcli.contracts.method import MethodOptions
-from sslcli.contracts.options import Options
-from sslcli.modules.heads import LastNorm
+from sslcli.modules.heads import AnyNormHeadOptions, LastNorm
 from sslcli.modules.norms import NormName
 
-Preset = Literal["none", "moco_v2", "simclr", "byol", "vicreg"]
+from ._moco import KeyOptions
+from .vicreg import VICRegWeights
 
 #: What a preset sets, where that differs from the options' own defaults.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -51,61 +50,47 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class MoCoProjectorOptions(Options):
-    """The projector, which the momentum encoder has too: linear–norm–ReLU, then a linear layer."""
-
-    layers: int = Field(default=2, ge=1)
-    """Linear layers."""
-    hidden_dim: int | None = Field(default=None, ge=1)
-    """Width of the hidden layers; null: the backbone's feature dimension."""
-    output_dim: int = Field(default=128, ge=1)
-    """Dimensions of the embeddings that the loss compares."""
-    norm: NormName = "none"
-    """The norm behind each hidden layer."""
-    groups: int = Field(default=32, ge=1)
-    """How many groups the norm `group` makes."""
-    weight_standardization: bool = False
-    """Bring every row of a layer's weights to mean 0 and variance 1/fan-in before use."""
-    last_norm: LastNorm = "none"
-    """Batch norm behind the last layer: complete, without shift, without scale and shift, or none."""
-    last_bias: bool = True
-    """Whether the last linear layer has a bias; it has none where a batch norm follows."""
-
-
-class MoCoPredictorOptions(Options):
-    """The predictor, behind the projector of the queries alone; its output has the embeddings' dimensions."""
+class MoCoPredictorOptions(AnyNormHeadOptions):
+    """The predictor, after the projector of the queries only; its output has the embeddings' dimension."""
 
     layers: int = Field(default=0, ge=0)
-    """Linear layers; 0: no predictor."""
+    """Number of linear layers; 0: no predictor."""
     hidden_dim: int = Field(default=512, ge=1)
     """Width of the hidden layers."""
     norm: NormName = "none"
-    """The norm behind each hidden layer."""
-    groups: int = Field(default=32, ge=1)
-    """How many groups the norm `group` makes."""
-    weight_standardization: bool = False
-    """Bring every row of a layer's weights to mean 0 and variance 1/fan-in before use."""
+    """Norm after each hidden layer."""
     last_norm: LastNorm = "none"
-    """Batch norm behind the last layer: complete, without shift, without scale and shift, or none."""
+    """Batch norm after the last layer: complete, without shift, without scale and shift, or none."""
     last_bias: bool = True
     """Whether the last linear layer has a bias; it has none where a batch norm follows."""
 
 
-class MoCoOptions(MethodOptions):
+class MoCoProjectorOptions(MoCoPredictorOptions):
+    """The projector, which the momentum encoder has too: linear–norm–ReLU, then a linear layer."""
+
+    layers: int = Field(default=2, ge=1)
+    """Number of linear layers."""
+    hidden_dim: int | None = Field(default=None, ge=1)  # type: ignore[assignment]
+    """Width of the hidden layers; null: the backbone's feature dimension."""
+    output_dim: int = Field(default=128, ge=1)
+    """Dimension of the embeddings that the loss compares."""
+
+
+class MoCoOptions(KeyOptions, VICRegWeights):
     """Options of the workbench."""
 
-    preset: Preset = "none"
+    preset: Literal["none", "moco_v2", "simclr", "byol", "vicreg"] = "none"
     """Sets every other option (and the views, where the config has none) to this method's; those that you set yourself
     win. `none` is untitled-ai's MoCo on STL-10. Optimizer and schedule stay the config's."""
     loss: Literal["ce", "bce", "ip", "vic"] = "ce"
     """Cross-entropy of the positive pair among the negatives, binary cross-entropy of each pair by itself (their mean),
     1 − inner product of the positive pair, or VICReg's."""
     loss_factor: float = Field(default=1.0, gt=0)
-    """Multiplies the loss; with it `bce` can have its sum over the pairs back."""
+    """Multiplies the loss; it can turn the mean over the pairs of `bce` into their sum."""
     negatives: Literal["queue", "batch", "none"] = "queue"
-    """Where negative pairs come from: keys of earlier steps, the batch's other images, or nowhere."""
+    """Source of the negative pairs: keys of earlier steps, the batch's other images, or no negatives."""
     batch_negatives: Literal["all", "other_view"] = "all"
-    """With negatives from the batch: the 2N − 2 keys of all other images, or as untitled-ai has it N − 1, those of the
+    """With negatives from the batch: the 2N − 2 keys of all other images, or as in untitled-ai's code the N − 1 of the
     other view."""
     gather_keys: bool = True
     """With negatives from the batch, on several processes: the keys of all of them, or a process's own. A queue always
@@ -116,42 +101,29 @@ class MoCoOptions(MethodOptions):
     """Pass both views through the online network as one batch, so that its batch norms see them together, as SimCLR's
     do. Off: one view at a time."""
     momentum_encoder: bool = True
-    """A slowly moving copy of backbone and projector makes the keys, without gradient. Off: the online ones do."""
-    momentum: float = Field(default=0.996, ge=0, lt=1)
-    """How slowly the momentum encoder follows (at first, if `final_momentum` is set)."""
-    final_momentum: float | None = Field(default=None, ge=0, le=1)
-    """Where a cosine takes the momentum over the run; null: it stays what it is."""
-    stop_gradient: bool = True
-    """Without a momentum encoder: whether keys carry no gradient. A momentum encoder's and a queue's never do."""
-    shuffle_bn: bool = True
-    """On several processes whose batch norms are not synchronized, encode the momentum encoder's keys in shuffled
-    groups."""
-    queue_size: int = Field(default=65536, ge=1)
-    """Keys in the queue: the negatives of every query. The batch need not divide it."""
+    """Compute the keys, without gradient, by a momentum encoder. Off: by the online network."""
     temperature: float = Field(default=0.2, gt=0)
     """Divides the inner products in `ce` and `bce`."""
+    momentum: float = Field(default=0.996, ge=0, lt=1)
+    """EMA momentum of the momentum encoder (initial momentum, if `final_momentum` is set)."""
+    stop_gradient: bool = True
+    """Without a momentum encoder: whether keys carry no gradient. A momentum encoder's and a queue's never do."""
     unit_sphere: bool = True
-    """Bring embeddings to length 1 before the loss, and before they enter the queue. Without it `ip` has no lower
+    """Normalize embeddings to length 1 before the loss, and before they enter the queue. Without it `ip` has no lower
     bound."""
     eqco_alpha: float | None = Field(default=None, gt=0)
-    """EqCo's margin for `ce`: as many negatives as there should seem to be (65536 in its paper); null: no margin."""
-    invariance: float = Field(default=25.0, ge=0)
-    """`vic`: weight of the squared distance of two views."""
-    variance: float = Field(default=25.0, ge=0)
-    """`vic`: weight of the hinge that keeps each dimension's standard deviation at 1 or more."""
-    covariance: float = Field(default=1.0, ge=0)
-    """`vic`: weight of the squared covariances of different dimensions."""
+    """EqCo's margin for `ce`: the number of negatives to emulate (65536 in its paper); null: no margin."""
     variance_epsilon: float = Field(default=1e-4, gt=0)
-    """`vic`: added to the variance inside the root."""
+    """`vic`: added to the variance before its square root."""
     projector: MoCoProjectorOptions = MoCoProjectorOptions()
-    """The head behind the backbone."""
+    """The head after the backbone."""
     predictor: MoCoPredictorOptions = MoCoPredictorOptions()
-    """The head behind the projector, on the queries' side alone."""
+    """The head after the projector, of the queries only."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, values: Any) -> Any:
-        """Puts the preset's values where none are given; a config written out in full stays what it is."""
+        """Sets the preset's values where none are given; a config written out in full stays what it is."""
         name = values.get("preset") if isinstance(values, dict) else None
         if not isinstance(name, str) or name not in PRESETS:
             return values
@@ -162,14 +134,14 @@ class MoCoOptions(MethodOptions):
         return filled
 
     @model_validator(mode="after")
-    def _check_that_it_goes_together(self) -> Self:
+    def _check_compatibility(self) -> Self:
         if self.loss == "ce" and self.negatives == "none":
             raise ValueError(
                 "loss 'ce' is always 0 without negatives: set negatives to queue or batch, or another loss"
             )
         if self.loss in ("ip", "vic") and self.negatives != "none":
             raise ValueError(
-                f"loss {self.loss!r} has no use for negatives, and they are {self.negatives!r}: set negatives to none, "
+                f"loss {self.loss!r} does not use negatives, and they are {self.negatives!r}: set negatives to none, "
                 "or loss to ce or bce"
             )
         if self.eqco_alpha is not None and self.loss != "ce":

@@ -1,4 +1,4 @@
-"""Barlow Twins: the dimensions of two views' embeddings correlate each with its twin, and with no other.
+"""Barlow Twins: each dimension of one view's embeddings correlates with the same one of the other's, and with no other.
 
 Zbontar, Jing, Misra, LeCun, Deny, *Barlow Twins: Self-Supervised Learning via Redundancy Reduction*, ICML 2021,
 https://arxiv.org/abs/2103.03230.
@@ -10,36 +10,21 @@ from pydantic import Field
 
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.method import Batch, Method, RunInfo, Step
-from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
-from sslcli.losses import barlow_twins_terms
-from sslcli.modules.heads import Norm, mlp
-from sslcli.modules.multicrop import ViewsTogetherOptions, each_view, global_count
-from sslcli.modules.pairs import prediction_cosines, view_pairs
-
-
-class BarlowTwinsProjectorOptions(Options):
-    """The projector: linear–BN–ReLU, then a plain linear layer; no layer has a bias, but a hidden one without norm."""
-
-    layers: int = Field(default=3, ge=1)
-    """Linear layers."""
-    hidden_dim: int = Field(default=8192, ge=1)
-    """Width of the hidden layers."""
-    output_dim: int = Field(default=8192, ge=1)
-    """Dimensions of the embedding; the loss gains from many."""
-    norm: Norm = "batch"
-    """Batch norm behind each hidden layer, or none."""
+from sslcli.losses import barlow_twins_and_metrics, mean_cosines
+from sslcli.modules import ViewsTogetherOptions, build_head, each_view, global_and_local
+from sslcli.modules.heads import WideProjectorOptions
 
 
 class BarlowTwinsOptions(ViewsTogetherOptions):
     """Options of Barlow Twins."""
 
-    projector: BarlowTwinsProjectorOptions = BarlowTwinsProjectorOptions()
-    """The head behind the backbone."""
+    projector: WideProjectorOptions = WideProjectorOptions()
+    """The head after the backbone."""
     lambda_: float = Field(default=0.0051, ge=0)
     """λ, the weight of the off-diagonal elements of the cross-correlation matrix."""
     scale: float = Field(default=1.0, gt=0)
-    """Multiplies the whole loss, which grows with the dimensions; matters to optimizers that don't normalize."""
+    """Factor of the whole loss, which grows with the dimension; matters for optimizers that don't normalize."""
 
 
 class BarlowTwins(Method):
@@ -53,13 +38,7 @@ class BarlowTwins(Method):
     minimum_views = 2
     paper = "https://arxiv.org/abs/2103.03230"
     defaults = {
-        "optimizer": {
-            "name": "lars",
-            "lr": 0.2,
-            "lr_excluded": 0.0048,
-            "weight_decay": 1e-6,
-            "scale_lr": "batch/256",
-        },
+        "optimizer": {"name": "lars", "lr": 0.2, "lr_excluded": 0.0048, "weight_decay": 1e-6, "scale_lr": "batch/256"},
         "schedule": {"name": "cosine", "warmup_epochs": 10, "final": 0.001},
     }
 
@@ -67,28 +46,24 @@ class BarlowTwins(Method):
 
     def __init__(self, backbone: Backbone, options: BarlowTwinsOptions, run: RunInfo) -> None:
         super().__init__(backbone, options, run)
-        head = options.projector
-        self.projector = mlp(
-            backbone.spec.feature_dim, head.hidden_dim, head.output_dim, head.layers, norm=head.norm, last_bias=False
-        )
+        self.projector = build_head(options.projector, backbone.spec.feature_dim, last_bias=False)
 
     @classmethod
     def recipe(cls, options: BarlowTwinsOptions, image_size: int) -> RecipeSection:
-        """BYOL's two unlike views, as in the paper; for small images the like without blur."""
+        """BYOL's two different views, as in the paper; for small images similar ones without blur."""
         return {"preset": "cifar_asym" if image_size <= 64 else "byol"}
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, its two terms, the mean cosines of pairs, and the first view's features.
 
         Raises:
-            UserError: if there are not two views of one size, or the largest don't come first.
+            UserError: if there are not two global views or more, the first ones.
         """
-        pairs = view_pairs(len(batch.views), global_count(batch, "barlow_twins"))
-        together, images = self.options.views_together, [view.image for view in batch.views]
-        h = each_view(lambda x: self.backbone(x).pooled, images, together=together)  # N×D each
-        z = each_view(self.projector, h, together=together)  # N×E each
-        on_diagonal, off_diagonal = barlow_twins_terms(z, pairs)
-        loss = self.options.scale * (on_diagonal + self.options.lambda_ * off_diagonal)
-        metrics = {"on_diagonal": on_diagonal.detach(), "off_diagonal": off_diagonal.detach()}
-        cosines = prediction_cosines(*[(z[a], z[b]) for a, b in pairs])
-        return Step(loss=loss, metrics={**metrics, **cosines}, features=h[0].detach())
+        x, global_views = global_and_local(batch, "barlow_twins")
+        together = self.options.views_together
+        h = each_view(self.backbone, x, together)  # N×D each
+        z = each_view(self.projector, h, together)  # N×E each
+        pairs = [(i, j) for i in range(global_views) for j in range(i + 1, len(x))]
+        loss, metrics = barlow_twins_and_metrics(z, pairs, self.options.lambda_)
+        metrics |= mean_cosines([(z[i], z[j]) for i, j in pairs])
+        return Step(self.options.scale * loss, metrics, features=h[0].detach())

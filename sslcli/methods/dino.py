@@ -12,17 +12,15 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunInfo, Step, StepFunction
+from sslcli.contracts.method import Batch, Method, Progress, RunInfo, Step, StepFunction
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import all_reduce_mean
-from sslcli.losses.dino import dino_terms
+from sslcli.losses import dino_and_metrics, mean_cosines
+from sslcli.modules import MomentumEncoder, MomentumOptions, cosine_momentum, each_view, global_and_local
 from sslcli.modules.dino_head import DINOHead
 from sslcli.modules.drop_path import drop_path_rates, grow_drop_path, set_drop_path
 from sslcli.modules.heads import Norm
-from sslcli.modules.momentum import MomentumEncoder
-from sslcli.modules.multicrop import by_resolution, global_count
-from sslcli.modules.pairs import prediction_cosines
 
 
 class DINOHeadOptions(Options):
@@ -33,39 +31,38 @@ class DINOHeadOptions(Options):
     hidden_dim: int = Field(default=2048, ge=1)
     """Width of the MLP's hidden layers."""
     bottleneck_dim: int = Field(default=256, ge=1)
-    """Dimensions of the normalized vectors that are compared with the prototypes."""
+    """Dimension of the normalized vectors that are compared with the prototypes."""
     prototypes: int = Field(default=65536, ge=2)
     """Number of prototypes K; 4096 is plenty for CIFAR."""
     norm: Norm = "none"
-    """Batch norm behind each hidden layer, or none."""
+    """Batch norm after each hidden layer, or none."""
     norm_last_layer: bool = True
-    """Keep every prototype at length 1. Free lengths may do better, and may be unstable (the paper: ViT-S free)."""
+    """Keep every prototype at length 1. Free lengths can be better, and can be unstable (the paper has them for
+    ViT-S)."""
 
 
-class DINOOptions(MethodOptions):
+class DINOOptions(MomentumOptions):
     """Options of DINO."""
 
     head: DINOHeadOptions = DINOHeadOptions()
-    """The head behind the backbone, of student and teacher alike."""
+    """The head after the backbone, of both student and teacher."""
     student_temperature: float = Field(default=0.1, gt=0)
     """Divides the student's logits."""
     teacher_temperature: float = Field(default=0.04, gt=0)
-    """Divides the teacher's logits after its warm-up; smaller is sharper. Not above the student's."""
+    """Divides the teacher's logits after its warm-up; smaller is sharper. At most the student's."""
     teacher_temperature_start: float = Field(default=0.04, gt=0)
     """The teacher's temperature in the first epoch of its warm-up."""
     teacher_temperature_warmup_epochs: int = Field(default=0, ge=0)
-    """Epochs in which it goes linearly to `teacher_temperature`, a step per epoch; never more than the run has."""
+    """Epochs over which it rises linearly to `teacher_temperature`, a step per epoch; at most the run's."""
     momentum: float = Field(default=0.996, ge=0, lt=1)
-    """How slowly the teacher follows at first; a cosine takes it to `final_momentum`. Batches of 256 like 0.9995."""
-    final_momentum: float = Field(default=1.0, ge=0, le=1)
-    """The momentum at the end of the run; at 1 the teacher stands still."""
+    """Initial EMA momentum of the teacher; for batches of 256 the authors recommend 0.9995."""
     center_momentum: float = Field(default=0.9, ge=0, lt=1)
-    """How slowly the center, which is subtracted from the teacher's logits, follows their mean."""
+    """EMA momentum of the center, the mean of the teacher's logits that is subtracted from them."""
     freeze_last_layer_epochs: float = Field(default=1.0, ge=0)
-    """Epochs at the beginning in which the prototypes stay as they are."""
+    """Epochs at the start in which the prototypes are frozen."""
     drop_path: float = Field(default=0.1, ge=0, lt=1)
-    """Drop-path rate of the student's last block, growing from 0 in the first; of the built-in ViTs, if their own rate
-    is 0. The teacher has none, whatever the backbone."""
+    """Drop-path rate of the student's last block, growing from 0 in the first; for the built-in ViTs, if their own rate
+    is 0. The teacher has none with any backbone."""
 
     @model_validator(mode="after")
     def _teacher_is_the_sharper_one(self) -> Self:
@@ -108,26 +105,17 @@ class DINO(Method):
 
     def __init__(self, backbone: Backbone, options: DINOOptions, run: RunInfo) -> None:
         super().__init__(backbone, options, run)
-        head = options.head
-        self.head = DINOHead(
-            backbone.spec.feature_dim,
-            head.hidden_dim,
-            head.bottleneck_dim,
-            head.prototypes,
-            head.layers,
-            norm=head.norm,
-            norm_last_layer=head.norm_last_layer,
-        )
+        self.head = DINOHead(backbone.spec.feature_dim, **dict(options.head))
         if not any(drop_path_rates(backbone)):
             grow_drop_path(backbone, options.drop_path)
         self.teacher = MomentumEncoder(backbone, self.head)
         # It runs in training mode, for its batch norms, and must not draw.
         set_drop_path(self.teacher, 0.0)
-        self.register_buffer("center", torch.zeros(head.prototypes))
+        self.register_buffer("center", torch.zeros(options.head.prototypes))
 
     @classmethod
     def recipe(cls, options: DINOOptions, image_size: int) -> RecipeSection:
-        """The paper's two global and eight local views; for small images two unlike views, as the libraries do."""
+        """The paper's two global and eight local views; for small images two different views, as other libraries do."""
         return {"preset": "cifar_asym" if image_size <= 64 else "dino"}
 
     def schedules(self) -> dict[str, StepFunction]:
@@ -146,27 +134,26 @@ class DINO(Method):
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the teacher's entropy, and the teacher's features of the first view.
 
-        Metrics: `teacher_entropy` in nats; `kl`, what of the loss the student can do something about; `pos_cos` and
+        Metrics: `teacher_entropy` in nats; `kl`, the part of the loss that the student can reduce; `pos_cos` and
         `neg_cos` between the two networks' bottleneck vectors, over the global views.
 
         Raises:
-            UserError: if there are not at least two global views, and first.
+            UserError: if there are not two global views or more, the first ones.
         """
-        count = global_count(batch, "dino")  # G
-        images = [view.image for view in batch.views]  # V of them
-        features = by_resolution(lambda x: self.backbone(x).pooled, images)  # N×D each
-        z = self.head.embed(torch.cat(features))  # V·N×bottleneck; all views together, for the head's batch norms
-        student = self.head.last_layer(z).chunk(len(images))  # N×K each
+        x, global_views = global_and_local(batch, "dino")  # V views, of which G are global
+        h = each_view(self.backbone, x)  # N×D each
+        z = self.head.embed(torch.cat(h))  # VN×bottleneck: all views together, for the head's batch norms
+        student = self.head.last_layer(z).chunk(len(x))  # N×K each
         with torch.no_grad():
-            h = self.teacher.backbone(torch.cat(images[:count])).pooled  # G·N×D
-            teacher_z = self.teacher.projector.embed(h)
-            logits = self.teacher.projector.last_layer(teacher_z)  # G·N×K
-        teacher, temperature = logits.chunk(count), batch.schedule["teacher_temperature"]
-        loss, entropy = dino_terms(student, teacher, self.center, self.options.student_temperature, temperature)
-        ours, theirs = z.chunk(len(images))[:count], teacher_z.chunk(count)
-        pairs = [(ours[v], theirs[g]) for v in range(count) for g in range(count) if g != v]
-        metrics = {"teacher_entropy": entropy, "kl": loss.detach() - entropy, **prediction_cosines(*pairs)}
-        return Step(loss, metrics, features=h.chunk(count)[0], carry={"teacher_mean": logits.mean(dim=0)})
+            teacher_h = self.teacher.backbone(torch.cat(x[:global_views])).pooled  # GN×D
+            teacher_z = self.teacher.projector.embed(teacher_h)  # GN×bottleneck
+            logits = self.teacher.projector.last_layer(teacher_z)  # GN×K
+        teacher, temperature = logits.chunk(global_views), batch.schedule["teacher_temperature"]
+        loss, metrics = dino_and_metrics(student, teacher, self.center, self.options.student_temperature, temperature)
+        ours, theirs = z.chunk(len(x))[:global_views], teacher_z.chunk(global_views)
+        metrics |= mean_cosines([(s, t) for v, s in enumerate(ours) for g, t in enumerate(theirs) if g != v])
+        features = teacher_h.chunk(global_views)[0]
+        return Step(loss, metrics, features=features, carry={"teacher_mean": logits.mean(dim=0)})
 
     def after_backward(self, progress: Progress) -> None:
         if progress.step < self.options.freeze_last_layer_epochs * progress.steps_per_epoch:
@@ -175,12 +162,13 @@ class DINO(Method):
                 parameter.grad = None
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
-        options, total = self.options, self.run.total_steps
-        self.teacher.follow(self.backbone, self.head, options.momentum, options.final_momentum, progress.step, total)
+        options = self.options
+        m = cosine_momentum(options.momentum, progress.step, self.run.total_steps, options.final_momentum)
+        self.teacher.update(self.backbone, self.head, m)
         mean = all_reduce_mean(torch.stack([each["teacher_mean"] for each in carry]).mean(dim=0))
         self.center.lerp_(mean, 1 - options.center_momentum)
 
     def encoder(self) -> Backbone:
-        """The teacher's backbone, which the paper finds to be ahead of the student's all along (section 5.3)."""
+        """The teacher's backbone, which the paper finds to be better than the student's throughout (section 5.3)."""
         backbone: Backbone = self.teacher.backbone
         return backbone

@@ -18,7 +18,7 @@ class EqCoOptions(MoCoV2Options):
     queue_size: int = Field(default=256, ge=1)
     """Keys in the queue, K: the negatives of every query. The paper's point is that few suffice; 256 is one batch."""
     alpha: float = Field(default=65536.0, gt=0)
-    """How many negatives there should seem to be, α; each of the K counts α/K times. With α = K it is MoCo v2."""
+    """Number of negatives that the loss emulates, α; each of the K counts α/K times. With α = K it is MoCo v2."""
 
 
 class EqCo(MoCoV2):

@@ -1,4 +1,4 @@
-"""MoCo: a query finds its key among a queue of keys that a slowly moving encoder has made.
+"""MoCo: a query finds its key among a queue of keys from a slowly moving encoder.
 
 He et al., *Momentum Contrast for Unsupervised Visual Representation Learning*, https://arxiv.org/abs/1911.05722.
 """
@@ -22,7 +22,7 @@ class MoCoV1ProjectorOptions(Options):
     """The projector: one linear layer."""
 
     output_dim: int = Field(default=128, ge=1)
-    """Dimensions of the embeddings that the loss compares."""
+    """Dimension of the embeddings that the loss compares."""
 
 
 class MoCoV1Options(QueueOptions):
@@ -31,11 +31,11 @@ class MoCoV1Options(QueueOptions):
     temperature: float = Field(default=0.07, gt=0)
     """Divides the cosines in the loss."""
     projector: MoCoV1ProjectorOptions = MoCoV1ProjectorOptions()
-    """The head behind the backbone."""
+    """The head after the backbone."""
 
 
 class MoCoV1(QueueContrast):
-    """InfoNCE with one linear layer behind the backbone; the paper trains 200 epochs with batches of 256."""
+    """InfoNCE with one linear layer after the backbone; the paper trains 200 epochs with batches of 256."""
 
     Options = MoCoV1Options
     paper = "https://arxiv.org/abs/1911.05722"

@@ -13,7 +13,7 @@ from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.method import RunInfo
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
-from sslcli.modules.heads import mlp
+from sslcli.modules import build_head
 
 from ._moco import SGD, QueueContrast, QueueOptions
 
@@ -24,18 +24,18 @@ class MoCoV2ProjectorOptions(Options):
     hidden_dim: int | None = Field(default=None, ge=1)
     """Width of the hidden layer; null: the backbone's feature dimension."""
     output_dim: int = Field(default=128, ge=1)
-    """Dimensions of the embeddings that the loss compares."""
+    """Dimension of the embeddings that the loss compares."""
 
 
 class MoCoV2Options(QueueOptions):
     """Options of MoCo v2."""
 
     projector: MoCoV2ProjectorOptions = MoCoV2ProjectorOptions()
-    """The head behind the backbone."""
+    """The head after the backbone."""
 
 
 class MoCoV2(QueueContrast):
-    """InfoNCE with an MLP of two layers behind the backbone."""
+    """InfoNCE with an MLP of two layers after the backbone."""
 
     Options = MoCoV2Options
     paper = "https://arxiv.org/abs/2003.04297"
@@ -43,9 +43,8 @@ class MoCoV2(QueueContrast):
     label: ClassVar[str] = "moco_v2"
 
     def __init__(self, backbone: Backbone, options: MoCoV2Options, run: RunInfo) -> None:
-        head, features = options.projector, backbone.spec.feature_dim
-        projector = mlp(features, head.hidden_dim or features, head.output_dim, layers=2, norm="none")
-        super().__init__(backbone, options, run, projector, head.output_dim)
+        projector = build_head(options.projector, backbone.spec.feature_dim, layers=2, norm="none")
+        super().__init__(backbone, options, run, projector, options.projector.output_dim)
 
     @classmethod
     def recipe(cls, options: MoCoV2Options, image_size: int) -> RecipeSection:

@@ -1,11 +1,10 @@
-"""MoCo v3: no queue; the negatives are the other keys of a large batch, and a predictor stands behind the projector.
+"""MoCo v3: no queue; the negatives are the other keys of a large batch, and a predictor follows the projector.
 
 Chen, Xie, He, *An Empirical Study of Training Self-Supervised Vision Transformers*, https://arxiv.org/abs/2104.02057.
 """
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -14,22 +13,27 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, Method, Progress, RunInfo, Step
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
-from sslcli.distributed import rank
-from sslcli.losses.info_nce import batch_contrast_loss, batch_logits, contrast_metrics
-from sslcli.modules.heads import mlp
-from sslcli.modules.momentum import MomentumEncoder
-from sslcli.modules.multicrop import ViewsTogetherOptions, by_resolution, each_view, global_count
+from sslcli.losses import batch_info_nce_and_metrics, mean_over
+from sslcli.modules import (
+    MomentumEncoder,
+    MomentumOptions,
+    ViewsTogetherOptions,
+    build_head,
+    cosine_momentum,
+    each_view,
+    global_and_local,
+)
 
 
 class MoCoV3ProjectorOptions(Options):
     """The projector: linear–BN–ReLU, and at the end linear–BN without scale and shift; no biases."""
 
     layers: int | None = Field(default=None, ge=1)
-    """Linear layers; null: 3 behind a ViT, else 2."""
+    """Linear layers; null: 3 after a ViT, else 2."""
     hidden_dim: int = Field(default=4096, ge=1)
     """Width of the hidden layers."""
     output_dim: int = Field(default=256, ge=1)
-    """Dimensions of the projection, and of the prediction."""
+    """Dimension of the projection, and of the prediction."""
 
 
 class MoCoV3PredictorOptions(Options):
@@ -38,24 +42,22 @@ class MoCoV3PredictorOptions(Options):
     hidden_dim: int = Field(default=4096, ge=1)
     """Width of the hidden layer."""
     last_norm: bool | None = None
-    """End it with a batch norm without scale and shift; null: behind a ViT only."""
+    """End with a batch norm without scale and shift; null: after a ViT only."""
 
 
-class MoCoV3Options(ViewsTogetherOptions):
+class MoCoV3Options(ViewsTogetherOptions, MomentumOptions):
     """Options of MoCo v3."""
 
     temperature: float | None = Field(default=None, gt=0)
     """Divides the cosines in the loss; null: 0.2 for a ViT, else 1."""
     projector: MoCoV3ProjectorOptions = MoCoV3ProjectorOptions()
-    """The head behind the backbone, which the momentum encoder has too."""
+    """The head after the backbone, which the momentum encoder has too."""
     predictor: MoCoV3PredictorOptions = MoCoV3PredictorOptions()
-    """The head behind the projector, on the online side alone."""
+    """The head after the projector, of the online network only."""
     momentum: float = Field(default=0.99, ge=0, lt=1)
-    """How slowly the momentum encoder follows at first; the paper has 0.996 for 1000 epochs."""
-    final_momentum: float = Field(default=1.0, ge=0, le=1)
-    """Where a cosine takes the momentum over the run."""
+    """Initial EMA momentum of the momentum encoder; the paper has 0.996 for 1000 epochs."""
     freeze_patch_projection: bool | None = None
-    """Keep a ViT's patch projection as it was at random; null: wherever there is one."""
+    """Keep a ViT's patch projection at its initial values; null: wherever there is one."""
 
 
 class MoCoV3(Method):
@@ -89,28 +91,24 @@ class MoCoV3(Method):
             patches.requires_grad_(False)
         self.temperature = options.temperature or (0.2 if vit else 1.0)
         head, predictor = options.projector, options.predictor
-        self.projector = mlp(
-            backbone.spec.feature_dim,
-            head.hidden_dim,
+        layers = head.layers or (3 if vit else 2)
+        self.projector = build_head(head, backbone.spec.feature_dim, layers=layers, last_norm="no_affine")
+        normed = vit if predictor.last_norm is None else predictor.last_norm
+        self.predictor = build_head(
+            predictor,
             head.output_dim,
-            head.layers or (3 if vit else 2),
-            last_norm="no_affine",
-        )
-        self.predictor = mlp(
-            head.output_dim,
-            predictor.hidden_dim,
-            head.output_dim,
+            output_dim=head.output_dim,
             layers=2,
-            last_norm="no_affine" if (vit if predictor.last_norm is None else predictor.last_norm) else "none",
+            last_norm="no_affine" if normed else "none",
             last_bias=False,
         )
         self.momentum_encoder = MomentumEncoder(backbone, self.projector)
 
     @classmethod
     def recipe(cls, options: MoCoV3Options, image_size: int) -> RecipeSection:
-        """The ResNets' views: BYOL's with crops from 20 % and bilinear; ViTs have `crop_scale` from 8 %.
+        """The ResNets' views: BYOL's with bilinear crops of 20% or more (ViTs: `crop_scale` from 8%).
 
-        For small images the like without blur.
+        For small images similar ones without blur.
         """
         if image_size <= 64:
             return {"preset": "cifar_asym"}
@@ -120,37 +118,23 @@ class MoCoV3(Method):
         """Returns the loss, how well keys are found among the batch's, and the first view's features.
 
         Raises:
-            UserError: if the first two views are not the largest.
+            UserError: if there are not two global views or more, the first ones.
         """
-        whole = global_count(batch, "moco_v3")
-        images = [view.image for view in batch.views]
-        features, queries = self._queries(images, whole)
+        x, global_views = global_and_local(batch, "moco_v3")
         together = self.options.views_together
-        keys = each_view(self.momentum_encoder, images[:whole], together=together)  # N×E each, without gradient
-        losses, found = [], []
-        for i, query in enumerate(queries):
-            for j, key in enumerate(keys):
-                if i != j:
-                    logits = batch_logits(query, key, self.temperature)
-                    losses.append(batch_contrast_loss(logits))
-                    positive = logits.diagonal(len(logits) * rank())
-                    found.append(contrast_metrics(positive, logits, self.temperature, among=True))
-        loss = 2 * (2 * self.temperature * torch.stack(losses).mean())
-        metrics = {name: torch.stack([each[name] for each in found]).mean() for name in found[0]}
-        return Step(loss, metrics, features=features.detach())
-
-    def _queries(self, images: list[Tensor], whole: int) -> tuple[Tensor, list[Tensor]]:
-        """The first view's features (N, D), and each view's prediction (N, E)."""
-        if self.options.views_together:
-            h = by_resolution(self._pooled, images)
-            return h[0], by_resolution(self._predict, h)
-        h = [self._pooled(x) for x in images[:whole]]  # one view at a time, so that batch norm sees one at a time
-        queries = [self._predict(features) for features in h]
-        return h[0], queries + by_resolution(lambda x: self._predict(self._pooled(x)), images[whole:])
-
-    def _pooled(self, images: Tensor) -> Tensor:
-        pooled: Tensor = self.backbone(images).pooled
-        return pooled
+        if together:
+            h = each_view(self.backbone, x)  # N×D each
+            q = each_view(self._predict, h)  # N×E each
+        else:  # one global view at a time; small views of one size together, as in every multi-crop
+            h = each_view(self.backbone, x[:global_views], together)
+            q = [self._predict(features) for features in h]
+            q += each_view(lambda images: self._predict(self.backbone(images).pooled), x[global_views:])
+        k = each_view(self.momentum_encoder, x[:global_views], together)  # N×E each, without gradient
+        loss, metrics = mean_over([
+            batch_info_nce_and_metrics(q[i], k[j], self.temperature)
+            for i in range(len(x)) for j in range(global_views) if i != j
+        ])  # fmt: skip
+        return Step(2 * (2 * self.temperature * loss), metrics, features=h[0].detach())
 
     def _predict(self, features: Tensor) -> Tensor:
         prediction: Tensor = self.predictor(self.projector(features))
@@ -158,5 +142,6 @@ class MoCoV3(Method):
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
         # The paper updates before the next keys are computed, with the same weights: the same numbers.
-        start, final, total = self.options.momentum, self.options.final_momentum, self.run.total_steps
-        self.momentum_encoder.follow(self.backbone, self.projector, start, final, progress.step, total)
+        options = self.options
+        m = cosine_momentum(options.momentum, progress.step, self.run.total_steps, options.final_momentum)
+        self.momentum_encoder.update(self.backbone, self.projector, m)

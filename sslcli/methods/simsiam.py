@@ -13,10 +13,9 @@ from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.method import Batch, Method, ParameterGroup, RunInfo, Step
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
-from sslcli.losses import negative_cosine
-from sslcli.modules.heads import LastNorm, Norm, mlp
-from sslcli.modules.multicrop import ViewsTogetherOptions, each_view, global_count
-from sslcli.modules.pairs import prediction_cosines, target_pairs
+from sslcli.losses import mean_cosines, negative_cosine
+from sslcli.modules import ViewsTogetherOptions, build_head, each_view, global_and_local, mlp
+from sslcli.modules.heads import LastNorm, Norm
 
 
 class SimSiamProjectorOptions(Options):
@@ -29,9 +28,9 @@ class SimSiamProjectorOptions(Options):
     output_dim: int = Field(default=2048, ge=1)
     """Dimensions of the projection, and of the prediction."""
     norm: Norm = "batch"
-    """Batch norm behind each hidden layer, or none."""
+    """Batch norm after each hidden layer, or none."""
     last_norm: LastNorm = "no_affine"
-    """Batch norm behind the last layer: complete, without shift, without scale and shift as in the paper, or none."""
+    """Batch norm after the last layer: complete, without shift, without scale and shift as in the paper, or none."""
 
 
 class SimSiamPredictorOptions(Options):
@@ -40,9 +39,9 @@ class SimSiamPredictorOptions(Options):
     hidden_dim: int = Field(default=512, ge=1)
     """Width of the hidden layer; a bottleneck, a quarter of the projection in the paper."""
     norm: Norm = "batch"
-    """Batch norm behind the hidden layer, or none."""
+    """Batch norm after the hidden layer, or none."""
     last_norm: LastNorm = "none"
-    """Batch norm behind the last layer; with it training is unstable (table 3 of the paper)."""
+    """Batch norm after the last layer; with it training is unstable (table 3 of the paper)."""
     constant_lr: bool = True
     """Keep the predictor's learning rate at its base value while the rest follows the schedule."""
 
@@ -51,9 +50,9 @@ class SimSiamOptions(ViewsTogetherOptions):
     """Options of SimSiam."""
 
     projector: SimSiamProjectorOptions = SimSiamProjectorOptions()
-    """The head behind the backbone."""
+    """The head after the backbone."""
     predictor: SimSiamPredictorOptions = SimSiamPredictorOptions()
-    """The head behind the projector, on the side that is trained."""
+    """The head after the projector, on the side that gets the gradient."""
 
 
 class SimSiam(Method):
@@ -83,23 +82,9 @@ class SimSiam(Method):
 
     def __init__(self, backbone: Backbone, options: SimSiamOptions, run: RunInfo) -> None:
         super().__init__(backbone, options, run)
-        projector, predictor = options.projector, options.predictor
-        self.projector = mlp(
-            backbone.spec.feature_dim,
-            projector.hidden_dim,
-            projector.output_dim,
-            projector.layers,
-            norm=projector.norm,
-            last_norm=projector.last_norm,
-        )
-        self.predictor = mlp(
-            projector.output_dim,
-            predictor.hidden_dim,
-            projector.output_dim,
-            layers=2,
-            norm=predictor.norm,
-            last_norm=predictor.last_norm,
-        )
+        self.projector = build_head(options.projector, backbone.spec.feature_dim)
+        head, dim = options.predictor, options.projector.output_dim
+        self.predictor = mlp(dim, head.hidden_dim, dim, layers=2, norm=head.norm, last_norm=head.last_norm)
 
     @classmethod
     def recipe(cls, options: SimSiamOptions, image_size: int) -> RecipeSection:
@@ -107,17 +92,22 @@ class SimSiam(Method):
         return {"preset": "moco_v2", "blur": 0.0} if image_size <= 64 else {"preset": "moco_v2"}
 
     def forward(self, batch: Batch) -> Step:
-        global_views = global_count(batch, "simsiam")
-        together, images = self.options.views_together, [view.image for view in batch.views]
-        h = each_view(lambda x: self.backbone(x).pooled, images, together=together)  # N×D each
-        z = each_view(self.projector, h, together=together)  # N×E each
-        p = each_view(self.predictor, z, together=together)  # N×E each
-        pairs = [(p[view], z[target]) for view, target in target_pairs(len(z), global_views)]
-        loss = torch.stack([negative_cosine(*pair) for pair in pairs]).mean()
-        return Step(loss=loss, metrics=prediction_cosines(*pairs), features=h[0].detach())
+        """Returns the loss, the mean cosines of pairs, and the first view's features.
+
+        Raises:
+            UserError: if there are not two global views or more, the first ones.
+        """
+        x, global_views = global_and_local(batch, "simsiam")
+        together = self.options.views_together
+        h = each_view(self.backbone, x, together)  # N×D each
+        z = each_view(self.projector, h, together)  # N×E each
+        p = each_view(self.predictor, z, together)  # N×E each
+        pairs = [(p[i], z[j]) for i in range(len(x)) for j in range(global_views) if i != j]
+        loss = torch.stack([negative_cosine(*pair) for pair in pairs]).mean()  # without gradient to z
+        return Step(loss, mean_cosines(pairs), features=h[0].detach())
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The predictor stands apart: its learning rate does not decay (section 4.2)."""
+        """The predictor is a group of its own: its learning rate does not decay (section 4.2)."""
         main: dict[str, nn.Parameter] = {}
         predictor: dict[str, nn.Parameter] = {}
         for name, parameter in self.named_parameters():

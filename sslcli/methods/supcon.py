@@ -12,12 +12,10 @@ from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, Method, MethodOptions, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
-from sslcli.losses import sup_con, view_cosines
-from sslcli.losses.sup_con import Contrast
-from sslcli.modules import ProjectorOptions
+from sslcli.losses import sup_con_and_metrics
+from sslcli.losses.sup_con import Anchors
+from sslcli.modules import ProjectorOptions, each_view, global_and_local
 from sslcli.modules.heads import contrastive_projector
-
-from .simclr import project_views
 
 
 class SupConOptions(MethodOptions):
@@ -27,7 +25,7 @@ class SupConOptions(MethodOptions):
     """Divides the cosines in the loss."""
     base_temperature: float = Field(default=0.07, gt=0)
     """The loss is multiplied by temperature / base_temperature; nothing else depends on it."""
-    contrast: Contrast = "all"
+    contrast: Anchors = "all"
     """Which embeddings are anchors: `all`, or `one` view's, the first; they are compared with all views' either way."""
     projector: ProjectorOptions = Field(default_factory=ProjectorOptions)
     """The head between the features and the loss."""
@@ -41,7 +39,7 @@ class SupCon(Method):
     needs_labels = True
     minimum_views = 2
     paper = "https://arxiv.org/abs/2004.11362"
-    # The authors' code has 0.05 at its batch of 256 and decays every parameter.
+    # The authors' code has a learning rate of 0.05 at its batch of 256 and decays every parameter.
     defaults = {
         "optimizer": {
             "name": "sgd",
@@ -58,7 +56,7 @@ class SupCon(Method):
 
     def __init__(self, backbone: Backbone, options: SupConOptions, run: RunInfo) -> None:
         super().__init__(backbone, options, run)
-        self.projector = contrastive_projector(backbone.spec.feature_dim, options.projector)
+        self.projector = contrastive_projector(options.projector, backbone.spec.feature_dim)
 
     @classmethod
     def recipe(cls, options: SupConOptions, image_size: int) -> RecipeSection:
@@ -68,13 +66,15 @@ class SupCon(Method):
         """Returns the loss, the mean cosines of pairs of one class and of two, and the first views' features.
 
         Raises:
-            UserError: if there are no labels, or not two views or more of the largest size, the largest first.
+            UserError: if there are no labels, or not two global views or more, the first ones.
         """
         if batch.labels is None:
             raise UserError("method: supcon needs labels, and these images have none: use labeled data, or simclr")
-        features, views = project_views(batch, self.backbone, self.projector, "supcon")
-        z = torch.stack(views, dim=1)  # N×V×E
+        x, _ = global_and_local(batch, "supcon")
+        h = each_view(self.backbone, x)  # N×D each
+        z = torch.stack(each_view(self.projector, h), dim=1)  # N×V×E
         options = self.options
-        loss = sup_con(z, batch.labels, options.temperature, options.base_temperature, options.contrast)
-        pos_cos, neg_cos = view_cosines(z, batch.labels)
-        return Step(loss, {"pos_cos": pos_cos, "neg_cos": neg_cos}, features=features)
+        loss, metrics = sup_con_and_metrics(
+            z, batch.labels, options.temperature, options.base_temperature, options.contrast
+        )
+        return Step(loss, metrics, features=h[0].detach())

@@ -8,7 +8,6 @@ assigned, and many small ones, which only predict.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -17,12 +16,8 @@ from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunI
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import all_gather, rank, world_size
-from sslcli.losses import sinkhorn, swapped_prediction
-from sslcli.modules.heads import mlp
-from sslcli.modules.multicrop import by_resolution, global_count
-from sslcli.modules.pairs import prediction_cosines
-from sslcli.modules.prototypes import Prototypes
-from sslcli.modules.queue import Queue
+from sslcli.losses import mean_cosines, sinkhorn, swapped_prediction, unit_rows
+from sslcli.modules import Prototypes, Queue, build_head, each_view, global_and_local
 
 
 class SwAVProjectorOptions(Options):
@@ -33,34 +28,34 @@ class SwAVProjectorOptions(Options):
     hidden_dim: int = Field(default=2048, ge=1)
     """Width of the hidden layers."""
     output_dim: int = Field(default=128, ge=1)
-    """Dimensions of the embeddings and of the prototypes."""
+    """Dimension of the embeddings and of the prototypes."""
 
 
 class SwAVOptions(MethodOptions):
     """Options of SwAV."""
 
     projector: SwAVProjectorOptions = SwAVProjectorOptions()
-    """The head behind the backbone."""
+    """The head after the backbone."""
     prototypes: int = Field(default=3000, ge=2)
-    """How many prototypes there are."""
+    """Number of prototypes."""
     temperature: float = Field(default=0.1, gt=0)
     """Divides the scores where a view predicts."""
     epsilon: float = Field(default=0.05, gt=0)
-    """Divides the scores where a view is assigned; large means soft assignments."""
+    """Divides the scores where a view is assigned; larger values give softer assignments."""
     sinkhorn_iterations: int = Field(default=3, ge=1)
-    """How often columns and rows of the assignments are normalized."""
+    """Iterations that normalize the assignments' columns and rows."""
     assigned_views: int = Field(default=2, ge=1)
-    """How many views get assignments: the first ones, all of the largest size. The others only predict."""
+    """Number of views that get assignments: the first ones, all of the largest size. The others only predict."""
     frozen_epochs: float = Field(default=1.0, ge=0)
-    """Epochs at the start in which the prototypes stay as they are. (The paper's 5005 and 313 steps are one epoch of
-    ImageNet in batches of 256 and 4096.)"""
+    """Epochs at the start in which the prototypes are frozen. (The paper's 5005 and 313 steps are one epoch of ImageNet
+    in batches of 256 and 4096.)"""
     frozen_steps: int | None = Field(default=None, ge=0)
-    """The same in optimizer steps; takes the place of `frozen_epochs`."""
+    """The same in optimizer steps; replaces `frozen_epochs`."""
     queue_size: int = Field(default=3840, ge=0)
-    """Earlier embeddings of each assigned view that take part in Sinkhorn's iterations, for small batches; 0: none.
+    """Earlier embeddings of each assigned view that are included in Sinkhorn's iterations, for small batches; 0: none.
     Rounded down to whole global batches; so a batch larger than the queue means no queue, as in the paper's 4096."""
     queue_start_epoch: float = Field(default=15.0, ge=0)
-    """Epoch from which on the queue is filled; it is used once it is full."""
+    """Epoch from which the queue is filled; it is used once it is full."""
 
 
 class SwAV(Method):
@@ -91,12 +86,12 @@ class SwAV(Method):
 
     def __init__(self, backbone: Backbone, options: SwAVOptions, run: RunInfo) -> None:
         super().__init__(backbone, options, run)
-        head = options.projector
-        self.projector = mlp(backbone.spec.feature_dim, head.hidden_dim, head.output_dim, head.layers)
-        self.prototypes = Prototypes(head.output_dim, options.prototypes)
+        dim = options.projector.output_dim
+        self.projector = build_head(options.projector, backbone.spec.feature_dim)
+        self.prototypes = Prototypes(dim, options.prototypes)
         length = options.queue_size - options.queue_size % run.batch_size
-        # One ring for all assigned views, side by side: a row has each one's embedding of the same image.
-        self.queue = Queue(length, options.assigned_views * head.output_dim) if length else None
+        # One ring for all assigned views: a row has each view's embedding of the same image, side by side.
+        self.queue = Queue(length, options.assigned_views * dim) if length else None
         epochs = options.frozen_epochs * run.steps_per_epoch
         self._frozen_steps = round(epochs) if options.frozen_steps is None else options.frozen_steps
         self._queue_start = round(options.queue_start_epoch * run.steps_per_epoch)
@@ -116,43 +111,37 @@ class SwAV(Method):
             UserError: if fewer than two views, or than `assigned_views`, come first and are the largest.
         """
         assigned = self.options.assigned_views
-        global_count(batch, "swav", least=max(assigned, 2))
-        # The backbone's batch norms see one resolution at a time, the head's all views.
-        features = by_resolution(lambda x: self.backbone(x).pooled, [view.image for view in batch.views])
-        z = self._embed(torch.cat(features))  # VN×E
-        scores = self.prototypes(z).chunk(len(features))  # N×K each
-        embeddings = z.detach().chunk(len(features))  # N×E each
-        q = [self._assign(scores[view].detach(), embeddings[view], view) for view in range(assigned)]
+        x, _ = global_and_local(batch, "swav", least=max(assigned, 2))
+        h = each_view(self.backbone, x)  # N×D each
+        z = unit_rows(self.projector(torch.cat(h)))  # VN×E: the projector's batch norms see all views
+        scores = self.prototypes(z).chunk(len(x))  # N×K each
+        embeddings = z.detach().chunk(len(x))  # N×E each
+        q = [self._assign(scores[view].detach(), embeddings[view], view) for view in range(assigned)]  # N×K each
+        loss = swapped_prediction(scores, q, self.options.temperature)
         mean = torch.softmax(scores[0].detach() / self.options.temperature, dim=1).mean(dim=0)
-        metrics = prediction_cosines((embeddings[0], embeddings[1]))
-        metrics["prototype_use"] = torch.special.entr(mean).sum().exp()
-        return Step(
-            loss=swapped_prediction(scores, q, self.options.temperature),
-            metrics=metrics,
-            features=features[0].detach(),
-            carry={} if self.queue is None else {"embeddings": torch.cat(embeddings[:assigned], dim=1)},
-        )
-
-    def _embed(self, features: Tensor) -> Tensor:
-        z = self.projector(features)
-        return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
+        metrics = {
+            **mean_cosines([(embeddings[0], embeddings[1])]),
+            "prototype_use": torch.special.entr(mean).sum().exp(),
+        }
+        carry = {} if self.queue is None else {"embeddings": torch.cat(embeddings[:assigned], dim=1)}
+        return Step(loss, metrics, features=h[0].detach(), carry=carry)
 
     @torch.no_grad()
     def _assign(self, scores: Tensor, embeddings: Tensor, view: int) -> Tensor:
-        """Assignments (N, K) of a view, its part of the queue helping once that is full."""
+        """Assignments (N, K) of a view, made with its part of the queue once that is full."""
         epsilon, iterations = self.options.epsilon, self.options.sinkhorn_iterations
         if self.queue is None:
             return sinkhorn(scores, epsilon, iterations)
-        # Every process has the whole queue, and Sinkhorn sums over processes: each takes its own stretch of it.
+        # Every process has the whole queue, and Sinkhorn sums over processes: each takes its own chunk of it.
         keys = self.queue.keys.chunk(world_size())[rank()].chunk(self.options.assigned_views, dim=1)[view]
         # The view's own scores once more: cheaper than a second copy of all the queue's.
         joined = self.prototypes(torch.cat((embeddings, keys.to(embeddings.dtype))))
-        # Counted or not, the queue's rows are there: one shape, so that nothing waits or is compiled a second time.
+        # The queue's rows are there whether they count or not: one shape, so that nothing waits or is recompiled.
         used = self.queue.full() | (torch.arange(len(joined), device=joined.device) < len(scores))
         return sinkhorn(joined, epsilon, iterations, used=used, rows=len(scores))
 
     def after_backward(self, progress: Progress) -> None:
-        """While frozen the prototypes have no gradient at all: optimizers pass them by, with decay and momentum."""
+        """While frozen the prototypes have no gradient at all: optimizers skip them, decay and momentum included."""
         if progress.step < self._frozen_steps:
             self.prototypes.weight.grad = None
 

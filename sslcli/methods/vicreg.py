@@ -1,4 +1,4 @@
-"""VICReg: two views' embeddings agree, while every dimension keeps its variance and tells something of its own.
+"""VICReg: two views' embeddings agree, while dimensions keep their variance and stay uncorrelated.
 
 Bardes, Ponce, LeCun, *VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning*, ICLR 2022,
 https://arxiv.org/abs/2105.04906.
@@ -9,41 +9,31 @@ from __future__ import annotations
 from pydantic import Field
 
 from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, RunInfo, Step
-from sslcli.contracts.options import Options
+from sslcli.contracts.method import Batch, Method, MethodOptions, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
-from sslcli.losses import vicreg_terms
-from sslcli.modules.heads import Norm, mlp
-from sslcli.modules.multicrop import ViewsTogetherOptions, each_view, global_count
-from sslcli.modules.pairs import prediction_cosines, view_pairs
+from sslcli.losses import mean_cosines, vicreg_and_metrics
+from sslcli.modules import ViewsTogetherOptions, build_head, each_view, global_and_local
+from sslcli.modules.heads import WideProjectorOptions
 
 
-class VICRegProjectorOptions(Options):
-    """The projector (the paper's expander): linear–BN–ReLU, then a plain linear layer without bias."""
+class VICRegWeights(MethodOptions):
+    """The weights of VICReg's three terms."""
 
-    layers: int = Field(default=3, ge=1)
-    """Linear layers."""
-    hidden_dim: int = Field(default=8192, ge=1)
-    """Width of the hidden layers."""
-    output_dim: int = Field(default=8192, ge=1)
-    """Dimensions of the embedding."""
-    norm: Norm = "batch"
-    """Batch norm behind each hidden layer, or none."""
+    invariance: float = Field(default=25.0, ge=0)
+    """λ, VICReg's weight of the squared distance of two views."""
+    variance: float = Field(default=25.0, ge=0)
+    """μ, VICReg's weight of the hinge that keeps each dimension's standard deviation at 1 or more."""
+    covariance: float = Field(default=1.0, ge=0)
+    """ν, VICReg's weight of the squared covariances of different dimensions."""
 
 
-class VICRegOptions(ViewsTogetherOptions):
+class VICRegOptions(ViewsTogetherOptions, VICRegWeights):
     """Options of VICReg."""
 
-    projector: VICRegProjectorOptions = VICRegProjectorOptions()
-    """The head behind the backbone."""
-    invariance: float = Field(default=25.0, ge=0)
-    """λ, the weight of the squared distance of two views."""
-    variance: float = Field(default=25.0, ge=0)
-    """μ, the weight of the hinge that keeps each dimension's standard deviation at 1 or more."""
-    covariance: float = Field(default=1.0, ge=0)
-    """ν, the weight of the squared covariances of different dimensions."""
+    projector: WideProjectorOptions = WideProjectorOptions()
+    """The head after the backbone, which the paper calls the expander."""
     epsilon: float = Field(default=1e-4, gt=0)
-    """ε, added to the variance inside the root."""
+    """ε, added to the variance before its square root."""
 
 
 class VICReg(Method):
@@ -65,30 +55,25 @@ class VICReg(Method):
 
     def __init__(self, backbone: Backbone, options: VICRegOptions, run: RunInfo) -> None:
         super().__init__(backbone, options, run)
-        head = options.projector
-        self.projector = mlp(
-            backbone.spec.feature_dim, head.hidden_dim, head.output_dim, head.layers, norm=head.norm, last_bias=False
-        )
+        self.projector = build_head(options.projector, backbone.spec.feature_dim, last_bias=False)
 
     @classmethod
     def recipe(cls, options: VICRegOptions, image_size: int) -> RecipeSection:
-        """BYOL's two unlike views, as in the paper; for small images the like without blur."""
+        """BYOL's two different views, as in the paper; for small images similar ones without blur."""
         return {"preset": "cifar_asym" if image_size <= 64 else "byol"}
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, its three terms, the mean cosines of pairs, and the first view's features.
 
         Raises:
-            UserError: if there are not two views of one size, or the largest don't come first.
+            UserError: if there are not two global views or more, the first ones.
         """
-        options = self.options
-        pairs = view_pairs(len(batch.views), global_count(batch, "vicreg"))
-        together, images = self.options.views_together, [view.image for view in batch.views]
-        h = each_view(lambda x: self.backbone(x).pooled, images, together=together)  # N×D each
-        z = each_view(self.projector, h, together=together)  # N×E each
-        invariance, variance, covariance = vicreg_terms(z, pairs, options.epsilon)
-        loss = options.invariance * invariance + options.variance * variance + options.covariance * covariance
-        terms = {"invariance": invariance, "variance": variance, "covariance": covariance}
-        metrics = {name: term.detach() for name, term in terms.items()}
-        cosines = prediction_cosines(*[(z[a], z[b]) for a, b in pairs])
-        return Step(loss=loss, metrics={**metrics, **cosines}, features=h[0].detach())
+        options, together = self.options, self.options.views_together
+        x, global_views = global_and_local(batch, "vicreg")
+        h = each_view(self.backbone, x, together)  # N×D each
+        z = each_view(self.projector, h, together)  # N×E each
+        pairs = [(i, j) for i in range(global_views) for j in range(i + 1, len(x))]
+        loss, metrics = vicreg_and_metrics(
+            z, pairs, options.invariance, options.variance, options.covariance, options.epsilon
+        )
+        return Step(loss, {**metrics, **mean_cosines([(z[i], z[j]) for i, j in pairs])}, features=h[0].detach())

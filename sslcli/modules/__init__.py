@@ -1,7 +1,27 @@
-"""Parts that methods share."""
+"""Parts of networks and methods that several methods share.
 
-from .heads import ProjectorOptions, mlp
-from .momentum import MomentumEncoder, cosine_momentum
+Methods of plugins may use everything in here; what most of them need can be imported from this package.
+"""
+
+from .heads import ProjectorOptions, build_head, mlp
+from .momentum import MomentumEncoder, MomentumOptions, cosine_momentum
+from .pairs import ViewsTogetherOptions, each_view, global_and_local, two_views
+from .prototypes import Prototypes
+from .queue import Queue
 from .roles import parameter_roles
 
-__all__ = ["MomentumEncoder", "ProjectorOptions", "cosine_momentum", "mlp", "parameter_roles"]
+__all__ = [
+    "MomentumEncoder",
+    "MomentumOptions",
+    "ProjectorOptions",
+    "Prototypes",
+    "Queue",
+    "ViewsTogetherOptions",
+    "build_head",
+    "cosine_momentum",
+    "each_view",
+    "global_and_local",
+    "mlp",
+    "parameter_roles",
+    "two_views",
+]

@@ -19,7 +19,7 @@ from .norms import build_norm
 
 
 class WeightNormLinear(nn.Module):
-    """A linear layer without bias whose rows are g·v/‖v‖: direction and length are learned apart.
+    """A linear layer without bias whose rows are g·v/‖v‖: direction and length are learned separately.
 
     Computed in float32 at least whatever the autocast: its outputs are cosines that the loss divides by temperatures
     such as 0.04, where the rounding of bfloat16 would be a tenth of a target.
@@ -29,7 +29,7 @@ class WeightNormLinear(nn.Module):
         gain: g, (out, 1), 1 at first; None where it is fixed to 1.
     """
 
-    #: As a part of the weights, like those of torch's own weight normalization.
+    #: Part of the weights, like the gains of torch's own weight normalization.
     parameter_roles: ClassVar[dict[str, Role]] = {"gain": "weight"}
 
     gain: Tensor | None
@@ -38,10 +38,10 @@ class WeightNormLinear(nn.Module):
         """Args:
         input_dim: length of the vectors that come in.
         output_dim: number of rows.
-        fixed_gain: whether every row keeps length 1; the gains are then no parameters at all.
+        fixed_gain: whether every row keeps length 1; there are no gain parameters then.
         """
         super().__init__()
-        bound = input_dim**-0.5  # torch's own linear layers begin so, and the authors leave this one as it is
+        bound = input_dim**-0.5  # as torch's own linear layers, which the authors leave as they are here
         self.weight = nn.Parameter(torch.empty(output_dim, input_dim).uniform_(-bound, bound))
         self.register_parameter("gain", None if fixed_gain else nn.Parameter(torch.ones(output_dim, 1)))
 
@@ -82,7 +82,7 @@ class DINOHead(nn.Module):
         bottleneck_dim: length of the vectors that are normalized.
         prototypes: K, number of logits.
         layers: linear layers of the MLP, at least 1.
-        norm: what stands between a hidden layer and its GELU.
+        norm: what follows each hidden layer, before its GELU.
         norm_last_layer: whether every prototype keeps length 1, so that the logits are cosines.
 
         Raises:
@@ -94,7 +94,7 @@ class DINOHead(nn.Module):
         parts: list[nn.Module] = []
         width = input_dim
         for _ in range(layers - 1):
-            # A batch norm would take a bias away again.
+            # A batch norm would cancel a bias.
             parts.append(nn.Linear(width, hidden_dim, bias=norm == "none"))
             if (between := build_norm(norm, hidden_dim)) is not None:
                 parts.append(between)

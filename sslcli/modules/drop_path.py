@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class DropPath(nn.Module):
     """Zeroes a branch's output for each sample with probability `rate`, and divides the others' by 1 − rate.
 
-    Stands between a residual branch and its sum. In evaluation mode, and with rate 0, it returns its input and draws
+    Belongs between a residual branch and its sum. In evaluation mode, and with rate 0, it returns its input and draws
     nothing; else it draws from torch's global generator of the input's device, which the training loop seeds for each
     step.
 
@@ -29,7 +29,7 @@ class DropPath(nn.Module):
         """(N, …) → (N, …)."""
         if not self.training or self.rate == 0:
             return x
-        # Drawn in float32 and for each sample alone: half precision would round the probability.
+        # Drawn in float32, one number for each sample: half precision would round the probability.
         drawn = torch.rand((len(x), *[1] * (x.ndim - 1)), dtype=torch.float32, device=x.device)
         return x * (drawn >= self.rate).to(x.dtype) / (1 - self.rate)
 

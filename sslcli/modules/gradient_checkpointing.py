@@ -1,4 +1,4 @@
-"""Gradient checkpointing: blocks of which the backward pass keeps the input alone, and makes the rest again.
+"""Gradient checkpointing: only each block's input is kept for the backward pass, and the rest is computed again.
 
 Chen et al., *Training Deep Nets with Sublinear Memory Cost*, https://arxiv.org/abs/1604.06174.
 """
@@ -21,15 +21,15 @@ class GradientCheckpointingOptions(BackboneOptions):
     """Options of a backbone that can save memory in training."""
 
     gradient_checkpointing: bool = Field(default=False, json_schema_extra=FREE)
-    """Keep each block's input for the backward pass and compute what is inside again: much less memory, about a third
-    more time, the same numbers."""
+    """Keep only each block's input for the backward pass and recompute the rest: much less memory, about a third more
+    time, the same numbers."""
 
 
 class CheckpointedBlocks(nn.Sequential):
     """`nn.Sequential` that in training keeps no activation inside its blocks, and draws the same drop-path twice.
 
     Features, gradients and the names of the weights are those of `nn.Sequential`, to which it falls back in evaluation
-    mode and where no gradient is wanted (a momentum encoder). No block may change a buffer in its forward pass, as
+    mode and where no gradient is needed (a momentum encoder). No block may change a buffer in its forward pass, as
     batch norm does: it runs twice.
     """
 

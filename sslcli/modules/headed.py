@@ -34,7 +34,7 @@ class HeadedBackbone(Backbone):
     """Pooled features of a backbone, passed on through hidden layers: (N, hidden_dim).
 
     It has no tokens, because no token has ever been through a projector. It is built around another backbone, so that
-    no entry point announces it: a method makes it, and a card with `head` brings it back.
+    no entry point registers it: a method makes it, and a card with `head` restores it.
 
     Attributes:
         options: what `head` consists of.
@@ -58,9 +58,9 @@ class HeadedBackbone(Backbone):
 
     @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> Backbone:
-        """Raises UserError: the options say nothing of the backbone that it stands behind."""
+        """Raises UserError: the options do not say which backbone it follows."""
         raise UserError(
-            "backbone: projector layers alone are no backbone: name one, and let the method keep the layers"
+            "backbone: projector layers are not a backbone by themselves: name one, and let the method keep the layers"
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import nn
@@ -11,9 +11,9 @@ from sslcli.contracts.options import Options
 
 from .norms import NormName, StandardizedLinear, build_norm
 
-#: What a contrastive projector may have after its linear layers; `mlp` itself knows every `NormName`.
+#: The norms of most methods' heads; `mlp` itself knows every `NormName`.
 Norm = Literal["batch", "none"]
-#: What stands after the last linear layer: nothing, or a batch norm that is complete, without β, or without γ and β.
+#: What follows the last linear layer: nothing, or a batch norm that is complete, without β, or without γ and β.
 LastNorm = Literal["none", "full", "no_bias", "no_affine"]
 
 
@@ -30,6 +30,35 @@ class ProjectorOptions(Options):
     """Batch norm after the linear layers, or none."""
 
 
+class WideProjectorOptions(Options):
+    """The projector of Barlow Twins and VICReg: linear–BN–ReLU, then a plain linear layer; with batch norm no layer has
+    a bias."""
+
+    layers: int = Field(default=3, ge=1)
+    """Number of linear layers."""
+    hidden_dim: int = Field(default=8192, ge=1)
+    """Width of the hidden layers."""
+    output_dim: int = Field(default=8192, ge=1)
+    """Dimension of the embeddings; the loss benefits from many."""
+    norm: Norm = "batch"
+    """Batch norm after each hidden layer, or none."""
+
+
+class AnyNormHeadOptions(Options):
+    """A head that takes any norm: linear–norm–ReLU, then a plain linear layer with bias."""
+
+    layers: int = Field(default=2, ge=1)
+    """Number of linear layers."""
+    hidden_dim: int = Field(default=4096, ge=1)
+    """Width of the hidden layers."""
+    norm: NormName = "batch"
+    """Norm after each hidden layer."""
+    groups: int = Field(default=32, ge=1)
+    """Number of groups of the norm `group`."""
+    weight_standardization: bool = False
+    """Standardize every row of a layer's weights to mean 0 and variance 1/fan-in before use."""
+
+
 def mlp(
     input_dim: int,
     hidden_dim: int,
@@ -44,7 +73,7 @@ def mlp(
 ) -> nn.Sequential:
     """Builds `layers` linear layers with ReLU between them: (N, input_dim) → (N, output_dim).
 
-    A linear layer that a batch norm follows has no bias, since the norm would take it away again.
+    A linear layer that a batch norm follows has no bias, since the norm would cancel it.
 
     Args:
         input_dim: dimension of the features that come in.
@@ -54,7 +83,7 @@ def mlp(
         norm: what follows each hidden linear layer.
         last_norm: what follows the last one.
         last_bias: whether the last linear layer has a bias; ignored where a batch norm follows.
-        groups: how many groups the norm `group` makes.
+        groups: number of groups of the norm `group`.
         weight_standardization: whether every linear layer is a `StandardizedLinear`.
 
     Raises:
@@ -79,25 +108,31 @@ def mlp(
     return nn.Sequential(*parts)
 
 
-def contrastive_projector(feature_dim: int, options: ProjectorOptions) -> nn.Sequential:
-    """Builds the projector of the contrastive methods: (N, feature_dim) → (N, options.output_dim).
-
-    As SimCLR has it: with batch norm one stands behind every layer, the last without β; the last linear layer never
-    has a bias.
+def build_head(options: Options, input_dim: int, **fixed: Any) -> nn.Sequential:
+    """Builds the `mlp` that a head's options describe: (N, input_dim) → (N, output_dim).
 
     Args:
-        feature_dim: D of the backbone, and the width of the hidden layers where the options have none.
-        options: what to build.
+        options: fields named like `mlp`'s parameters; a `hidden_dim` of None is as wide as the input.
+        input_dim: dimension of the features that come in.
+        fixed: parameters of `mlp` that are no options of this head, or that replace them.
+
+    Raises:
+        ValueError: as `mlp`.
+        UserError: as `mlp`.
     """
-    return mlp(
-        feature_dim,
-        options.hidden_dim or feature_dim,
-        options.output_dim,
-        options.layers,
-        norm=options.norm,
-        last_norm="no_bias" if options.norm == "batch" else "none",
-        last_bias=False,
-    )
+    values: dict[str, Any] = {**dict(options), **fixed}
+    values["hidden_dim"] = values["hidden_dim"] or input_dim
+    return mlp(input_dim, **values)
+
+
+def contrastive_projector(options: ProjectorOptions, feature_dim: int) -> nn.Sequential:
+    """Builds the projector of the contrastive methods: (N, feature_dim) → (N, options.output_dim).
+
+    As in SimCLR: batch norm, where there is one, follows every layer, the last without β; the last linear layer never
+    has a bias.
+    """
+    last_norm = "no_bias" if options.norm == "batch" else "none"
+    return build_head(options, feature_dim, last_norm=last_norm, last_bias=False)
 
 
 def hidden_layers(input_dim: int, hidden_dim: int, layers: int, *, norm: NormName = "batch") -> nn.Sequential:
@@ -106,16 +141,16 @@ def hidden_layers(input_dim: int, hidden_dim: int, layers: int, *, norm: NormNam
 
 
 def split_head(head: nn.Sequential, layers: int) -> tuple[nn.Sequential, nn.Sequential]:
-    """Cuts an MLP behind the ReLU of its hidden layer number `layers`, counted from 1.
+    """Splits an MLP after the ReLU of its hidden layer number `layers`, counted from 1.
 
     The parts hold the head's own modules, under the names (numbers) that they have in it.
 
     Raises:
         ValueError: if it has fewer hidden layers, or `layers` is less than 1.
     """
-    ends = [place + 1 for place, part in enumerate(head) if isinstance(part, nn.ReLU)]
+    ends = [index + 1 for index, part in enumerate(head) if isinstance(part, nn.ReLU)]
     if not 1 <= layers <= len(ends):
-        raise ValueError(f"cannot cut behind hidden layer {layers} of a head that has {len(ends)}")
+        raise ValueError(f"cannot split after hidden layer {layers} of a head that has {len(ends)}")
     return head[: ends[layers - 1]], head[ends[layers - 1] :]
 
 

@@ -9,12 +9,24 @@ import copy
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+
+from sslcli.contracts.method import MethodOptions
 
 from .cosine import half_cosine
 
 
-def cosine_momentum(start: float, step: int, total_steps: int, final: float = 1.0) -> float:
+class MomentumOptions(MethodOptions):
+    """Options of methods whose EMA momentum rises over the run."""
+
+    momentum: float = Field(default=0.996, ge=0, lt=1)
+    """Initial EMA momentum of the momentum encoder; 0 copies the online network."""
+    final_momentum: float = Field(default=1.0, ge=0, le=1)
+    """EMA momentum at the end of the run, approached along a cosine; equal to `momentum`: constant."""
+
+
+def cosine_momentum(start: float, step: int, total_steps: int, final: float | None = 1.0) -> float:
     """Returns m(t) = m_T − (m_T − m₀)·(1 + cos(π·t/T))/2: m₀ at t = 0, m_T at t = T and after.
 
     BYOL's formula where m_T is 1; with m_T = m₀ it is exactly m₀ throughout (MoCo's fixed momentum).
@@ -23,10 +35,10 @@ def cosine_momentum(start: float, step: int, total_steps: int, final: float = 1.
         start: m₀.
         step: t, optimizer steps done. An update after step t (counted from 0) uses m(t + 1), which is the value that
             an update before the next forward would use, so that both ways give the same numbers.
-        total_steps: T.
-        final: m_T.
+        total_steps: T, of the whole run (`RunInfo.total_steps`): a session may be asked to stop earlier.
+        final: m_T; None: m₀.
     """
-    return half_cosine(start, final, step, total_steps)
+    return half_cosine(start, start if final is None else final, step, total_steps)
 
 
 class MomentumEncoder(nn.Module):
@@ -64,19 +76,3 @@ class MomentumEncoder(nn.Module):
         copies: list[Tensor] = [*self.backbone.parameters(), *self.projector.parameters()]
         online: list[Tensor] = [*backbone.parameters(), *projector.parameters()]
         torch._foreach_lerp_(copies, online, weight=1 - momentum)
-
-    def follow(
-        self, backbone: nn.Module, projector: nn.Module, start: float, final: float | None, step: int, total_steps: int
-    ) -> None:
-        """Updates after an optimizer step, by `cosine_momentum` over the run.
-
-        Args:
-            backbone: the online backbone.
-            projector: the online projector.
-            start: m₀.
-            final: m_T; None: the momentum stays m₀.
-            step: optimizer steps done, the one just made included.
-            total_steps: of the whole run, as the learning rate has it: a session may be asked to stop earlier.
-        """
-        momentum = cosine_momentum(start, step, total_steps, start if final is None else final)
-        self.update(backbone, projector, momentum)

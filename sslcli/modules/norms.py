@@ -1,6 +1,6 @@
-"""Norms for heads: which layer a name stands for, batch renormalization, and linear layers with standardized weights.
+"""Norms for heads by name, batch renormalization, and linear layers with standardized weights.
 
-They exist to ask whether a method lives on batch statistics, as Richemond et al. did of BYOL,
+They serve to find out whether a method depends on batch statistics, as Richemond et al. did for BYOL,
 https://arxiv.org/abs/2010.10241.
 """
 
@@ -22,10 +22,10 @@ class BatchRenorm1d(nn.Module):
     """Batch norm corrected toward the running statistics: Ioffe, https://arxiv.org/abs/1702.03275, algorithm 1.
 
     x̂ = (x − μ_B)/σ_B · r + d with r = σ_B/σ clipped to [1/r_max, r_max] and d = (μ_B − μ)/σ clipped to ±d_max, both
-    without gradient. The limits start at 1 and 0, where it is plain batch norm, and are relaxed as in the paper. What
-    they depend on is counted in a buffer, so that a resumed run goes on where it was. Not a subclass of torch's batch
+    without gradient. The limits start at 1 and 0, where it is plain batch norm, and are relaxed as in the paper. The
+    steps that they depend on are counted in a buffer, so that a run resumes exactly. Not a subclass of torch's batch
     norm, which SyncBN's converter would replace: each process normalizes with its own samples, and the training loop
-    makes the running statistics equal after each step.
+    averages the running statistics after each step.
 
     Attributes:
         running_mean: (D,), μ.
@@ -39,37 +39,20 @@ class BatchRenorm1d(nn.Module):
     running_var: Tensor
     steps: Tensor
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        affine: bool = True,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
-        r_max: float = 3.0,
-        d_max: float = 5.0,
-        plain_steps: int = 5000,
-        r_steps: int = 40000,
-        d_steps: int = 25000,
-    ) -> None:
+    #: Added to variances; share of the batch's statistics in the running ones' update.
+    eps, momentum = 1e-5, 0.1
+    #: Final limits of r and d.
+    r_max, d_max = 3.0, 5.0
+    #: Forwards as plain batch norm, before the limits grow linearly; those after which r's and d's limits are final.
+    plain_steps, r_steps, d_steps = 5000, 40000, 25000
+
+    def __init__(self, features: int) -> None:
         """Args:
         features: D.
-        affine: whether it scales and shifts.
-        eps: added to variances.
-        momentum: share of the batch's statistics in the running ones' update.
-        r_max: where r's limit ends.
-        d_max: where d's limit ends.
-        plain_steps: forwards as plain batch norm before the limits begin to grow, linearly.
-        r_steps: forwards after which r's limit is `r_max`.
-        d_steps: forwards after which d's limit is `d_max`.
         """
         super().__init__()
-        self.eps = eps
-        self.momentum = momentum
-        self.r_max, self.d_max = r_max, d_max
-        self.plain_steps, self.r_steps, self.d_steps = plain_steps, r_steps, d_steps
-        self.weight = nn.Parameter(torch.ones(features)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(features)) if affine else None
+        self.weight = nn.Parameter(torch.ones(features))
+        self.bias = nn.Parameter(torch.zeros(features))
         self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_var", torch.ones(features))
         self.register_buffer("steps", torch.zeros(()))
@@ -88,9 +71,7 @@ class BatchRenorm1d(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             y = x.to(torch.promote_types(x.dtype, self.running_mean.dtype))
             y = self._train(y) if self.training else (y - self.running_mean) * (self.running_var + self.eps).rsqrt()
-            if self.weight is not None and self.bias is not None:
-                y = y * self.weight + self.bias
-            return y.to(x.dtype)
+            return (y * self.weight + self.bias).to(x.dtype)
 
     def _train(self, x: Tensor) -> Tensor:
         if len(x) < 2:
@@ -126,26 +107,22 @@ class StandardizedLinear(nn.Linear):
         return F.linear(x, weight, self.bias)
 
 
-def build_norm(name: NormName, features: int, *, affine: bool = True, groups: int = 32) -> nn.Module | None:
+def build_norm(name: NormName, features: int, *, groups: int = 32) -> nn.Module | None:
     """Returns the norm layer for vectors (N, `features`), or None for `none`.
 
     Args:
         name: which one.
         features: D.
-        affine: whether it scales and shifts.
         groups: of `group`.
 
     Raises:
-        UserError: if `features` cannot be cut into `groups`.
+        UserError: if `features` cannot be divided into `groups`.
     """
-    if name == "batch":
-        return nn.BatchNorm1d(features, affine=affine)
-    if name == "layer":
-        return nn.LayerNorm(features, elementwise_affine=affine)
-    if name == "batch_renorm":
-        return BatchRenorm1d(features, affine=affine)
     if name == "group":
         if features % groups:
-            raise UserError(f"norm 'group': {features} dimensions cannot be cut into {groups} groups; change `groups`")
-        return nn.GroupNorm(groups, features, affine=affine)
-    return None
+            raise UserError(
+                f"norm 'group': {features} dimensions cannot be divided into {groups} groups; change `groups`"
+            )
+        return nn.GroupNorm(groups, features)
+    layers = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "batch_renorm": BatchRenorm1d}
+    return None if name == "none" else layers[name](features)

@@ -1,18 +1,30 @@
-"""What methods that compare views share: which view meets which, and the monitors of their pairs.
+"""What methods that compare views share: which views there are, and how they go through a network.
 
-With small local views beside the global ones a local view meets the global ones only: Caron et al. (SwAV),
-https://arxiv.org/abs/2006.09882, section 3.3. `pos_cos` and `neg_cos` are those of untitled-ai's workbench; under a
-collapse both go to 1.
+Multi-crop, Caron et al. (SwAV), https://arxiv.org/abs/2006.09882, section 3.3: a few global views, and many small local
+ones that cost little.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sslcli.contracts.backbone import Features
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.method import Batch
+from sslcli.contracts.method import Batch, MethodOptions
+
+
+class ViewsTogetherOptions(MethodOptions):
+    """Options of methods whose papers pass one view at a time."""
+
+    views_together: bool = False
+    """Pass the views of one size through the backbone (and its momentum encoder) as one batch, and all views through
+    the heads: fewer and larger kernels. It changes the method where there are batch norms, which then see the views
+    together, as SimCLR's do and this paper's do not; without batch norm, dropout and drop-path only rounding differs.
+    Off: one view at a time."""
 
 
 def two_views(batch: Batch, method: str) -> tuple[Tensor, Tensor]:
@@ -26,42 +38,56 @@ def two_views(batch: Batch, method: str) -> tuple[Tensor, Tensor]:
     return batch.views[0].image, batch.views[1].image
 
 
-def view_pairs(views: int, global_views: int) -> list[tuple[int, int]]:
-    """Lists each two views of which one at least is global, each pair once: (0, 1) alone for two views.
+def global_and_local(batch: Batch, method: str, least: int = 2) -> tuple[list[Tensor], int]:
+    """Returns the images of all views, and how many views are global: the first ones, as large as the very first.
 
     Args:
-        views: how many there are.
-        global_views: how many of them are global; these come first.
+        batch: its views come in the recipe's order, the global ones first.
+        method: for the message.
+        least: the fewest global views that the method can work with.
+
+    Raises:
+        UserError: if there are fewer, or a later view is as large as the global ones or larger.
     """
-    return [(a, b) for a in range(global_views) for b in range(a + 1, views)]
+    images = [view.image for view in batch.views]
+    count = _equal_sides(images)
+    if count < least:
+        raise UserError(f"views: {method} needs {least} or more views of the first one's size, and there are {count}")
+    sides = [image.shape[-1] for image in images]
+    if any(side >= sides[0] for side in sides[count:]):
+        raise UserError(f"views: {method} needs its largest views first, not sizes of {', '.join(map(str, sides))}")
+    return images, count
 
 
-def target_pairs(views: int, global_views: int) -> list[tuple[int, int]]:
-    """Lists (view, target) for every view and every *other* global view: (0, 1) and (1, 0) for two views.
+def each_view(network: Callable[[Tensor], Any], views: Sequence[Tensor], together: bool = True) -> list[Tensor]:
+    """Runs a network over the views: adjacent views of one size as one batch, or one view at a time.
 
     Args:
-        views: how many there are.
-        global_views: how many of them are global; these come first.
+        network: a backbone, whose pooled features are returned, or a head: (M, …) → (M, E).
+        views: the images of each view, (N, C, H, W) of a size of their own, or their features, (N, D) each.
+        together: whether batch norms see the views of one size together, and a head's all views.
+
+    Returns:
+        one (N, E) for each view, in order.
     """
-    return [(view, target) for view in range(views) for target in range(global_views) if target != view]
+
+    def run(images: Tensor) -> Tensor:
+        output = network(images)
+        result: Tensor = output.pooled if isinstance(output, Features) else output
+        return result
+
+    if not together:
+        return [run(view) for view in views]
+    results: list[Tensor] = []
+    while len(results) < len(views):
+        rest = views[len(results) :]
+        count = _equal_sides(rest)
+        results += run(rest[0] if count == 1 else torch.cat(list(rest[:count]))).chunk(count)
+    return results
 
 
-@torch.no_grad()
-def prediction_cosines(*directions: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Returns `pos_cos` and `neg_cos`, 0-dim float32, the mean over the directions.
-
-    Positive: the same row of both; negative: any two different rows (0 for a batch of one, which has none). No N×N
-    matrix is made: the sum over all pairs is the product of the two sums.
-
-    Args:
-        directions: pairs of (N, D), each compared with the other; they are L2-normalized here.
-    """
-    positive, negative = [], []
-    for a, b in directions:
-        with torch.autocast(a.device.type, enabled=False):
-            a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
-            same = (a * b).sum()
-            n = len(a)
-            positive.append(same / n)
-            negative.append((a.sum(dim=0) @ b.sum(dim=0) - same) / max(n * (n - 1), 1))
-    return {"pos_cos": torch.stack(positive).mean(), "neg_cos": torch.stack(negative).mean()}
+def _equal_sides(views: Sequence[Tensor]) -> int:
+    """How many of the first views have the very first one's size."""
+    # A plain loop over sides: not every torch.compile can follow a grouping by shapes.
+    others = [index for index, view in enumerate(views) if view.shape[-1] != views[0].shape[-1]]
+    return others[0] if others else len(views)

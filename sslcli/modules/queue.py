@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 
 class Queue(nn.Module):
-    """The last `length` embeddings, oldest overwritten first; all of it lies in buffers, so that it survives a restart.
+    """The last `length` embeddings, oldest overwritten first; all of it is in buffers, so that it survives a restart.
 
     The batch need not divide the length: a push wraps around. Filled with normalized random vectors at first, as
     MoCo's is, from torch's global generator.
 
     Attributes:
         keys: (length, dim) float32, in the ring's order, not by age.
-        place: 0-dim int64, where the next push begins.
+        place: 0-dim int64, the index at which the next push begins.
         pushed: 0-dim int64, rows pushed since the start.
     """
 
@@ -40,7 +40,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """Puts the keys in, oldest out; without waiting for the device. Call it from `after_step` only.
+        """Adds keys in place of the oldest, without waiting for the device. Call it from `after_step` only.
 
         Args:
             keys: (M, D), equal on every process (gathered); of more than `length` only the last ones stay.
@@ -48,11 +48,11 @@ class Queue(nn.Module):
         length = len(self.keys)
         offset = max(len(keys) - length, 0)
         kept = keys[offset:].detach().to(self.keys.dtype)
-        places = (self.place + offset + torch.arange(len(kept), device=kept.device)) % length
-        self.keys[places] = kept
+        indices = (self.place + offset + torch.arange(len(kept), device=kept.device)) % length
+        self.keys[indices] = kept
         self.place.copy_((self.place + len(keys)) % length)
         self.pushed.add_(len(keys))
 
     def full(self) -> Tensor:
-        """Returns whether it holds nothing random any more: a 0-dim bool on its device."""
+        """Returns whether its random first content is all overwritten: a 0-dim bool on its device."""
         return self.pushed >= len(self.keys)

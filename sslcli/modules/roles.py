@@ -1,4 +1,4 @@
-"""What each parameter is for. Weight decay and trust ratios go by this role, not by patterns in names or shapes."""
+"""What each parameter is for. Weight decay and trust ratios depend on this role, not on patterns in names or shapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sslcli.contracts.optimizer import Role
 
 #: `_NormBase` is the base of every batch and instance norm, SyncBatchNorm included.
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-#: Their `weight` is a table of vectors, or the slopes of an activation: nothing that a matrix product is made with.
+#: Their `weight` is a table of vectors, or an activation's coefficients: no factor of a matrix product.
 _TABLES = (nn.Embedding, nn.EmbeddingBag, nn.PReLU)
 
 
@@ -22,17 +22,17 @@ def parameter_roles(module: nn.Module) -> dict[str, Role]:
 
     The first rule that applies decides:
 
-    1. what the module that owns the parameter says in an attribute `parameter_roles`, a mapping from the names of its
-       own direct parameters to roles;
-    2. a norm layer's parameters are `norm`: torch's classes and what inherits from them, and of other modules whose
-       class calls itself a norm the parameters with at most one dimension;
+    1. what the module that owns the parameter declares in an attribute `parameter_roles`, a mapping from the names of
+       its own direct parameters to roles;
+    2. a norm layer's parameters are `norm`: those of torch's classes and their subclasses, and in other modules whose
+       class name has `norm` in it the parameters with at most one dimension;
     3. parameters of `Embedding`, `EmbeddingBag` and `PReLU` are `embedding`;
-    4. in torch's other layers and what inherits from them, names with `bias` in them are `bias`, with `weight` in them
+    4. in torch's other layers and their subclasses, names with `bias` in them are `bias`, with `weight` in them
        `weight` (`in_proj_weight`, `weight_ih_l0`);
     5. in any other module, `weight` is `weight` and `bias` is `bias`;
     6. the rest is `embedding`: class tokens, positions, layer scales, gains.
 
-    A parametrised tensor (`torch.nn.utils.parametrizations.weight_norm`) gives its role to all its parts.
+    A parametrized tensor (`torch.nn.utils.parametrizations.weight_norm`) gives its role to all its parts.
 
     Raises:
         ValueError: if a module declares a role that doesn't exist, or one for a parameter that it doesn't own.
@@ -56,13 +56,13 @@ def _declared(path: str, owner: nn.Module) -> Mapping[str, Role]:
     declared = getattr(owner, "parameter_roles", None)
     if not isinstance(declared, Mapping):
         return {}
-    place = f"{path or 'module'} ({type(owner).__name__})"
+    where = f"{path or 'module'} ({type(owner).__name__})"
     for name, role in declared.items():
         if role not in get_args(Role):
-            raise ValueError(f"{place}: parameter_roles: {role!r} is no role; known: {', '.join(get_args(Role))}")
-        parametrised = name in getattr(owner, "parametrizations", {})
-        if name not in owner._parameters and not parametrised:
-            raise ValueError(f"{place}: parameter_roles: {name!r} is not one of its own parameters")
+            raise ValueError(f"{where}: parameter_roles: {role!r} is no role; known: {', '.join(get_args(Role))}")
+        parametrized = name in getattr(owner, "parametrizations", {})
+        if name not in owner._parameters and not parametrized:
+            raise ValueError(f"{where}: parameter_roles: {name!r} is not one of its own parameters")
     return declared
 
 

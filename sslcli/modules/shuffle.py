@@ -1,7 +1,7 @@
-"""Shuffled batch norm: each process encodes samples of all processes, so that batch statistics give no answer away.
+"""Shuffled batch norm: each process encodes samples of all processes, so that batch statistics leak no answer.
 
 He et al. (MoCo), https://arxiv.org/abs/1911.05722, section 3.3: where a query and its key share their batch's
-statistics, these tell which key is the right one. Synchronized batch norm does away with the same leak.
+statistics, these reveal which key is the right one. Synchronized batch norm closes the same leak.
 """
 
 from __future__ import annotations
@@ -11,15 +11,28 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sslcli.distributed import all_gather, rank, world_size
+from sslcli.distributed import all_gather, is_distributed, rank, world_size
 from sslcli.randomness import hash_bits
 
 from .sync_norm import local_batch_norms
 
 
-def has_local_batch_norm(module: nn.Module) -> bool:
-    """Returns whether a batch norm, or batch renormalization, in it sees this process's samples alone."""
-    return bool(local_batch_norms(module))
+def encode_shuffled(encoder: nn.Module, images: Tensor, number: Tensor, *, enabled: bool = True) -> Tensor:
+    """Runs a momentum encoder, on a shuffled share of all processes' images where that makes a difference.
+
+    It does while training on several processes with batch norms that see only their own process's samples. With
+    synchronized norms a shuffle would move all images between processes, and change nothing.
+
+    Args:
+        encoder: (N, C, H, W) → (N, D), without gradient.
+        images: as for `shuffled`.
+        number: as for `shuffled`.
+        enabled: whether to shuffle at all.
+    """
+    if enabled and encoder.training and is_distributed() and local_batch_norms(encoder):
+        return shuffled(encoder, images, number)
+    keys: Tensor = encoder(images)
+    return keys
 
 
 def shuffled(network: Callable[[Tensor], Tensor], images: Tensor, number: Tensor) -> Tensor:
@@ -31,17 +44,17 @@ def shuffled(network: Callable[[Tensor], Tensor], images: Tensor, number: Tensor
         network: (N, C, H, W) → (N, D), without gradient.
         images: this process's (N, C, H, W); N is the same on every process.
         number: what the permutation is a function of: a 0-dim int64 tensor on the images' device, the same on every
-            process and another one at every step. Nothing waits for it.
+            process and different at every step. Nothing waits for it.
 
     Returns:
         (N, D): the results for this process's own images, in their order.
     """
     count = len(images)
     own = slice(count * rank(), count * (rank() + 1))
-    places = torch.arange(count * world_size(), device=images.device)
-    order = torch.argsort(hash_bits(number, places), stable=True)
+    indices = torch.arange(count * world_size(), device=images.device)
+    order = torch.argsort(hash_bits(number, indices), stable=True)
     with torch.no_grad():
-        # Copied into the like of the batch: the gather forgets a channels_last format.
+        # Copied into a tensor like the batch: the gather loses a channels_last format.
         mixed = torch.empty_like(images).copy_(all_gather(images)[order[own]])
         results = all_gather(network(mixed))  # row i belongs to image order[i]
         return results[torch.argsort(order)[own]]

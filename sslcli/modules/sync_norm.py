@@ -1,4 +1,4 @@
-"""Batch normalization over all processes' samples, on any device (torch's own SyncBatchNorm wants a GPU).
+"""Batch normalization over all processes' samples, on any device (torch's own SyncBatchNorm needs a GPU).
 
 With it a run on several processes is the run of one process on the joined batch.
 """
@@ -18,7 +18,7 @@ from .norms import BatchRenorm1d
 
 
 class _Mean(torch.autograd.Function):
-    """Mean over processes; its gradient is the mean of what all processes say of it."""
+    """Mean over processes; its gradient is the mean of all processes' gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def _converted(norm: _BatchNorm) -> SyncedBatchNorm:
 
 
 def local_batch_norms(module: nn.Module) -> list[_BatchNorm | BatchRenorm1d]:
-    """Lists the norms in `module` that see this process's samples alone: batch renormalization always does."""
+    """Lists the norms in `module` that see only this process's samples; batch renormalization always does."""
     synced = (nn.SyncBatchNorm, SyncedBatchNorm)
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm | BatchRenorm1d)]
     return [norm for norm in norms if not isinstance(norm, synced)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -26,7 +26,8 @@ class Adam(OptimizerPlugin):
 
     Options = AdamOptions
     paper = "https://arxiv.org/abs/1412.6980"
+    kind: ClassVar[type[torch.optim.Adam]] = torch.optim.Adam
 
     @classmethod
     def build(cls, groups: list[dict[str, Any]], options: AdamOptions) -> torch.optim.Optimizer:
-        return torch.optim.Adam(groups, lr=options.lr, betas=options.betas, eps=options.eps, **kernels(groups))
+        return cls.kind(groups, lr=options.lr, betas=options.betas, eps=options.eps, **kernels(groups))

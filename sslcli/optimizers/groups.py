@@ -1,4 +1,4 @@
-"""From a method's parameters to an optimizer's groups, and each group's learning rate and weight decay at each step."""
+"""An optimizer's parameter groups, and the learning rate and weight decay of each group at each step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def build_groups(method: Method, options: OptimizerOptions) -> list[dict[str, An
     """Returns torch parameter groups: each of the method's groups, split by whether a parameter's role is excluded.
 
     A group has `params`, `names` and `roles` (lists, one entry per parameter, in the same order), `name`, `excluded`,
-    `lr_multiplier`, `constant_lr`, `lr` (`options.lr`, before any scaling) and `weight_decay` (0 where excluded). None
+    `lr_multiplier`, `constant_lr`, `lr` (`options.lr`, before any scaling) and `weight_decay` (0 if excluded). No group
     is empty.
 
     Raises:
@@ -37,7 +37,7 @@ def build_groups(method: Method, options: OptimizerOptions) -> list[dict[str, An
             if trainable.get(name) is not parameter:
                 raise SslError(f"{label}.parameter_groups: {name!r} in {group.name!r} is not a trainable parameter")
             if name in seen:
-                raise SslError(f"{label}.parameter_groups: {name!r} is there twice, the second time in {group.name!r}")
+                raise SslError(f"{label}.parameter_groups: {name!r} appears twice, the second time in {group.name!r}")
             seen.add(name)
         groups += split_by_role(group, roles, options)
     missing = [name for name in trainable if name not in seen]
@@ -47,11 +47,11 @@ def build_groups(method: Method, options: OptimizerOptions) -> list[dict[str, An
 
 
 def split_by_role(group: ParameterGroup, roles: Mapping[str, Role], options: OptimizerOptions) -> list[dict[str, Any]]:
-    """Returns one or two torch parameter groups, as `build_groups` describes them: by whether a role is excluded.
+    """Returns one or two torch parameter groups, as described in `build_groups`: excluded roles in one of their own.
 
     Args:
         group: named parameters.
-        roles: of each name.
+        roles: the role of each name.
         options: the optimizer's options.
     """
     groups: list[dict[str, Any]] = []
@@ -75,7 +75,7 @@ def split_by_role(group: ParameterGroup, roles: Mapping[str, Role], options: Opt
 
 
 def effective_lr(options: OptimizerOptions, batch_size: int) -> float:
-    """Returns the learning rate at the top of the schedule, `options.lr` scaled as `options.scale_lr` says.
+    """Returns the base learning rate of the schedule: `options.lr`, scaled according to `options.scale_lr`.
 
     Args:
         options: the optimizer's options.
@@ -94,7 +94,7 @@ def set_lr(optimizer: torch.optim.Optimizer, schedule: StepFunction, step: int, 
     A group gets the schedule's value, or `base_lr` with `constant_lr`, times its `lr_multiplier`.
 
     Args:
-        optimizer: its groups may lack both keys.
+        optimizer: its groups may lack `constant_lr` and `lr_multiplier`.
         schedule: the learning rate by step, counted from 0.
         step: optimizer steps done so far.
         base_lr: see `effective_lr`.
@@ -102,15 +102,15 @@ def set_lr(optimizer: torch.optim.Optimizer, schedule: StepFunction, step: int, 
     value = schedule(step)
     for group in optimizer.param_groups:
         lr = (base_lr if group.get("constant_lr", False) else value) * group.get("lr_multiplier", 1.0)
-        _put(group, "lr", lr)
+        _set(group, "lr", lr)
     return value
 
 
 def weight_decay_schedule(options: OptimizerOptions, total_steps: int) -> StepFunction | None:
     """Returns the weight decay by step, or None if it never changes.
 
-    It is DINO's: final + (weight_decay − final)·(1 + cos(π·t/T))/2, without a warm-up, so that `final_weight_decay`
-    would be reached at t = T, one step after the last.
+    DINO's: final + (weight_decay − final)·(1 + cos(π·t/T))/2, without a warm-up, so that `final_weight_decay` would be
+    reached at t = T, one step after the last.
 
     Args:
         options: the optimizer's options.
@@ -130,12 +130,12 @@ def set_weight_decay(optimizer: torch.optim.Optimizer, schedule: StepFunction, s
     value = schedule(step)
     for group in optimizer.param_groups:
         if not group.get("excluded", False):
-            _put(group, "weight_decay", value)
+            _set(group, "weight_decay", value)
     return value
 
 
-def _put(group: dict[str, Any], key: str, value: float) -> None:
+def _set(group: dict[str, Any], key: str, value: float) -> None:
     if isinstance(group[key], Tensor):
-        group[key].fill_(value)  # a compiled or captured step reads this very tensor
+        group[key].fill_(value)  # a compiled or captured step reads this tensor
     else:
         group[key] = value

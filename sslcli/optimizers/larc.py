@@ -1,29 +1,30 @@
-"""LARC: SGD under a learning rate of its own for each tensor, clipped at the run's learning rate or times it.
+"""LARC: SGD with a learning rate for each tensor, which is clipped at the run's learning rate or multiplied by it.
 
-The rule is that of You, Gitman, Ginsburg, https://arxiv.org/abs/1708.03888, as it is in apex's LARC, which SwAV
-(without `clip`) and SimSiam's linear evaluation use; with `trust_coefficient: 0.02, clip: true, exclude_1d: true,
+The rule is that of You, Gitman, Ginsburg, https://arxiv.org/abs/1708.03888, as in apex's LARC, which SwAV (without
+`clip`) and SimSiam's linear evaluation use; with `trust_coefficient: 0.02, clip: true, exclude_1d: true,
 exclude: []` it is the optimizer that solo-learn calls LARS.
 """
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin
+from sslcli.contracts.optimizer import OptimizerPlugin
 
 from .layerwise import LayerwiseSGD, Tensors, add_all, add_each, decayed, gradients, norms
+from .sgd import SGDOptions
 
 
 class LARC(LayerwiseSGD):
     """Layer-wise adaptive rate clipping. For each parameter w with gradient g:
 
         r ← trust_coefficient·‖w‖/(‖g‖ + weight_decay·‖w‖ + eps)
-        r ← min(r/lr, 1)                      with `clip`: lr·r is the smaller one of the two learning rates
+        r ← min(r/lr, 1)                      with `clip`: lr·r is the smaller of the two learning rates
         d ← r·(g + weight_decay·w)            d ← g where ‖w‖ or ‖g‖ is 0: neither decay nor ratio
         m ← momentum·m + d
         w ← w − lr·m                          w − lr·(d + momentum·m) with `nesterov`
@@ -34,13 +35,13 @@ class LARC(LayerwiseSGD):
         momentum: μ in [0, 1).
         weight_decay: L2 penalty.
         trust_coefficient: η.
-        clip: cap the ratio, instead of multiplying with it.
+        clip: cap the learning rate at the ratio, instead of multiplying them.
         exclude_1d: tensors of fewer than 2 dimensions get neither decay nor ratio.
         eps: ε, added to the denominator.
-        nesterov: Nesterov's look-ahead.
+        nesterov: Nesterov momentum.
 
     Raises:
-        ValueError: if a number is out of its range, or with `nesterov` without momentum.
+        ValueError: if a number is out of range, or if `nesterov` is given without momentum.
     """
 
     def __init__(
@@ -62,74 +63,62 @@ class LARC(LayerwiseSGD):
             raise ValueError("nesterov needs a momentum above 0")
         super().__init__(
             params, lr, momentum, weight_decay, trust_coefficient,
-            clip=clip, exclude_1d=exclude_1d, eps=eps, nesterov=nesterov,
+            {"clip": clip, "exclude_1d": exclude_1d, "eps": eps, "nesterov": nesterov},
         )  # fmt: skip
 
     def is_scaled(self, parameter: Tensor, group: dict[str, Any]) -> bool:
         return parameter.ndim >= 2 or not group["exclude_1d"]
 
-    def update_scaled(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        ratios, usable = _ratios(parameters, group)
-        direction = torch._foreach_mul(gradients(parameters), list(ratios.unbind()))
-        if group["weight_decay"] != 0:
-            add_each(direction, parameters, ratios * group["weight_decay"] * usable)
-        self._descend(parameters, direction, group)
-
-    def update_plain(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        weight_decay = 0.0 if group["exclude_1d"] and not group["excluded"] else group["weight_decay"]
-        self._descend(parameters, decayed(parameters, weight_decay), group)
-
-    def _descend(self, parameters: list[Tensor], direction: Tensors, group: dict[str, Any]) -> None:
+    def update(self, parameters: list[Tensor], group: dict[str, Any], *, scaled: bool) -> None:
+        weight_decay, lr, momentum = group["weight_decay"], group["lr"], group["momentum"]
+        direction: Tensors
+        if scaled:
+            ratios, usable = _ratios(parameters, group)
+            direction = torch._foreach_mul(gradients(parameters), list(ratios.unbind()))
+            if weight_decay != 0:
+                add_each(direction, parameters, ratios * weight_decay * usable)
+        else:
+            direction = decayed(parameters, 0.0 if group["exclude_1d"] and not group["excluded"] else weight_decay)
         buffers = self.buffers(parameters)
-        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, direction)
         if group["nesterov"]:
-            add_all(parameters, direction, -group["lr"])
-            add_all(parameters, buffers, -group["lr"] * group["momentum"])
+            add_all(parameters, direction, -lr)
+            add_all(parameters, buffers, -lr * momentum)
         else:
-            add_all(parameters, buffers, -group["lr"])
+            add_all(parameters, buffers, -lr)
 
 
 def _ratios(parameters: list[Tensor], group: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Returns the ratio of each parameter, 1 where it is of no use, and where it is of use."""
+    """Returns the ratio of each parameter, 1 where a norm is 0, and a mask that is False there."""
     weight_norms, gradient_norms = norms(parameters), norms(gradients(parameters))
     denominator = gradient_norms + group["weight_decay"] * weight_norms + group["eps"]
     ratios = group["trust_coefficient"] * weight_norms / denominator
     if group["clip"]:
-        # min(r/lr, 1) without 0/0, which would be in the momentum for good: a warm-up from 0 has lr = 0.
+        # min(r/lr, 1) without 0/0, which would stay in the momentum: a warm-up from 0 has lr = 0.
         ratios = torch.where(ratios < group["lr"], ratios / group["lr"], torch.ones_like(ratios))
     usable = (weight_norms > 0) & (gradient_norms > 0)
     return torch.where(usable, ratios, torch.ones_like(ratios)), usable
 
 
-class LARCOptions(OptimizerOptions):
-    """Options of LARC."""
+class LARCOptions(SGDOptions):
+    """Options of LARC: those of SGD, and its own."""
 
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Share of the last update that is kept."""
-    nesterov: bool = False
-    """Nesterov's look-ahead; needs momentum."""
     trust_coefficient: float = Field(default=0.001, gt=0)
-    """η: the learning rate of a tensor's own is η‖w‖/(‖g‖ + weight_decay·‖w‖ + eps)."""
+    """η: each tensor's own learning rate is η‖w‖/(‖g‖ + weight_decay·‖w‖ + eps)."""
     clip: bool = True
-    """Use the smaller one of that and the run's learning rate; false (SwAV): use their product."""
+    """Use the smaller of that and the run's learning rate; false (SwAV): use their product."""
     exclude_1d: bool = False
-    """Tensors of fewer than two dimensions get neither weight decay nor a learning rate of their own, as in solo-learn,
+    """Tensors of fewer than two dimensions get neither weight decay nor their own learning rate, as in solo-learn,
     whether or not `exclude` has their role."""
     eps: float = Field(default=1e-8, ge=0)
     """Added to the denominator."""
 
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Self:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs a momentum above 0")
-        return self
-
 
 class LARCPlugin(OptimizerPlugin):
-    """SGD with a learning rate of its own for each tensor, in proportion to the norm of its weights.
+    """SGD with a learning rate for each tensor, proportional to the norm of its weights.
 
-    What `exclude` names gets neither weight decay nor that rate; SwAV has `exclude: []` and `clip: false`.
+    What `exclude` names gets neither weight decay nor that rate; SwAV uses `exclude: []` and `clip: false`.
     """
 
     Options = LARCOptions

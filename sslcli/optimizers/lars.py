@@ -1,7 +1,7 @@
-"""LARS: SGD whose step for each layer is in proportion to the norm of the layer's weights.
+"""LARS: SGD whose step for each layer is proportional to the norm of the layer's weights.
 
 You, Gitman, Ginsburg, *Large Batch Training of Convolutional Networks*, 2017, https://arxiv.org/abs/1708.03888; with
-the learning rate outside of the momentum, as BYOL, Barlow Twins and VICReg use it, and inside, as SimCLR does.
+the learning rate outside the momentum, as in BYOL, Barlow Twins and VICReg, and inside, as in SimCLR.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin
 
+from .kernels import Decay
 from .layerwise import LayerwiseSGD, add_all, add_each, decayed, norms
 
 
@@ -37,60 +37,44 @@ class LARS(LayerwiseSGD):
         ValueError: if a number is out of its range.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust_coefficient: float = 0.001,
-    ) -> None:
-        super().__init__(params, lr, momentum, weight_decay, trust_coefficient)
-
     def is_scaled(self, parameter: Tensor, group: dict[str, Any]) -> bool:
         return parameter.ndim >= 2
 
-    def update_scaled(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def update(self, parameters: list[Tensor], group: dict[str, Any], *, scaled: bool) -> None:
         direction = decayed(parameters, group["weight_decay"])
         buffers = self.buffers(parameters)
         torch._foreach_mul_(buffers, group["momentum"])
-        add_each(buffers, direction, _trust_ratios(parameters, direction, group))
-        add_all(parameters, buffers, -group["lr"])
-
-    def update_plain(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        buffers = self.buffers(parameters)
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, decayed(parameters, group["weight_decay"]))
+        if scaled:
+            add_each(buffers, direction, _trust_ratios(parameters, direction, group))
+        else:
+            torch._foreach_add_(buffers, direction)
         add_all(parameters, buffers, -group["lr"])
 
 
 class LARSSimCLR(LARS):
-    """LARS as in SimCLR's code: as `LARS`, but for the last two lines, which are
+    """LARS as in SimCLR's code: as `LARS`, except for the last two lines, which are
 
         m ← momentum·m + lr·d
         w ← w − m
 
-    The two are the same for a constant learning rate. Where it falls, what is in the momentum still has the old one.
+    The two are the same for a constant learning rate. When it falls, the momentum still contains steps at the old one.
     """
 
-    def update_scaled(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def update(self, parameters: list[Tensor], group: dict[str, Any], *, scaled: bool) -> None:
         direction = decayed(parameters, group["weight_decay"])
         buffers = self.buffers(parameters)
         torch._foreach_mul_(buffers, group["momentum"])
-        add_each(buffers, direction, _trust_ratios(parameters, direction, group) * group["lr"])
-        torch._foreach_sub_(parameters, buffers)
-
-    def update_plain(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        buffers = self.buffers(parameters)
-        torch._foreach_mul_(buffers, group["momentum"])
-        add_all(buffers, decayed(parameters, group["weight_decay"]), group["lr"])
+        if scaled:
+            add_each(buffers, direction, _trust_ratios(parameters, direction, group) * group["lr"])
+        else:
+            add_all(buffers, direction, group["lr"])
         torch._foreach_sub_(parameters, buffers)
 
 
 def _trust_ratios(parameters: list[Tensor], direction: tuple[Tensor, ...], group: dict[str, Any]) -> Tensor:
     weight_norms, direction_norms = norms(parameters), norms(direction)
     ratios = group["trust_coefficient"] * weight_norms / direction_norms
-    # A new layer of zeros would never move, and a zero direction would make 0/0.
+    # A layer initialized to zeros would never move, and a direction of zeros would give 0/0.
     usable = (weight_norms > 0) & (direction_norms > 0)
     return torch.where(usable, ratios, torch.ones_like(ratios))
 
@@ -98,7 +82,7 @@ def _trust_ratios(parameters: list[Tensor], direction: tuple[Tensor, ...], group
 class LARSOptions(OptimizerOptions):
     """Options of LARS."""
 
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum: Decay = 0.9
     """Share of the last update that is kept."""
     trust_coefficient: float = Field(default=0.001, gt=0)
     """η: the size of a layer's step as a share of the norm of its weights."""
@@ -125,7 +109,7 @@ class LARSPlugin(OptimizerPlugin):
 
 
 class LARSSimCLRPlugin(LARSPlugin):
-    """LARS as in SimCLR's code, with the learning rate inside of the momentum."""
+    """LARS as in SimCLR's code, with the learning rate inside the momentum."""
 
     paper = "https://arxiv.org/abs/2002.05709"
-    kind: ClassVar[type[LARS]] = LARSSimCLR
+    kind = LARSSimCLR

@@ -1,13 +1,13 @@
-"""What LARS and LARC share: SGD with momentum, multi-tensor, whose step for each layer follows from norms.
+"""Base of LARS and LARC: multi-tensor SGD with momentum whose step for each layer depends on norms.
 
-No step waits for the device, so that norms, ratios and their special cases stay tensors.
+No step waits for the device: norms, ratios and their special cases stay tensors.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, overload
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,11 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 class LayerwiseSGD(torch.optim.Optimizer):
-    """Base of optimizers that scale the direction of each tensor; a subclass says which and how.
+    """Base of optimizers that scale the step of each tensor; a subclass says which tensors and how.
 
     A group's `excluded: True` means that none of its tensors is scaled. Parameters whose gradient is None are skipped.
-    State: `momentum_buffer` per parameter, there from the start, so that neither a first step that the GradScaler
-    skips nor a parameter that is frozen at first makes a difference.
+    State: `momentum_buffer` per parameter, created at once, so that a first step that the GradScaler skips or a
+    parameter that is frozen at first makes no difference.
 
     Args:
         params: parameters or groups; extra keys are kept.
@@ -29,7 +29,7 @@ class LayerwiseSGD(torch.optim.Optimizer):
         momentum: μ in [0, 1).
         weight_decay: L2 penalty.
         trust_coefficient: η.
-        defaults: what else a group holds.
+        defaults: further keys of a group.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -39,21 +39,21 @@ class LayerwiseSGD(torch.optim.Optimizer):
         self,
         params: ParamsT,
         lr: float | Tensor,
-        momentum: float,
-        weight_decay: float,
-        trust_coefficient: float,
-        **defaults: Any,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(lr, Tensor) and not lr >= 0:
             raise ValueError(f"lr must not be negative: {lr}")
         if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1): {momentum}")
+            raise ValueError(f"momentum must be in [0, 1): {momentum}")
         if not weight_decay >= 0:
             raise ValueError(f"weight_decay must not be negative: {weight_decay}")
         if not trust_coefficient > 0:
             raise ValueError(f"trust_coefficient must be positive: {trust_coefficient}")
         common = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
-        super().__init__(params, {**common, "excluded": False, **defaults})
+        super().__init__(params, {**common, "excluded": False, **(defaults or {})})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, and the momentum buffers of its parameters."""
@@ -61,19 +61,14 @@ class LayerwiseSGD(torch.optim.Optimizer):
         self.buffers(self.param_groups[-1]["params"])
 
     def buffers(self, parameters: Tensors) -> list[Tensor]:
-        """Returns the momentum buffer of each parameter; zeros where a loaded state has none."""
+        """Returns the momentum buffer of each parameter; zeros if a loaded state has none."""
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Updates every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -84,22 +79,18 @@ class LayerwiseSGD(torch.optim.Optimizer):
             scaled = [p for p in used if not group["excluded"] and self.is_scaled(p, group)]
             plain = [p for p in used if group["excluded"] or not self.is_scaled(p, group)]
             if scaled:
-                self.update_scaled(scaled, group)
+                self.update(scaled, group, scaled=True)
             if plain:
-                self.update_plain(plain, group)
+                self.update(plain, group, scaled=False)
         return loss
 
     @abstractmethod
     def is_scaled(self, parameter: Tensor, group: dict[str, Any]) -> bool:
-        """Tells whether a parameter of a group that is not excluded is scaled."""
+        """Returns whether a parameter is scaled unless its group is excluded."""
 
     @abstractmethod
-    def update_scaled(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """Updates parameters, one at least, each by the ratio of its norms."""
-
-    @abstractmethod
-    def update_plain(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """Updates parameters, one at least, without a ratio."""
+    def update(self, parameters: list[Tensor], group: dict[str, Any], *, scaled: bool) -> None:
+        """Updates one or more parameters: each by the ratio of its norms if `scaled`, else without a ratio."""
 
 
 def gradients(parameters: Tensors) -> tuple[Tensor, ...]:
@@ -115,18 +106,18 @@ def decayed(parameters: Tensors, weight_decay: float) -> tuple[Tensor, ...]:
 
 
 def norms(tensors: Tensors) -> Tensor:
-    """Returns the L2 norm of each tensor, all in one of shape (number of tensors,)."""
+    """Returns the L2 norm of each tensor, as one tensor of shape (number of tensors,)."""
     return torch.stack(torch._foreach_norm(tensors))
 
 
 def add_each(targets: Tensors, tensors: Tensors, factors: Tensor) -> None:
-    """Adds to each target a tensor times its own factor; factors has the shape (number of tensors,)."""
+    """Adds to each target its tensor times its own factor; `factors` has shape (number of tensors,)."""
     torch._foreach_addcmul_(targets, tensors, list(factors.unbind()))
 
 
 def add_all(targets: Tensors, tensors: Tensors, factor: float | Tensor) -> None:
-    """Adds to each target a tensor times one factor, a number or a 0-dim tensor."""
-    if isinstance(factor, Tensor):  # as `alpha` it would have to be read on the host
+    """Adds to each target its tensor times one factor, a number or a 0-dim tensor."""
+    if isinstance(factor, Tensor):  # as `alpha` it would be read on the host
         torch._foreach_add_(targets, torch._foreach_mul(tensors, factor))
     else:
         torch._foreach_add_(targets, tensors, alpha=factor)

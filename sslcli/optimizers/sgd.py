@@ -18,7 +18,7 @@ class SGDOptions(OptimizerOptions):
     momentum: Decay = 0.9
     """Share of the last update that is kept."""
     nesterov: bool = False
-    """Nesterov's look-ahead; needs momentum."""
+    """Nesterov momentum; needs a momentum above 0."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -38,8 +38,8 @@ class SGD(OptimizerPlugin):
             groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, **kernels(groups)
         )
         if options.momentum > 0:
-            # Left to itself the fused kernel allocates the buffers without writing them, and if the GradScaler skips
-            # that first step (as it does while it looks for its scale) the next one adds whatever was in memory.
+            # The fused kernel would allocate the buffers without initializing them, and if the GradScaler skips that
+            # first step (as it does while it searches for its scale) the next one adds whatever was in memory.
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer

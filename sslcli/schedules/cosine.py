@@ -1,4 +1,4 @@
-"""The schedule `cosine`: SGDR's without restarts (Loshchilov, Hutter, https://arxiv.org/abs/1608.03983)."""
+"""The schedule `cosine`: SGDR without restarts (Loshchilov, Hutter, https://arxiv.org/abs/1608.03983)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CosineOptions(WarmupOptions):
     final: float = Field(default=0.0, ge=0, le=1)
     """Where the cosine ends, as a share of the base."""
     final_lr: float | None = Field(default=None, ge=0)
-    """Where the cosine ends, as a learning rate, whatever `scale_lr` made of the base; instead of `final`."""
+    """Where the cosine ends, as a learning rate to which `scale_lr` does not apply; instead of `final`."""
 
     @model_validator(mode="after")
     def _one_final(self) -> Self:
@@ -37,7 +37,7 @@ class Cosine(Warmup):
     options: CosineOptions
 
     def __init__(self, options: CosineOptions, base: float, total_steps: int, steps_per_epoch: int) -> None:
-        """Raises UserError as every warm-up does, and if the cosine ends above the base."""
+        """Raises UserError as `Warmup` does, and if the cosine ends above the base."""
         super().__init__(options, base, total_steps, steps_per_epoch)
         self.final = self.as_share("final_lr", options.final_lr, options.final)
 

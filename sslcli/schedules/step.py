@@ -13,9 +13,9 @@ class MilestonesOptions(WarmupOptions):
     """Options of the schedule `step`."""
 
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.6, 0.8)
-    """When the value falls, as shares of the run (warm-up included)."""
+    """When the value falls, as shares of the run (including the warm-up)."""
     factor: float = Field(default=0.1, gt=0, le=1)
-    """What the value is multiplied with at each milestone."""
+    """The value is multiplied by this at each milestone."""
 
 
 class Milestones(Warmup):

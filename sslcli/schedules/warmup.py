@@ -1,4 +1,4 @@
-"""The linear warm-up that every built-in schedule begins with."""
+"""The linear warm-up with which every built-in schedule can begin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sslcli.contracts.optimizer import Schedule, ScheduleOptions
 
 
 class WarmupOptions(ScheduleOptions):
-    """The warm-up that every schedule can begin with."""
+    """Options of the warm-up with which every schedule can begin."""
 
     warmup_epochs: float = Field(default=0.0, ge=0)
     """Epochs in which the value rises linearly to its base."""
@@ -21,7 +21,7 @@ class WarmupOptions(ScheduleOptions):
     warmup_start: float = Field(default=0.0, ge=0, le=1)
     """Where the warm-up starts, as a share of the base."""
     warmup_start_lr: float | None = Field(default=None, ge=0)
-    """Where the warm-up starts, as a learning rate, whatever `scale_lr` made of the base; instead of `warmup_start`."""
+    """Where the warm-up starts, as a learning rate to which `scale_lr` does not apply; instead of `warmup_start`."""
     warmup: Literal["linear", "linspace"] = "linear"
     """`linear` reaches the base one step after the warm-up (SimCLR, MoCo v3, Barlow Twins, VICReg), `linspace` at its
     last step (SwAV, DINO, solo-learn)."""
@@ -36,8 +36,11 @@ class WarmupOptions(ScheduleOptions):
 
 
 class Warmup(Schedule):
-    """Linear warm-up over W steps: the value at step t < W is base·(start + (1 − start)·t/W), and with `linspace` the
-    same with W − 1 for W (a warm-up of one step is its start then); from step W on `share`."""
+    """Linear warm-up over W steps, then `share`.
+
+    The value at step t < W is base·(start + (1 − start)·t/W), with `linspace` the same with W − 1 in place of W (a
+    warm-up of one step is its start then).
+    """
 
     Options = WarmupOptions
     options: WarmupOptions
@@ -63,13 +66,17 @@ class Warmup(Schedule):
         return self.base * self.share(step)
 
     def as_share(self, key: str, lr: float | None, share: float) -> float:
-        """Returns the learning rate of the option `key` as a share of the base, or `share` if it is None."""
+        """Returns the learning rate of option `key` as a share of the base, or `share` if it is None.
+
+        Raises:
+            UserError: it is above the base.
+        """
         if lr is None:
             return share
         if lr > self.base:
             raise UserError(
-                f"schedule.{key}: {lr:g} is above the learning rate that optimizer.lr and optimizer.scale_lr make, "
-                f"{self.base:g}: lower the one or raise the other"
+                f"schedule.{key}: {lr:g} is above the learning rate that optimizer.lr and optimizer.scale_lr give, "
+                f"{self.base:g}: lower the former or raise the latter"
             )
         return lr / self.base
 

@@ -61,6 +61,11 @@ class _Trial:
         self.excluded = [name for group in self.groups if group["excluded"] for name in group["names"]]
         self.optimizer = cls.build([dict(group) for group in self.groups], options)
 
+    def state(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Copies the optimizer's state of the parameters with these names."""
+        states = {name: self.optimizer.state.get(self.parameters[name], {}) for name in names}
+        return {f"{n}.{key}": torch.as_tensor(value).clone() for n in names for key, value in states[n].items()}
+
     def step(self, seed: int, without: Collection[str] = ()) -> dict[str, Tensor]:
         """Makes a step with random gradients for all parameters but those named; returns the parameters then."""
         generator = torch.Generator().manual_seed(seed)
@@ -115,11 +120,12 @@ def _check_missing_gradients(trial: _Trial) -> None:
     trial.step(0)
     # One tensor of a group, a whole group, everything: decay or momentum alone would move a frozen parameter.
     for frozen in (["0.weight"], ["0.bias", "2.bias"], [*trial.parameters]):
-        before = snapshot(trial.module)
+        before, state = snapshot(trial.module), trial.state(frozen)
         with reported(f"{trial.label}: a step fails if {frozen} have no gradient"):
             after = trial.step(1, without=frozen)
         moved = [name for name in changed(before, after) if name in frozen]
         require(not moved, f"{trial.label}: a parameter without a gradient moves: {moved[:1]}")
+        require_same(state, trial.state(frozen), f"{trial.label}: without a gradient the state {{}} changes")
 
 
 def _check_resuming(trial: _Trial, fresh: _Trial) -> None:

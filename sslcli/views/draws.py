@@ -1,4 +1,4 @@
-"""The random parameters of a batch's views, in one piece of memory: one transfer takes them all to a device."""
+"""The random parameters of a batch's views, in one buffer, so that a single transfer moves them to a device."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from sslcli.contracts.views import Parameters
 
-#: Every tensor begins at a multiple of this, since compiled kernels want aligned inputs.
+#: Every tensor starts at a multiple of this many bytes, because compiled kernels need aligned inputs.
 _ALIGNMENT = 64
 
 
 class Slot(NamedTuple):
-    """Where a tensor lies in the buffer."""
+    """Where a tensor is in the buffer."""
 
     start: int
     dtype: torch.dtype
@@ -31,7 +31,7 @@ class Draws:
     """Parameters of every operation of every view.
 
     Attributes:
-        values: `values[view][operation]` are an operation's parameters, whose tensors share one buffer.
+        values: `values[view][operation]` are the parameters of an operation; all tensors share one buffer.
     """
 
     def __init__(self, buffer: Tensor, slots: list[list[dict[str, Slot]]]) -> None:
@@ -44,15 +44,14 @@ class Draws:
     @classmethod
     def pack(cls, values: Sequence[Sequence[Parameters]]) -> Draws:
         """Copies parameters on the CPU, `values[view][operation]`, into one buffer."""
-        slots: list[list[dict[str, Slot]]] = []
         end = 0
-        for view in values:
-            slots.append([])
-            for operation in view:
-                slots[-1].append({})
-                for name, value in operation.items():
-                    slots[-1][-1][name] = Slot(end, value.dtype, tuple(value.shape))
-                    end += math.ceil(value.nbytes / _ALIGNMENT) * _ALIGNMENT
+
+        def slot(value: Tensor) -> Slot:
+            nonlocal end
+            start, end = end, end + math.ceil(value.nbytes / _ALIGNMENT) * _ALIGNMENT
+            return Slot(start, value.dtype, tuple(value.shape))
+
+        slots = [[{name: slot(value) for name, value in operation.items()} for operation in view] for view in values]
         draws = cls(torch.zeros(end, dtype=torch.uint8), slots)
         for view, packed in zip(values, draws.values, strict=True):
             for operation, tensors in zip(view, packed, strict=True):
@@ -61,7 +60,7 @@ class Draws:
         return draws
 
     def to(self, device: torch.device | str) -> Draws:
-        """Returns the same on a device; from the CPU to CUDA without waiting for it."""
+        """Returns the same on a device; a copy from the CPU to CUDA is asynchronous."""
         device = torch.device(device)
         if device.type == self._buffer.device.type and device.index in (None, self._buffer.device.index):
             return self
@@ -71,5 +70,5 @@ class Draws:
         return Draws(buffer.to(device, non_blocking=True), self._slots)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Once the buffer, not once more for every tensor in it.
+        # Pickles the buffer once, not again for every tensor in it.
         return type(self), (self._buffer, self._slots)

@@ -12,8 +12,8 @@ def normalize(images: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequ
     """Returns (images − mean) / std, channel by channel.
 
     Args:
-        images: (N, C, H, W) or (C, H, W), float in [0, 1], or uint8, which is taken as 255ths.
-        mean: C numbers; a tensor on the images' device where nothing must wait.
+        images: (N, C, H, W) or (C, H, W), float in [0, 1], or uint8, which is divided by 255.
+        mean: C numbers; a tensor on the images' device if the host must not wait.
         std: likewise.
 
     Returns:

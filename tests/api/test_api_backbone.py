@@ -119,9 +119,12 @@ class Tuple(Net):
         (Net, r"backbone: give an instance, not the class: Net\(…\)"),
         (nn.Conv2d(3, 4, 3), r"returned \(2, 4, 14, 14\); it should be .* add a pooling"),
         (Tuple(), r"returned a tuple; it should be a tensor \(N, D\)"),
-        (nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, -1))), "for two images; the first size must be theirs"),
+        (
+            nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, -1))),
+            "for two images; the first dimension must be the batch",
+        ),
         (nn.Conv2d(1, 4, 3), r"cannot take images \(2, 3, 16, 16\): RuntimeError: Given groups=1"),
-        (nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), "has lazy layers without a size: call it once"),
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), "has uninitialized lazy layers: call it once"),
     ],
 )
 def test_a_module_that_is_not_a_backbone_is_refused_in_one_line(module, message, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""Crop and resize against a literal loop, torchvision in float64, PIL, and their own worker's path."""
+"""Crop and resize against a literal loop, torchvision in float64, PIL, and their own version for workers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def boxes_of(parameters: dict[str, Tensor]) -> list[tuple[int, int, int, int]]:
     ("height", "width", "scale"),
     [(32, 32, (0.08, 1.0)), (40, 500, (0.5, 1.0)), (300, 20, (0.9, 1.0)), (3, 2, (0.01, 1.0))],
 )
-def test_crop_boxes_are_those_of_ten_attempts_made_one_by_one(height: int, width: int, scale: Any) -> None:
+def test_crop_boxes_are_those_of_a_literal_loop_of_ten_attempts(height: int, width: int, scale: Any) -> None:
     numbers, ratio = uniform(3, torch.arange(300), count=22), (3 / 4, 4 / 3)
     expected = []
     for row in numbers.tolist():
@@ -80,45 +80,39 @@ def test_crop_boxes_are_distributed_as_torchvisions() -> None:
     for column in range(4):
         grid = torch.arange(65).view(-1, 1)
         gap = (theirs[:, column] <= grid).float().mean(1) - (ours[:, column] <= grid).float().mean(1)
-        assert gap.abs().max() < 0.0436  # Kolmogorov and Smirnov's bound for two samples of 4000 at 0.1 %
+        assert gap.abs().max() < 0.0436  # the Kolmogorov–Smirnov bound for two samples of 4000 at 0.1 %
 
 
 @BOTH
 @SHAPES
-def test_crop_is_torchvisions_in_float64(interpolation: str, height: int, width: int, size: int) -> None:
+def test_crop_is_torchvisions_in_float64_and_pils_to_one_8_bit_level(
+    interpolation: str, height: int, width: int, size: int
+) -> None:
     operation, images = crop(size, interpolation=interpolation), sources(12, height, width)
     parameters = operation.parameters(uniform(5, torch.arange(12), count=22), sides(12, height, width))
     ours = operation.apply(images, parameters)
+    mode, pil_mode = MODES[interpolation]
     assert ours.dtype == torch.float32
     for image, view, (top, left, h, w) in zip(images, ours, boxes_of(parameters), strict=True):
         box = image[:, top : top + h, left : left + w].double() / 255
         if interpolation == "bilinear":
-            expected = tv.resize(box, [size, size], interpolation=MODES[interpolation][0], antialias=True)
+            expected = tv.resize(box, [size, size], interpolation=mode, antialias=True)
         else:  # PIL clips after each of its two passes
-            wide = tv.resize(box, [h, size], interpolation=MODES[interpolation][0], antialias=True).clamp(0, 1)
-            expected = tv.resize(wide, [size, size], interpolation=MODES[interpolation][0], antialias=True).clamp(0, 1)
+            wide = tv.resize(box, [h, size], interpolation=mode, antialias=True).clamp(0, 1)
+            expected = tv.resize(wide, [size, size], interpolation=mode, antialias=True).clamp(0, 1)
         torch.testing.assert_close(view.double(), expected, atol=1e-5, rtol=0)
+        cut = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((left, top, left + w, top + h))
+        pils = torch.from_numpy(np.array(cut.resize((size, size), pil_mode))).permute(2, 0, 1)
+        assert ((view * 255).round() - pils.float()).abs().max() <= 1
 
 
 @BOTH
 @SHAPES
-def test_crop_is_pils_to_one_level(interpolation: str, height: int, width: int, size: int) -> None:
-    operation, images = crop(size, interpolation=interpolation), sources(12, height, width)
-    parameters = operation.parameters(uniform(6, torch.arange(12), count=22), sides(12, height, width))
-    ours = (operation.apply(images, parameters) * 255).round()
-    for image, view, (top, left, h, w) in zip(images, ours, boxes_of(parameters), strict=True):
-        box = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((left, top, left + w, top + h))
-        expected = torch.from_numpy(np.array(box.resize((size, size), MODES[interpolation][1]))).permute(2, 0, 1)
-        assert (view - expected.float()).abs().max() <= 1
-
-
-@BOTH
-@SHAPES
-@pytest.mark.parametrize("kind", [Crop, Resize])
-def test_a_worker_makes_the_batchs_views_to_one_level(
-    kind: type[Crop] | type[Resize], interpolation: str, height: int, width: int, size: int
+@pytest.mark.parametrize("cls", [Crop, Resize])
+def test_workers_make_the_same_views_to_one_8_bit_level(
+    cls: type[Crop] | type[Resize], interpolation: str, height: int, width: int, size: int
 ) -> None:
-    operation = kind(kind.Options.parse({"interpolation": interpolation}), size)
+    operation = cls(cls.Options.parse({"interpolation": interpolation}), size)
     images = sources(12, height, width)
     parameters = operation.parameters(uniform(7, torch.arange(12), count=operation.draws), sides(12, height, width))
     batched = (operation.apply(images, parameters) * 255).round()
@@ -155,7 +149,7 @@ def test_resize_is_torchvisions_resize_and_center_crop(height: int, width: int, 
     torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=0)
 
 
-def test_resize_leaves_an_image_of_the_views_size_as_it_is() -> None:
+def test_resize_does_not_change_an_image_of_the_views_size() -> None:
     operation, images = Resize(Resize.Options(interpolation="bicubic"), 32), sources(1, 32, 32)
     parameters = operation.parameters(torch.zeros(1, 0), sides(1, 32, 32))
     assert torch.equal((operation.apply(images, parameters) * 255).round().to(torch.uint8), images)
@@ -163,6 +157,6 @@ def test_resize_leaves_an_image_of_the_views_size_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("options", [{"scale": [0.5, 0.2]}, {"scale": [0.1, 1.5]}, {"ratio": [0, 1]}])
-def test_ranges_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+def test_invalid_ranges_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="must be"):
         Crop.Options.parse(options)

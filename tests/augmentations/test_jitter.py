@@ -1,4 +1,4 @@
-"""Jitter and grayscale against torchvision with the same parameters, on both of the jitter's ways."""
+"""Jitter and grayscale against torchvision with the same parameters, for both implementations of the jitter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from sslcli.augmentations import jitter as color
 from sslcli.augmentations.grayscale import Grayscale
-from sslcli.augmentations.jitter import HUE, Jitter, turn_hue
+from sslcli.augmentations.jitter import HUE, Jitter, shift_hue
 from sslcli.contracts.views import Parameters
 from sslcli.randomness import uniform
 
@@ -23,7 +23,7 @@ ADJUST = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adj
 
 @pytest.fixture(params=["subsets", "static"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The jitter by samples of one order, as on a CPU, and with static shapes, as elsewhere."""
+    """The jitter by groups of samples with the same order, as on a CPU, and with static shapes, as elsewhere."""
     if request.param == "static":
         monkeypatch.setattr(color, "takes_subsets", lambda images: False)
     return request.param
@@ -42,7 +42,7 @@ def pictures(count: int) -> Tensor:
 def in_every_order(strength: float = 0.8, hue: float = 0.4) -> tuple[Jitter, Parameters]:
     operation = jitter(brightness=strength, contrast=strength, saturation=strength, hue=hue, p=1.0)
     parameters = operation.parameters(uniform(1, torch.arange(24), count=9), torch.full((24, 2), 8))
-    return operation, {**parameters, "order": ORDERS, "place": ORDERS.argsort(1)}
+    return operation, {**parameters, "order": ORDERS, "rank": ORDERS.argsort(1)}
 
 
 def one_by_one(images: Tensor, parameters: Parameters, kinds: set[int]) -> Tensor:
@@ -63,7 +63,7 @@ def test_jitter_is_torchvisions_in_all_24_orders() -> None:
 
 
 @pytest.mark.usefixtures("way")
-def test_jitter_of_strength_0_leaves_that_adjustment_out() -> None:
+def test_an_adjustment_of_strength_0_is_left_out() -> None:
     operation, parameters = in_every_order(hue=0.0)
     images = pictures(24)
     torch.testing.assert_close(
@@ -75,7 +75,7 @@ def test_jitter_of_strength_0_leaves_that_adjustment_out() -> None:
 
 
 @pytest.mark.usefixtures("way")
-def test_jitter_leaves_samples_that_are_not_chosen_as_they_are_to_the_bit() -> None:
+def test_jitter_leaves_samples_that_are_not_chosen_bitwise_unchanged() -> None:
     operation, parameters = in_every_order()
     chosen = torch.arange(24) % 3 == 0
     images = pictures(24)
@@ -86,7 +86,7 @@ def test_jitter_leaves_samples_that_are_not_chosen_as_they_are_to_the_bit() -> N
     assert torch.equal(images, before)
 
 
-def test_jitters_factors_cover_torchvisions_ranges_and_differ_between_samples() -> None:
+def test_factors_cover_torchvisions_ranges_and_differ_between_samples() -> None:
     operation = jitter(brightness=1.2, contrast=0.4, saturation=0.0, hue=0.1, p=0.8)
     parameters = operation.parameters(uniform(2, torch.arange(2000), count=9), torch.full((2000, 2), 8))
     low, high = parameters["factors"].amin(0), parameters["factors"].amax(0)
@@ -99,14 +99,14 @@ def test_jitters_factors_cover_torchvisions_ranges_and_differ_between_samples() 
     assert counts.min() > 45  # 83 expected, 9 the standard deviation
 
 
-@pytest.mark.parametrize("turn", [-0.5, -0.2, 0.0, 0.07, 0.5])
-def test_turned_hues_are_torchvisions(turn: float) -> None:
+@pytest.mark.parametrize("shift", [-0.5, -0.2, 0.0, 0.07, 0.5])
+def test_shifted_hues_are_torchvisions(shift: float) -> None:
     images = pictures(4)
-    ours = turn_hue(images, torch.tensor(turn).view(1, 1, 1))
-    torch.testing.assert_close(ours.double(), ADJUST[HUE](images.double(), turn), atol=1e-5, rtol=0)
+    ours = shift_hue(images, torch.tensor(shift).view(1, 1, 1))
+    torch.testing.assert_close(ours.double(), ADJUST[HUE](images.double(), shift), atol=1e-5, rtol=0)
 
 
-def test_grayscale_is_torchvisions_for_the_chosen_samples_alone() -> None:
+def test_grayscale_is_torchvisions_for_the_chosen_samples() -> None:
     images, chosen = pictures(4), torch.tensor([True, False, True, False])
     ours = Grayscale(Grayscale.Options(), 8).apply(images, {"chosen": chosen})
     expected = tv.rgb_to_grayscale(images[chosen].double(), num_output_channels=3)

@@ -1,7 +1,8 @@
-"""Published weights: torchvision's own, fetched when a run starts, adapted to what was configured."""
+"""torchvision's published weights: downloaded when a run starts, adapted to the configuration."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sslcli.runs.weights import start_from
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty place for what torchvision fetches, and no network."""
+    """An empty download cache, and no network."""
 
     def fail(*arguments: Any, **options: Any) -> None:
         raise OSError("no network\nhere")
@@ -33,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def publish(cache: Path, name: str, **arguments: Any) -> dict[str, torch.Tensor]:
-    """Puts random weights where torchvision keeps those that it has fetched."""
+    """Puts random weights into torchvision's download cache."""
     torch.manual_seed(3)
     state = models.get_model(name, weights=None, **arguments).state_dict()
     torch.save(state, cache / models.get_model_weights(name).DEFAULT.url.rpartition("/")[2])
@@ -50,7 +51,7 @@ def start(name: str, size: int = 32, channels: int = 3, **options: Any) -> tuple
 
 
 @pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18", "torchvision/shufflenet_v2_x0_5"])
-def test_the_features_are_those_of_the_published_model(cache: Path, name: str) -> None:
+def test_features_are_those_of_the_published_model(cache: Path, name: str) -> None:
     plain = name.rpartition("/")[2]
     state = publish(cache, plain)
     theirs = models.get_model(plain, weights=None)
@@ -65,14 +66,9 @@ def test_the_features_are_those_of_the_published_model(cache: Path, name: str) -
     ]
 
 
-def test_old_names_of_densenet_are_understood(cache: Path) -> None:
+def test_old_names_of_densenet_are_read(cache: Path) -> None:
     state = publish(cache, "densenet121")
-    old = {}
-    for key, value in state.items():
-        for part in ("norm1", "norm2", "conv1", "conv2"):
-            if "denselayer" in key:
-                key = key.replace(f".{part}.", f".{part[:4]}.{part[4]}.")
-        old[key] = value
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)\.", r"\1.\2.", key): value for key, value in state.items()}
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     torch.save(old, cache / models.get_model_weights("densenet121").DEFAULT.url.rpartition("/")[2])
     found = start("torchvision/densenet121")[0].export_state()[0]
@@ -88,7 +84,7 @@ def test_auxiliary_classifiers_are_left_out_and_the_input_is_transformed(cache: 
     assert "transform_input=True" in backbone.export_state()[1]
 
 
-def test_a_vision_transformer_s_positions_are_interpolated_to_the_views(cache: Path) -> None:
+def test_positions_of_a_vit_are_interpolated_to_the_views(cache: Path) -> None:
     state = publish(cache, "vit_b_32")
     found = start("torchvision/vit_b_32", 64)[0].export_state()[0]
     assert found["encoder.pos_embedding"].shape == (1, 1 + 4, 768)
@@ -96,42 +92,35 @@ def test_a_vision_transformer_s_positions_are_interpolated_to_the_views(cache: P
     assert torch.equal(found["conv_proj.weight"], state["conv_proj.weight"])
 
 
-def test_without_network_one_line_says_where_to_put_the_file(cache: Path) -> None:
+def test_without_network_or_with_a_damaged_file_one_line_says_what_to_do(cache: Path) -> None:
+    file = cache / models.get_model_weights("resnet18").DEFAULT.url.rpartition("/")[2]
+    problem = "backbone.pretrained: torchvision's weights of resnet18 cannot be loaded"
     with pytest.raises(UserError) as caught:
         start("resnet18")
-    text = str(caught.value)
-    assert text.startswith(
-        "backbone.pretrained: torchvision's weights of resnet18 cannot be had (no network here): put"
-    )
-    assert f"into {cache}" in text
-    assert "\n" not in text
-
-
-def test_a_damaged_file_is_to_be_removed(cache: Path) -> None:
-    file = cache / models.get_model_weights("resnet18").DEFAULT.url.rpartition("/")[2]
-    file.write_bytes(b"not what it was")
-    with pytest.raises(UserError, match=r"weights of resnet18 cannot be had \(.*\): remove .*resnet18.*, or start"):
+    assert str(caught.value) == f"{problem} (no network here): put {file.name} into {cache}, or set pretrained=false"
+    file.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=rf"^{problem} \(.*\): remove {file}, or set pretrained=false$"):
         start("resnet18")
 
 
-def test_other_channels_than_the_published_ones_are_refused(cache: Path) -> None:
+def test_another_number_of_channels_is_refused(cache: Path) -> None:
     publish(cache, "resnet18")
     with pytest.raises(UserError, match=r"'conv1.weight' is \(64, 3, 7, 7\) there and \(64, 1, 7, 7\)"):
         start("resnet18", channels=1)
 
 
 @pytest.mark.parametrize("values", [{"stem": "small"}, {"width": 32}, {"weights": "a.safetensors"}], ids=str)
-def test_what_published_weights_do_not_fit_is_refused_with_the_config(values: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=r"published weights are of|not from both"):
+def test_options_that_published_weights_do_not_fit_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"published weights exist for|weights or pretrained, not both"):
         load("backbones", "resnet18").Options.parse({"pretrained": True, **values})
 
 
-def test_a_backbone_that_nobody_has_published_has_no_such_option() -> None:
+def test_a_backbone_without_published_weights_has_no_such_option() -> None:
     with pytest.raises(ValidationError, match="pretrained"):
         load("backbones", "ws_resnet18").Options.parse({"pretrained": True})
 
 
-def test_nothing_is_fetched_unless_it_is_asked_for(cache: Path) -> None:
+def test_nothing_is_downloaded_by_default(cache: Path) -> None:
     for name in ("resnet18", "torchvision/shufflenet_v2_x0_5", "cifar_resnet20"):
         backbone = load("backbones", name)
         options = backbone.Options()

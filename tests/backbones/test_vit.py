@@ -1,4 +1,4 @@
-"""Vision transformers: the sizes of the papers, any image and patch size, positions, pooling and depth of drop-path."""
+"""Vision transformers: the papers' sizes, any image and patch size, positions, pooling and drop path."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sslcli.backbones.vit import ViT, ViTBase, ViTOptions, ViTSmall, ViTTiny, bi
 from sslcli.contracts.errors import UserError
 from sslcli.modules.drop_path import drop_path_rates
 from sslcli.modules.roles import parameter_roles
+from sslcli.testing import check_backbone
 
 
 def tiny(channels: int = 3, size: int = 16, seed: int = 0, **options: Any) -> ViT:
@@ -24,18 +25,28 @@ def tiny(channels: int = 3, size: int = 16, seed: int = 0, **options: Any) -> Vi
 
 
 @pytest.mark.parametrize(
-    ("kind", "millions", "heads"), [(ViTTiny, 5.5, 3), (ViTSmall, 21.7, 6), (ViTBase, 85.8, 12)], ids=str
+    ("cls", "millions", "heads"), [(ViTTiny, 5.5, 3), (ViTSmall, 21.7, 6), (ViTBase, 85.8, 12)], ids=str
 )
-def test_sizes_are_the_papers(kind: type[ViT], millions: float, heads: int) -> None:
+def test_sizes_are_the_papers(cls: type[ViT], millions: float, heads: int) -> None:
     with torch.device("meta"):
-        backbone = kind.build(ViTOptions(), 3, 224)
+        backbone = cls.build(ViTOptions(), 3, 224)
+    assert cls.__doc__ == f"ViT-{cls.name[4:]}: {cls.dim} features, {heads} heads, 12 blocks."
     assert sum(parameter.numel() for parameter in backbone.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
     assert len(backbone.blocks) == 12
     assert {block.attn.heads for block in backbone.blocks} == {heads}
-    assert backbone.spec.feature_dim == kind.dim
+    assert backbone.spec.feature_dim == cls.dim
 
 
-def test_the_features_are_those_of_torchvision_s_transformer_with_the_same_weights() -> None:
+@pytest.mark.parametrize("options", [{}, {"pool": "mean"}, {"positions": "sincos"}], ids=str)
+def test_vits_pass_the_conformance_checks_and_every_parameter_gets_a_gradient(options: dict[str, Any]) -> None:
+    check_backbone(ViTTiny, {"patch_size": 7, "depth": 2, **options}, channels=(1, 4), image_size=21)
+    backbone = tiny(**options)
+    backbone(torch.randn(2, 3, 8, 8)).pooled.square().sum().backward()
+    assert [name for name, p in backbone.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert (backbone.spec.minimum_size, backbone.spec.size_multiple, backbone.spec.patch_size) == (4, 4, 4)
+
+
+def test_features_are_those_of_torchvisions_transformer_with_the_same_weights() -> None:
     backbone = tiny().eval()
     other = VisionTransformer(16, 4, 2, 3, 192, 768).eval()
     other.heads = nn.Identity()
@@ -48,17 +59,17 @@ def test_the_features_are_those_of_torchvision_s_transformer_with_the_same_weigh
     state = {}
     for key, value in ours.items():
         new = f"encoder.ln{key[4:]}" if key.startswith("norm.") else key
-        for place in range(2):
-            new = new.replace(f"blocks.{place}.", f"encoder.layers.encoder_layer_{place}.")
-        for mine, theirs in names.items():
-            new = new.replace(mine, theirs)
+        for index in range(2):
+            new = new.replace(f"blocks.{index}.", f"encoder.layers.encoder_layer_{index}.")
+        for our_name, their_name in names.items():
+            new = new.replace(our_name, their_name)
         state[new] = value
     other.load_state_dict(state, strict=True)
     x = torch.randn(3, 3, 16, 16)
     torch.testing.assert_close(backbone(x).pooled, other(x), rtol=1e-4, atol=1e-5)
 
 
-def test_exported_names_and_shapes_are_timm_s() -> None:
+def test_exported_names_and_shapes_are_timms() -> None:
     with torch.device("meta"):
         state, lines = ViTSmall.build(ViTOptions(), 3, 224).export_state()
     dim = 384
@@ -66,18 +77,18 @@ def test_exported_names_and_shapes_are_timm_s() -> None:
         "cls_token": (1, 1, dim), "pos_embed": (1, 197, dim), "patch_embed.proj.weight": (dim, 3, 16, 16),
         "patch_embed.proj.bias": (dim,), "norm.weight": (dim,), "norm.bias": (dim,),
     }  # fmt: skip
-    for place in range(12):
+    for index in range(12):
         block = {"norm1": (dim,), "norm2": (dim,), "attn.qkv": (3 * dim, dim), "attn.proj": (dim, dim)}
         block |= {"mlp.fc1": (4 * dim, dim), "mlp.fc2": (dim, 4 * dim)}
         for name, shape in block.items():
-            expected[f"blocks.{place}.{name}.weight"] = shape
-            expected[f"blocks.{place}.{name}.bias"] = shape[:1]
+            expected[f"blocks.{index}.{name}.weight"] = shape
+            expected[f"blocks.{index}.{name}.bias"] = shape[:1]
     assert {key: tuple(value.shape) for key, value in state.items()} == expected
     assert lines == ""
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 8), (24, 24), (12, 20)])
-def test_tokens_lie_on_the_grid_of_the_image_whatever_its_size(height: int, width: int) -> None:
+def test_tokens_are_on_the_grid_of_an_image_of_any_size(height: int, width: int) -> None:
     found = tiny()(torch.randn(2, 3, height, width))
     assert found.grid == (height // 4, width // 4)
     assert found.tokens is not None
@@ -85,15 +96,7 @@ def test_tokens_lie_on_the_grid_of_the_image_whatever_its_size(height: int, widt
     assert found.pooled.shape == (2, 192)
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-def test_any_number_of_channels_and_any_patch_size_are_taken(channels: int) -> None:
-    backbone = tiny(channels, 21, patch_size=7)
-    assert (backbone.spec.channels, backbone.spec.patch_size) == (channels, 7)
-    assert (backbone.spec.minimum_size, backbone.spec.size_multiple) == (7, 7)
-    assert backbone(torch.randn(2, channels, 7, 7)).pooled.shape == (2, 192)
-
-
-def test_pool_chooses_the_class_token_or_the_mean_of_the_patches() -> None:
+def test_pool_selects_the_class_token_or_the_mean_of_the_patches() -> None:
     x = torch.randn(2, 3, 16, 16)
     by_token, by_mean = tiny().eval()(x), tiny(pool="mean").eval()(x)
     assert by_mean.tokens is not None
@@ -102,24 +105,15 @@ def test_pool_chooses_the_class_token_or_the_mean_of_the_patches() -> None:
     assert not torch.allclose(by_mean.pooled, by_token.pooled)
 
 
-@pytest.mark.parametrize("options", [{}, {"pool": "mean"}, {"positions": "sincos"}], ids=str)
-def test_gradients_reach_every_parameter(options: dict[str, Any]) -> None:
-    backbone = tiny(**options)
-    backbone(torch.randn(2, 3, 8, 8)).pooled.square().sum().backward()
-    for name, parameter in backbone.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().sum() > 0, name
-
-
 @pytest.mark.parametrize(("size", "new"), [(14, 6), (4, 9), (1, 3), (5, 1)])
-def test_interpolation_is_torch_s_bicubic_one(size: int, new: int) -> None:
+def test_interpolation_is_torchs_bicubic(size: int, new: int) -> None:
     grid = torch.randn(1, 3, size, size, dtype=torch.float64)
     matrix = bicubic_matrix(size, new, grid)
     expected = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     torch.testing.assert_close(matrix @ grid @ matrix.T, expected)
 
 
-def test_positions_of_another_grid_are_interpolated_and_keep_the_class_token_s() -> None:
+def test_positions_for_another_grid_are_interpolated_except_the_class_tokens() -> None:
     backbone = tiny()
     grid = backbone.pos_embed[:, 1:].reshape(1, 4, 4, 192).permute(0, 3, 1, 2)
     expected = F.interpolate(grid, size=(2, 3), mode="bicubic", align_corners=False)
@@ -129,28 +123,20 @@ def test_positions_of_another_grid_are_interpolated_and_keep_the_class_token_s()
     assert backbone.positions(4, 4) is backbone.pos_embed
 
 
-def test_positions_differ_between_the_patches_of_an_image() -> None:
-    backbone = tiny(positions="sincos").eval()
-    tokens = backbone(torch.ones(1, 3, 16, 16)).tokens
-    assert tokens is not None
-    assert not torch.allclose(tokens[0, 0], tokens[0, 1])
-    assert not torch.allclose(tokens[0, 0], tokens[0, 4])
-
-
-def test_sincos_positions_are_the_formula_s() -> None:
+def test_sincos_positions_follow_the_formula() -> None:
     side, dim = 3, 8
     found = sincos_positions(side, dim)[0].tolist()
     assert found[0] == [0.0] * dim
     for row in range(side):
         for column in range(side):
             expected = []
-            for place in (column, row):
-                angles = [place / 10000 ** (i / (dim // 4)) for i in range(dim // 4)]
+            for position in (column, row):
+                angles = [position / 10000 ** (i / (dim // 4)) for i in range(dim // 4)]
                 expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
             assert found[1 + row * side + column] == pytest.approx(expected, abs=1e-6)
 
 
-def test_fixed_positions_are_no_parameter_and_learned_ones_are() -> None:
+def test_only_learned_positions_are_a_parameter() -> None:
     fixed, learned = tiny(positions="sincos"), tiny()
     assert "pos_embed" not in dict(fixed.named_parameters())
     assert "pos_embed" in dict(learned.named_parameters())
@@ -165,7 +151,7 @@ def test_class_token_and_positions_are_embeddings_and_norms_are_norms() -> None:
     assert roles["blocks.0.attn.qkv.weight"] == roles["patch_embed.proj.weight"] == "weight"
 
 
-def test_weights_start_as_dino_s() -> None:
+def test_initial_weights_are_dinos() -> None:
     backbone = tiny()
     assert backbone.blocks[0].attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert backbone.pos_embed.std().item() == pytest.approx(0.02, rel=0.1)
@@ -186,17 +172,17 @@ def test_drop_path_grows_with_depth() -> None:
     assert set(drop_path_rates(tiny())) == {0.0}
 
 
-def test_drop_path_skips_branches_in_training_alone() -> None:
+def test_drop_path_skips_branches_in_training_only() -> None:
     backbone, plain = tiny(drop_path=0.9), tiny()
     x = torch.randn(8, 3, 16, 16)
     assert torch.equal(backbone.eval()(x).pooled, plain.eval()(x).pooled)
     assert not torch.equal(backbone.train()(x).pooled, plain.train()(x).pooled)
 
 
-def test_what_cannot_be_is_refused_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"backbone\.patch_size: views of 30 pixels are no multiple of 16"):
+def test_invalid_sizes_heads_and_masks_are_refused() -> None:
+    with pytest.raises(UserError, match=r"backbone\.patch_size: views of 30 pixels are not a multiple of 16"):
         ViTTiny.build(ViTOptions(), 3, 30)
-    with pytest.raises(UserError, match=r"backbone\.heads: vit_tiny has 192 dimensions, which 5 heads"):
+    with pytest.raises(UserError, match=r"backbone\.heads: vit_tiny has 192 dimensions, not divisible by 5 heads"):
         ViTTiny.build(ViTOptions(heads=5), 3, 32)
     with pytest.raises(UserError, match="multiples of 4, not 16×18"):
         tiny()(torch.zeros(1, 3, 16, 18))

@@ -1,4 +1,4 @@
-"""`extends` and the command line's overrides: what merges, what replaces, what drops, and where it came from."""
+"""`extends` and the command line's overrides: what is merged, replaced and dropped, and the origin of values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sslcli.config.document import Document
+from sslcli.config.document import Document, parse
 from sslcli.config.merge import as_arguments, read_config
 from sslcli.contracts.errors import ConfigError
 
@@ -44,67 +44,45 @@ def problems(folder: Path, *overrides: str, file: str = "base.yaml") -> list[str
 # --- extends
 
 
-def test_mappings_merge_at_every_depth(folder: Path) -> None:
-    data = extended(folder, "method: {projector: {layers: 3}}\nseed: 4\n").data
-    assert data["method"] == {"name": "simclr", "temperature": 0.5, "projector": {"layers": 3, "output_dim": 128}}
-    assert data["seed"] == 4
-    assert "extends" not in data
+@pytest.mark.parametrize(
+    ("base", "text", "expected"),
+    [
+        ("a: {b: {c: 1, d: 2}}", "a: {b: {c: 3}}\ne: 4", "a: {b: {c: 3, d: 2}}\ne: 4"),  # mappings are merged
+        ("a: {b: [1, 2]}", "a: {b: [3]}", "a: {b: [3]}"),  # lists are replaced
+        ("views: {preset: simclr}", "views: [{blur: 0.5}]", "views: [{blur: 0.5}]"),
+        ("views: [{blur: 0.5}]", "views: {preset: simclr}", "views: {preset: simclr}"),
+        ("a: {b: 1, c: 2}\nd: {e: 1}", "a: {b: null}\nd: null", "a: {b: null, c: 2}\nd: null"),  # null resets
+        # Another name drops the options of the old one; the same name keeps them.
+        ("optimizer: {name: sgd, momentum: 0}", "optimizer: {name: adamw, lr: 1}", "optimizer: {name: adamw, lr: 1}"),
+        ("views: {preset: simclr, size: 32}", "views: {preset: byol}", "views: {preset: byol}"),
+        ("optimizer: {name: sgd, lr: 1}", "optimizer: {name: sgd, k: 2}", "optimizer: {name: sgd, lr: 1, k: 2}"),
+        # A bare name is short for a mapping with it; below a section, a name is an option like any other.
+        ("method: {name: simclr, k: 1}", "method: byol", "method: {name: byol}"),
+        ("method: {name: simclr, k: 1}", "method: simclr", "method: {name: simclr, k: 1}"),
+        ("method: {h: {name: a, k: 3}}", "method: {h: {name: b}}", "method: {h: {name: b, k: 3}}"),
+    ],
+)  # fmt: skip
+def test_a_file_is_merged_into_its_base(folder: Path, base: str, text: str, expected: str) -> None:
+    (folder / "base.yaml").write_text(base)
+    assert extended(folder, text).data == parse(expected, "expected").data
 
 
-def test_lists_replace(folder: Path) -> None:
-    (folder / "base.yaml").write_text("optimizer: {name: adamw, lr: 1, betas: [0.9, 0.99]}\n")
-    assert extended(folder, "optimizer: {betas: [0.5, 0.6]}\n").data["optimizer"]["betas"] == [0.5, 0.6]
-
-
-def test_a_list_of_views_replaces_a_preset_and_the_other_way_round(folder: Path) -> None:
-    assert extended(folder, "views: [{blur: 0.5}]\n").data["views"] == [{"blur": 0.5}]
-    (folder / "base.yaml").write_text("views: [{blur: 0.5}]\n")
-    assert extended(folder, "views: {preset: simclr}\n").data["views"] == {"preset": "simclr"}
-
-
-def test_null_takes_a_value_back(folder: Path) -> None:
-    data = extended(folder, "optimizer: {momentum: null}\nviews: null\n").data
-    assert data["optimizer"]["momentum"] is None
-    assert data["views"] is None
-
-
-def test_another_name_drops_the_options_of_the_old_one(folder: Path) -> None:
-    data = extended(folder, "optimizer: {name: adamw, lr: 0.001}\nviews: {preset: byol}\n").data
-    assert data["optimizer"] == {"name": "adamw", "lr": 0.001}
-    assert data["views"] == {"preset": "byol"}
-
-
-def test_the_same_name_keeps_the_options(folder: Path) -> None:
-    data = extended(folder, "optimizer: {name: sgd, lr: 0.2}\nmethod: simclr\n").data
-    assert data["optimizer"] == {"name": "sgd", "lr": 0.2, "momentum": 0.8}
-    assert data["method"]["temperature"] == 0.5
-
-
-def test_a_bare_name_is_short_for_a_mapping_with_it(folder: Path) -> None:
-    assert extended(folder, "method: byol\n").data["method"] == {"name": "byol"}
-
-
-def test_a_name_deeper_in_a_section_is_an_option_like_any_other(folder: Path) -> None:
-    (folder / "base.yaml").write_text("method: {name: m, head: {name: a, width: 3}}\n")
-    assert extended(folder, "method: {head: {name: b}}\n").data["method"]["head"] == {"name": "b", "width": 3}
-
-
-def test_a_chain_of_three_is_read_from_its_end(folder: Path) -> None:
+def test_a_chain_of_three_files_is_merged_from_its_end(folder: Path) -> None:
     (folder / "sub").mkdir()
     (folder / "sub" / "middle.yaml").write_text("extends: ../base.yaml\nseed: 5\noptimizer: {lr: 0.3}\n")
     (folder / "top.yaml").write_text("extends: sub/middle.yaml\noptimizer: {momentum: 0.7}\n")
     document = read_config(folder / "top.yaml", [])
     assert document.data["seed"] == 5
     assert document.data["optimizer"] == {"name": "sgd", "lr": 0.3, "momentum": 0.7}
-    places = {key: document.origin(("optimizer", key)) for key in ("name", "lr", "momentum")}
-    assert places == {
+    origins = {key: document.origin(("optimizer", key)) for key in ("name", "lr", "momentum")}
+    assert origins == {
         "name": f"{folder}/sub/../base.yaml:4",
         "lr": f"{folder}/sub/middle.yaml:3",
         "momentum": f"{folder}/top.yaml:2",
     }
 
 
-def test_a_circle_is_told_with_its_way(folder: Path) -> None:
+def test_a_cycle_is_reported_with_its_files(folder: Path) -> None:
     (folder / "base.yaml").write_text("extends: other.yaml\n")
     (folder / "other.yaml").write_text("extends: base.yaml\n")
     (problem,) = problems(folder)
@@ -113,14 +91,14 @@ def test_a_circle_is_told_with_its_way(folder: Path) -> None:
     assert problems(folder) == ["base.yaml: extends itself: base.yaml extends base.yaml"]
 
 
-def test_a_base_that_is_missing_is_told_where_it_is_named(folder: Path) -> None:
+def test_a_missing_base_is_reported_where_it_is_named(folder: Path) -> None:
     (folder / "c.yaml").write_text("seed: 1\nextends: gone.yaml\n")
     assert problems(folder, file="c.yaml") == ["c.yaml:2: extends: no such file: gone.yaml"]
     (folder / "c.yaml").write_text("extends: [a.yaml, b.yaml]\n")
     assert problems(folder, file="c.yaml") == ["c.yaml:1: extends: should be the name of one YAML file"]
 
 
-def test_the_values_of_a_base_are_not_shared_between_two_readings(folder: Path) -> None:
+def test_reading_a_base_twice_shares_no_values(folder: Path) -> None:
     first = overridden(folder, "method.projector.layers=9")
     assert overridden(folder)["method"]["projector"]["layers"] == 2
     assert first["method"]["projector"]["layers"] == 9
@@ -130,84 +108,72 @@ def test_the_values_of_a_base_are_not_shared_between_two_readings(folder: Path) 
 
 
 @pytest.mark.parametrize(
-    ("override", "value"),
+    ("value", "expected"),
     [
-        ("optimizer.lr=1e-4", 1e-4),
-        ("optimizer.lr=on", "on"),
-        ("optimizer.lr=", None),
-        ("optimizer.lr=null", None),
-        ("optimizer.lr=[1, 2]", [1, 2]),
-        ("optimizer.lr={a: b}", {"a": "b"}),
-        ("optimizer.lr=a=b", "a=b"),
-        ("optimizer.lr='1'", "1"),
-        ("optimizer.new=1", 1),
+        ("1e-4", 1e-4), ("on", "on"), ("", None), ("null", None), ("[1, 2]", [1, 2]), ("{a: b}", {"a": "b"}),
+        ("a=b", "a=b"), ("'1'", "1"),
     ],
-)
-def test_the_value_of_an_override_is_yaml(folder: Path, override: str, value: object) -> None:
-    key = override.partition("=")[0].rpartition(".")[2]
-    assert overridden(folder, override)["optimizer"][key] == value
-
-
-def test_an_override_makes_sections_that_are_not_there(folder: Path) -> None:
-    assert overridden(folder, "training.clip.norm=3")["training"] == {"clip": {"norm": 3}}
-
-
-def test_later_overrides_win(folder: Path) -> None:
-    assert overridden(folder, "seed=1", "seed=2")["seed"] == 2
-
-
-def test_an_override_reaches_into_a_bare_name(folder: Path) -> None:
-    (folder / "base.yaml").write_text("method: simclr\n")
-    assert overridden(folder, "method.temperature=0.2")["method"] == {"name": "simclr", "temperature": 0.2}
-    assert overridden(folder, "data=shapes", "data.count=64")["data"] == {"name": "shapes", "count": 64}
-
-
-def test_an_override_of_the_name_drops_the_options(folder: Path) -> None:
-    assert overridden(folder, "optimizer=adamw")["optimizer"] == {"name": "adamw"}
-    assert overridden(folder, "optimizer.name=adamw", "optimizer.lr=1")["optimizer"] == {"name": "adamw", "lr": 1}
-    assert overridden(folder, "views.preset=byol")["views"] == {"preset": "byol"}
-    assert overridden(folder, "optimizer={name: sgd, lr: 2}")["optimizer"]["momentum"] == 0.8
-
-
-def test_elements_of_lists_are_reached_by_index(folder: Path) -> None:
-    (folder / "base.yaml").write_text("views: [{blur: 0.1}, {blur: 0.2}]\noptimizer: {betas: [0.9, 0.99]}\n")
-    data = overridden(folder, "views.0.blur=0.5", "views.1.size=8", "optimizer.betas.1=0.5")
-    assert data["views"] == [{"blur": 0.5}, {"blur": 0.2, "size": 8}]
-    assert data["optimizer"]["betas"] == [0.9, 0.5]
-    for bad in ("views.2.blur=1", "views.x=1", "views.-1=1", "views.²=1"):
-        assert "should be an index from 0 to 1" in problems(folder, bad)[0]
-    (folder / "base.yaml").write_text("views: []\n")
-    assert problems(folder, "views.0.blur=1") == ["command line: views.0: the list is empty"]
-
-
-def test_single_views_of_a_preset_are_kept_by_their_index(folder: Path) -> None:
-    assert overridden(folder, "views.0.blur=0.5")["views"]["0"] == {"blur": 0.5}
+)  # fmt: skip
+def test_the_value_of_an_override_is_yaml(folder: Path, value: str, expected: object) -> None:
+    assert overridden(folder, f"optimizer.lr={value}", "optimizer.new=1")["optimizer"]["lr"] == expected
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("base", "overrides", "expected"),
+    [
+        ("seed: 0", ["seed=1", "seed=2"], "seed: 2"),  # the last one wins
+        ("seed: 0", ["training.clip.norm=3"], "seed: 0\ntraining: {clip: {norm: 3}}"),
+        ("method: simclr", ["method.k=0.2"], "method: {name: simclr, k: 0.2}"),
+        ("seed: 0", ["data=shapes", "data.count=64"], "seed: 0\ndata: {name: shapes, count: 64}"),
+        # Another name drops the options.
+        ("optimizer: {name: sgd, lr: 1}", ["optimizer=adamw"], "optimizer: {name: adamw}"),
+        ("optimizer: {name: sgd, k: 1}", ["optimizer.name=adamw", "optimizer.lr=1"], "optimizer: {name: adamw, lr: 1}"),
+        ("optimizer: {name: sgd, k: 1}", ["optimizer={name: sgd, lr: 2}"], "optimizer: {name: sgd, k: 1, lr: 2}"),
+        ("views: {preset: simclr, size: 32}", ["views.preset=byol"], "views: {preset: byol}"),
+        # Elements of lists are addressed by index; single views of a preset are kept by theirs.
+        ("views: [{blur: 0}, {flip: 0}]", ["views.0.blur=1", "views.1.k=8"], "views: [{blur: 1}, {flip: 0, k: 8}]"),
+        ("optimizer: {betas: [0.9, 0.99]}", ["optimizer.betas.1=0.5"], "optimizer: {betas: [0.9, 0.5]}"),
+        ("views: {preset: simclr}", ["views.0.blur=0.5"], "views: {preset: simclr, '0': {blur: 0.5}}"),
+    ],
+)  # fmt: skip
+def test_overrides_are_applied_in_order(folder: Path, base: str, overrides: list[str], expected: str) -> None:
+    (folder / "base.yaml").write_text(base)
+    assert overridden(folder, *overrides) == parse(expected, "expected").data
+
+
+@pytest.mark.parametrize(
+    ("views", "problem"), [("[1, 2]", "should be an index from 0 to 1"), ("[]", "the list is empty")]
+)
+def test_a_wrong_index_is_reported(folder: Path, views: str, problem: str) -> None:
+    (folder / "base.yaml").write_text(f"views: {views}\n")
+    for index in ("2", "x", "-1", "²"):
+        assert problems(folder, f"views.{index}.blur=1") == [f"command line: views.{index}: {problem}"]
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
     [
         ("seed", "command line: 'seed': should look like key.path=value (optimizer.lr=0.3)"),
         ("=3", "command line: '=3': should look like key.path=value (optimizer.lr=0.3)"),
         (".lr=3", "command line: '.lr=3': should look like key.path=value (optimizer.lr=0.3)"),
         ("a..b=3", "command line: 'a..b=3': should look like key.path=value (optimizer.lr=0.3)"),
-        ("seed.x=3", "command line: seed.x: seed is 3 and has no parts"),
-        ("optimizer.lr.x=3", "command line: optimizer.lr.x: optimizer.lr is 0.1 and has no parts"),
-        ("extends=other.yaml", "command line: extends: can only be written in a file"),
+        ("seed.x=3", "command line: seed.x: seed is 3, not a mapping or a list"),
+        ("optimizer.lr.x=3", "command line: optimizer.lr.x: optimizer.lr is 0.1, not a mapping or a list"),
+        ("extends=other.yaml", "command line: extends: is only allowed in a file"),
         ("seed=[1", "command line: seed: not valid YAML: "),
         ("seed=!!python/name:os 1", "command line: seed: the tag !!python/name:os is not supported"),
     ],
 )
-def test_a_malformed_override_is_one_line(folder: Path, override: str, said: str) -> None:
-    (problem,) = problems(folder, override)
-    assert problem.startswith(said)
+def test_a_malformed_override_is_reported_in_one_line(folder: Path, override: str, problem: str) -> None:
+    (line,) = problems(folder, override)
+    assert line.startswith(problem)
 
 
-def test_all_malformed_overrides_are_told_at_once(folder: Path) -> None:
+def test_all_malformed_overrides_are_reported_at_once(folder: Path) -> None:
     assert len(problems(folder, "seed", "seed.x=1", "seed=4")) == 2
 
 
-def test_what_an_override_sets_comes_from_the_command_line(folder: Path) -> None:
+def test_the_origin_of_an_overridden_value_is_the_command_line(folder: Path) -> None:
     document = extended(folder, "seed: 7\n", ["optimizer={lr: 0.5}", "method.projector.layers=3"])
     assert document.origin(("optimizer", "lr")) == "command line"
     assert document.origin(("optimizer", "momentum")) == f"{folder}/base.yaml:4"
@@ -216,7 +182,7 @@ def test_what_an_override_sets_comes_from_the_command_line(folder: Path) -> None
     assert document.origin(("seed",)) == f"{folder}/c.yaml:2"
 
 
-def test_python_values_survive_as_arguments(folder: Path) -> None:
+def test_python_values_round_trip_as_arguments(folder: Path) -> None:
     values = {"a.b": 1e-4, "c": "on", "d": [1, "1", None], "e": Path("/tmp/x y"), "f": "😀 \u2028", "g": (0.9, 0.99),
               "h": {"k": True}, "i": ""}  # fmt: skip
     data = overridden(folder, *as_arguments(values))

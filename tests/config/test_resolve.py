@@ -1,4 +1,4 @@
-"""From a document to a `RunConfig`: defaults, every problem at once, the round trip, the digest."""
+"""From a document to a `RunConfig`: defaults, all problems at once, the round trip, the digest."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ output: ~/runs/x
 """
 
 
+SHORT = "method: simclr\ndata: shapes\n"
+
+
 def from_text(tmp_path: Path, text: str, *overrides: str) -> RunConfig:
     (tmp_path / "c.yaml").write_text(text)
     return load_config(tmp_path / "c.yaml", list(overrides))
@@ -42,12 +45,8 @@ def problems(tmp_path: Path, text: str, *overrides: str) -> list[str]:
     return [line.replace(f"{tmp_path}/", "") for line in caught.value.problems]
 
 
-def one_problem(tmp_path: Path, override: str) -> str:
-    (problem,) = problems(tmp_path, FULL, override)
-    return problem
-
-
-def test_a_whole_config_is_resolved(tmp_path: Path) -> None:
+def test_a_complete_config_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
     config = from_text(tmp_path, FULL)
     assert config.seed == 3
     assert config.method.cls is load("methods", "simclr")
@@ -57,10 +56,11 @@ def test_a_whole_config_is_resolved(tmp_path: Path) -> None:
     assert config.training.clip.norm == 3.0
     assert config.checkpoints.every_epochs is None
     assert config.views[0].size == 24
+    assert config.output == Path("/home/somebody/runs/x")
 
 
 def test_two_lines_are_a_config(tmp_path: Path) -> None:
-    config = from_text(tmp_path, "method: simclr\ndata: shapes\n")
+    config = from_text(tmp_path, SHORT)
     assert config.backbone.name == "resnet18"
     assert config.optimizer.name == "lars_simclr"  # SimCLR's own
     assert config.schedule.name == "cosine"
@@ -68,55 +68,45 @@ def test_two_lines_are_a_config(tmp_path: Path) -> None:
     assert config.output is None
 
 
-def test_options_without_a_name_change_the_default(tmp_path: Path) -> None:
-    text = "method: simclr\ndata: shapes\n"
-    usual = from_text(tmp_path, text)
-    changed = from_text(tmp_path, text, "optimizer.lr=0.7", "backbone.width=8", "schedule.warmup_epochs=0")
-    assert changed.optimizer.plain() == {**usual.optimizer.plain(), "lr": 0.7}
-    assert changed.backbone.plain() == {**usual.backbone.plain(), "width": 8}
-    assert changed.schedule.plain() == {**usual.schedule.plain(), "warmup_epochs": 0}
+def test_options_without_a_name_modify_the_default(tmp_path: Path) -> None:
+    default = from_text(tmp_path, SHORT)
+    changed = from_text(tmp_path, SHORT, "optimizer.lr=0.7", "backbone.width=8", "schedule.warmup_epochs=0")
+    assert changed.optimizer.plain() == {**default.optimizer.plain(), "lr": 0.7}
+    assert changed.backbone.plain() == {**default.backbone.plain(), "width": 8}
+    assert changed.schedule.plain() == {**default.schedule.plain(), "warmup_epochs": 0}
 
 
-def test_a_name_in_the_config_does_not_inherit_from_the_methods_default(tmp_path: Path) -> None:
-    text = "method: simclr\ndata: shapes\noptimizer: {name: lars}\n"
+def test_a_named_section_does_not_inherit_from_the_methods_default(tmp_path: Path) -> None:
+    text = f"{SHORT}optimizer: {{name: lars}}\n"
     assert problems(tmp_path, text) == ["c.yaml:3: optimizer.lr: missing; it has no default"]
 
 
-def test_null_takes_an_option_or_a_section_back_to_its_default(tmp_path: Path) -> None:
+def test_null_resets_options_and_sections_unless_it_is_a_value(tmp_path: Path) -> None:
     config = from_text(
-        tmp_path, FULL, "optimizer.weight_decay=null", "method.projector.layers=null", "backbone=null", "training=null",
-        "method.temperature=null", "seed=null",
+        tmp_path, FULL, "optimizer.weight_decay=null", "method.projector.layers=null", "backbone=null",
+        "method.temperature=null", "seed=null", "training.epochs=null", "training.clip=null",
     )  # fmt: skip
     assert config.optimizer.options.weight_decay == 0.0
     assert config.method.options.projector.layers == 2
     assert config.method.options.temperature == 0.5
     assert config.backbone.options.width == 64
-    assert config.training.epochs == 200
     assert config.seed == 0
-
-
-def test_null_is_a_value_where_the_option_has_it(tmp_path: Path) -> None:
-    config = from_text(tmp_path, FULL, "training.clip=null", "checkpoints.every_steps=null")
+    assert config.training.epochs == 200
     assert config.training.clip is None
-    assert config.checkpoints.every_steps is None
+    assert from_text(tmp_path, FULL, "training=null").training.epochs == 200
 
 
-def test_callbacks_are_switched_off_with_null_and_others_stay(tmp_path: Path) -> None:
+def test_null_disables_a_callback(tmp_path: Path) -> None:
     config = from_text(tmp_path, FULL, "callbacks.collapse=null")
     assert set(config.callbacks) == {"progress", "knn", "online_probe"}
     assert config.callbacks["knn"].options.every_epochs == 2
     assert config.plain()["callbacks"]["tensorboard"] is None
 
 
-def test_output_is_a_path_with_the_home_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert from_text(tmp_path, FULL).output == Path("/home/somebody/runs/x")
-
-
 # --- problems
 
 
-def test_every_problem_of_a_file_is_told_at_once_and_in_order(tmp_path: Path) -> None:
+def test_all_problems_of_a_file_are_reported_at_once_and_in_order(tmp_path: Path) -> None:
     text = """\
 sed: 3
 method: {name: simclr, temprature: 0.2, projector: {layerz: 3}}
@@ -145,7 +135,7 @@ seed: -1
         "c.yaml:10: training.epochs: should be a valid integer, not 1.5",
         "c.yaml:10: training.clip.norm: should be greater than 0, not -1",
         "c.yaml:11: checkpoints: should be a mapping of options, not [1]",
-        "c.yaml:12: callbacks.knn: should be a mapping of options, or null to switch it off, not 3",
+        "c.yaml:12: callbacks.knn: should be a mapping of options, or null to disable it, not 3",
         "c.yaml:12: callbacks.knnn: unknown callback 'knnn'; did you mean knn?",
         "c.yaml:13: views.strengt: unknown option of 'views'; did you mean strength?",
         "c.yaml:14: output: should be the path of a directory, not 3",
@@ -154,7 +144,7 @@ seed: -1
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "problem"),
     [
         ("training.epochs='3'", "training.epochs: should be a valid integer, not '3'"),
         ("training.epochs=true", "training.epochs: should be a valid integer, not true"),
@@ -174,7 +164,6 @@ seed: -1
         ("optimizer.lr=.nan", "optimizer.lr: should be a finite number, not .nan"),
         ("optimizer.lr=0", "optimizer.lr: should be greater than 0, not 0"),
         ("optimizer.lr=null", "optimizer.lr: missing; it has no default"),
-        ("optimizer.name=adamw", "optimizer.lr: missing; it has no default"),
         ("optimizer=adamw", "optimizer.lr: missing; it has no default"),
         ("optimizer.exclude=[norms]", "optimizer.exclude.0: should be 'weight', 'norm', 'bias' or 'embedding', not "),
         ("optimizer.exclude=norm", "optimizer.exclude: should be a list, not 'norm'"),
@@ -182,22 +171,25 @@ seed: -1
         ("optimizer={name: adamw, lr: 1, betas: [0.9]}", "optimizer.betas: has too few values"),
         ("method.projector=3", "method.projector: should be a mapping of options, not 3"),
         ("method.name=[simclr]", "method: should be a name, or a mapping with `name`; see `ssl list methods`"),
-        ("method=3", "method: should be a name, or a mapping with `name`; see `ssl list methods`"),
         ("data.root=1", "data.root: unknown option of 'shapes'"),
         ("seed=1.5", "seed: should be a whole number from 0, not 1.5"),
         ("seed=true", "seed: should be a whole number from 0, not true"),
-        ("seed=-1", "seed: should be a whole number from 0, not -1"),
         ("training=fast", "training: should be a mapping of options, not 'fast'"),
         ("callbacks=[knn]", "callbacks: should be a mapping of names to options, not [knn]"),
         ("callbacks.knn.k=x", "callbacks.knn.k: should be a valid integer, not 'x'"),
-        ("views=simclr", "views: should be a mapping or a list of views, not 'simclr'"),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_one_line(tmp_path: Path, override: str, said: str) -> None:
-    assert one_problem(tmp_path, override).startswith(f"command line: {said}")
+def test_a_wrong_value_is_reported_in_one_line(tmp_path: Path, override: str, problem: str) -> None:
+    (line,) = problems(tmp_path, FULL, override)
+    assert line.startswith(f"command line: {problem}")
 
 
-def test_what_is_missing_is_told_with_an_example(tmp_path: Path) -> None:
+def test_a_long_value_is_shortened(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, FULL, f"training.epochs={'x' * 5000}")
+    assert len(line) < 150
+
+
+def test_missing_sections_are_reported_with_an_example(tmp_path: Path) -> None:
     assert problems(tmp_path, "seed: 1\n") == [
         "c.yaml: method: missing; write `method: simclr`",
         "c.yaml: data: missing; write `data: {name: cifar10, root: ./data}`",
@@ -207,17 +199,13 @@ def test_what_is_missing_is_told_with_an_example(tmp_path: Path) -> None:
     ]
 
 
-def test_views_are_checked_even_when_the_method_is_not_known(tmp_path: Path) -> None:
+def test_views_are_checked_even_if_the_method_is_unknown(tmp_path: Path) -> None:
     found = problems(tmp_path, "method: simclrr\ndata: shapess\nviews: [{blurr: 1}]\n")
     assert [line.partition(": ")[0] for line in found] == ["c.yaml:1", "c.yaml:2", "c.yaml:3"]
     assert len(problems(tmp_path, "method: simclrr\ndata: shapes\nviews: {flip: 2}\n")) == 1
 
 
-def test_a_long_value_is_shown_shortened(tmp_path: Path) -> None:
-    assert len(one_problem(tmp_path, f"training.epochs={'x' * 5000}")) < 150
-
-
-def test_a_problem_names_the_file_that_has_the_value(tmp_path: Path) -> None:
+def test_a_problem_is_reported_for_the_file_with_the_value(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(FULL.replace("lr: 0.4", "lr: fast"))
     (tmp_path / "c.yaml").write_text("extends: base.yaml\ntraining:\n  epochs: many\n")
     with pytest.raises(ConfigError) as caught:
@@ -229,7 +217,7 @@ def test_a_problem_names_the_file_that_has_the_value(tmp_path: Path) -> None:
     ]
 
 
-def test_options_on_the_command_line_alone_are_checked_likewise() -> None:
+def test_options_without_a_config_are_checked_alike() -> None:
     knn = load("evaluators", "knn").Options
     assert parse_options(knn, ["k=[5]"], "'knn'").k == (5,)
     assert parse_options(knn, ["k=null"], "'knn'").k == knn().k
@@ -261,7 +249,7 @@ def written_and_read(config: RunConfig, tmp_path: Path) -> RunConfig:
         ["optimizer={name: lars, lr: 0.1}", "schedule={name: step}", "backbone=resnet50"],
     ],
 )
-def test_the_resolved_config_is_a_config_of_the_same_run(tmp_path: Path, overrides: list[str]) -> None:
+def test_a_resolved_config_describes_the_same_run(tmp_path: Path, overrides: list[str]) -> None:
     config = from_text(tmp_path, FULL, *overrides)
     again = written_and_read(config, tmp_path)
     assert again == config
@@ -284,7 +272,7 @@ def test_the_digest_changes_with_every_value(tmp_path: Path) -> None:
     assert len(digests | {config.digest()}) == len(changed) + 1
 
 
-def test_the_digest_says_what_is_trained_and_not_how_it_was_written(tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_how_the_config_is_written(tmp_path: Path) -> None:
     config = from_text(tmp_path, FULL)
     assert len(config.digest()) == 8
     reordered = "\n".join(reversed(FULL.splitlines())) + "\n"
@@ -293,14 +281,14 @@ def test_the_digest_says_what_is_trained_and_not_how_it_was_written(tmp_path: Pa
     assert written_and_read(config, tmp_path).digest() == config.digest()
 
 
-def test_the_plain_config_holds_every_value_that_is_used(tmp_path: Path) -> None:
-    plain = from_text(tmp_path, "method: simclr\ndata: shapes\n").plain()
+def test_the_plain_config_contains_every_value(tmp_path: Path) -> None:
+    plain = from_text(tmp_path, SHORT).plain()
     keys = {".".join(map(str, key)) for key in leaves(plain)}
     assert {"method.temperature", "backbone.stem", "data.split", "optimizer.weight_decay", "checkpoints.keep",
             "training.precision", "callbacks.knn.k", "views.0.operations.0.scale.0"} <= keys  # fmt: skip
 
 
-def test_the_british_spelling_of_version_0_1_is_still_understood(tmp_path):
+def test_british_spellings_of_version_0_1_are_still_read(tmp_path):
     config = from_text(tmp_path, "method: byol\ndata: {name: images, root: ., normalisation: measured}\n")
     assert config.data.options.normalization == "measured"
     assert "normalisation" not in config.plain()["data"]

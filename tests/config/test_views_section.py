@@ -1,4 +1,4 @@
-"""The `views:` section: presets, short keys for all views or for one, full lists, and what is refused."""
+"""The `views:` section: presets, short keys for all views or one, lists of views, and errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def problems(tmp_path: Path, views: str, *overrides: str) -> list[str]:
     return [line.replace(f"{tmp_path}/", "") for line in caught.value.problems]
 
 
-def test_without_a_section_the_views_are_the_papers(tmp_path: Path) -> None:
+def test_without_a_section_the_views_are_the_methods(tmp_path: Path) -> None:
     (view,) = plain_views(tmp_path)
     assert (view["count"], view["size"]) == (2, 32)
     assert list(operations(view)) == ["crop", "flip", "jitter", "grayscale"]
@@ -44,61 +44,68 @@ def test_without_a_section_the_views_are_the_papers(tmp_path: Path) -> None:
     assert plain_views(tmp_path, "views: {preset: simclr}") == [view]
 
 
-def test_the_size_is_the_datas_own_unless_it_is_given(tmp_path: Path) -> None:
+def test_the_size_is_the_datas_unless_it_is_set_and_a_preset_depends_on_it(tmp_path: Path) -> None:
     assert plain_views(tmp_path, "", "data.size=48")[0]["size"] == 48
     assert plain_views(tmp_path, "views: {size: 24}")[0]["size"] == 24
     assert plain_views(tmp_path, "views: {size: null}")[0]["size"] == 32
-
-
-def test_a_preset_sees_the_size_that_is_asked_for(tmp_path: Path) -> None:
     large = operations(plain_views(tmp_path, "views: {size: 96}")[0])
-    assert large["blur"]["p"] == 0.5
-    assert large["jitter"]["brightness"] == 0.8
+    assert (large["blur"]["p"], large["jitter"]["brightness"]) == (0.5, 0.8)
 
 
-def test_options_of_a_preset_stand_beside_it(tmp_path: Path) -> None:
+def test_options_of_a_preset_are_given_beside_it(tmp_path: Path) -> None:
     assert operations(plain_views(tmp_path, "views: {strength: 0.25}")[0])["jitter"]["hue"] == pytest.approx(0.05)
     assert operations(plain_views(tmp_path, "views: {size: 96, blur: 0.3}")[0])["blur"] == {
         "p": 0.3, "sigma": [0.1, 2.0], "kernel": 0.1,  # the preset's own kernel stays
     }  # fmt: skip
 
 
-def test_a_short_key_sets_every_view(tmp_path: Path) -> None:
+def test_a_short_key_changes_every_view(tmp_path: Path) -> None:
     first, second = plain_views(tmp_path, "views: {preset: byol, solarize: 0.4, crop_scale: [0.3, 0.9]}")
     assert operations(first)["solarize"]["p"] == operations(second)["solarize"]["p"] == 0.4
     assert operations(first)["crop"]["scale"] == operations(second)["crop"]["scale"] == [0.3, 0.9]
     assert operations(first)["crop"]["interpolation"] == "bicubic"
 
 
-def test_a_number_for_an_operation_is_its_probability_and_nothing_else_changes(tmp_path: Path) -> None:
-    usual = operations(plain_views(tmp_path)[0])["jitter"]
-    assert operations(plain_views(tmp_path, "views: {jitter: 0.1}")[0])["jitter"] == {**usual, "p": 0.1}
-
-
-def test_options_of_an_operation_merge_with_the_presets(tmp_path: Path) -> None:
-    usual = operations(plain_views(tmp_path)[0])["jitter"]
-    assert operations(plain_views(tmp_path, "", "views.jitter.hue=0.5")[0])["jitter"] == {**usual, "hue": 0.5}
-    four = operations(plain_views(tmp_path, "views: {jitter: [0.1, 0.2, 0.3, 0.4]}")[0])["jitter"]
-    assert four == {"brightness": 0.1, "contrast": 0.2, "saturation": 0.3, "hue": 0.4, "p": usual["p"]}
+@pytest.mark.parametrize(
+    ("value", "changes"),
+    [
+        ("0.1", {"p": 0.1}),
+        ("{hue: 0.5}", {"hue": 0.5}),
+        ("[0.1, 0.2, 0.3, 0.4]", {"brightness": 0.1, "contrast": 0.2, "saturation": 0.3, "hue": 0.4}),
+    ],
+)
+def test_the_value_of_a_short_key_is_merged_with_the_presets(
+    tmp_path: Path, value: str, changes: dict[str, float]
+) -> None:
+    default = operations(plain_views(tmp_path)[0])["jitter"]
+    assert operations(plain_views(tmp_path, f"views: {{jitter: {value}}}")[0])["jitter"] == {**default, **changes}
 
 
 @pytest.mark.parametrize("off", ["0", "0.0", "false"])
-def test_zero_switches_an_operation_off(tmp_path: Path, off: str) -> None:
+def test_zero_disables_an_operation(tmp_path: Path, off: str) -> None:
     assert "jitter" not in operations(plain_views(tmp_path, f"views: {{jitter: {off}}}")[0])
     assert "blur" not in operations(plain_views(tmp_path, f"views: {{preset: byol, blur: {off}}}")[0])
 
 
-def test_null_takes_a_short_key_back_to_the_preset(tmp_path: Path) -> None:
-    usual = plain_views(tmp_path)
+def test_null_resets_a_short_key_to_the_presets(tmp_path: Path) -> None:
+    default = plain_views(tmp_path)
     changed = "views: {jitter: 0.1, crop_scale: [0.5, 1]}"
-    assert plain_views(tmp_path, changed) != usual
-    assert plain_views(tmp_path, changed, "views.jitter=null", "views.crop_scale=null") == usual
+    assert plain_views(tmp_path, changed) != default
+    assert plain_views(tmp_path, changed, "views.jitter=null", "views.crop_scale=null") == default
 
 
-def test_an_operation_that_the_preset_leaves_out_can_be_added_in_the_usual_order(tmp_path: Path) -> None:
-    (view,) = plain_views(tmp_path, "views: {solarize: 0.2, blur: {p: 0.5, sigma: [0.2, 1.0]}}")
-    assert list(operations(view)) == ["crop", "flip", "jitter", "grayscale", "blur", "solarize"]
-    assert operations(view)["blur"]["sigma"] == [0.2, 1.0]
+@pytest.mark.parametrize(
+    ("views", "order"),
+    [
+        ("{blur: {p: 0.5}, solarize: 0.2}", ["crop", "flip", "jitter", "grayscale", "blur", "solarize"]),
+        ("[{count: 2, order: [blur, jitter], flip: 1, jitter: 1, blur: 1}]", ["crop", "blur", "jitter", "flip"]),
+        ("[{count: 2, operations: [crop, blur, jitter, blur]}]", ["crop", "blur", "jitter", "blur"]),
+        ("{0: {operations: [resize, {name: flip, p: 1.0}]}}", ["resize", "flip"]),
+    ],
+)
+def test_operations_are_in_the_default_order_or_as_listed(tmp_path: Path, views: str, order: list[str]) -> None:
+    view = plain_views(tmp_path, f"views: {views}")[0]
+    assert [each["name"] for each in view["operations"]] == order
 
 
 def test_one_view_can_differ(tmp_path: Path) -> None:
@@ -111,47 +118,31 @@ def test_one_view_can_differ(tmp_path: Path) -> None:
     assert operations(second)["jitter"]["p"] == operations(first)["jitter"]["p"] == 0.8
 
 
-def test_a_list_of_operations_takes_the_place_of_one_views_short_keys(tmp_path: Path) -> None:
-    first, second = plain_views(tmp_path, "views: {0: {operations: [resize, {name: flip, p: 1.0}]}}")
-    assert list(operations(first)) == ["resize", "flip"]
-    assert "jitter" in operations(second)
-
-
-def test_a_view_that_is_not_there_is_told(tmp_path: Path) -> None:
-    assert problems(tmp_path, "views:\n  2: {blur: 0.1}\n") == ["c.yaml:4: views.2: there are 2 views, numbered from 0"]
-
-
-def test_a_full_list_says_everything_and_no_preset_adds_to_it(tmp_path: Path) -> None:
+def test_a_list_of_views_is_complete_and_no_preset_adds_to_it(tmp_path: Path) -> None:
     first, second = plain_views(
         tmp_path,
         "views:\n- {count: 1, size: 24, operations: [{name: crop, scale: [0.2, 1]}, flip]}\n- {flip: 0.5}\n",
     )
     assert (first["count"], first["size"], second["size"]) == (1, 24, 32)
     assert operations(first)["crop"]["scale"] == [0.2, 1.0]
-    assert list(operations(first)) == ["crop", "flip"]
-    assert list(operations(second)) == ["crop", "flip"]
-
-
-def test_the_order_of_a_list_of_operations_is_kept(tmp_path: Path) -> None:
-    (view,) = plain_views(tmp_path, "views: [{count: 2, operations: [crop, blur, jitter, blur]}]")
-    assert [each["name"] for each in view["operations"]] == ["crop", "blur", "jitter", "blur"]
+    assert list(operations(first)) == list(operations(second)) == ["crop", "flip"]
 
 
 @pytest.mark.parametrize("listed", ["[]", "[flip]", "[flip, crop]", "[crop, resize]"])
-def test_a_view_needs_one_geometric_operation_at_its_start(tmp_path: Path, listed: str) -> None:
+def test_a_view_needs_one_geometric_operation_as_its_first(tmp_path: Path, listed: str) -> None:
     assert problems(tmp_path, f"views: [{{operations: {listed}}}]") == [
-        "c.yaml:3: views.0: a view needs exactly one geometric operation, and it comes first (crop, resize)"
+        "c.yaml:3: views.0: a view needs exactly one geometric operation (crop, resize), as its first"
     ]
 
 
 @pytest.mark.parametrize(
-    ("views", "said"),
+    ("views", "problem"),
     [
         ("[{operations: [crop, blurr]}]", "views.0.operations.1: unknown view operation or preset 'blurr'; did "),
         ("[{operations: [crop, simclr]}]", "views.0.operations.1: 'simclr' is a preset, not an operation"),
         ("[{operations: [crop, 3]}]", "views.0.operations.1: should be the name of an operation, or a "),
         ("[{operations: crop}]", "views.0.operations: should be a list"),
-        ("[{operations: [crop], blur: 0.1}]", "views.0.blur: cannot stand beside a list of operations; set it "),
+        ("[{operations: [crop], blur: 0.1}]", "views.0.blur: cannot be combined with a list of operations: "),
         ("[{operations: [{name: crop, scal: 1}]}]", "views.0.operations.0.scal: unknown option of 'crop'; did "),
         ("[{blurr: 0.1}]", "views.0.blurr: unknown option of a view; did you mean blur?"),
         ("[{count: 0}]", "views.0.count: should be greater than or equal to 1, not 0"),
@@ -159,6 +150,11 @@ def test_a_view_needs_one_geometric_operation_at_its_start(tmp_path: Path, liste
         ("[]", "views: should have one view or more"),
         ("simclr", "views: should be a mapping or a list of views, not 'simclr'"),
         ("{preset: simclrr}", "views.preset: unknown view operation or preset 'simclrr'; did you mean simclr?"),
+        ("{2: {blur: 0.1}}", "views.2: out of range: 2 views, numbered from 0"),
+        ("[{order: jitter}]", "views.0.order: should be a list of some of flip, jitter, "),
+        ("[{order: [crop]}]", "views.0.order: should be a list of some of flip, jitter, "),
+        ("[{order: [[flip]]}]", "views.0.order: should be a list of some of flip, jitter, "),
+        ("[{count: 1}]", "views: 'simclr' needs at least 2 views of an image, not 1"),
         ("{preset: crop}", "views.preset: 'crop' is a single operation, not a preset of views"),
         ("{preset: [simclr]}", "views: should name a preset, or be a list of views"),
         ("{blurr: 1}", "views.blurr: unknown option of 'views'; did you mean blur?"),
@@ -176,45 +172,36 @@ def test_a_view_needs_one_geometric_operation_at_its_start(tmp_path: Path, liste
         ("{blur: {kernel: narrow}}", "views.blur.kernel: should be 'wide' or a valid number, not 'narrow'"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_that_says_where_and_what(tmp_path: Path, views: str, said: str) -> None:
-    (problem,) = problems(tmp_path, f"views: {views}\n")
-    assert problem.startswith(f"c.yaml:3: {said}")
+def test_a_wrong_value_is_reported_in_one_line(tmp_path: Path, views: str, problem: str) -> None:
+    (line,) = problems(tmp_path, f"views: {views}\n")
+    assert line.startswith(f"c.yaml:3: {problem}")
 
 
-def test_mistakes_in_several_views_are_told_at_once(tmp_path: Path) -> None:
+def test_problems_in_several_views_are_reported_at_once(tmp_path: Path) -> None:
     found = problems(tmp_path, "views:\n- {blurr: 1}\n- {count: x}\n- {operations: [flip]}\n")
     assert [line.partition(": ")[0] for line in found] == ["c.yaml:4", "c.yaml:5", "c.yaml:6"]
 
 
-def test_views_written_out_are_read_back_as_they_are(tmp_path: Path) -> None:
+def test_resolved_views_are_read_back_the_same(tmp_path: Path) -> None:
     first = config(tmp_path, "views: {preset: byol, size: 24}", "views.0.blur=0.3", "views.1.solarize.threshold=0.2")
     again = resolve(Document(first.plain()))
     assert again.views == first.views
     assert again.plain() == first.plain()
 
 
-def test_a_method_is_refused_another_number_of_views_than_it_needs(
+def test_another_number_of_views_than_the_method_needs_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert sum(view["count"] for view in plain_views(tmp_path, "views: [{count: 2}, {count: 3, size: 16}]")) == 5
     monkeypatch.setattr(load("methods", "simclr"), "view_count", 2)
     config(tmp_path, "views: [{flip: 0.5}, {flip: 0}]")
     assert problems(tmp_path, "views: [{count: 3}]") == ["c.yaml:3: views: 'simclr' needs 2 views of an image, not 3"]
 
 
-def test_the_origin_of_a_bad_view_is_the_file_that_has_it(tmp_path: Path) -> None:
+def test_a_problem_is_reported_for_the_file_with_the_view(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(HEAD + "views:\n  preset: simclr\n  flip: 2\n")
     (tmp_path / "c.yaml").write_text("extends: base.yaml\n")
     with pytest.raises(ConfigError, match=r"base\.yaml:5: views\.flip"):
         resolve(read_config(tmp_path / "c.yaml", ["views.jitter=0.2"]))
     with pytest.raises(ConfigError, match=r"^command line: views\.flip"):
         resolve(read_config(tmp_path / "c.yaml", ["views.flip=3"]))
-
-
-def test_fewer_views_than_the_method_can_use_are_told(tmp_path: Path) -> None:
-    assert problems(tmp_path, "views: [{count: 1}]") == [
-        "c.yaml:3: views: 'simclr' needs at least 2 views of an image, not 1"
-    ]
-
-
-def test_a_method_of_many_views_takes_more_than_its_recipe_has(tmp_path: Path) -> None:
-    assert sum(view["count"] for view in plain_views(tmp_path, "views: [{count: 2}, {count: 3, size: 16}]")) == 5

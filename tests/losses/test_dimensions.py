@@ -1,29 +1,18 @@
-"""The D×D product of dimensions, some of its rows at a time."""
+"""The D×D product of dimensions: by products of rows where that is smaller, and shared by the processes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from literal import rows
 
 from sslcli.losses import dimensions
 from sslcli.losses.dimensions import dimension_products
 
 
-def embeddings(rows: int = 6, width: int = 7) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, rows, width, generator=generator, dtype=torch.float64)
-    return a.requires_grad_(), b.requires_grad_()
-
-
-@pytest.mark.parametrize("rows", [2, 3, 6])  # few rows go by products of rows, many by stretches
-@pytest.mark.parametrize("length", [1, 3, 7, 512])
-def test_diagonal_and_squares_are_those_of_the_whole_product(
-    monkeypatch: pytest.MonkeyPatch, length: int, rows: int
-) -> None:
-    monkeypatch.setattr(dimensions, "_PRODUCT_ROWS", length)
-    monkeypatch.setattr(dimensions, "stretch_length", lambda width, device: 1)
-    a, b = embeddings(rows)
+@pytest.mark.parametrize("count", [2, 3, 6])  # few rows go by products of rows
+def test_diagonal_and_squares_are_those_of_the_whole_product(count: int) -> None:
+    a, b = (z.requires_grad_() for z in (rows(count, 7), rows(count, 7, seed=1)))
     diagonal, others = dimension_products(a, b, 5)
     found = torch.autograd.grad((1 - diagonal).square().sum() + 3 * others, (a, b))
     whole = a.T @ b / 5
@@ -34,14 +23,17 @@ def test_diagonal_and_squares_are_those_of_the_whole_product(
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("rows", [3, 30])
-def test_nothing_of_the_products_size_is_kept(rows: int) -> None:
-    sizes: list[int] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        sizes.append(tensor.numel())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        dimension_products(*embeddings(rows, 50), 3)
-    assert max(sizes) == rows * 50
+@pytest.mark.parametrize("processes", [1, 2, 3, 6])
+def test_the_processes_shares_add_up_to_the_matrix(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    """Dimensions that the processes don't divide evenly, and processes without any."""
+    a, b = rows(6, 4), rows(6, 4, seed=1)
+    product = a.T @ b / 6
+    monkeypatch.setattr(dimensions, "world_size", lambda: processes)
+    diagonals, others = [], 0.0
+    for process in range(processes):
+        monkeypatch.setattr(dimensions, "rank", lambda process=process: process)
+        diagonal, off = dimension_products(a, b, 6)
+        diagonals.append(diagonal)
+        others += off.item()
+    torch.testing.assert_close(torch.cat(diagonals), product.diagonal())
+    assert others == pytest.approx((product.square().sum() - product.diagonal().square().sum()).item())

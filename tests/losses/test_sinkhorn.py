@@ -1,4 +1,4 @@
-"""Sinkhorn's iterations against a literal transcription of the paper's listing, and where they end."""
+"""Sinkhorn's iterations against a literal transcription of the paper's listing, and their limits."""
 
 from __future__ import annotations
 
@@ -84,16 +84,9 @@ def test_only_the_ratio_of_scores_and_epsilon_matters() -> None:
     torch.testing.assert_close(sinkhorn(4 * random_scores(), 0.2), sinkhorn(random_scores(), 0.05))
 
 
-def test_equal_scores_are_shared_equally() -> None:
+def test_equal_scores_a_single_sample_and_a_single_prototype_are_shared_equally() -> None:
     assert torch.equal(sinkhorn(torch.ones(3, 4)), torch.full((3, 4), 0.25))
-
-
-def test_a_single_sample_is_shared_equally_whatever_its_scores() -> None:
-    q = sinkhorn(random_scores(samples=1))
-    torch.testing.assert_close(q, torch.full((1, 4), 0.25, dtype=torch.float64))
-
-
-def test_a_single_prototype_takes_all() -> None:
+    torch.testing.assert_close(sinkhorn(random_scores(samples=1)), torch.full((1, 4), 0.25, dtype=torch.float64))
     assert torch.equal(sinkhorn(random_scores(prototypes=1).float()), torch.ones(7, 1))
 
 
@@ -104,18 +97,15 @@ def test_no_size_of_the_scores_overflows(size: float) -> None:
     torch.testing.assert_close(q.sum(dim=1), torch.ones(7))
 
 
-def test_a_prototype_far_from_all_samples_gets_its_share_too() -> None:
-    scores = torch.tensor([[1.0, -90.0], [1.0, -90.0]])
-    assert torch.equal(sinkhorn(scores), torch.full((2, 2), 0.5))
+def test_prototypes_and_samples_far_from_all_others_get_their_share_too() -> None:
+    assert torch.equal(sinkhorn(torch.tensor([[1.0, -90.0], [1.0, -90.0]])), torch.full((2, 2), 0.5))
+    scores = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1e4, -1e4]])
+    torch.testing.assert_close(sinkhorn(scores)[2], torch.tensor([0.5, 0.5]))
 
 
-def test_assignments_carry_no_gradient() -> None:
-    assert not sinkhorn(random_scores().requires_grad_()).requires_grad
-
-
-def test_the_scores_are_left_as_they_were() -> None:
-    scores = random_scores()
-    sinkhorn(scores, 1.0)
+def test_assignments_carry_no_gradient_and_the_scores_are_not_changed() -> None:
+    scores = random_scores().requires_grad_()
+    assert not sinkhorn(scores, 1.0).requires_grad
     assert torch.equal(scores, random_scores())
 
 
@@ -139,14 +129,9 @@ def test_rows_that_are_not_used_change_nothing_and_are_assigned_to_nothing() -> 
     assert torch.equal(sinkhorn(others, used=torch.ones(10, dtype=torch.bool)), sinkhorn(others))
 
 
-def test_the_first_rows_alone_are_the_first_rows_of_all() -> None:
+def test_the_first_rows_on_request_are_the_first_rows_of_all() -> None:
     scores, used = random_scores(), torch.arange(7) != 5
     assert torch.equal(sinkhorn(scores, used=used, rows=3), sinkhorn(scores, used=used)[:3])
-
-
-def test_a_sample_far_from_all_prototypes_is_assigned_too() -> None:
-    scores = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1e4, -1e4]])
-    torch.testing.assert_close(sinkhorn(scores)[2], torch.tensor([0.5, 0.5]))
 
 
 def test_wrong_shapes_and_numbers_are_refused() -> None:
@@ -173,7 +158,7 @@ def test_sinkhorn_on_cuda_never_waits_for_the_device() -> None:
     torch.testing.assert_close(q.cpu(), sinkhorn(scores.cpu()), rtol=1e-4, atol=1e-5)
 
 
-def test_many_iterations_where_prototypes_cannot_be_shared_out_equally_end_in_numbers() -> None:
+def test_many_iterations_stay_finite_where_prototypes_cannot_be_used_equally() -> None:
     """Two prototypes have one sample only: its column's factor would double with every iteration."""
     q = sinkhorn(torch.tensor([[1.0, 1, 0], [0, 0, 1]]), 0.005, 300)
     torch.testing.assert_close(q, torch.tensor([[0.5, 0.5, 0], [0, 0, 1]]))

@@ -13,43 +13,39 @@ from torch import Tensor
 from sslcli.distributed import _GatherWithGradient
 from sslcli.losses import (
     barlow_twins,
-    barlow_twins_terms,
-    batch_contrast,
+    barlow_twins_and_metrics,
     batch_info_nce,
     byol_regression,
-    contrast_bce,
-    contrast_ce,
     dino,
     eqco,
     info_nce,
-    inner_product,
     negative_cosine,
     nt_xent,
-    queue_contrast,
     sinkhorn,
     sup_con,
     swapped_prediction,
     vicreg,
-    vicreg_terms,
+    vicreg_and_metrics,
 )
+from sslcli.losses.contrast import contrast_bce, contrast_ce, pair_logits
 
 #: Images in the joined batch, half of them on each process; dimensions; views of an image.
 COUNT, DIM, VIEWS = 8, 6, 4
+PAIRS = [(0, 1), (0, 3), (1, 2)]
 
 #: From (VIEWS, N, DIM) embeddings that need a gradient and N whole numbers (labels, indices), to the loss.
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 CASES: dict[str, Loss] = {
     "barlow_twins": lambda z, labels: barlow_twins(z[0], z[1], 0.5),
-    "barlow_twins_terms": lambda z, labels: sum(barlow_twins_terms(list(z), [(0, 1), (0, 3), (1, 2)])),
+    "barlow_twins of pairs": lambda z, labels: barlow_twins_and_metrics(list(z), PAIRS)[0],
     "byol_regression": lambda z, labels: byol_regression(z[0], z[1]),
     "vicreg": lambda z, labels: vicreg(z[0], z[1]),
-    "vicreg_terms": lambda z, labels: sum(vicreg_terms(list(z), [(0, 1), (0, 3), (1, 2)])),
-    "contrast_of_all": lambda z, labels: contrast_ce(batch_contrast(z[0], z[1], z[2], 0.5), 50.0),
-    "contrast_of_the_other_view": lambda z, labels: contrast_ce(batch_contrast(z[0], z[1].detach(), None, 0.5)),
-    "contrast_bce": lambda z, labels: contrast_bce(batch_contrast(z[0], z[1], z[0], 0.5, unit_sphere=False)),
-    "contrast_with_a_queue": lambda z, labels: contrast_bce(queue_contrast(z[0], z[1], inputs()[0][2], 0.5)),
-    "inner_product": lambda z, labels: inner_product(z[0], z[1]),
+    "vicreg of pairs": lambda z, labels: vicreg_and_metrics(list(z), PAIRS)[0],
+    "contrast of all": lambda z, labels: contrast_ce(pair_logits(z[0], z[1], 0.5, own=z[2]), 50.0),
+    "contrast of the other view": lambda z, labels: contrast_ce(pair_logits(z[0], z[1].detach(), 0.5)),
+    "contrast_bce": lambda z, labels: contrast_bce(pair_logits(z[0], z[1], 0.5, own=z[0], unit_sphere=False)),
+    "contrast with a queue": lambda z, labels: contrast_bce(pair_logits(z[0], z[1], 0.5, negatives=inputs()[0][2])),
     "batch_info_nce": lambda z, labels: batch_info_nce(z[0], z[1], 0.5),
     "eqco": lambda z, labels: eqco(z[0], z[1], inputs()[0][2], 0.5, 50.0),
     "info_nce": lambda z, labels: info_nce(z[0], z[1], inputs()[0][2], 0.5),
@@ -97,7 +93,7 @@ def one_of_two(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with what two processes found; one start serves every loss."""
+    """The folder with the results of two processes, started once for all losses."""
     folder = tmp_path_factory.mktemp("two")
     torch.multiprocessing.spawn(one_of_two, args=(str(folder),), nprocs=2)
     return folder
@@ -109,7 +105,7 @@ def test_two_processes_have_the_value_and_gradient_of_one(name: str, two_process
     torch.testing.assert_close(found, value_and_gradient(CASES[name], slice(None)), rtol=1e-9, atol=1e-12)
 
 
-def test_the_gathers_backward_leaves_the_gradient_that_comes_in_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gathers_backward_does_not_change_its_incoming_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be another operand's gradient as well."""
     monkeypatch.setattr(dist, "all_reduce", lambda x: x.mul_(2))
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)

@@ -6,16 +6,14 @@ import copy
 from typing import Any
 
 import torch
+from method_helpers import RUN, make
+from method_helpers import batch as any_batch
 from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
-from sslcli.contracts.data import DataInfo
-from sslcli.contracts.method import Batch, Progress, RunInfo, View
+from sslcli.contracts.method import Batch, RunInfo
 from sslcli.methods.dino import DINO
 from sslcli.modules.drop_path import DropPath
-
-DATA = DataInfo("random", 3, (4, 4), (0.5,) * 3, (0.2,) * 3)
-TOTAL, PER_EPOCH = 10, 5
 
 
 class Pooled(Backbone):
@@ -27,15 +25,14 @@ class Pooled(Backbone):
         self.linear = nn.Linear(3, 6)
         self.norm = nn.BatchNorm1d(6)
         self.branches = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), DropPath(rate)) for _ in range(2))
-        self.calls: list[tuple[int, int]] | None = []  # images and side of each pass
+        self.calls: list[tuple[int, int]] = []  # images and side of each pass
 
     @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> Pooled:
         return cls()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        if self.calls is not None:
-            self.calls.append((len(x), x.shape[-1]))
+        self.calls.append((len(x), x.shape[-1]))
         h = self.norm(self.linear(x.mean(dim=(2, 3))))
         for branch in self.branches:
             h = h + branch(h)
@@ -61,29 +58,12 @@ class Literal(nn.Module):
         return self.last(z / z.norm(dim=1, keepdim=True))
 
 
-def build(seed: int = 0, rate: float = 0.0, run: RunInfo | None = None, **options: Any) -> DINO:
-    torch.manual_seed(seed)
+def build(rate: float = 0.0, run: RunInfo = RUN, **options: Any) -> DINO:
     head = {"hidden_dim": 8, "bottleneck_dim": 5, "prototypes": 7, **options.pop("head", {})}
-    run = run or RunInfo(TOTAL, PER_EPOCH, TOTAL // PER_EPOCH, 8, 1, DATA)
     # Without drop-path, unless a test asks: then two passes give the same.
-    return DINO(Pooled(rate), DINO.Options.parse({"drop_path": 0.0, "head": head, **options}), run).train()
+    return make(DINO, backbone=lambda: Pooled(rate), run=run, **{"drop_path": 0.0, "head": head, **options})
 
 
-def batch(method: DINO, step: int = 0, sides: tuple[int, ...] = (4, 4, 2, 2, 2), images: int = 8) -> Batch:
-    generator = torch.Generator().manual_seed(step)
-    views = [View(torch.randn(images, 3, side, side, generator=generator)) for side in sides]
-    schedule = {name: torch.tensor(function(step)) for name, function in method.schedules().items()}
-    return Batch(views, None, torch.arange(images), schedule)
-
-
-def train(method: DINO, first: int, last: int) -> None:
-    for step in range(first, last):
-        out = method(batch(method, step))
-        method.zero_grad()
-        out.loss.backward()
-        method.after_backward(Progress(step, TOTAL, PER_EPOCH))
-        with torch.no_grad():
-            for parameter in method.parameters():
-                if parameter.grad is not None:
-                    parameter -= 0.5 * parameter.grad
-            method.after_step([out.carry], Progress(step + 1, TOTAL, PER_EPOCH))
+def batch(method: DINO, step: int = 0) -> Batch:
+    """Two global views and three local ones."""
+    return any_batch(4, 4, 2, 2, 2, seed=step, method=method)

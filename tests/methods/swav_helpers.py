@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from method_helpers import COUNT, DATA, PER_EPOCH, STEPS, make
 from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
-from sslcli.contracts.data import DataInfo
 from sslcli.contracts.method import Batch, Progress, RunInfo, Step, View
 from sslcli.methods.swav import SwAV
 
-COUNT, STEPS, PER_EPOCH = 8, 10, 5
 SMALL: dict[str, Any] = {"projector": {"hidden_dim": 12, "output_dim": 6}, "prototypes": 10, "queue_size": 0}
 
 
@@ -35,11 +34,9 @@ class Small(Backbone):
         return Features(self.norm(self.convolution(x)).relu().mean(dim=(2, 3)))
 
 
-def build(seed: int = 0, batch_size: int = COUNT, **options: Any) -> SwAV:
-    torch.manual_seed(seed)
-    data = DataInfo("random", 3, (8, 8), (0.5,) * 3, (0.2,) * 3)
-    run = RunInfo(STEPS, PER_EPOCH, STEPS // PER_EPOCH, batch_size, 1, data)
-    return SwAV(Small(), SwAV.Options.parse({**SMALL, **options}), run).train()
+def build(batch_size: int = COUNT, **options: Any) -> SwAV:
+    run = RunInfo(STEPS, PER_EPOCH, STEPS // PER_EPOCH, batch_size, 1, DATA)
+    return make(SwAV, backbone=Small, run=run, **{**SMALL, **options})
 
 
 def batch(seed: int = 1, sides: tuple[int, ...] = (8, 8, 5, 5, 5)) -> Batch:

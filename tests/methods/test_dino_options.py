@@ -1,4 +1,4 @@
-"""DINO: temperatures, the frozen last layer, drop-path, the paper's defaults, and what its options refuse."""
+"""DINO: temperatures, the frozen last layer, drop-path, clipping, and options that are refused."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from dino_helpers import DATA, PER_EPOCH, TOTAL, batch, build, train
+from dino_helpers import batch, build
+from method_helpers import COUNT, DATA, PER_EPOCH, STEPS, train
 from pydantic import ValidationError
 
 from sslcli.config.resolve import load_config
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Progress, RunInfo
-from sslcli.methods.dino import DINO
 from sslcli.modules.drop_path import drop_path_rates
 from sslcli.optimizers.groups import build_groups
 from sslcli.plugins import load
 
 
-def test_dino_last_layer_is_frozen_for_the_first_epoch_and_nothing_else_is() -> None:
+def test_dino_only_the_last_layer_is_frozen_in_the_first_epoch() -> None:
     method = build(head={"norm_last_layer": False})
     for step in (0, PER_EPOCH - 1, PER_EPOCH):
         method.zero_grad()
         method(batch(method, step)).loss.backward()
-        method.after_backward(Progress(step, TOTAL, PER_EPOCH))
+        method.after_backward(Progress(step, STEPS, PER_EPOCH))
         last = [method.head.last_layer.weight, method.head.last_layer.gain]
         assert all((p.grad is None) == (step < PER_EPOCH) for p in last), step
         assert all(p.grad is not None for p in (*method.head.mlp.parameters(), *method.backbone.parameters()))
@@ -33,11 +33,11 @@ def test_dino_last_layer_is_frozen_for_the_first_epoch_and_nothing_else_is() -> 
 def test_dino_last_layer_is_never_frozen_for_zero_epochs() -> None:
     method = build(freeze_last_layer_epochs=0)
     method(batch(method)).loss.backward()
-    method.after_backward(Progress(0, TOTAL, PER_EPOCH))
+    method.after_backward(Progress(0, STEPS, PER_EPOCH))
     assert method.head.last_layer.weight.grad is not None
 
 
-def test_dino_frozen_last_layer_feels_neither_decay_nor_momentum() -> None:
+def test_dino_frozen_last_layer_gets_neither_decay_nor_momentum() -> None:
     method, adamw = build(), load("optimizers", "adamw")
     options = adamw.Options.parse({"lr": 0.1, "weight_decay": 0.4})
     optimizer = adamw.build(build_groups(method, options), options)
@@ -45,7 +45,7 @@ def test_dino_frozen_last_layer_feels_neither_decay_nor_momentum() -> None:
     for step in range(PER_EPOCH + 1):
         before = last.detach().clone(), first.detach().clone()
         method(batch(method, step)).loss.backward()
-        method.after_backward(Progress(step, TOTAL, PER_EPOCH))
+        method.after_backward(Progress(step, STEPS, PER_EPOCH))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         assert torch.equal(last, before[0]) == (step < PER_EPOCH), step
@@ -54,7 +54,7 @@ def test_dino_frozen_last_layer_feels_neither_decay_nor_momentum() -> None:
 
 def temperatures(epochs: int, **options: Any) -> list[float]:
     """The teacher's temperature in each epoch, of two steps."""
-    run = RunInfo(2 * epochs, 2, epochs, 8, 1, DATA)
+    run = RunInfo(2 * epochs, 2, epochs, COUNT, 1, DATA)
     function = build(run=run, **options).schedules()["teacher_temperature"]
     steps = [function(step) for step in range(2 * epochs)]
     assert steps[::2] == steps[1::2]
@@ -107,7 +107,7 @@ def test_dino_teacher_temperature_may_equal_the_students() -> None:
     build(teacher_temperature_start=0.3)  # without a warm-up it is never used
 
 
-def test_dino_drops_paths_in_the_student_alone() -> None:
+def test_dino_drops_paths_only_in_the_student() -> None:
     method = build(drop_path=0.1)
     assert drop_path_rates(method.backbone) == pytest.approx([0, 0.1])
     assert drop_path_rates(method.teacher) == [0, 0]
@@ -116,22 +116,10 @@ def test_dino_drops_paths_in_the_student_alone() -> None:
     assert torch.equal(method.teacher(x), method.teacher(x))
 
 
-def test_dino_leaves_a_backbones_own_drop_path_as_it_is() -> None:
+def test_dino_does_not_change_a_backbones_own_drop_path() -> None:
     method = build(rate=0.2, drop_path=0.1)
     assert drop_path_rates(method.backbone) == [0.2, 0.2]
     assert drop_path_rates(method.teacher) == [0, 0]
-
-
-def test_dino_defaults_are_the_papers() -> None:
-    options = DINO.Options.parse({})
-    head = options.head
-    assert (head.layers, head.hidden_dim, head.bottleneck_dim, head.prototypes) == (3, 2048, 256, 65536)
-    assert (head.norm, head.norm_last_layer) == ("none", True)
-    assert (options.student_temperature, options.teacher_temperature) == (0.1, 0.04)
-    assert (options.momentum, options.final_momentum, options.center_momentum) == (0.996, 1.0, 0.9)
-    assert options.freeze_last_layer_epochs == 1
-    assert DINO.recipe(options, 224) == {"preset": "dino"}
-    assert DINO.recipe(options, 32) == {"preset": "cifar_asym"}
 
 
 def test_dino_clips_each_parameters_gradient_unless_the_config_says_otherwise(tmp_path: Path) -> None:
@@ -145,7 +133,7 @@ def test_dino_clips_each_parameters_gradient_unless_the_config_says_otherwise(tm
     assert load_config(path, ["method=byol"]).training.clip is None
 
 
-def test_dino_a_config_with_a_teacher_above_the_student_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_dino_a_config_with_a_teacher_above_the_student_is_an_error_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("method: {name: dino, teacher_temperature: 0.5}\ndata: shapes\n")
     with pytest.raises(UserError, match=r"c.yaml:1: method: .*teacher_temperature 0.5 is above student_temperature"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from pooled_backbone import Pooled
+from method_helpers import Pooled
 from torch import Tensor
 
 from sslcli.contracts.data import DataInfo
@@ -62,7 +62,7 @@ CASES: dict[str, Any] = {
 
 
 def shuffle(rows: slice) -> dict[str, Tensor]:
-    """What a network saw of images that hold their own number, for the numbers 5, 6 and 5; and what came back."""
+    """The inputs of a network, of images that hold their own number, for the numbers 5, 6 and 5; and the results."""
     own = torch.arange(float(COUNT)).view(-1, 1, 1, 1).repeat(1, 2, 2, 2)[rows]
     own = own.contiguous(memory_format=torch.channels_last)
     seen: list[Tensor] = []
@@ -92,7 +92,7 @@ Found = list[dict[str, dict[str, Tensor]]]
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """What each of two processes found; one start serves every test."""
+    """The results of two processes, started once for all tests."""
     folder: Path = tmp_path_factory.mktemp("two")
     torch.multiprocessing.spawn(one_of_two, args=(str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
@@ -134,7 +134,7 @@ def test_queues_are_equal_on_both_processes(name: str, two: Found) -> None:
 
 
 def test_moco_keys_are_normalized_in_shuffled_groups(two: Found) -> None:
-    """Each key is what the momentum encoder says of its image within the group that the shuffle has put it into."""
+    """Each key is the momentum encoder's of its image within the group that the shuffle has put it into."""
     encoder: Any = build(MoCoV2, queue_size=11).momentum_encoder
     images = pictures(1)[1]
     order = torch.argsort(hash_bits(torch.tensor(COUNT), torch.arange(COUNT)))  # one batch has been pushed before

@@ -101,7 +101,7 @@ def test_the_queue_takes_the_keys_of_view_2_of_all_processes_then_those_of_view_
     torch.testing.assert_close(queue[places], rows)
 
 
-def test_without_gathering_a_process_has_its_own_negatives_alone(two: Found) -> None:
+def test_without_gathering_a_process_has_only_its_own_negatives(two: Found) -> None:
     gathered = run("own keys", slice(None))["losses"]
     apart = (two[0]["own keys"]["losses"] + two[1]["own keys"]["losses"]) / 2
     assert bool((apart < gathered - 0.1).all())  # fewer negatives, a smaller loss

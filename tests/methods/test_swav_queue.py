@@ -1,4 +1,4 @@
-"""SwAV's queue: its length, when it is filled and used, and what it is on two processes."""
+"""SwAV's queue: its length, when it is filled and used, and two processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from swav_helpers import COUNT, PER_EPOCH, STEPS, batch, build, descend, embed
+from method_helpers import COUNT, PER_EPOCH, STEPS
+from swav_helpers import batch, build, descend, embed
 from torch import Tensor
 
 from sslcli.contracts.method import Progress, View
@@ -39,7 +40,7 @@ def test_swav_queue_is_filled_from_its_epoch_and_used_once_full() -> None:
         assert torch.allclose(out.loss, none(batch(seed=step)).loss) == (step < 4), step
 
 
-def test_swav_queue_takes_part_with_the_current_prototypes() -> None:
+def test_swav_queue_is_scored_with_the_current_prototypes() -> None:
     method = build(queue_size=16, queue_start_epoch=0, frozen_steps=0)
     for _ in descend(method, 0, 3):
         pass

@@ -1,4 +1,4 @@
-"""`views_together`, of every method that has it: one pass for all views, the same loss where no batch norm sees it."""
+"""`views_together`, of every method that has it: one pass for all views, the same loss where there is no batch norm."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from pooled_backbone import Pooled
+from method_helpers import COUNT, batch, make
 from small_options import small
 from torch import Tensor, nn
 
-from sslcli.contracts.data import DataInfo
-from sslcli.contracts.method import Batch, Method, RunInfo, View
-from sslcli.modules.multicrop import ViewsTogetherOptions
+from sslcli.contracts.method import Method, View
+from sslcli.modules import ViewsTogetherOptions
 from sslcli.plugins import find, load
 
 NAMES = [
@@ -21,26 +20,13 @@ NAMES = [
     for plugin in find("methods")
     if plugin.package == "sslcli" and issubclass(load("methods", plugin.name).Options, ViewsTogetherOptions)
 ]
-COUNT = 8
-
 each_method = pytest.mark.parametrize("name", NAMES)
 
 
-def pair(name: str) -> tuple[Method, Method]:
+def pair(name: str) -> list[Method]:
     """The same method, one view at a time and all together."""
-    cls, found = load("methods", name), []
-    for together in (False, True):
-        torch.manual_seed(0)
-        data = DataInfo("random", 3, (4, 4), (0.5,) * 3, (0.2,) * 3)
-        options = cls.Options.parse({**small(cls.Options), "views_together": together})
-        found.append(cls(Pooled(), options, RunInfo(10, 5, 2, COUNT, 1, data)).train())
-    return found[0], found[1]
-
-
-def batch(*sizes: int) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    views = [View(torch.randn(COUNT, 3, size, size, generator=generator)) for size in sizes or (4, 4)]
-    return Batch(views, None, torch.arange(COUNT), {})
+    cls = load("methods", name)
+    return [make(cls, **{**small(cls.Options), "views_together": together}) for together in (False, True)]
 
 
 def without_batch_norm(module: nn.Module) -> nn.Module:
@@ -53,7 +39,7 @@ def batch_norms(module: nn.Module) -> dict[str, nn.BatchNorm1d]:
     return {name: part for name, part in module.named_modules() if isinstance(part, nn.BatchNorm1d)}
 
 
-def test_the_siamese_methods_and_those_of_redundancy_have_it() -> None:
+def test_the_siamese_and_the_redundancy_reduction_methods_have_it() -> None:
     assert set(NAMES) == {"barlow_twins", "byol", "moco_v3", "simsiam", "vicreg"}
     assert not any(load("methods", name).Options().views_together for name in NAMES)
     assert all(load("methods", name).Options.resume_rule("views_together") == "fixed" for name in NAMES)
@@ -61,7 +47,7 @@ def test_the_siamese_methods_and_those_of_redundancy_have_it() -> None:
 
 @each_method
 @pytest.mark.parametrize("sizes", [(4, 4), (4, 4, 4, 2, 2)], ids=str)
-def test_without_batch_norm_loss_and_gradients_stay(name: str, sizes: tuple[int, ...]) -> None:
+def test_without_batch_norm_loss_and_gradients_are_the_same(name: str, sizes: tuple[int, ...]) -> None:
     apart, together = (without_batch_norm(method).double() for method in pair(name))
     steps = []
     for method in (apart, together):
@@ -113,7 +99,7 @@ def test_statistics_are_those_of_the_joined_batch(name: str) -> None:
 
 
 @each_method
-def test_with_batch_norm_it_is_another_loss(name: str) -> None:
+def test_with_batch_norm_the_loss_differs(name: str) -> None:
     apart, together = pair(name)
     data = batch()
     data.views[1].image.mul_(3).add_(1)
@@ -121,7 +107,7 @@ def test_with_batch_norm_it_is_another_loss(name: str) -> None:
 
 
 @each_method
-def test_local_views_go_through_the_backbone_apart_and_through_the_heads_with_the_others(name: str) -> None:
+def test_local_views_pass_the_backbone_separately_and_the_heads_with_the_others(name: str) -> None:
     method = pair(name)[1]
     step = method(batch(4, 4, 2, 2, 2))
     assert method.backbone.norm.num_batches_tracked.item() == 2

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pooled_backbone import Pooled
+from method_helpers import Pooled
 from torch import Tensor
 
 from sslcli.contracts.data import DataInfo

@@ -1,4 +1,4 @@
-"""DINO's head: what it computes, its weight normalization, its beginning, and its way to a file and back."""
+"""DINO's head: what it computes, its weight normalization, its initialization, and its copies and files."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_dino_gain_is_learned_only_without_norm_last_layer() -> None:
     torch.testing.assert_close(free(x), 3 * fixed(x))
 
 
-def test_dino_head_begins_with_a_truncated_normal_and_no_bias() -> None:
+def test_dino_head_is_initialized_with_a_truncated_normal_and_no_bias() -> None:
     head = build(input_dim=128, hidden_dim=256, bottleneck_dim=64)
     for part in head.mlp:
         if isinstance(part, nn.Linear):
@@ -74,7 +74,7 @@ def test_dino_head_begins_with_a_truncated_normal_and_no_bias() -> None:
             assert torch.equal(part.bias, torch.zeros_like(part.bias))
 
 
-def test_dino_head_with_batch_norm_has_it_behind_each_hidden_layer() -> None:
+def test_dino_head_with_batch_norm_has_it_after_each_hidden_layer() -> None:
     head = build(norm="batch")
     kinds = [nn.Linear, nn.BatchNorm1d, nn.GELU]
     assert [type(part) for part in head.mlp] == [*kinds, *kinds, nn.Linear]
@@ -95,7 +95,7 @@ def test_dino_head_gives_every_weight_its_role() -> None:
 
 
 @pytest.mark.parametrize("norm_last_layer", [True, False])
-def test_dino_head_survives_a_copy_and_a_file_to_the_bit(norm_last_layer: bool, tmp_path: Path) -> None:
+def test_dino_head_is_bitwise_the_same_after_a_copy_and_a_file(norm_last_layer: bool, tmp_path: Path) -> None:
     head, x = build(norm_last_layer=norm_last_layer), torch.randn(4, 6)
     head(x).sum().backward()  # a copy must be possible after a backward too
     twin = copy.deepcopy(head)

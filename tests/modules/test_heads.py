@@ -1,4 +1,4 @@
-"""MLP heads: which layers stand where, and what a missing β means."""
+"""MLP heads: their layers in order, and what a missing β means."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from sslcli.modules.heads import ProjectorOptions, contrastive_projector, hidden_layers, mlp, split_head
+from sslcli.modules.heads import ProjectorOptions, build_head, contrastive_projector, hidden_layers, mlp, split_head
 
 
 def kinds(head: nn.Sequential) -> list[str]:
     return [type(layer).__name__ for layer in head]
 
 
-def test_batch_norm_stands_after_every_layer_of_simclr_s_head() -> None:
+def test_batch_norm_follows_every_layer_of_simclr_s_head() -> None:
     head = mlp(8, 6, 4, 3, last_norm="no_bias")
     assert kinds(head) == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
     assert [tuple(layer.weight.shape) for layer in head if isinstance(layer, nn.Linear)] == [(6, 8), (6, 6), (4, 6)]
@@ -64,16 +64,21 @@ def test_one_layer_is_linear_and_none_is_refused() -> None:
         mlp(8, 6, 4, 0)
 
 
-def test_projector_options_are_simclr_s_first_version_by_default() -> None:
-    assert ProjectorOptions().plain() == {"layers": 2, "hidden_dim": None, "output_dim": 128, "norm": "batch"}
+def test_a_head_is_built_from_its_options_and_what_is_fixed() -> None:
+    options = ProjectorOptions(output_dim=4)
+    assert options.plain() == {"layers": 2, "hidden_dim": None, "output_dim": 4, "norm": "batch"}
+    head = build_head(options, 8, last_norm="full")
+    assert kinds(head) == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
+    assert [tuple(layer.weight.shape) for layer in head if isinstance(layer, nn.Linear)] == [(8, 8), (4, 8)]
+    assert kinds(build_head(options, 8, layers=3, norm="none")) == ["Linear", "ReLU"] * 2 + ["Linear"]
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_a_head_is_cut_behind_a_hidden_layer_into_what_hidden_layers_builds_and_the_rest(
+def test_a_head_is_split_after_a_hidden_layer_into_the_result_of_hidden_layers_and_the_rest(
     norm: str, layers: int
 ) -> None:
-    head = contrastive_projector(8, ProjectorOptions(layers=3, hidden_dim=6, output_dim=4, norm=norm))
+    head = contrastive_projector(ProjectorOptions(layers=3, hidden_dim=6, output_dim=4, norm=norm), 8)
     first, rest = split_head(head, layers)
     assert [*first, *rest] == list(head)
     assert [*first.state_dict(), *rest.state_dict()] == list(head.state_dict())
@@ -84,6 +89,6 @@ def test_a_head_is_cut_behind_a_hidden_layer_into_what_hidden_layers_builds_and_
 
 
 @pytest.mark.parametrize("layers", [0, 3])
-def test_a_head_is_not_cut_where_it_has_no_hidden_layer(layers: int) -> None:
-    with pytest.raises(ValueError, match=f"behind hidden layer {layers} of a head that has 2"):
+def test_a_head_is_not_split_where_it_has_no_hidden_layer(layers: int) -> None:
+    with pytest.raises(ValueError, match=f"after hidden layer {layers} of a head that has 2"):
         split_head(mlp(8, 6, 4, 3), layers)

@@ -1,4 +1,4 @@
-"""The momentum encoder: its schedule by hand values, what moves and what does not."""
+"""The momentum encoder: the values of its schedule, what moves and what does not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def shake(*modules: nn.Module) -> None:
                 parameter.add_(torch.randn_like(parameter))
 
 
-def test_cosine_momentum_has_the_values_worked_out_by_hand() -> None:
+def test_cosine_momentum_has_the_formulas_values() -> None:
     assert cosine_momentum(0.996, 0, 100) == pytest.approx(0.996)
     assert cosine_momentum(0.996, 25, 100) == pytest.approx(1 - 0.004 * (1 + math.sqrt(0.5)) / 2)
     assert cosine_momentum(0.996, 50, 100) == pytest.approx(0.998)
@@ -51,8 +51,9 @@ def test_cosine_momentum_may_end_below_one(step: int, value: float) -> None:
     assert cosine_momentum(0.99, step, 100, final=0.999) == pytest.approx(value, abs=1e-10)
 
 
-def test_cosine_momentum_is_fixed_to_the_bit_where_it_ends_as_it_starts() -> None:
-    assert all(cosine_momentum(0.999, step, 7, final=0.999) == 0.999 for step in range(9))
+@pytest.mark.parametrize("final", [0.999, None])
+def test_cosine_momentum_is_exactly_constant_where_it_ends_as_it_starts(final: float | None) -> None:
+    assert all(cosine_momentum(0.999, step, 7, final) == 0.999 for step in range(9))
 
 
 def test_momentum_copy_starts_as_the_online_network() -> None:

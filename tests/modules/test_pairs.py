@@ -1,49 +1,91 @@
-"""Which view meets which, and the monitors of positive and negative pairs against loops over the pairs."""
+"""Views of several sizes: which are the global ones, and how they go through a network."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from sslcli.modules.pairs import prediction_cosines, target_pairs, view_pairs
-
-
-def test_prediction_cosines_are_the_means_over_all_pairs() -> None:
-    torch.manual_seed(0)
-    directions = [(torch.randn(5, 3), torch.randn(5, 3)) for _ in range(2)]
-    positive, negative = [], []
-    for a, b in directions:
-        for i in range(5):
-            for j in range(5):
-                cosine = (a[i] @ b[j] / (a[i].norm() * b[j].norm())).item()
-                (positive if i == j else negative).append(cosine)
-    result = prediction_cosines(*directions)
-    assert result["pos_cos"].item() == pytest.approx(sum(positive) / 10, abs=1e-6)
-    assert result["neg_cos"].item() == pytest.approx(sum(negative) / 40, abs=1e-6)
+from sslcli.contracts.backbone import Features
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.method import Batch, View
+from sslcli.modules import each_view, global_and_local, two_views
 
 
-def test_prediction_cosines_carry_no_gradient_and_stay_defined_for_a_batch_of_one() -> None:
-    result = prediction_cosines((torch.ones(1, 3, requires_grad=True), torch.ones(1, 3)))
-    assert not result["pos_cos"].requires_grad
-    assert result["pos_cos"].item() == pytest.approx(1)
-    assert result["neg_cos"].item() == pytest.approx(0, abs=1e-6)
+def images(*sides: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(3, 2, side, side, generator=generator) for side in sides]
 
 
-def test_two_views_make_one_pair_or_one_in_each_direction() -> None:
-    assert view_pairs(2, 2) == [(0, 1)]
-    assert target_pairs(2, 2) == [(0, 1), (1, 0)]
+def batch(*sides: int) -> Batch:
+    return Batch([View(image) for image in images(*sides)], None, torch.arange(3), {})
 
 
-def test_local_views_meet_the_global_ones_and_not_each_other() -> None:
-    views, global_views = 5, 2
-    pairs = {frozenset(pair) for pair in view_pairs(views, global_views)}
-    assert len(pairs) == len(view_pairs(views, global_views)) == 1 + 2 * 3
-    assert all(min(pair) < global_views for pair in pairs)
-    directed = target_pairs(views, global_views)
-    assert len(set(directed)) == len(directed) == 2 * 1 + 3 * 2
-    assert all(target < global_views and target != view for view, target in directed)
+@pytest.mark.parametrize(
+    ("sides", "count"), [((8, 8), 2), ((8, 8, 4, 4, 4), 2), ((8, 8, 8, 4), 3), ((8, 8, 6, 4, 6), 2)]
+)
+def test_the_leading_views_of_the_first_one_s_size_are_global(sides: tuple[int, ...], count: int) -> None:
+    x, global_views = global_and_local(batch(*sides), "swav")
+    assert [image.shape[-1] for image in x] == list(sides)
+    assert global_views == count
 
 
-def test_three_global_views_meet_each_other() -> None:
-    assert view_pairs(3, 3) == [(0, 1), (0, 2), (1, 2)]
-    assert len(target_pairs(3, 3)) == 6
+def test_too_few_global_views_are_refused() -> None:
+    with pytest.raises(UserError, match="swav needs 2 or more views of the first one's size, and there are 1"):
+        global_and_local(batch(8, 4, 4), "swav")
+    with pytest.raises(UserError, match="swav needs 3 or more views"):
+        global_and_local(batch(8, 8, 4), "swav", least=3)
+    assert global_and_local(batch(8, 4), "dino", least=1)[1] == 1
+
+
+@pytest.mark.parametrize("sides", [(8, 8, 12), (8, 8, 4, 8), (4, 4, 8, 8)])
+def test_global_views_must_come_first(sides: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="swav needs its largest views first, not sizes of"):
+        global_and_local(batch(*sides), "swav")
+
+
+def test_two_views_are_two() -> None:
+    assert [tuple(image.shape) for image in two_views(batch(8, 4), "moco")] == [(3, 2, 8, 8), (3, 2, 4, 4)]
+    with pytest.raises(UserError, match="moco needs exactly 2 views of an image, not 3"):
+        two_views(batch(8, 8, 4), "moco")
+
+
+class Recording(nn.Module):
+    """(M, 2, H, W) → (M, 5) through a batch norm; records the shapes of its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(2)
+        self.linear = nn.Linear(2, 5)
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> Features:
+        self.shapes.append(tuple(x.shape))
+        return Features(self.linear(self.norm(x).mean(dim=(2, 3))))
+
+
+@pytest.mark.parametrize(("together", "shapes"), [(False, [(3, 8), (3, 8), (3, 4), (3, 4)]), (True, [(6, 8), (6, 4)])])
+def test_views_go_one_at_a_time_or_those_of_one_size_together(together: bool, shapes: list[tuple[int, int]]) -> None:
+    network = Recording()
+    assert [tuple(h.shape) for h in each_view(network, images(8, 8, 4, 4), together)] == [(3, 5)] * 4
+    assert network.shapes == [(count, 2, side, side) for count, side in shapes]
+
+
+def test_each_view_gets_its_own_features_in_order() -> None:
+    network, views = Recording().eval(), images(8, 8, 4, 6, 4)
+    for features, image in zip(each_view(network, views), views, strict=True):
+        torch.testing.assert_close(features, network(image).pooled)
+
+
+def test_views_of_one_size_share_their_batch_statistics() -> None:
+    network, views = Recording().train(), images(8, 8, 4)
+    first, second, local = each_view(network, views)
+    torch.testing.assert_close(torch.cat((first, second)), network(torch.cat(views[:2])).pooled)
+    assert not torch.allclose(first, network(views[0]).pooled, atol=1e-4)
+    torch.testing.assert_close(local, network(views[2]).pooled)
+
+
+def test_a_head_sees_the_features_of_all_views_together() -> None:
+    head = nn.BatchNorm1d(5)
+    assert [tuple(z.shape) for z in each_view(head, [torch.randn(3, 5) for _ in range(4)])] == [(3, 5)] * 4
+    assert head.num_batches_tracked.item() == 1

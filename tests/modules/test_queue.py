@@ -1,4 +1,4 @@
-"""The queue of keys: order, wrapping, batches that don't divide its length, what survives."""
+"""The queue of keys: order, wrapping, batches that don't divide its length, state."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def rows(first: int, last: int) -> Tensor:
 def literal(length: int, pushes: list[int]) -> tuple[list[float | None], int]:
     """The ring, one row at a time."""
     ring: list[float | None] = [None] * length
-    place = number = 0
+    index = number = 0
     for count in pushes:
         for _ in range(count):
-            ring[place] = float(number)
-            place, number = (place + 1) % length, number + 1
-    return ring, place
+            ring[index] = float(number)
+            index, number = (index + 1) % length, number + 1
+    return ring, index
 
 
 @pytest.mark.parametrize("pushes", [[4], [8], [3, 3, 3, 3], [5, 5, 5], [8, 8], [11], [3, 20, 1], [1] * 10])
@@ -31,10 +31,10 @@ def test_queue_length_need_not_be_a_multiple_of_the_batch(pushes: list[int]) -> 
     for count in pushes:
         queue.push(rows(number, number + count))
         number += count
-    ring, place = literal(8, pushes)
+    ring, index = literal(8, pushes)
     for found, start, value in zip(queue.keys, before, ring, strict=True):
         assert torch.equal(found, start if value is None else torch.full((2,), value))
-    assert int(queue.place) == place
+    assert int(queue.place) == index
     assert bool(queue.full()) == (sum(pushes) >= 8)
 
 
@@ -54,7 +54,7 @@ def test_queue_keeps_float32_and_no_gradient() -> None:
     assert not queue.keys.requires_grad
 
 
-def test_queue_goes_on_where_it_was_after_a_restart() -> None:
+def test_queue_resumes_from_its_state() -> None:
     queue, fresh = Queue(8, 2), Queue(8, 2)
     queue.push(rows(0, 5))
     fresh.load_state_dict(queue.state_dict(), strict=True)
@@ -64,7 +64,7 @@ def test_queue_goes_on_where_it_was_after_a_restart() -> None:
     assert int(fresh.pushed) == 11
 
 
-def test_queue_of_nothing_is_refused() -> None:
+def test_an_empty_queue_is_refused() -> None:
     with pytest.raises(ValueError, match="not 0"):
         Queue(0, 4)
 

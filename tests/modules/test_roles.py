@@ -1,4 +1,4 @@
-"""Each parameter's role, on torch's and torchvision's layers and on one's own."""
+"""Each parameter's role, on torch's, torchvision's and custom layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sslcli.modules import parameter_roles
 
 
 class Gate(nn.Module):
-    """A module of one's own with free parameters."""
+    """A custom module with free parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def test_layer_scales_of_a_convnext_are_embeddings() -> None:
     assert roles["features.0.1.weight"] == roles["classifier.0.bias"] == "norm"
 
 
-def test_tables_and_slopes_are_embeddings() -> None:
+def test_tables_and_activation_coefficients_are_embeddings() -> None:
     assert parameter_roles(nn.Embedding(4, 3)) == {"weight": "embedding"}
     assert parameter_roles(nn.PReLU()) == {"weight": "embedding"}
 
@@ -92,13 +92,13 @@ def test_free_parameters_are_embeddings_unless_called_weight_or_bias() -> None:
     assert parameter_roles(Gate()) == {"weight": "weight", "bias": "bias", "position": "embedding"}
 
 
-def test_recurrent_weights_and_biases_are_told_apart() -> None:
+def test_recurrent_weights_and_biases_are_distinguished() -> None:
     roles = parameter_roles(nn.GRU(3, 4))
     assert roles["weight_ih_l0"] == "weight"
     assert roles["bias_hh_l0"] == "bias"
 
 
-def test_what_a_module_declares_goes_before_the_rules() -> None:
+def test_a_module_s_declaration_takes_precedence_over_the_rules() -> None:
     model = nn.Sequential(Declared())
     assert parameter_roles(model) == {"0.matrix": "weight", "0.inner.weight": "weight", "0.inner.bias": "bias"}
     model[0].parameter_roles = {"matrix": "norm"}
@@ -115,7 +115,7 @@ def test_a_declaration_of_a_role_or_parameter_that_does_not_exist_is_refused() -
         parameter_roles(model)
 
 
-def test_the_parts_of_a_parametrised_weight_are_weights() -> None:
+def test_the_parts_of_a_parametrized_weight_are_weights() -> None:
     roles = parameter_roles(nn.Sequential(weight_norm(nn.Linear(3, 4))))
     assert roles == {
         "0.bias": "bias",

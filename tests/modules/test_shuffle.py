@@ -1,4 +1,4 @@
-"""Shuffled batch norm on one process, and when it is needed; on two it is tested with MoCo."""
+"""Shuffled batch norm on one process, and when it is used; on two it is tested with MoCo."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sslcli.modules.norms import BatchRenorm1d
-from sslcli.modules.shuffle import has_local_batch_norm, shuffled
+from sslcli.modules.shuffle import encode_shuffled, shuffled
 from sslcli.modules.sync_norm import SyncedBatchNorm
 
 
@@ -26,11 +26,28 @@ def test_on_one_process_only_the_order_of_the_batch_changes() -> None:
     assert torch.equal(seen[0].sort().values, torch.arange(16.0))
 
 
-def test_only_batch_norms_of_one_process_call_for_a_shuffle() -> None:
-    assert has_local_batch_norm(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(2)))
-    assert has_local_batch_norm(nn.Sequential(nn.Linear(2, 2), BatchRenorm1d(2)))
-    assert not has_local_batch_norm(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.GroupNorm(1, 2)))
-    assert not has_local_batch_norm(nn.Sequential(SyncedBatchNorm(2), nn.SyncBatchNorm(2)))
+@pytest.mark.parametrize(
+    ("norm", "processes", "enabled", "training", "expected"),
+    [
+        (nn.BatchNorm1d(2), 2, True, True, True),
+        (BatchRenorm1d(2), 2, True, True, True),
+        (nn.BatchNorm1d(2), 1, True, True, False),
+        (nn.BatchNorm1d(2), 2, False, True, False),
+        (nn.BatchNorm1d(2), 2, True, False, False),
+        (SyncedBatchNorm(2), 2, True, False, False),
+        (nn.SyncBatchNorm(2), 2, True, False, False),
+        (nn.LayerNorm(2), 2, True, True, False),
+    ],
+)
+def test_keys_are_shuffled_only_where_batch_norms_of_one_process_would_leak(
+    norm: nn.Module, processes: int, enabled: bool, training: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr("sslcli.modules.shuffle.is_distributed", lambda: processes > 1)
+    monkeypatch.setattr("sslcli.modules.shuffle.shuffled", lambda *arguments: calls.append(arguments))
+    encoder = nn.Sequential(nn.Linear(2, 2), norm).train(training)
+    encode_shuffled(encoder, torch.randn(4, 2), torch.tensor(3), enabled=enabled)
+    assert bool(calls) == expected
 
 
 @pytest.mark.gpu

@@ -1,6 +1,8 @@
-"""Parameter groups by role, scaled learning rates, and setting them step by step."""
+"""Parameter groups by role, scaled learning rates, and setting both at each step."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +36,7 @@ class Linear(Backbone):
 
 
 class Predicting(Method):
-    """A method whose predictor is a group of its own; `change` alters what it says of its groups."""
+    """A method whose predictor is a separate group; `change` modifies what `parameter_groups` returns."""
 
     def __init__(self) -> None:
         super().__init__(Linear(), MethodOptions(), RUN)
@@ -72,7 +74,7 @@ def test_groups_are_split_by_role_and_none_is_empty() -> None:
     assert len({group["name"] for group in groups}) == 3
 
 
-def test_params_and_names_stand_in_the_same_order_and_hold_every_trainable_parameter_once() -> None:
+def test_params_and_names_are_in_the_same_order_and_complete() -> None:
     method = Predicting()
     named = dict(method.named_parameters())
     groups = build_groups(method, OPTIONS)
@@ -83,33 +85,31 @@ def test_params_and_names_stand_in_the_same_order_and_hold_every_trainable_param
 
 def test_exclude_decides_which_roles_are_excluded() -> None:
     everything = build_groups(Predicting(), OptimizerOptions(lr=0.1, weight_decay=0.01, exclude=()))
-    assert [group["excluded"] for group in everything] == [False, False]
+    assert [(group["excluded"], group["weight_decay"]) for group in everything] == [(False, 0.01)] * 2
     norms = build_groups(Predicting(), OptimizerOptions(lr=0.1, weight_decay=0.01, exclude=("norm",)))
     assert [group["names"] for group in norms if group["excluded"]] == [["backbone.norm.weight", "backbone.norm.bias"]]
 
 
-def test_a_method_that_leaves_a_parameter_out_is_told_which() -> None:
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda groups, frozen: groups[:1], r"Predicting.*'predictor\.weight' is left out"),
+        (lambda groups, frozen: [*groups, groups[1]], r"'predictor\.weight' appears twice"),
+        (
+            lambda groups, frozen: [*groups, ParameterGroup({"backbone.frozen": frozen}, "tail")],
+            r"'backbone\.frozen' in 'tail' is not a trainable parameter",
+        ),
+        (
+            lambda groups, frozen: [*groups, ParameterGroup({"predictor.weight": nn.Parameter(torch.zeros(2))})],
+            r"'predictor\.weight' in 'main' is not a trainable parameter",
+        ),
+    ],
+    ids=["left out", "twice", "frozen", "foreign"],
+)
+def test_groups_must_hold_every_trainable_parameter_exactly_once(change: Any, problem: str) -> None:
     method = Predicting()
-    method.change = lambda groups: groups[:1]
-    with pytest.raises(SslError, match=r"Predicting.*'predictor\.weight' is left out"):
-        build_groups(method, OPTIONS)
-
-
-def test_a_method_that_names_a_parameter_twice_is_told_which() -> None:
-    method = Predicting()
-    method.change = lambda groups: [*groups, groups[1]]
-    with pytest.raises(SslError, match=r"'predictor\.weight' is there twice"):
-        build_groups(method, OPTIONS)
-
-
-def test_a_frozen_or_foreign_parameter_is_refused() -> None:
-    method = Predicting()
-    frozen = ParameterGroup({"backbone.frozen": method.backbone.frozen}, "tail")
-    method.change = lambda groups: [*groups, frozen]
-    with pytest.raises(SslError, match=r"'backbone\.frozen' in 'tail' is not a trainable parameter"):
-        build_groups(method, OPTIONS)
-    method.change = lambda groups: [*groups, ParameterGroup({"predictor.weight": nn.Parameter(torch.zeros(2))})]
-    with pytest.raises(SslError, match=r"'predictor\.weight' in 'main' is not a trainable parameter"):
+    method.change = lambda groups: change(groups, method.backbone.frozen)
+    with pytest.raises(SslError, match=problem):
         build_groups(method, OPTIONS)
 
 
@@ -119,14 +119,14 @@ def test_the_learning_rate_is_scaled_with_the_batch(scale: str, expected: float)
     assert effective_lr(options, 4096) == pytest.approx(expected)
 
 
-def test_set_lr_follows_the_schedule_but_in_constant_groups() -> None:
+def test_set_lr_follows_the_schedule_except_in_constant_groups() -> None:
     optimizer = torch.optim.SGD(build_groups(Predicting(), OPTIONS), lr=0.1)
     value = set_lr(optimizer, lambda step: 0.5 / (step + 1), 1, base_lr=0.8)
     assert value == 0.25
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25, 1.6]
 
 
-def test_set_lr_fills_a_tensor_in_place_and_takes_bare_groups() -> None:
+def test_set_lr_fills_a_tensor_in_place_and_accepts_plain_groups() -> None:
     lr = torch.tensor(1.0)
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(2))], lr=lr, foreach=False, capturable=False)
     optimizer.param_groups[0]["lr"] = lr
@@ -135,7 +135,7 @@ def test_set_lr_fills_a_tensor_in_place_and_takes_bare_groups() -> None:
     assert lr.item() == 0.5
 
 
-def test_the_weight_decay_has_the_values_of_a_table_made_by_hand() -> None:
+def test_weight_decay_matches_a_table_computed_by_hand() -> None:
     """DINO's: 0.4 − 0.36·(1 + cos(π·t/6))/2, with cos 30° = 0.8660254."""
     schedule = weight_decay_schedule(OptimizerOptions(lr=0.1, weight_decay=0.04, final_weight_decay=0.4), 6)
     assert schedule is not None
@@ -144,7 +144,7 @@ def test_the_weight_decay_has_the_values_of_a_table_made_by_hand() -> None:
     assert schedule(6) == pytest.approx(0.4)  # one step after the last
 
 
-def test_the_weight_decay_can_fall_to_nothing_and_without_a_change_there_is_no_schedule() -> None:
+def test_weight_decay_can_fall_to_0_and_has_no_schedule_if_it_is_constant() -> None:
     falling = weight_decay_schedule(OptimizerOptions(lr=0.1, weight_decay=0.2, final_weight_decay=0.0), 4)
     assert falling is not None
     assert [falling(step) for step in (0, 2, 4)] == pytest.approx([0.2, 0.1, 0.0])
@@ -160,9 +160,3 @@ def test_set_weight_decay_leaves_excluded_groups_at_zero() -> None:
         (True, 0.0),
         (False, 0.25),
     ]
-
-
-def test_with_nothing_excluded_everything_decays() -> None:
-    """MoCo v1 and v2, SimSiam, SupCon and SwAV."""
-    options = OptimizerOptions(lr=0.1, weight_decay=0.01, exclude=())
-    assert [group["weight_decay"] for group in build_groups(Predicting(), options)] == [0.01, 0.01]

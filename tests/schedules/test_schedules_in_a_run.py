@@ -1,4 +1,4 @@
-"""What the optimizer really steps with in a run: learning rate and weight decay of the step about to be made."""
+"""The learning rate and weight decay with which the optimizer steps in a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Groups = list[dict[str, Any]]
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Groups]:
-    """Collects the optimizer's groups as they are when it steps."""
+    """Collects the optimizer's groups at each of its steps."""
     steps: list[Groups] = []
     update = Loop._update
 
@@ -35,7 +35,7 @@ def run(config: RunConfig, output: Path, *, resume: bool = False) -> list[dict[s
     return read_metrics(output / "metrics.jsonl")
 
 
-def test_the_schedule_is_not_stepped_after_the_optimizer_so_that_step_1_runs_at_full_lr(tiny, tmp_path, seen):
+def test_every_step_has_its_own_learning_rate_and_the_first_is_not_at_full_rate(tiny, tmp_path, seen):
     lines = run(tiny("training.log_every=1", "training.epochs=2"), tmp_path / "a")
     rates = [groups[0]["lr"] for groups in seen]
     # 4 steps an epoch, one of warm-up to 0.05: 0, ¼, ½, ¾; then the cosine from 0.05 at step 4.
@@ -45,13 +45,13 @@ def test_the_schedule_is_not_stepped_after_the_optimizer_so_that_step_1_runs_at_
     assert all("weight_decay" not in line for line in lines)
 
 
-def test_epochs_of_a_warm_up_do_not_count_steps(tiny, tmp_path, seen):
+def test_a_warm_up_in_epochs_is_not_counted_in_steps(tiny, tmp_path, seen):
     run(tiny("schedule={name: constant, warmup_epochs: 1.5}"), tmp_path / "a")
     assert [groups[0]["lr"] for groups in seen][4:7] == pytest.approx([0.05 * 4 / 6, 0.05 * 5 / 6, 0.05])
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "larc"])
-def test_the_weight_decay_of_every_step_is_its_own_and_logged(tiny, tmp_path, seen, name):
+def test_every_step_has_its_own_weight_decay_which_is_logged(tiny, tmp_path, seen, name):
     optimizer = f"optimizer={{name: {name}, lr: 0.01, weight_decay: 0.04, final_weight_decay: 0.4}}"
     lines = run(tiny(optimizer, "training.log_every=1"), tmp_path / "a")
     decays = [group["weight_decay"] for groups in seen for group in groups if not group["excluded"]]
@@ -63,7 +63,7 @@ def test_the_weight_decay_of_every_step_is_its_own_and_logged(tiny, tmp_path, se
     assert set(excluded) == {0.0}
 
 
-def test_a_session_that_ends_early_keeps_the_decay_of_the_whole_run(tiny, tmp_path, seen):
+def test_an_interrupted_run_follows_the_schedule_of_the_whole_run(tiny, tmp_path, seen):
     overrides = ["optimizer={name: adamw, lr: 0.01, weight_decay: 0.04, final_weight_decay: 0.4}"]
     run(tiny(*overrides), tmp_path / "whole")
     whole = list(seen)

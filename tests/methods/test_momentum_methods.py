@@ -1,0 +1,105 @@
+"""Every method with a momentum encoder: how it follows, and what does not reach it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from method_helpers import PER_EPOCH, STEPS, batch, make, train
+from pydantic import ValidationError
+from small_options import small
+from torch import Tensor
+
+from sslcli.contracts.method import Method, Progress
+from sslcli.modules import MomentumEncoder
+from sslcli.plugins import find, load
+
+NAMES = [
+    plugin.name
+    for plugin in find("methods")
+    if plugin.package == "sslcli" and "final_momentum" in load("methods", plugin.name).Options.model_fields
+]
+every = pytest.mark.parametrize("name", NAMES)
+
+
+def build(name: str, **options: Any) -> Method:
+    cls = load("methods", name)
+    return make(cls, **{**small(cls.Options), **options})
+
+
+def copy_of(method: Method) -> MomentumEncoder:
+    (found,) = [module for module in method.modules() if isinstance(module, MomentumEncoder)]
+    return found
+
+
+def moved(method: Method, step: int, total: int = STEPS) -> float:
+    """How far the copy moves after that step toward online weights that are larger by 1."""
+    copied: Tensor = copy_of(method).backbone.linear.weight
+    before = copied.clone()
+    out = method(batch(method=method))
+    with torch.no_grad():
+        method.backbone.linear.weight.copy_(before + 1)
+        method.after_step([out.carry], Progress(step, total, PER_EPOCH))
+    change = copied - before
+    torch.testing.assert_close(change, torch.full_like(change, float(change.mean())), rtol=0, atol=1e-6)
+    return float(change.mean())
+
+
+@every
+def test_the_copy_follows_by_the_papers_schedule(name: str) -> None:
+    options = load("methods", name).Options.parse({})
+    start, final = options.momentum, options.final_momentum
+    middle = start if final is None else (start + final) / 2  # of a cosine over half of the run
+    assert moved(build(name), 5) == pytest.approx(1 - middle, abs=1e-6)
+
+
+@every
+def test_momentum_is_constant_or_ends_where_the_options_say(name: str) -> None:
+    assert moved(build(name, momentum=0.9, final_momentum=0.9), 5) == pytest.approx(0.1, abs=1e-6)
+    assert moved(build(name, momentum=0.9, final_momentum=0.5), 10) == pytest.approx(0.5, abs=1e-6)
+
+
+@every
+def test_a_session_that_ends_early_keeps_the_schedule_of_the_whole_run(name: str) -> None:
+    options = {"momentum": 0.5, "final_momentum": 1.0}
+    assert moved(build(name, **options), 2, total=2) == moved(build(name, **options), 2) > 0.1
+
+
+@every
+def test_the_copy_moves_in_every_step_but_the_last(name: str) -> None:
+    method = build(name, momentum=0.9, final_momentum=1.0)
+    for step in range(STEPS):
+        before = [p.clone() for p in copy_of(method).parameters()]
+        train(method, step, step + 1)
+        same = [torch.equal(a, b) for a, b in zip(before, copy_of(method).parameters(), strict=True)]
+        assert all(same) == (step == STEPS - 1), step  # m(10 of 10) is 1
+
+
+@every
+def test_an_initial_momentum_of_one_is_refused_since_the_copy_would_never_move(name: str) -> None:
+    with pytest.raises(ValidationError, match="momentum"):
+        build(name, momentum=1.0)
+
+
+@every
+def test_the_copy_gets_no_gradient_and_no_optimizer(name: str) -> None:
+    method = build(name)
+    train(method, 0, 1)
+    copied = {id(p) for p in copy_of(method).parameters()}
+    assert not any(p.requires_grad or p.grad is not None for p in copy_of(method).parameters())
+    grouped = [p for group in method.parameter_groups() for p in group.parameters.values()]
+    assert not copied & {id(p) for p in grouped}
+    assert len(grouped) + len(copied) == len(list(method.parameters()))
+
+
+@every
+def test_the_copy_normalizes_with_its_own_batches_of_global_views(name: str) -> None:
+    method = build(name)
+    local = () if method.view_count else (2, 2)
+    method(batch(4, 4, *local, method=method))
+    own, online = copy_of(method).backbone.norm, method.backbone.norm
+    assert own.num_batches_tracked.item() > 0
+    assert not torch.equal(own.running_mean, torch.zeros(6))
+    if local:
+        assert own.num_batches_tracked.item() < online.num_batches_tracked.item()
