@@ -48,8 +48,7 @@ class DatasetOptions(Options):
     split: str = "train"
     """Which part of the data set to read."""
     limit: int | None = Field(default=None, ge=1)
-    """Use only this many images: a fixed random choice, the same share of each class where there are labels. A data set
-    need not apply it itself (see `sslcli.data.subset.limited`)."""
+    """Use only this many images: a fixed random choice, the same share of each class where there are labels."""
 
 
 class RootedOptions(DatasetOptions):
@@ -61,6 +60,8 @@ class RootedOptions(DatasetOptions):
 
 class Dataset(ABC):
     """Images by index. Opening one (`__init__`) finds the data, or raises a `UserError` that says what is missing.
+
+    The option `limit` is applied by whoever opens it (`sslcli.data.subset.limited`), unless the data set already has.
 
     Attributes:
         Options: the options' class.

@@ -185,7 +185,7 @@ def test_held_out_images_are_never_trained_on():
         ViewBatches.__init__ = original
     sweep, refit = seen
     assert len(sweep) + result.details["held_out_images"] == len(refit) == 96
-    assert len(set(sweep.places.tolist())) == len(sweep)
+    assert len(set(sweep.indices.tolist())) == len(sweep)
 
 
 def test_a_share_of_the_labels_is_the_same_of_each_class_and_at_least_one():
