@@ -5,7 +5,7 @@
   in the forward pass, and autograd goes in the reverse order, so that the loss ends at the first gradient of an output
   of the network;
 - `sinkhorn`: SwAV's assignments, with the queue's scores; `metrics`: monitors that are functions of their own (those
-  that come with a loss, of a function named `…_and_metrics`, are counted there);
+  that a function named `…_and_metrics` returns with the loss are counted there);
 - `queue`: `Queue.push`; `ema`: `MomentumEncoder.update`; `after step`: the rest of it, such as DINO's center;
 - `clip`, `optimizer`.
 """

@@ -115,19 +115,19 @@ def clusters(count: int, classes: int, dim: int = 5, seed: int = 0, spread: floa
     return FeatureSet(features, labels)
 
 
-class Watched(RunContext):
-    """A run that keeps what is logged."""
+class FakeRun(RunContext):
+    """A run of 40 steps in 10 epochs that keeps what is logged."""
 
-    def __init__(self, train: Dataset | None, judged: Dataset | None, backbone: Backbone | None = None) -> None:
+    def __init__(self, train: Dataset | None, test: Dataset | None, backbone: Backbone | None = None) -> None:
         self.directory, self.device, self.seed = Path("none"), torch.device("cpu"), 0
         self.is_main, self.image_size = True, 8
         self.progress = Progress(0, 40, 4)
-        self.parts = {"train": train, "eval": judged}
+        self.parts = {"train": train, "eval": test}
         self.backbone = (backbone or TinyBackbone()).train()
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.scale = normalizer((0.5,) * 3, (0.25,) * 3, self.device)
 
-    def at(self, step: int) -> Watched:
+    def at(self, step: int) -> FakeRun:
         self.progress = Progress(step, 40, 4)
         return self
 

@@ -1,1 +1,1 @@
-"""What watches a run: progress, TensorBoard, and monitors; one file per plugin."""
+"""Callbacks that watch a run: progress, TensorBoard, and monitors; one file per plugin."""

@@ -1,4 +1,4 @@
-"""Tells while it happens that a representation collapses: all features alike, or along one line."""
+"""Warns during training when a representation collapses: all features alike, or along one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CollapseOptions(Options):
     rank: float = Field(default=1.5, ge=1, json_schema_extra=FREE)
     """Effective rank below which they vary along one line only."""
     lines: int = Field(default=2, ge=1, json_schema_extra=FREE)
-    """Log lines in a row that must say so."""
+    """After how many such log lines in a row to warn."""
 
 
 class CollapseWatch(Callback):

@@ -1,5 +1,5 @@
-"""The callback `logistic`: logistic regression on the encoder's features while a run goes on, fitted on half of a
-labeled part and judged on its other half (the protocol of untitled-ai's study of BYOL's batch norm)."""
+"""The callback `logistic`: logistic regression on the encoder's features during training, fitted on half of a labeled
+part and tested on its other half (the protocol of untitled-ai's study of BYOL's batch norm)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sslcli.data.subset import stratified_split
 from sslcli.evaluation.scores import accuracy
 from sslcli.evaluators.logistic import fit_logistic
 
-from .shared_features import EpochMonitor, watched_features, watched_images
+from .shared_features import EpochMonitor, shared_features, shared_images
 
 log = logging.getLogger(__name__)
 
@@ -23,22 +23,22 @@ class LogisticMonitorOptions(Options):
     every_epochs: int = Field(default=10, ge=1, json_schema_extra=FREE)
     """Measure after every so many epochs, and at the end."""
     part: Part = Field(default="eval", json_schema_extra=FREE)
-    """The labeled images that are halved: those that probes are judged on, or those that they are fitted on."""
+    """The labeled images to split in halves: the test images, or those that probes are trained on (`train`)."""
     limit: int | None = Field(default=10_000, ge=4, json_schema_extra=FREE)
-    """How many of them to take, the same share of each class. Up to 384 MiB are held in memory; more are read again
-    each time."""
+    """How many of them to use, the same share of each class. Up to 384 MiB are kept in memory; more are read again for
+    each measurement."""
     C: float = Field(default=1.0, gt=0, json_schema_extra=FREE)
     """Inverse strength of the L2 penalty, on the scale of scikit-learn's `C`."""
     standardize: bool = Field(default=True, json_schema_extra=FREE)
-    """Divide each feature by its standard deviation first, so that the penalty means the same all through a run."""
+    """Divide each feature by its standard deviation first, so that the penalty means the same throughout a run."""
     iterations: int = Field(default=100, ge=1, json_schema_extra=FREE)
     """Iterations of L-BFGS at most; a monitor need not reach the optimum."""
 
 
 class LogisticMonitor(EpochMonitor):
-    """Logs `logistic_top1`: a number to watch, of images that a probe is otherwise judged on; the one to report is that
-    of `ssl eval --method logistic`. It takes 2.4 % of the time of the training steps where the kNN monitor takes 1.6 %,
-    and is off unless asked for."""
+    """Logs `logistic_top1`, a number to watch, of images that a probe is otherwise tested on; the one to report is that
+    of `ssl eval --method logistic`. It takes 2.4 % of the time of the training steps (the kNN monitor 1.6 %), and is
+    off by default."""
 
     Options = LogisticMonitorOptions
     options: LogisticMonitorOptions
@@ -46,25 +46,21 @@ class LogisticMonitor(EpochMonitor):
     def on_start(self, context: RunContext) -> None:
         if not context.is_main:
             return
-        if watched_images(context, self.options.part, self.options.limit) is None:
+        self.ready = shared_images(context, self.options.part, self.options.limit) is not None
+        if not self.ready:
             log.info(f"logistic monitor: off, there are no labeled images for the part {self.options.part!r}")
-            return
-        self.ready = True
 
     def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
         options = self.options
-        found = watched_features(context, options.part, options.limit)
-        assert found.labels is not None
+        features, labels = shared_features(context, options.part, options.limit)
         # At random, the same share of each class: the first half of data that are sorted by class has half the classes.
-        fit, judged = (
-            half.to(context.device) for half in stratified_split(found.labels, 0.5, context.seed)
-        )  # fmt: skip
-        if not len(judged):
+        fit, test = (half.to(context.device) for half in stratified_split(labels, 0.5, context.seed))
+        if not len(test):
             return {}, ""
-        classes = int(found.labels.max()) + 1
+        classes = int(labels.max()) + 1
         model = fit_logistic(
-            found.features[fit], found.labels[fit], classes, options.C, standardize=options.standardize,
+            features[fit], labels[fit], classes, options.C, standardize=options.standardize,
             iterations=options.iterations, tolerance=1e-4,
         )  # fmt: skip
-        top1 = accuracy(model.scores(found.features[judged]), found.labels[judged])
+        top1 = accuracy(model.scores(features[test]), labels[test])
         return {"logistic_top1": top1}, f"logistic top-1 {top1:.1%}"

@@ -1,8 +1,8 @@
-"""The callback `online_probe`: a linear classifier that learns beside the run from the features of its own steps.
+"""The callback `online_probe`: a linear classifier trained along with the run, on the features of its own steps.
 
-The features are detached and the classifier has its own optimizer, so that the run is the same to the bit with it and
-without: nothing is drawn, and no gradient reaches the encoder. On several processes it learns from the whole batch, on
-every one of them.
+The features are detached and the classifier has its own optimizer: nothing is drawn, and no gradient reaches the
+encoder, so that the run is bitwise identical with and without it. On several processes each one trains it on the whole
+batch.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sslcli.contracts.callback import RunContext
 from sslcli.contracts.method import ParameterGroup
 from sslcli.contracts.options import FREE
 from sslcli.evaluation.scores import accuracy, in_top
-from sslcli.evaluation.subject import share_images
-from sslcli.evaluators.probes.training import Places, RecipeOptions, Training
+from sslcli.evaluation.subject import same_images
+from sslcli.evaluators.probes.training import Counts, RecipeOptions, Training
 from sslcli.modules.roles import parameter_roles
 from sslcli.optimizers.groups import set_lr, set_weight_decay, split_by_role, weight_decay_schedule
 
-from .shared_features import EpochMonitor, watched_features
+from .shared_features import EpochMonitor, shared_features
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +41,18 @@ class OnlineProbeOptions(RecipeOptions):
     schedule: dict[str, Any] = Field(default={"name": "cosine"}, validate_default=True, json_schema_extra=FREE)
     """Any registered schedule with its options (warmup_epochs, final_lr, milestones), over the length of the run."""
     standardize: bool = Field(default=True, json_schema_extra=FREE)
-    """Take each feature with mean 0 and variance 1 over the batch (to judge: by running averages), as a batch norm
+    """Scale each feature to mean 0 and variance 1 over the batch (in the test by running averages), as a batch norm
     without weights does, so that one learning rate suits all networks."""
     every_epochs: int = Field(default=10, ge=1, json_schema_extra=FREE)
-    """Judge it on images of the part `eval` after every so many epochs, and at the end."""
+    """Test it on images of the part `eval` after every so many epochs, and at the end."""
     limit_eval: int | None = Field(default=2_000, ge=1, json_schema_extra=FREE)
-    """How many of these images, the same share of each class; where the kNN monitor looks at as many, at the same ones,
-    whose features are computed once for both."""
-    top: Places = Field(default=(1, 5), json_schema_extra=FREE)
-    """Which top-k accuracies to log; those that would hold all classes are left out."""
+    """How many of these images, the same share of each class; with the kNN monitor's `limit_eval` they are the same
+    images, whose features are computed once for both."""
+    top: Counts = Field(default=(1, 5), json_schema_extra=FREE)
+    """Which top-k accuracies to log; those of all classes or more are left out."""
 
 
-class Probe(nn.Module):
+class ScaledLinear(nn.Module):
     """(N, D) → (N, C): a batch norm without weights, or nothing, and a linear layer from zero."""
 
     def __init__(self, dim: int, classes: int, standardize: bool) -> None:
@@ -69,12 +69,12 @@ class Probe(nn.Module):
 
 
 class OnlineProbe(EpochMonitor):
-    """Adds `probe_loss`, `probe_top1` and `probe_lr` to the run's log lines, measured on the training batches before
-    they are learned from, and logs `probe_eval_top1` after epochs; silent where the training images have no labels.
+    """Adds `probe_loss`, `probe_top1` and `probe_lr` to the run's log lines, measured on each training batch before the
+    probe is trained on it, and logs `probe_eval_top1` after epochs; silent where the training images have no labels.
     It takes 0.6 % of the time of the training steps (ResNet-18 of width 16, 5,000 images of CIFAR-10, one CPU thread).
 
-    The number to report is that of `ssl eval --method linear`: this classifier follows features that keep changing,
-    of augmented images and under the batch's statistics.
+    The number to report is that of `ssl eval --method linear`: this classifier is trained on features that keep
+    changing, of augmented images and under the batch's statistics.
     """
 
     Options = OnlineProbeOptions
@@ -82,15 +82,15 @@ class OnlineProbe(EpochMonitor):
 
     def __init__(self, options: OnlineProbeOptions) -> None:
         super().__init__(options)
-        self.probe: Probe | None = None
+        self.probe: ScaledLinear | None = None
         self.steps = 0
         self.restored: dict[str, Tensor | int | float | str] = {}
 
     def on_start(self, context: RunContext) -> None:
         self.ready = context.classes is not None
-        self.judges = self.ready and context.is_main and _can_judge(context)
+        self.tests = self.ready and context.is_main and _can_test(context)
         if self.ready:
-            self._schedule(context, 256)  # a warm-up that is too long is told before the first step
+            self._schedule(context, 256)  # so that a warm-up that is too long is reported before the first step
 
     def on_step(self, context: RunContext) -> None:
         features, labels = context.step_features, context.step_labels
@@ -135,14 +135,13 @@ class OnlineProbe(EpochMonitor):
         return {"probe_loss": loss, **accuracies, "probe_lr": self.schedule(context.progress.step - 1)}
 
     def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
-        if self.probe is None or not self.judges:
+        if self.probe is None or not self.tests:
             return {}, ""
-        found = watched_features(context, "eval", self.options.limit_eval)
-        assert found.labels is not None
+        features, labels = shared_features(context, "eval", self.options.limit_eval)
         self.probe.eval()
         with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
-            scores = self.probe(found.features)
-        metrics = {f"probe_eval_top{k}": accuracy(scores, found.labels, k) for k in self.top}
+            scores = self.probe(features)
+        metrics = {f"probe_eval_top{k}": accuracy(scores, labels, k) for k in self.top}
         first, value = next(iter(metrics.items()))
         return metrics, f"online probe {first.removeprefix('probe_eval_').replace('top', 'top-')} {value:.1%}"
 
@@ -168,10 +167,10 @@ class OnlineProbe(EpochMonitor):
         return training
 
     def _build(self, context: RunContext, x: Tensor) -> None:
-        """Builds classifier and optimizer for these features (N, D), and gives them back what a checkpoint held."""
+        """Builds classifier and optimizer for these features (N, D), and restores what a checkpoint held."""
         classes = context.classes or 1
         self.top = [k for k in dict.fromkeys(self.options.top) if k < classes] or [1]
-        probe = Probe(x.shape[1], classes, self.options.standardize).to(x.device)
+        probe = ScaledLinear(x.shape[1], classes, self.options.standardize).to(x.device)
         cls, options = self._schedule(context, len(x)).optimizer_for(self.options.lr)
         self.decay = weight_decay_schedule(options, context.progress.total_steps)
         group = ParameterGroup(dict(probe.named_parameters()), "probe")
@@ -179,34 +178,34 @@ class OnlineProbe(EpochMonitor):
         self.sums = torch.zeros(1 + len(self.top), device=x.device)
         self.steps = 0
         self.probe = probe
-        if self.restored and not self._give_back(probe):
-            log.info("online probe: starts afresh, it was another kind of probe before")
+        if self.restored and not self._restore(probe):
+            log.info("online probe: starts anew, the checkpoint has another kind of probe")
         self.restored = {}
 
-    def _give_back(self, probe: Probe) -> bool:
-        """Takes over what a checkpoint held; False where that is the state of another probe."""
-        state = {name.removeprefix(MODULE): v for name, v in self.restored.items() if name.startswith(MODULE)}
-        own = probe.state_dict()
-        if state.keys() != own.keys() or any(
-            not isinstance(v, Tensor) or v.shape != own[name].shape for name, v in state.items()
-        ):
+    def _restore(self, probe: ScaledLinear) -> bool:
+        """Takes over what a checkpoint held; False if that is the state of another kind of probe."""
+        state, own = self._restored(MODULE), probe.state_dict()
+        shapes = {name: getattr(value, "shape", None) for name, value in state.items()}
+        if shapes != {name: tensor.shape for name, tensor in own.items()}:
             return False
         probe.load_state_dict(state)
+        order = [id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]]
+        states = {
+            order.index(id(parameter)): found
+            for name, parameter in probe.named_parameters()
+            if (found := self._restored(f"{OPTIMIZER}{name}."))
+        }
         groups = self.optimizer.state_dict()["param_groups"]
-        places = [id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]]
-        moments: dict[int, dict[str, Any]] = {}
-        for name, parameter in probe.named_parameters():
-            prefix = f"{OPTIMIZER}{name}."
-            found = {k.removeprefix(prefix): v for k, v in self.restored.items() if k.startswith(prefix)}
-            if found:
-                moments[places.index(id(parameter))] = found
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         return True
 
+    def _restored(self, prefix: str) -> dict[str, Any]:
+        return {name.removeprefix(prefix): value for name, value in self.restored.items() if name.startswith(prefix)}
 
-def _can_judge(context: RunContext) -> bool:
-    train, judged = context.labeled("train"), context.labeled("eval")
-    if judged is None or judged.labels is None:
+
+def _can_test(context: RunContext) -> bool:
+    train, test = context.labeled("train"), context.labeled("eval")
+    if test is None or test.labels is None:
         return False
-    same = len(judged.info.classes or ()) in (0, context.classes)
-    return same and (train is None or not share_images(train, judged))
+    same_classes = len(test.info.classes or ()) in (0, context.classes)
+    return same_classes and (train is None or not same_images(train, test))

@@ -1,4 +1,4 @@
-"""The progress bar of a training; without a terminal, a plain line now and then."""
+"""The progress bar of a training run; without a terminal, a plain line now and then."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 
 class ProgressOptions(Options):
-    """How often a plain line is written where there is no terminal."""
+    """How often a plain line is written without a terminal."""
 
     every_seconds: float = Field(default=15.0, ge=0, json_schema_extra=FREE)
     """Least time between two plain lines."""
 
 
 class ProgressBar(Callback):
-    """Shows steps, loss, speed and the time that is left."""
+    """Shows steps, loss, speed and the remaining time."""
 
     Options = ProgressOptions
 

@@ -1,11 +1,10 @@
-"""Labeled images that monitors look at while a run goes on, and their features: read and computed once for all."""
+"""Labeled images for the monitors of a run, and their features: read and computed once for all monitors."""
 
 from __future__ import annotations
 
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,82 +13,71 @@ from torch import Tensor
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.callback import Callback, Outcome, RunContext
 from sslcli.contracts.data import Dataset, Part
-from sslcli.contracts.evaluation import FeatureSet
 from sslcli.data.subset import Subset, stratified_choice
 from sslcli.evaluation.extraction import extract_features, load_images
-from sslcli.evaluators.probes.images import labels_of
 
 log = logging.getLogger(__name__)
 
-BATCH = 256
-#: Images of a part that take no more bytes than this are held, 10,000 of 113 pixels; others are read at each look.
-HELD = 384 << 20
+#: Up to this many bytes of a part are kept in memory, 10,000 images of 113 pixels; more are read for each measurement.
+KEPT = 384 << 20
 
 
-class WatchedImages:
+class SharedImages:
     """Some images of a labeled data set, the same share of each class.
 
-    Images are held as uint8 on the CPU up to 384 MiB. Larger ones (10,000 of 224 pixels would be 1.5 GB) are decoded
-    anew at each look, which takes the memory of two batches.
+    They are kept as uint8 on the CPU up to 384 MiB. More (10,000 of 224 pixels would be 1.5 GB) are decoded again for
+    each measurement, which takes the memory of two batches.
 
     Attributes:
         count: how many there are, but for unreadable ones.
-        images: uint8 (N, C, S, S), or None where they are not held.
+        images: uint8 (N, C, S, S), or None where they are not kept.
     """
 
     def __init__(self, data: Dataset, limit: int | None, image_size: int) -> None:
-        labels = labels_of(data)
-        places = stratified_choice(labels, limit)
-        self.data = Subset(data, places)
-        self.count = len(places)
+        assert data.labels is not None
+        indices = stratified_choice(data.labels, limit)
+        self.data = Subset(data, indices)
+        self.count = len(indices)
         self.images: Tensor | None = None
-        if self.count * data.info.channels * image_size**2 <= HELD:
-            self.images, kept = load_images(data, image_size, places)
-            self._labels, self.count = labels[kept], len(kept)
+        self._latest: tuple[int, tuple[Tensor, Tensor]] | None = None
+        if self.count * data.info.channels * image_size**2 <= KEPT:
+            self.images, kept = load_images(data, image_size, indices)
+            self._labels, self.count = data.labels[kept], len(kept)
 
-    def features(self, backbone: Backbone, context: RunContext) -> FeatureSet:
+    def features(self, backbone: Backbone, context: RunContext) -> tuple[Tensor, Tensor]:
         """Returns features (N, D) float32 and labels (N,), both on the device; the backbone stays as it was."""
-        found = extract_features(
-            backbone,
-            self.data if self.images is None else self.images,
-            image_size=context.image_size,
-            normalize=context.normalize,
-            device=context.device,
-            batch_size=BATCH,
-        )
-        return found if self.images is None else FeatureSet(found.features, self._labels.to(context.device))
+        found = extract_features(backbone, self.data if self.images is None else self.images, context)
+        labels = self._labels.to(context.device) if found.labels is None else found.labels
+        return found.features, labels
+
+    def encoder_features(self, context: RunContext) -> tuple[Tensor, Tensor]:
+        """Returns the features of the encoder as it is after this step, computed once for all monitors."""
+        step = context.progress.step
+        if self._latest is None or self._latest[0] != step:
+            self._latest = step, self.features(context.encoder(), context)
+        return self._latest[1]
 
 
-@dataclass
-class _Store:
-    images: dict[tuple[Part, int | None], WatchedImages | None] = field(default_factory=dict)
-    features: dict[tuple[Part, int | None], tuple[int, FeatureSet]] = field(default_factory=dict)
+#: What the monitors of a run share; freed with the run.
+_SHARED: WeakKeyDictionary[RunContext, dict[tuple[Part, int | None], SharedImages]] = WeakKeyDictionary()
 
 
-#: What the monitors of a run share; gone with the run.
-_STORES: WeakKeyDictionary[RunContext, _Store] = WeakKeyDictionary()
-
-
-def watched_images(context: RunContext, part: Part, limit: int | None) -> WatchedImages | None:
+def shared_images(context: RunContext, part: Part, limit: int | None) -> SharedImages | None:
     """Returns labeled images of a part, read once for all monitors with this limit; None where there are none."""
-    store, key = _STORES.setdefault(context, _Store()), (part, limit)
-    if key not in store.images:
+    shared, key = _SHARED.setdefault(context, {}), (part, limit)
+    if key not in shared:
         data = context.labeled(part)
         if data is None or data.labels is None:
-            store.images[key] = None
-        else:
-            store.images[key] = WatchedImages(data, limit, context.image_size)
-    return store.images[key]
+            return None
+        shared[key] = SharedImages(data, limit, context.image_size)
+    return shared[key]
 
 
-def watched_features(context: RunContext, part: Part, limit: int | None) -> FeatureSet:
-    """Returns the features of the encoder as it is after this step, computed once for all monitors with this limit."""
-    images = watched_images(context, part, limit)
+def shared_features(context: RunContext, part: Part, limit: int | None) -> tuple[Tensor, Tensor]:
+    """Returns features (N, D) of the encoder as it is after this step, and labels (N,), of images that there are."""
+    images = shared_images(context, part, limit)
     assert images is not None
-    store, key, step = _STORES[context], (part, limit), context.progress.step
-    if key not in store.features or store.features[key][0] != step:
-        store.features[key] = step, images.features(context.encoder(), context)
-    return store.features[key][1]
+    return images.encoder_features(context)
 
 
 class EpochMonitor(Callback):
@@ -107,7 +95,7 @@ class EpochMonitor(Callback):
 
     @abstractmethod
     def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
-        """Returns what to log (nothing: there is nothing to measure), and the line to show, but for its ending."""
+        """Returns what to log (nothing if nothing can be measured), and the line to show, without `after … epochs`."""
 
     def on_epoch(self, context: RunContext) -> None:
         epoch = context.progress.step // context.progress.steps_per_epoch

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from sslcli.storage import atomic_path
 
-#: Up to so many classes the cells say their numbers, and every class its name.
+#: Up to this many classes each cell shows its number, and each class its name.
 NUMBERED, NAMED = 20, 110
 _LONGEST = 24
 _DPI = 150
 
 
 def can_draw() -> bool:
-    """Tells whether matplotlib (extra `plots`) is installed; imports nothing."""
+    """Returns whether matplotlib (extra `plots`) is installed; imports nothing."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
@@ -23,8 +23,8 @@ def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequen
     """Draws a confusion matrix as PNG, whole or not at all.
 
     Args:
-        path: the file; one that is there is replaced.
-        matrix: (C, C) counts; the row is the true class, the column what it was taken for.
+        path: the file; an existing one is replaced.
+        matrix: (C, C) counts; the row is the true class, the column the predicted one.
         classes: the C names, in the order of the labels.
         title: above the picture.
 
@@ -37,20 +37,20 @@ def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequen
 
     count = len(matrix)
     percent = [[100 * value / max(1, sum(row)) for value in row] for row in matrix]
-    # Room for a cell's two digits; beyond that the picture stays as large as a page.
+    # Room for two digits in each cell, up to the size of a page.
     side = min(max(3.0, 0.44 * count), 12.0)
     figure = Figure(figsize=(side + 2.6, side + 1.9), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)  # pyplot, and with it any window or global state, has no part in this
+    FigureCanvasAgg(figure)  # without pyplot: no window and no global state
     axes = figure.add_subplot()
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
     axes.set_title(title, fontsize=11)
-    axes.set_xlabel("taken for")
+    axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     step = -(-count // NAMED)
-    places = list(range(0, count, step))
-    names = [_short(classes[place]) for place in places]
+    ticks = list(range(0, count, step))
+    names = [_short(classes[tick]) for tick in ticks]
     size = 9 if count <= NUMBERED else 7 if count <= 40 else 5.5
-    axes.set_xticks(places, names, rotation=90 if count > NUMBERED else 45, fontsize=size)
+    axes.set_xticks(ticks, names, rotation=90 if count > NUMBERED else 45, fontsize=size)
     if count <= NUMBERED:
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
@@ -59,7 +59,7 @@ def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequen
                 text = "·" if value == 0 else "<1" if value < 0.5 else f"{value:.0f}"
                 color = "white" if value > 55 else "#999999" if value == 0 else "black"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
-    axes.set_yticks(places, names, fontsize=size)
+    axes.set_yticks(ticks, names, fontsize=size)
     axes.tick_params(length=0)
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.set_label("percent of the true class")

@@ -1,4 +1,4 @@
-"""`evaluate`: loads what was trained, opens labeled data, hands both to evaluators, keeps what they say."""
+"""`evaluate_all`: loads trained backbones, opens labeled data, runs evaluators on them, writes the results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from sslcli.config.options import overrides_as_data
-from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator
 from sslcli.contracts.export import Trained
@@ -19,30 +18,15 @@ from sslcli.runs.trained import load_trained
 from sslcli.storage import check_output
 
 from .confusion import can_draw
-from .parts import Parts, open_parts, pretrained_on
+from .parts import LabeledParts, open_parts, pretrained_on
 from .results import draw, has_picture, over_seeds, write_output, write_result
 from .seal import SealedSubject
-from .selection import ALL, Chosen, choose_evaluators, only_fitting
+from .selection import ALL, choose_evaluators, only_possible
 from .subject import Feature, FrozenSubject
 from .tables import Row
 from .targets import Target, find_target, load_network, read_shown, stored_data
 
 log = logging.getLogger(__name__)
-
-
-def evaluate(
-    target: str | Path,
-    method: str,
-    overrides: list[str],
-    *,
-    device: str = "auto",
-    seed: int = 0,
-    seeds: int = 1,
-    output: Path | None = None,
-) -> EvaluationResult:
-    """Evaluates one target by one evaluator; see `evaluate_all`. Metrics are means where there are several seeds."""
-    rows = evaluate_all([target], method, overrides, device=device, seed=seed, seeds=seeds, output=output)
-    return rows[0].result
 
 
 def evaluate_all(
@@ -57,8 +41,9 @@ def evaluate_all(
 ) -> list[Row]:
     """Evaluates, and writes `eval/METHOD.json` into each target that is a run.
 
-    All targets are judged on the same data: what `data.…` says, else those of the first that has any. Each is shown the
-    images in its own size and normalization. Features are computed once per target, for all evaluators and seeds.
+    All targets are evaluated on the same data: those of `data.…`, else those of the first target that has any. Each is
+    given the images in its own size and normalization. Features are computed once per target, for all evaluators and
+    seeds.
 
     Args:
         targets: run directories, checkpoints, backbone files, plain weight files, names of backbones.
@@ -74,81 +59,61 @@ def evaluate_all(
         a row for each target and evaluator.
 
     Raises:
-        UserError: nothing trained there, no such evaluator, wrong options, no labeled data, or images to judge on
-            that are also among those to fit on.
+        UserError: nothing trained there, no such evaluator, wrong options, no labeled data, or test images that are
+            training images too.
         SslError: an evaluator that breaks its seal or changes the backbone.
     """
     if not targets:
-        raise UserError("what to judge? Name a run, a backbone file or a network")
+        raise UserError("what to evaluate? Name a run, a backbone file or a network")
     for name, value, least in (("seed", seed, 0), ("seeds", seeds, 1)):
         if not isinstance(value, int) or value < least:
             raise UserError(f"{name}: should be a whole number from {least}, not {value!r}")
     document = overrides_as_data(overrides)
-    chosen = choose_evaluators(method, document)
+    evaluators = choose_evaluators(method, document)
     found = [find_target(word) for word in targets]
     shown = read_shown(document, found)
     if output is not None:
         _check_output(output)
-    place = resolve_device(device)
+    where = resolve_device(device)
     loaded = [load_trained(target.path) if target.kind == "trained" else None for target in found]
     stored = [stored_data(target) for target in found]
-    first = next((place for place, data in enumerate(stored) if data is not None), None)
-    needs_labels = any(each.evaluator.needs_labels for each in chosen)
+    first = next((index for index, data in enumerate(stored) if data is not None), None)
+    needs_labels = any(each.needs_labels for each in evaluators.values())
     own = None if first is None else stored[first]
     parts = open_parts(own, document, needs_labels=needs_labels, required=method != ALL)
-    chosen = only_fitting(chosen, parts.labeled)
+    evaluators = only_possible(evaluators, parts.labeled)
     if len(found) > 1:
         whose = "" if first is None or "data" in document.data else f", as {found[first].word} was trained on"
-        log.info(f"all are judged on {parts.judged.info.name}{whose}, each in its own size and normalization")
+        log.info(f"all are evaluated on {parts.test.info.name}{whose}, each in its own size and normalization")
     everyone = [
         trained or load_network(target, document, shown, parts, seed=seed)
         for target, trained in zip(found, loaded, strict=True)
     ]
     subjects = [
-        _subject(target, trained, parts, place, shown.feature, seed)
+        _subject(target, trained, parts, where, shown.feature, seed)
         for target, trained in zip(found, everyone, strict=True)
     ]
     rows: list[Row] = []
     for target, trained, data in zip(found, everyone, stored, strict=True):
-        subject = subjects.pop(0)  # its features are let go with it
+        subject = subjects.pop(0)  # its features are freed with it
         if len(found) > 1:
             log.info(f"{target.word}:")
-        seen = pretrained_on(data, parts.judged)
+        seen = pretrained_on(data, parts.test)
         if seen:
-            log.info(f"{target.word}: was trained on the very images that it is judged on (without their labels)")
-        mine = replace(parts, overlap={**parts.overlap, "pretrained_on_judged": seen})
-        rows += _judge(target, trained, subject, chosen, mine, range(seed, seed + seeds), strict=method != ALL)
+            log.info(f"{target.word}: was trained on the test images (without their labels)")
+        mine = replace(parts, overlap={**parts.overlap, "pretrained_on_test": seen})
+        rows += _run(target, trained, subject, evaluators, mine, range(seed, seed + seeds), strict=method != ALL)
     if not rows:
-        raise UserError("no evaluation could be made; the lines above say why")
-    _keep(rows, output, parts.judged)
+        raise UserError("no evaluation was possible; the lines above say why")
+    _write(rows, output, parts.test.info.classes or ())
     return rows
-
-
-def judge(
-    trained: Trained,
-    parts: Parts,
-    method: str,
-    overrides: list[str],
-    *,
-    device: str = "auto",
-    seed: int = 0,
-) -> EvaluationResult:
-    """Evaluates what is in memory already, on data that are open already; writes nothing.
-
-    Raises:
-        UserError, SslError: as `evaluate_all`.
-    """
-    (chosen,) = choose_evaluators(method, overrides_as_data(overrides))
-    subject = FrozenSubject(trained, parts.train, parts.judged, resolve_device(device), seed=seed)
-    result = run_evaluator(chosen.name, chosen.evaluator, subject, seed)
-    return _with_protocol(chosen, over_seeds([result], [seed]), trained, subject, parts)
 
 
 def run_evaluator(name: str, evaluator: Evaluator, subject: FrozenSubject, seed: int) -> EvaluationResult:
     """Runs an evaluator behind the seal, and checks that it has left everything as it was.
 
     Raises:
-        SslError: it read the images it is judged on before it had chosen, or changed the backbone.
+        SslError: it read the test images before it had chosen, or changed the backbone.
     """
     cls = type(evaluator)
     sealed = SealedSubject(subject, name, seed=seed, chooses=cls.chooses, needs_labels=cls.needs_labels)
@@ -159,80 +124,74 @@ def run_evaluator(name: str, evaluator: Evaluator, subject: FrozenSubject, seed:
 
 
 def _subject(
-    target: Target, trained: Trained, parts: Parts, device: torch.device, feature: Feature, seed: int
+    target: Target, trained: Trained, parts: LabeledParts, device: torch.device, feature: Feature, seed: int
 ) -> FrozenSubject:
     try:
-        return FrozenSubject(trained, parts.train, parts.judged, device, seed=seed, feature=feature)
+        return FrozenSubject(trained, parts.train, parts.test, device, seed=seed, feature=feature)
     except UserError as error:
         raise UserError(f"{target.word}: {error}") from error
 
 
-def _judge(
+def _run(
     target: Target,
     trained: Trained,
     subject: FrozenSubject,
-    chosen: list[Chosen],
-    parts: Parts,
+    evaluators: dict[str, Evaluator],
+    parts: LabeledParts,
     seeds: range,
     *,
     strict: bool,
 ) -> list[Row]:
     rows = []
-    for each in chosen:
-        own = seeds if type(each.evaluator).seeded else seeds[:1]
+    card = {**asdict(trained.card), "mean": list(trained.card.mean), "std": list(trained.card.std)}
+    for name, evaluator in evaluators.items():
+        own = seeds if type(evaluator).seeded else seeds[:1]
         if len(own) < len(seeds):
-            log.info(f"{each.name}: nothing is drawn, so that one seed stands for all")
+            log.info(f"{name}: draws nothing, so that one seed is enough")
+        results = []
         try:
-            results = []
             for seed in own:
                 if len(own) > 1:
-                    log.info(f"{each.name}: seed {seed}")
-                results.append(run_evaluator(each.name, each.evaluator, subject, seed))
+                    log.info(f"{name}: seed {seed}")
+                results.append(run_evaluator(name, evaluator, subject, seed))
         except UserError as error:
             if strict:
                 raise
-            log.warning(f"left out: {each.name}: {error}")
+            log.warning(f"left out: {name}: {error}")
             continue
-        result = _with_protocol(each, over_seeds(results, own), trained, subject, parts)
-        row = Row(target.word, each.name, result)
+        row = Row(target.word, name, over_seeds(results, own))
+        row.result.protocol |= {
+            "options": evaluator.options.plain(),
+            "file_sha256": trained.digest,
+            "weights_sha256": subject.weights_sha256,
+            "overlap": parts.overlap,
+            "card": card,
+        }
         if trained.run is not None:
             try:
-                row.written = write_result(trained.run, row, parts.judged.info.classes or ())
-            except UserError as error:  # a run of someone else's, say: what was computed is shown all the same
+                row.written = write_result(trained.run, row, parts.test.info.classes or ())
+            except UserError as error:  # another user's run, for example: the result is shown all the same
                 log.warning(str(error))
         rows.append(row)
     return rows
 
 
-def _with_protocol(
-    chosen: Chosen, result: EvaluationResult, trained: Trained, subject: FrozenSubject, parts: Parts
-) -> EvaluationResult:
-    result.protocol |= {
-        "options": chosen.evaluator.options.plain(),
-        "file_sha256": trained.digest,
-        "weights_sha256": subject.weights_sha256,
-        "overlap": parts.overlap,
-        "card": {**asdict(trained.card), "mean": list(trained.card.mean), "std": list(trained.card.std)},
-    }
-    return result
-
-
 def _check_output(path: Path) -> None:
     if path.suffix == ".png":
-        raise UserError(f"{path}: results are JSON, and .png is for their picture; choose another --output")
+        raise UserError(f"{path}: results are JSON, and .png is the suffix of their picture; choose another --output")
     for file in (path, path.with_suffix(".png")):
         check_output(file)
 
 
-def _keep(rows: list[Row], output: Path | None, judged: Dataset) -> None:
+def _write(rows: list[Row], output: Path | None, classes: Sequence[str]) -> None:
     if any(has_picture(row) for row in rows) and not can_draw():
         log.info("no picture of the confusion matrix without matplotlib: pip install 'sslcli[plots]'")
     if output is not None:
         write_output(output, rows)
         log.info(f"wrote {output}")
         if len(rows) == 1:
-            draw(rows[0], output.with_suffix(".png"), judged.info.classes or ())
+            draw(rows[0], output.with_suffix(".png"), classes)
         return
-    nowhere = list(dict.fromkeys(row.target for row in rows if row.written is None))
-    if nowhere:
-        log.info(f"only shown, not written: {', '.join(nowhere)}; --output FILE keeps it")
+    unwritten = list(dict.fromkeys(row.target for row in rows if row.written is None))
+    if unwritten:
+        log.info(f"only shown, not written: {', '.join(unwritten)}; use --output FILE to write it")

@@ -1,11 +1,11 @@
-"""Images → features of a backbone in `eval()`, which stays as it was to the bit."""
+"""Images → features of a backbone in `eval()`, which is bitwise the same afterward."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,30 @@ from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.contracts.evaluation import FeatureSet
 from sslcli.plugins import load
 
-Precision = Literal["fp32", "bf16", "fp16"]
+PrecisionName = Literal["fp32", "bf16", "fp16"]
 Normalize = Callable[[Tensor], Tensor]
 
-#: Above this share of unreadable images a number would no longer speak of the data set that it names.
+
+class InputFormat(Protocol):
+    """How images become a backbone's input: a `Subject` and a `RunContext` have all of it.
+
+    Attributes:
+        device: where to compute.
+        image_size: side in pixels of the images that the backbone is given.
+        normalize: uint8 (N, C, H, W) on the device → what the backbone was trained on.
+    """
+
+    device: torch.device
+    image_size: int
+
+    def normalize(self, images: Tensor) -> Tensor: ...
+
+
+#: Above this share of unreadable images a number would not be of the data set that it names.
 UNREADABLE_LIMIT = 0.01
 THREADS = 8
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def normalizer(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Normalize:
@@ -33,23 +49,21 @@ def normalizer(mean: Sequence[float], std: Sequence[float], device: torch.device
     return lambda images: (images.float() - center) / scale
 
 
-def load_images(dataset: Dataset, image_size: int, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def load_images(dataset: Dataset, image_size: int, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Reads images into memory, each brought to `image_size`.
 
     Args:
-        dataset: where they are.
+        dataset: the images.
         image_size: side in pixels; other sizes are resized and cropped to the center (the operation `resize`).
-        indices: (K,) int64, which ones; all by default.
+        indices: (K,) int64, which ones.
 
     Returns:
-        uint8 (K', C, image_size, image_size) on the CPU, and the (K',) places in the data set of those that could be
-        read.
+        uint8 (K', C, image_size, image_size) on the CPU, and the (K',) indices of those that could be read.
 
     Raises:
         UserError: more than 1 % of them cannot be read.
     """
-    reader = _Reader(dataset, image_size, torch.arange(len(dataset)) if indices is None else indices)
-    blocks = list(reader.blocks(max(1, len(reader.indices))))
+    blocks = list(_read(dataset, image_size, indices, max(1, len(indices))))
     if not blocks:
         raise UserError(f"{dataset.info.name}: there are no images to read")
     return blocks[0]
@@ -58,22 +72,17 @@ def load_images(dataset: Dataset, image_size: int, indices: Tensor | None = None
 def extract_features(
     backbone: Backbone,
     images: Tensor | Dataset,
-    *,
-    image_size: int,
-    normalize: Normalize,
-    device: torch.device,
-    batch_size: int,
-    precision: Precision = "fp32",
+    inputs: InputFormat,
+    batch_size: int = 256,
+    precision: PrecisionName = "fp32",
 ) -> FeatureSet:
     """Computes the pooled features of all images, in order.
 
     Args:
-        backbone: on `device`; every module's mode is put back.
+        backbone: on the device; every module's mode is restored.
         images: uint8 (N, C, image_size, image_size) anywhere, or a data set, whose unreadable images are left out
             together with their labels.
-        image_size: side in pixels of the images that the backbone is shown.
-        normalize: uint8 on the device → what the backbone was trained on.
-        device: where to compute.
+        inputs: the device, the images' size and their normalization.
         batch_size: images at once; the result does not depend on it (but for rounding).
         precision: arithmetic of the network.
 
@@ -83,69 +92,56 @@ def extract_features(
     Raises:
         UserError: more than 1 % of the images cannot be read.
     """
-    if isinstance(images, Tensor):
-        total, labels = len(images), None
-        blocks: Iterator[tuple[Tensor, Tensor]] = ((part, torch.arange(0)) for part in torch.split(images, batch_size))
-    else:
-        total, labels = len(images), images.labels
-        blocks = _Reader(images, image_size, torch.arange(total)).blocks(batch_size)
-    result = torch.empty(total, backbone.spec.feature_dim, device=device)
+    labels = None if isinstance(images, Tensor) else images.labels
+    result = torch.empty(len(images), backbone.spec.feature_dim, device=inputs.device)
     kept: list[Tensor] = []
     done = 0
-    for pooled, places in _pooled(backbone, blocks, normalize, device, precision):
+    for pooled, indices in feature_blocks(backbone, images, inputs, batch_size, precision):
         result[done : done + len(pooled)] = pooled
         done += len(pooled)
-        kept.append(places)
-    if labels is not None:
-        labels = labels[torch.cat(kept)].to(device)
-    return FeatureSet(result[:done], labels)
+        kept.append(indices)
+    return FeatureSet(result[:done], None if labels is None else labels[torch.cat(kept)].to(inputs.device))
 
 
 def feature_blocks(
     backbone: Backbone,
-    dataset: Dataset,
-    *,
-    image_size: int,
-    normalize: Normalize,
-    device: torch.device,
-    batch_size: int,
-    precision: Precision = "fp32",
+    images: Tensor | Dataset,
+    inputs: InputFormat,
+    batch_size: int = 256,
+    precision: PrecisionName = "fp32",
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Returns block by block what `extract_features` returns as a whole: the memory of a batch serves any data set.
+    """Returns block by block what `extract_features` returns as a whole, in the memory of a batch or two.
 
     Returns:
-        an iterator over features (n, D) float32 on the device, and the places (n,) int64 in the data set of these
-        images, in order; unreadable images are left out.
+        an iterator over features (n, D) float32 on the device, and the indices (n,) int64 of these images, in order;
+        unreadable images are left out.
 
     Raises:
         UserError: more than 1 % of the images cannot be read.
     """
-    blocks = _Reader(dataset, image_size, torch.arange(len(dataset))).blocks(batch_size)
-    return _pooled(backbone, blocks, normalize, device, precision)
-
-
-def _pooled(
-    backbone: Backbone,
-    blocks: Iterator[tuple[Tensor, Tensor]],
-    normalize: Normalize,
-    device: torch.device,
-    precision: Precision,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of uint8 images and whatever goes with each → features (n, D) float32 on the device, and the same."""
-    dtype = _DTYPES.get(precision)
-    for block, beside in blocks:
-        # Entered anew for each block, because whoever gets a block does not run within it.
-        with torch.no_grad(), _evaluating(backbone), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            pooled = backbone(normalize(block.to(device))).pooled
-        yield pooled.float(), beside
+    dtype, everything = DTYPES.get(precision), torch.arange(len(images))
+    blocks: Iterator[tuple[Tensor, Tensor]]
+    if isinstance(images, Tensor):
+        blocks = zip(torch.split(images, batch_size), torch.split(everything, batch_size), strict=True)
+    else:
+        blocks = _read(images, inputs.image_size, everything, batch_size)
+    for block, indices in blocks:
+        # Entered anew for each block, since the caller's code runs between two blocks.
+        with (
+            torch.no_grad(),
+            _evaluating(backbone),
+            torch.autocast(inputs.device.type, dtype, enabled=dtype is not None),
+        ):
+            pooled = backbone(inputs.normalize(block.to(inputs.device))).pooled
+        yield pooled.float(), indices
 
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """`eval()` for a while; afterward each module has the mode it had, which need not be the same for all.
+    """`eval()` within the block; afterward each module has the mode it had, which need not be the same for all.
 
-    A backbone that the run compiled for its training is eager here: compiling it again, for this mode and for batches
-    of this size, would take longer than it saves.
+    A backbone that was compiled for training is eager here: compiling it again, for this mode and batch size, would
+    take longer than it saves.
     """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -157,57 +153,52 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-class _Reader:
-    """Reads images of a data set in order, in threads (decoders let go of the interpreter's lock)."""
+def _read(dataset: Dataset, side: int, indices: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields blocks of uint8 images (n, C, side, side), n > 0, with their indices (n,), in order.
 
-    def __init__(self, dataset: Dataset, image_size: int, indices: Tensor) -> None:
-        self.dataset = dataset
-        self.indices = indices
-        self.image_size = image_size
-        self.unreadable: list[UnreadableImage] = []
+    Images that are not in memory are read in threads (decoders release the interpreter's lock), one block while the
+    one before is computed.
+    """
+    resident = dataset.images()
+    if resident is not None and resident.shape[-2:] == (side, side):
+        everything = torch.equal(indices, torch.arange(len(resident)))
+        for block in torch.split(indices, size):
+            start = int(block[0])
+            yield (resident[start : start + len(block)] if everything else resident[block]), block
+        return
+    resize = _resizer(side)
+    unreadable: list[UnreadableImage] = []
 
-    def blocks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields uint8 (n, C, S, S), n > 0, with the places (n,) of these images in the data set."""
-        resident = self.dataset.images()
-        side = self.image_size
-        if resident is not None and resident.shape[-2:] == (side, side):
-            everything = len(self.indices) == len(resident) and torch.equal(self.indices, torch.arange(len(resident)))
-            for places in torch.split(self.indices, size):
-                start = int(places[0])
-                yield (resident[start : start + len(places)] if everything else resident[places]), places
-            return
-        resize = _resizer(side)
+    def read(index: int) -> Tensor | UnreadableImage:
+        try:
+            image = dataset.image(index)
+        except UnreadableImage as error:
+            return error
+        return image if image.shape[-2:] == (side, side) else resize(image)
 
-        def read(place: int) -> Tensor | UnreadableImage:
-            try:
-                image = self.dataset.image(place)
-            except UnreadableImage as error:
-                return error
-            return image if image.shape[-2:] == (side, side) else resize(image)
-
-        with ThreadPoolExecutor(THREADS) as pool:
-            waiting: list[tuple[Tensor, list[Future[Tensor | UnreadableImage]]]] = []
-            try:
-                for places in torch.split(self.indices, size):  # one block is read while the one before is computed
-                    waiting.append((places, [pool.submit(read, place) for place in places.tolist()]))
-                    if len(waiting) > 1:
-                        yield from self._collect(*waiting.pop(0))
-                for places, futures in waiting:
-                    yield from self._collect(places, futures)
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    def _collect(self, places: Tensor, futures: list[Future[Any]]) -> Iterator[tuple[Tensor, Tensor]]:
-        read = [future.result() for future in futures]
-        self.unreadable += [image for image in read if isinstance(image, UnreadableImage)]
-        if len(self.unreadable) > UNREADABLE_LIMIT * len(self.indices):
+    def collect(block: Tensor, futures: list[Future[Tensor | UnreadableImage]]) -> Iterator[tuple[Tensor, Tensor]]:
+        found = [future.result() for future in futures]
+        unreadable.extend(each for each in found if isinstance(each, UnreadableImage))
+        if len(unreadable) > UNREADABLE_LIMIT * len(indices):
             raise UserError(
-                f"{self.dataset.info.name}: more than {UNREADABLE_LIMIT:.0%} of the {len(self.indices):,} images "
-                f"cannot be read, the first one: {self.unreadable[0]}; mend or remove them"
+                f"{dataset.info.name}: more than {UNREADABLE_LIMIT:.0%} of the {len(indices):,} images cannot be read, "
+                f"the first one: {unreadable[0]}; repair or remove them"
             )
-        good = torch.tensor([isinstance(image, Tensor) for image in read])
+        good = torch.tensor([isinstance(each, Tensor) for each in found])
         if bool(good.any()):
-            yield torch.stack([image for image in read if isinstance(image, Tensor)]), places[good]
+            yield torch.stack([each for each in found if isinstance(each, Tensor)]), block[good]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting: list[tuple[Tensor, list[Future[Tensor | UnreadableImage]]]] = []
+        try:
+            for block in torch.split(indices, size):
+                waiting.append((block, [pool.submit(read, index) for index in block.tolist()]))
+                if len(waiting) > 1:
+                    yield from collect(*waiting.pop(0))
+            for block, futures in waiting:
+                yield from collect(block, futures)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _resizer(size: int) -> Callable[[Tensor], Tensor]:

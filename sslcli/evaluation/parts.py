@@ -1,8 +1,7 @@
-"""The two parts of the data: images to fit a probe on, and others to judge it on."""
+"""The two parts of the data: images to train a probe on, and test images."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,29 +9,29 @@ from sslcli.config.document import Document
 from sslcli.config.options import validate
 from sslcli.contracts.data import Dataset, DatasetOptions, Part
 from sslcli.contracts.errors import UserError
-from sslcli.data.subset import Subset, limited
+from sslcli.data.subset import limited
 from sslcli.plugins import load
 
 from .overlap import check_overlap
-from .subject import same_source
+from .subject import same_source, without_subset
 
-log = logging.getLogger(__name__)
+PARTS: tuple[Part, ...] = ("train", "eval")
 
 
 @dataclass
-class Parts:
+class LabeledParts:
     """Opened data.
 
     Attributes:
-        train: to fit on; without labels the same object as `judged`.
-        judged: to judge on.
+        train: to train probes on; without labels the same object as `test`.
+        test: the part `eval`.
         labeled: whether there are two labeled parts.
-        view_size: side in pixels at which a network is shown the images unless it says otherwise.
+        view_size: side in pixels at which a network is given the images unless it says otherwise.
         overlap: what is known of images in both parts, for the protocol.
     """
 
     train: Dataset
-    judged: Dataset
+    test: Dataset
     labeled: bool
     view_size: int
     overlap: dict[str, Any]
@@ -40,24 +39,58 @@ class Parts:
 
 def open_parts(
     stored: dict[str, Any] | None, document: Document, *, needs_labels: bool, required: bool = True
-) -> Parts:
+) -> LabeledParts:
     """Opens the data that `data.…` overrides name, or else the stored ones changed by them.
 
     Args:
         stored: the options of the data that a run was trained on; None where that is not known.
         document: the command line.
-        needs_labels: a probe will be fitted, so that the parts may not share images.
+        needs_labels: a probe will be trained, so that the parts may not share images.
         required: refuse data without labels then; otherwise all images are both parts.
 
     Raises:
-        UserError: no data named, wrong options, no data there, no labels, or images to judge on that are also
-            among those to fit on.
+        UserError: no data named, wrong options, no data there, no labels, or test images that are training images too.
+    """
+    cls, options, asked = choose_data(stored, document)
+    labeled = [found for part in PARTS if (found := cls.labeled(options, part)) is not None]
+    if len(labeled) < 2:
+        everything = limited(cls.open(options))
+        name = everything.info.name
+        if needs_labels and required and everything.labels is not None:
+            raise UserError(
+                f"{name}: all labeled images are one part, and a probe is trained on one and tested on another; "
+                "name data that have two (a folder has, with train/ and val/ in it)"
+            )
+        if needs_labels and required:
+            raise UserError(f"{name}: there are no labeled images to train and test on; name data that have some")
+        return LabeledParts(everything, everything, False, cls.view_size(options), {})
+    if "limit" in asked:  # on the command line it holds for both parts
+        labeled = [found.model_copy(update={"limit": options.limit}) for found in labeled]
+    train, test = (limited(cls.open(found)) for found in labeled)
+    overlap = check_overlap(train, test) if needs_labels else {}
+    return LabeledParts(train, test, True, cls.view_size(options), overlap)
+
+
+def choose_data(
+    stored: dict[str, Any] | None, document: Document
+) -> tuple[type[Dataset], DatasetOptions, dict[str, Any]]:
+    """Returns class and options of the data set that `data.…` names, or else of the stored one with these changes.
+
+    Args:
+        stored: the options of the data that a run was trained on; None where that is not known.
+        document: the command line.
+
+    Returns:
+        the class, its options, and the ones among them that are from the command line.
+
+    Raises:
+        UserError: no data named, no such data set, or wrong options.
     """
     asked = document.data.get("data") or {}
     if not isinstance(asked, dict):
         asked = {"name": asked}
     if stored is None and "name" not in asked:
-        raise UserError("which data to judge on? Networks without a run have none of their own: add data=NAME")
+        raise UserError("which data to evaluate on? Networks without a run have none of their own: add data=NAME")
     stored = stored or {}
     own = stored if asked.get("name", stored.get("name")) == stored.get("name") else {}
     merged = {**own, **asked}
@@ -65,39 +98,15 @@ def open_parts(
     if not isinstance(name, str):
         raise UserError(f"command line: data.name: should be the name of a data set, not {name!r}")
     cls: type[Dataset] = load("datasets", name)
-    options = validate(cls.Options, merged, repr(name), document, ("data",))
-    to_fit, to_judge = (_part(cls, options, part, limit_both="limit" in asked) for part in ("train", "eval"))
-    if to_fit is None or to_judge is None:
-        everything = limited(cls.open(options))
-        if needs_labels and required:
-            if everything.labels is not None:
-                raise UserError(
-                    f"{name}: all labeled images are one part, and a probe is fitted on one and judged on another; "
-                    "name data that have two (a folder has, with train/ and val/ in it)"
-                )
-            raise UserError(f"{name}: there are no labeled images to fit and to judge on; name data that have some")
-        return Parts(everything, everything, False, cls.view_size(options), {})
-    train, judged = limited(cls.open(to_fit)), limited(cls.open(to_judge))
-    overlap, line = check_overlap(train, judged) if needs_labels else ({}, None)
-    if line is not None:
-        log.warning(line)
-    return Parts(train, judged, True, cls.view_size(options), overlap)
+    return cls, validate(cls.Options, merged, repr(name), document, ("data",)), asked
 
 
-def _part(cls: type[Dataset], options: DatasetOptions, part: str, limit_both: bool) -> DatasetOptions | None:
-    chosen: Part = "train" if part == "train" else "eval"
-    found = cls.labeled(options, chosen)
-    if found is not None and limit_both:
-        found = found.model_copy(update={"limit": options.limit})
-    return found
-
-
-def pretrained_on(stored: dict[str, Any] | None, judged: Dataset) -> bool:
-    """Tells whether the images that a run was trained on are the ones to judge on, which flatters it.
+def pretrained_on(stored: dict[str, Any] | None, test: Dataset) -> bool:
+    """Returns whether a run was trained on the test images, which flatters it.
 
     Args:
         stored: the options of the data that a run was trained on, if they are known.
-        judged: the images to judge on.
+        test: the test images.
     """
     if stored is None or set(stored) <= {"name"}:
         return False
@@ -106,5 +115,4 @@ def pretrained_on(stored: dict[str, Any] | None, judged: Dataset) -> bool:
         options = cls.Options.parse({key: value for key, value in stored.items() if key != "name"})
     except (ValueError, UserError):  # a run of another version, or its plugin is not installed
         return False
-    whole = judged.data if isinstance(judged, Subset) else judged
-    return cls is type(whole) and same_source(options, judged.options)
+    return cls is type(without_subset(test)) and same_source(options, test.options)

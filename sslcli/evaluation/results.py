@@ -1,4 +1,4 @@
-"""What is done with results: several seeds become one, and a run keeps each with its picture."""
+"""Results of several seeds become one, and are written into the run, with a picture of the confusion matrix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .tables import Row
 
 log = logging.getLogger(__name__)
 
-#: Images of more classes are told by the file alone: no picture has room for so many.
+#: With more classes there is no picture, only the numbers in the file.
 PICTURE_CLASSES = 200
 
 
@@ -78,7 +78,7 @@ def write_result(run: Path, row: Row, classes: Sequence[str]) -> Path:
 
 
 def write_output(path: Path, rows: Sequence[Row]) -> None:
-    """Writes what `--output` asks for: one result as a run keeps it, or several under `results`.
+    """Writes the file of `--output`: a single result as in the run directory, or several under `results`.
 
     Raises:
         UserError: it cannot be written.
@@ -92,12 +92,12 @@ def write_output(path: Path, rows: Sequence[Row]) -> None:
 
 
 def has_picture(row: Row) -> bool:
-    """Tells whether a result has a confusion matrix of a size to be drawn."""
+    """Returns whether a result has a confusion matrix of a size that can be drawn."""
     return 2 <= len(row.result.details.get("confusion") or ()) <= PICTURE_CLASSES
 
 
 def draw(row: Row, path: Path, classes: Sequence[str]) -> None:
-    """Draws the confusion matrix as PNG, where the result has one and matplotlib is there.
+    """Draws the confusion matrix as PNG, if the result has one and matplotlib is installed.
 
     Raises:
         UserError: it cannot be written.
@@ -109,7 +109,7 @@ def draw(row: Row, path: Path, classes: Sequence[str]) -> None:
     top1 = (seeds[0]["metrics"] if seeds else row.result.metrics).get("top1")
     if top1 is not None:
         title += f", top-1 {top1:.1%}" + (f" (seed {seeds[0]['seed']})" if seeds else "")
-    names = classes if len(classes) == len(matrix) else [str(place) for place in range(len(matrix))]
+    names = classes if len(classes) == len(matrix) else [str(index) for index in range(len(matrix))]
     try:
         write_confusion(path, matrix, names, title)
     except OSError as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,10 +37,10 @@ def in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     Returns:
         (..., N) bool.
     """
-    place = labels.expand(scores.shape[:-1]).unsqueeze(-1)
-    own = scores.gather(-1, place)
+    label = labels.expand(scores.shape[:-1]).unsqueeze(-1)
+    own = scores.gather(-1, label)
     classes = torch.arange(scores.shape[-1], device=scores.device)
-    better = (scores > own) | ((scores == own) & (classes < place))
+    better = (scores > own) | ((scores == own) & (classes < label))
     possible = (own.squeeze(-1) > -torch.inf) & ~scores.isnan().any(dim=-1)
     return (better.sum(dim=-1) < k) & possible
 
@@ -50,7 +51,7 @@ def accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
 
 
 def confusion(scores: Tensor, labels: Tensor) -> Tensor:
-    """Returns (C, C) int64: how many images of the row's class were taken for the column's."""
+    """Returns (C, C) int64: how many images of the row's class were predicted as the column's."""
     classes = scores.shape[-1]
     pairs = labels * classes + scores.argmax(dim=-1)
     return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
@@ -60,3 +61,24 @@ def per_class(matrix: Tensor) -> list[float | None]:
     """Returns the share of each class's images that were recognized; None for a class without images."""
     right, count = matrix.diagonal().tolist(), matrix.sum(dim=1).tolist()
     return [r / n if n else None for r, n in zip(right, count, strict=True)]
+
+
+def summarize(
+    scores: Tensor, labels: Tensor, top: Sequence[int], names: Sequence[str]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Turns scores into metrics and details.
+
+    Args:
+        scores: (N, C).
+        labels: (N,) int64.
+        top: which k; those from C on are left out.
+        names: of the classes.
+
+    Returns:
+        `top1`, `top5`, … as shares, counted image by image; and accuracy by class and the confusion matrix.
+    """
+    classes = scores.shape[1]
+    kept = [k for k in dict.fromkeys(top) if k < classes] or [1]
+    matrix = confusion(scores, labels)
+    details = {"per_class": dict(zip(names, per_class(matrix), strict=True)), "confusion": matrix.tolist()}
+    return {f"top{k}": accuracy(scores, labels, k) for k in kept}, details

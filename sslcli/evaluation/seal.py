@@ -1,8 +1,8 @@
-"""The seal on the images that a backbone is judged on: nothing can be chosen by what is measured on them.
+"""The seal on the test images: nothing can be chosen by what is measured on them.
 
-An evaluator sees a subject through `SealedSubject`, which hands out the part `eval` only after the evaluator has said
-what it chose. A choice on the test set (of a learning rate, a strength, a number of epochs) makes numbers that nobody
-else can reproduce on other images; here it is an error that names the evaluator.
+An evaluator gets a `SealedSubject`, which hands out the part `eval` only after the evaluator has reported its choice. A
+choice made on the test set (of a learning rate, a strength, a number of epochs) gives numbers that do not hold on other
+images; here it is an error that names the evaluator.
 """
 
 from __future__ import annotations
@@ -21,52 +21,52 @@ from sslcli.contracts.evaluation import FeatureSet, Subject
 
 
 class SealedSubject(Subject):
-    """One evaluator's sight of a subject: its own seed, the same features, and a seal on the part `eval`.
+    """A subject as one evaluator gets it: with a seed of its own, the same features, and a seal on the part `eval`.
 
     Args:
-        behind: the subject itself, whose features are computed once for all evaluators and seeds.
+        subject: the subject itself, whose features are computed once for all evaluators and seeds.
         name: the evaluator's, for messages.
-        seed: what this evaluator is given.
-        chooses: False for an evaluator that chooses nothing, for whom there is no seal.
+        seed: for this evaluator.
+        chooses: False for an evaluator that chooses nothing; there is no seal then.
         needs_labels: features without labels are refused.
     """
 
     def __init__(
-        self, behind: Subject, name: str, *, seed: int, chooses: bool = True, needs_labels: bool = True
+        self, subject: Subject, name: str, *, seed: int, chooses: bool = True, needs_labels: bool = True
     ) -> None:
-        self._behind = behind
+        self._subject = subject
         self._name = name
         self._opened = False
         self._sealed = chooses
         self._needs_labels = needs_labels
         self.decided: dict[str, Any] | None = None
         self.seed = seed
-        self.backbone = behind.backbone
-        self.device = behind.device
-        self.classes = behind.classes
-        self.image_size = behind.image_size
+        self.backbone = subject.backbone
+        self.device = subject.device
+        self.classes = subject.classes
+        self.image_size = subject.image_size
 
     def features(self, part: Part) -> FeatureSet:
         self._open(part)
-        found = self._behind.features(part)
+        found = self._subject.features(part)
         if self._needs_labels and found.labels is None:
             raise UserError(f"the images of the part {part!r} have no labels; name data that have some")
         return found
 
     def dataset(self, part: Part) -> Dataset:
         self._open(part)
-        return self._behind.dataset(part)
+        return self._subject.dataset(part)
 
     def decide(self, choice: Mapping[str, Any]) -> None:
         """Breaks the seal.
 
         Raises:
-            SslError: the part `eval` was read already, or the choice is no plain data.
+            SslError: the part `eval` was read already, or the choice is not plain data.
         """
         if self._opened:
             raise SslError(
-                f"the evaluator {self._name!r} decides after it has read the images that it is judged on; "
-                "a choice is made on training images alone, before"
+                f"the evaluator {self._name!r} decides after it has read the test images; a choice is made before, on "
+                "training images alone"
             )
         try:
             self.decided = json.loads(json.dumps(dict(choice), allow_nan=False))
@@ -74,26 +74,26 @@ class SealedSubject(Subject):
             raise SslError(f"the evaluator {self._name!r} must describe its choice as plain data: {error}") from error
 
     def normalize(self, images: Tensor) -> Tensor:
-        return self._behind.normalize(images)
+        return self._subject.normalize(images)
 
     def describe(self) -> dict[str, Any]:
-        return {**self._behind.describe(), "seed": self.seed}
+        return {**self._subject.describe(), "seed": self.seed}
 
     def _open(self, part: Part) -> None:
         if part != "eval":
             return
         if self._sealed and self.decided is None:
             raise SslError(
-                f"the evaluator {self._name!r} asks for the images that it is judged on before it has said what it "
-                "chose: call subject.decide({…}) once everything is settled on training images, or declare "
-                "chooses = False if nothing is ever chosen"
+                f"the evaluator {self._name!r} asks for the test images before it has said what it chose: call "
+                "subject.decide({…}) once everything is settled on training images, or declare chooses = False if "
+                "nothing is ever chosen"
             )
         self._opened = True
 
 
 def unsealed(subject: Subject) -> Subject:
     """Returns the subject behind the seal, for checks that read no image and no label's value; not for evaluators."""
-    return subject._behind if isinstance(subject, SealedSubject) else subject
+    return subject._subject if isinstance(subject, SealedSubject) else subject
 
 
 def state_digest(module: nn.Module) -> str:

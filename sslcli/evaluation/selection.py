@@ -1,9 +1,8 @@
-"""From `--method` and the options on the command line to evaluators that are ready to judge."""
+"""From `--method` and the options on the command line to evaluators that are ready to run."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 from sslcli.config.document import Document
 from sslcli.config.options import validate
@@ -16,22 +15,14 @@ from .targets import ShownOptions
 log = logging.getLogger(__name__)
 
 ALL = "all"
-#: What the command line sets that is no evaluator's option.
+#: What the command line sets that is not an evaluator's option.
 SECTIONS = ("data", "backbone", *ShownOptions.model_fields)
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """An evaluator with the name that it was asked for by."""
+def choose_evaluators(method: str, document: Document) -> dict[str, Evaluator]:
+    """Builds the evaluator called `method`, or with `all` every installed one that declares `in_all`.
 
-    name: str
-    evaluator: Evaluator
-
-
-def choose_evaluators(method: str, document: Document) -> list[Chosen]:
-    """Builds the evaluator called `method`, or with `all` every installed one that is made for that.
-
-    With `all` an option goes to each evaluator that has it, and one that cannot be loaded is told and left out.
+    With `all` an option goes to each evaluator that has it; one that cannot be loaded is left out with a warning.
 
     Raises:
         UserError: no such evaluator, or wrong options.
@@ -39,7 +30,7 @@ def choose_evaluators(method: str, document: Document) -> list[Chosen]:
     values = {key: value for key, value in document.data.items() if key not in SECTIONS}
     if method != ALL:
         cls: type[Evaluator] = load("evaluators", method)
-        return [Chosen(method, cls(validate(cls.Options, values, repr(method), document)))]
+        return {method: cls(validate(cls.Options, values, repr(method), document))}
     classes: dict[str, type[Evaluator]] = {}
     for plugin in find("evaluators"):
         try:
@@ -51,29 +42,26 @@ def choose_evaluators(method: str, document: Document) -> list[Chosen]:
         if loaded.in_all:
             classes[name] = loaded
         else:
-            log.info(f"left out, it takes long: {name} (--method {name})")
+            log.info(f"left out, it takes long: {name} (run it with --method {name})")
+    known = sorted({name for cls in classes.values() for name in cls.Options.model_fields})
     for key in values:
-        if not any(key in cls.Options.model_fields for cls in classes.values()):
-            known = sorted({name for cls in classes.values() for name in cls.Options.model_fields})
+        if key not in known:
             hint = suggest(key, known)
             raise ConfigError([f"command line: {key}: no evaluator of --method all has this option{hint}"])
-    chosen = []
+    evaluators = {}
     for name, cls in classes.items():
         own = {key: value for key, value in values.items() if key in cls.Options.model_fields}
-        chosen.append(Chosen(name, cls(validate(cls.Options, own, repr(name), document))))
-    if not chosen:
+        evaluators[name] = cls(validate(cls.Options, own, repr(name), document))
+    if not evaluators:
         raise UserError("there is no evaluator to run; `ssl list evaluators` shows what is installed")
-    return chosen
+    return evaluators
 
 
-def only_fitting(chosen: list[Chosen], labeled: bool) -> list[Chosen]:
-    """Leaves out, and tells, the evaluators that need labels where there are no two labeled parts."""
-    if labeled:
-        return chosen
-    for each in chosen:
-        if each.evaluator.needs_labels:
-            log.info(f"left out, there are no labeled images to fit and to judge on: {each.name}")
-    fitting = [each for each in chosen if not each.evaluator.needs_labels]
-    if not fitting:
-        raise UserError("there are no labeled images to fit and to judge on; name data that have some")
-    return fitting
+def only_possible(evaluators: dict[str, Evaluator], labeled: bool) -> dict[str, Evaluator]:
+    """Leaves out, with a message, the evaluators that need labels unless there are two labeled parts."""
+    possible = {name: each for name, each in evaluators.items() if labeled or not each.needs_labels}
+    for name in [name for name in evaluators if name not in possible]:
+        log.info(f"left out, there are no labeled images to train and test on: {name}")
+    if not possible:
+        raise UserError("there are no labeled images to train and test on; name data that have some")
+    return possible

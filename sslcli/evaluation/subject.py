@@ -1,4 +1,4 @@
-"""What an evaluation looks at: a frozen copy of a trained backbone, and the labeled images to judge it on."""
+"""The subject of an evaluation: a frozen copy of a trained backbone, with labeled training and test images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from sslcli.contracts.data import Dataset, DatasetOptions, Part
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.evaluation import FeatureSet, Subject
 from sslcli.contracts.export import Trained
+from sslcli.data.subset import Subset
 
-from .extraction import Precision, extract_features, normalizer
+from .extraction import extract_features, normalizer
 from .seal import state_digest, unsealed
 from .tokens import MeanOfTokens
 
 log = logging.getLogger(__name__)
 
-#: What a network's output is taken for: what it pools itself, or the mean of its patch tokens.
+#: Which output of a network is its feature: what it pools itself, or the mean of its patch tokens.
 Feature = Literal["pooled", "tokens"]
 
 
@@ -29,7 +30,7 @@ class FrozenSubject(Subject):
     """A trained backbone beside a training and an evaluation part; features are computed once and kept.
 
     The backbone is a copy, so that nothing an evaluator does reaches the caller's. Images are normalized with the
-    numbers on its card, whatever data it is judged on.
+    numbers on its card, whatever the data.
 
     Attributes:
         weights_sha256: digest of the backbone's state, see `state_digest`.
@@ -42,12 +43,11 @@ class FrozenSubject(Subject):
         self,
         trained: Trained,
         train: Dataset | None,
-        evaluation: Dataset | None,
+        test: Dataset | None,
         device: torch.device,
         *,
         seed: int = 0,
         batch_size: int = 256,
-        precision: Precision = "fp32",
         feature: Feature = "pooled",
     ) -> None:
         self.card = trained.card
@@ -59,16 +59,15 @@ class FrozenSubject(Subject):
         self.device = device
         self.seed = seed
         self.batch_size = batch_size
-        self.precision = precision
         self.image_size = trained.card.image_size
         self.digest = trained.digest
         self._normalize = normalizer(self.card.mean, self.card.std, device)
-        self._datasets: dict[Part, Dataset | None] = {"train": train, "eval": evaluation}
+        self._datasets: dict[Part, Dataset | None] = {"train": train, "eval": test}
         self._features: dict[Part, FeatureSet] = {}
         self._versions: dict[Part, int] = {}
-        known = [data.info.classes for data in (train, evaluation) if data is not None and data.info.classes]
+        known = [data.info.classes for data in (train, test) if data is not None and data.info.classes]
         self.classes = len(known[0]) if known else None
-        for data in (train, evaluation):
+        for data in (train, test):
             if data is not None and data.info.channels != self.card.channels:
                 raise UserError(
                     f"{data.info.name}: its images have {data.info.channels} channels, the backbone takes "
@@ -88,40 +87,29 @@ class FrozenSubject(Subject):
                 if self._datasets[other] is data:
                     return known
             log.info(f"features of {len(data):,} images ({part})")
-            features = extract_features(
-                self.backbone,
-                data,
-                image_size=self.image_size,
-                normalize=self.normalize,
-                device=self.device,
-                batch_size=self.batch_size,
-                precision=self.precision,
-            )
+            features = extract_features(self.backbone, data, self, self.batch_size)
             if not bool(torch.isfinite(features.features).all()):
-                raise UserError(
-                    f"the backbone's features of {data.info.name} are not all finite; the run diverged, or "
-                    f"{self.precision} is too coarse for it"
-                )
+                raise UserError(f"the backbone's features of {data.info.name} are not all finite; the run diverged")
             self._features[part] = features
             self._versions[part] = features.features._version
         return self._features[part]
 
     def check_unchanged(self, evaluator: str) -> None:
-        """Checks that an evaluation has left the backbone as it was, to the bit, and the shared features too.
+        """Checks that backbone and shared features are bitwise as they were before an evaluation.
 
         Raises:
-            SslError: naming the evaluator, whose numbers are worth nothing then.
+            SslError: naming the evaluator.
         """
         if state_digest(self.backbone) != self.weights_sha256:
             raise SslError(
-                f"the evaluator {evaluator!r} has changed the backbone that it judges (weights, statistics, mode or "
+                f"the evaluator {evaluator!r} has changed the backbone (weights, statistics, mode or "
                 "what gets gradients); nothing was written: it must work on a copy"
             )
         for part, kept in self._features.items():
             if kept.features._version != self._versions[part]:
                 raise SslError(
-                    f"the evaluator {evaluator!r} has changed the features of the part {part!r} in place, which others "
-                    "share; nothing was written: it must work on a copy"
+                    f"the evaluator {evaluator!r} has changed the features of the part {part!r} in place, which are "
+                    "shared; nothing was written: it must work on a copy"
                 )
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -143,7 +131,7 @@ class FrozenSubject(Subject):
             "view": "each image once; one of another size is resized and cropped to the center",
             "mean": list(card.mean),
             "std": list(card.std),
-            "precision": self.precision,
+            "precision": "fp32",
             "device": self.device.type,
             "torch": torch.__version__,
             "seed": self.seed,
@@ -162,38 +150,43 @@ class FrozenSubject(Subject):
 
 
 def require_parts(subject: Subject) -> int:
-    """Checks that there are labeled images to fit a probe on, and others to judge it on; reads neither.
+    """Checks that there are labeled training and test images for a probe; reads neither.
 
     Returns:
         the number of classes.
 
     Raises:
-        UserError: a part is missing, has no labels or other classes, or both parts hold the same images.
+        UserError: a part is missing, has no labels or other classes, or both parts are the same images.
     """
-    open_subject = unsealed(subject)  # the seal is on images and labels, and neither is looked at here
-    train, evaluation = open_subject.dataset("train"), open_subject.dataset("eval")
-    for data in (train, evaluation):
+    open_subject = unsealed(subject)  # the seal is on images and labels, and neither is read here
+    train, test = open_subject.dataset("train"), open_subject.dataset("eval")
+    for data in (train, test):
         if data.labels is None or not data.info.classes:
             raise UserError(f"{data.info.name}: has no labels; name a data set that has them")
-    if train.info.classes != evaluation.info.classes:
+    if train.info.classes != test.info.classes:
         raise UserError(
-            f"{train.info.name} and {evaluation.info.name} have different classes; a probe needs the same in both"
+            f"{train.info.name} and {test.info.name} have different classes; a probe needs the same in both"
         )
-    if share_images(train, evaluation):
+    if same_images(train, test):
         raise UserError(
-            f"{train.info.name}: the images to fit on and to judge on are the same; "
-            "choose another split for one of them"
+            f"{train.info.name}: the training and the test images are the same; choose another split for one of them"
         )
     return len(train.info.classes or ())
 
 
-def share_images(first: Dataset, second: Dataset) -> bool:
-    """Tells whether two data sets read from the same images: equal in class and options, but for `limit`."""
+def same_images(first: Dataset, second: Dataset) -> bool:
+    """Returns whether two data sets read from the same images: equal in class and options, except for `limit`."""
+    first, second = without_subset(first), without_subset(second)
     return first is second or (type(first) is type(second) and same_source(first.options, second.options))
 
 
+def without_subset(data: Dataset) -> Dataset:
+    """Returns the data set that a subset is of."""
+    return without_subset(data.data) if isinstance(data, Subset) else data
+
+
 def same_source(first: DatasetOptions, second: DatasetOptions) -> bool:
-    """Tells whether two data sets' options, of one class, are equal but for `limit`, links followed."""
+    """Returns whether two data sets' options, of one class, are equal except for `limit`, links followed."""
     return _resolved(first) == _resolved(second)
 
 

@@ -1,4 +1,4 @@
-"""Results as a reader wants them: one table with a row for each, or a line for each number; and as plain data."""
+"""Results for a reader: one table with a row for each, or a line for each number; and as plain data."""
 
 from __future__ import annotations
 
@@ -23,12 +23,6 @@ class Row:
     result: EvaluationResult
     written: Path | None = None
 
-    def plain(self) -> dict[str, Any]:
-        """Returns what `--json` prints for one result: metrics at the top level, accuracies as shares."""
-        result = self.result
-        spread = {"std": result.spread} if result.spread else {}
-        return {**result.metrics, **spread, "method": self.method, "protocol": result.protocol}
-
     def full(self) -> dict[str, Any]:
         """Returns what files hold."""
         result = self.result
@@ -37,6 +31,11 @@ class Row:
             "method": self.method, "metrics": result.metrics, **spread, "protocol": result.protocol,
             "details": result.details,
         }  # fmt: skip
+
+    def plain(self) -> dict[str, Any]:
+        """Returns what `--json` prints for one result: metrics at the top level, accuracies as shares."""
+        full = self.full()
+        return {**full.pop("metrics"), **{key: value for key, value in full.items() if key != "details"}}
 
 
 def as_json(rows: Sequence[Row]) -> dict[str, Any]:
@@ -61,12 +60,17 @@ def number(name: str, result: EvaluationResult) -> str:
 def cells(rows: Sequence[Row]) -> list[list[str]]:
     """Returns the header and the rows of the table; a metric that a result does not have is a dash."""
     names = list(dict.fromkeys(name for row in rows for name in row.result.metrics))
-    several = len({row.method for row in rows}) > 1
-    header = ["target", *(["method"] if several else []), *names]
+    methods = _text_columns(rows) > 1
+    header = ["target", *(["method"] if methods else []), *names]
     body = [
-        [row.target, *([row.method] if several else []), *(number(name, row.result) for name in names)] for row in rows
+        [row.target, *([row.method] if methods else []), *(number(name, row.result) for name in names)] for row in rows
     ]
     return [header, *body]
+
+
+def _text_columns(rows: Sequence[Row]) -> int:
+    """The target, and the method where there are several."""
+    return 2 if len({row.method for row in rows}) > 1 else 1
 
 
 def lines(result: EvaluationResult) -> list[str]:
@@ -76,26 +80,25 @@ def lines(result: EvaluationResult) -> list[str]:
 
 
 def plain_table(rows: Sequence[Row]) -> list[str]:
-    """Returns aligned lines for files and pipes; the texts to the left, the numbers to the right."""
-    table = cells(rows)
-    texts = len(table[0]) - len({name for row in rows for name in row.result.metrics})
-    widths = [max(len(row[place]) for row in table) for place in range(len(table[0]))]
+    """Returns aligned lines for files and pipes: texts to the left, numbers to the right."""
+    table, texts = cells(rows), _text_columns(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if place < texts else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if column < texts else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in table
     ]
 
 
 def rich_table(rows: Sequence[Row]) -> Table:
-    """Returns the same for a terminal."""
-    header, *body = cells(rows)
-    texts = len(header) - len({name for row in rows for name in row.result.metrics})
+    """Returns the table for a terminal."""
+    (header, *body), texts = cells(rows), _text_columns(rows)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for place, name in enumerate(header):
-        table.add_column(name, justify="left" if place < texts else "right", overflow="fold", no_wrap=place >= texts)
+    for column, name in enumerate(header):
+        is_text = column < texts
+        table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     for row in body:
-        table.add_row(*(Text(cell) for cell in row))  # not markup: a path may have brackets in it
+        table.add_row(*map(Text, row))  # not markup: a path may have brackets in it
     return table

@@ -1,5 +1,5 @@
 """What can be evaluated: a run, a checkpoint, a backbone file; or a network by its name, untrained, with published
-weights or with those of a plain weight file, for which a card is made here."""
+weights or with those of a plain weight file. For these a card is made here."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from sslcli.runs.trained import stored_config
 from sslcli.runs.weights import fit, start_from
 from sslcli.version import __version__
 
-from .parts import Parts
+from .parts import LabeledParts
 from .subject import Feature
 
 log = logging.getLogger(__name__)
 
 #: Files that hold weights alone; torchvision and timm write such.
 PLAIN = (".safetensors", ".pth", ".pt", ".bin", ".tar")
-#: Where training scripts put the weights in a file of more.
+#: Where training scripts put the weights in a larger file.
 _NESTED = ("state_dict", "model", "model_state_dict", "teacher", "student")
 _PREFIXES = ("module.", "backbone.", "encoder.")
 
 
 class ShownOptions(Options):
-    """How a network is shown the images, and what is taken from it: options of every evaluation."""
+    """How a network is given the images, and which output is its feature: options of every evaluation."""
 
     feature: Feature = "pooled"
     """`pooled`, what the network pools itself (a ViT: its class token), or the mean of its patch `tokens`."""
     mean: tuple[float, ...] | None = None
-    """Normalization, per channel, for images in [0, 1]; of networks without a card only, all others have their own."""
+    """Normalization, per channel, for images in [0, 1]; only for networks without a card, all others have their own."""
     std: tuple[float, ...] | None = None
     """Likewise."""
     image_size: int | None = Field(default=None, ge=1)
-    """Side in pixels of the images, of networks without a card only; default: the data set's own view size."""
+    """Side in pixels of the images; only for networks without a card; default: the data set's own view size."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Target:
 
     Attributes:
         word: as it was typed.
-        kind: `trained` carries a card; `name` is a registered backbone; `weights` is a plain weight file.
+        kind: `trained` has a card; `name` is a registered backbone; `weights` is a plain weight file.
     """
 
     word: str
@@ -70,7 +70,7 @@ class Target:
 
 
 def find_target(word: str | Path) -> Target:
-    """Tells what a word means: what lies there comes before a name.
+    """Returns what a word means; files and runs come before names.
 
     Raises:
         UserError: neither, or a damaged file.
@@ -85,7 +85,7 @@ def find_target(word: str | Path) -> Target:
         load("backbones", word)
     except PluginError as error:
         if path.is_dir():
-            return Target(word, "trained")  # what is missing there is told when it is read
+            return Target(word, "trained")  # what is missing is reported when it is read
         hint = str(error) if "did you mean" in str(error) else "`ssl list backbones` shows the names of networks"
         raise UserError(f"{word}: no such run or file; {hint}") from error
     return Target(word, "name")
@@ -126,13 +126,13 @@ def read_shown(document: Document, targets: list[Target]) -> ShownOptions:
         for key in ("backbone", "mean", "std", "image_size"):
             if key in document.data:
                 raise UserError(
-                    f"command line: {key}: {targets[0].word} carries its own; give it with a backbone's name or a "
-                    "plain weight file"
+                    f"command line: {key}: {targets[0].word} has its own; it is for a backbone's name or a plain "
+                    "weight file"
                 )
     return shown
 
 
-def load_network(target: Target, document: Document, shown: ShownOptions, parts: Parts, *, seed: int) -> Trained:
+def load_network(target: Target, document: Document, shown: ShownOptions, parts: LabeledParts, *, seed: int) -> Trained:
     """Builds a network without a card, on the CPU, in `eval()`, and makes the card.
 
     Args:
@@ -150,7 +150,7 @@ def load_network(target: Target, document: Document, shown: ShownOptions, parts:
     values = {key: value for key, value in values.items() if key != "name"}
     if not isinstance(name, str):
         raise UserError(
-            f"{target.word}: holds weights and does not say of which network; add backbone=NAME (backbone=resnet50)"
+            f"{target.word}: holds weights but not the name of their network; add backbone=NAME (backbone=resnet50)"
         )
     cls: type[Backbone] = load("backbones", name)
     options = validate(cls.Options, values, repr(name), document, ("backbone",))
@@ -162,7 +162,7 @@ def load_network(target: Target, document: Document, shown: ShownOptions, parts:
     published = getattr(options, "pretrained", False) or getattr(options, "weights", None) is not None
     if target.kind == "weights":
         if published:
-            raise UserError(f"{target.word}: the weights are those of this file; leave out pretrained and weights")
+            raise UserError(f"{target.word}: the weights come from this file; leave out pretrained and weights")
         _fill(backbone, name, target)
         origin, digest = "weight file", _sha256(target.path)
     else:
@@ -179,7 +179,7 @@ def load_network(target: Target, document: Document, shown: ShownOptions, parts:
             raise UserError(f"command line: {key}: should have {info.channels} numbers, one for each channel")
     if min(card.std) <= 0:
         raise UserError("command line: std: should be numbers above 0")
-    hint = "; such weights mostly want more: image_size=224" if origin != "untrained" and size < 128 else ""
+    hint = "; such weights usually need more: image_size=224" if origin != "untrained" and size < 128 else ""
     log.info(
         f"{target.word}: {origin}, images of {size} pixels, mean {_numbers(card.mean)}, std {_numbers(card.std)}{hint}"
     )
@@ -187,7 +187,7 @@ def load_network(target: Target, document: Document, shown: ShownOptions, parts:
 
 
 def _published_normalization(options: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """ImageNet's, which published weights expect; for a file of ours, what its card says."""
+    """ImageNet's, as published weights expect; for a file of sslcli's, that of its card."""
     path = getattr(options, "weights", None)
     if path is not None and files.is_ours(path.expanduser()):
         card = files.read_document(path.expanduser()).get("card", {})
@@ -197,8 +197,8 @@ def _published_normalization(options: Any, channels: int) -> tuple[tuple[float, 
 
 
 def _fill(backbone: Backbone, name: str, target: Target) -> None:
-    wanted = backbone.export_state()[0]
-    state, left_out = fit(read_plain(target.path, wanted), wanted, target.word, name)
+    expected = backbone.export_state()[0]
+    state, left_out = fit(read_plain(target.path, expected), expected, target.word, name)
     try:
         backbone.import_state(state)
     except RuntimeError as error:
@@ -208,12 +208,12 @@ def _fill(backbone: Backbone, name: str, target: Target) -> None:
         log.info(f"{target.word}: read without the classifier ({', '.join(left_out)})")
 
 
-def read_plain(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def read_plain(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Reads a file of weights that others wrote; nothing in it is executed.
 
     Args:
         path: safetensors, or what `torch.save` wrote.
-        wanted: the network's names; wrappers' prefixes (`module.`) that keep the file's from being these are cut.
+        expected: the network's names; prefixes of wrappers (`module.`) are cut off if no name is among them.
 
     Raises:
         UserError: damaged, or no weights in it.
@@ -226,7 +226,7 @@ def read_plain(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
         )
     except files.DamagedFile as error:
         raise UserError(str(error)) from error
-    except Exception as error:  # the reader raises what it likes on a file that it does not know
+    except Exception as error:  # the reader raises anything on an unknown file
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160].rstrip(": ")
         raise UserError(
             f"{path}: cannot be read as weights alone ({reason}); save its state_dict() with safetensors"
@@ -237,9 +237,9 @@ def read_plain(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
             break
     state = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, dict) else {}
     if not state:
-        raise UserError(f"{path}: holds no weights by name; save the network's state_dict()")
+        raise UserError(f"{path}: holds no named weights; save the network's state_dict()")
     for prefix in _PREFIXES:
-        if state.keys().isdisjoint(wanted) and any(key.startswith(prefix) for key in state):
+        if state.keys().isdisjoint(expected) and any(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return state
 

@@ -1,4 +1,4 @@
-"""`feature=tokens`: the mean of a network's patch tokens in the place of its pooled feature."""
+"""`feature=tokens`: the mean of a network's patch tokens instead of its pooled feature."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sslcli.contracts.errors import UserError
 class MeanOfTokens(Backbone):
     """A backbone whose pooled feature is the mean of its patch tokens, (N, D).
 
-    A wrapper, so that every evaluator sees it in the same way, also those that train a copy.
+    A wrapper, so that it works with every evaluator, also those that train a copy.
 
     Raises:
         UserError: the network has no tokens.
@@ -29,12 +29,12 @@ class MeanOfTokens(Backbone):
             image = torch.zeros(1, backbone.spec.channels, image_size, image_size, device=parameter.device)
             tokens = backbone(image).tokens
         if tokens is None:
-            raise UserError("feature=tokens: this network has none (a ViT has); leave it out, or write feature=pooled")
+            raise UserError("feature=tokens: this network has no tokens (a ViT has); use feature=pooled")
         self.spec = dataclasses.replace(backbone.spec, feature_dim=tokens.shape[-1])
 
     @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> Backbone:
-        raise UserError("backbone: the mean of tokens is made around a backbone; name that one")
+        raise UserError("backbone: the mean of tokens wraps another backbone; name that one")
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         """Returns the mean over the patch tokens as `pooled`; the rest as it is."""

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
 from sslcli.contracts.options import Options
-from sslcli.evaluation.scores import exact_float32
+from sslcli.evaluation.scores import exact_float32, summarize
 from sslcli.evaluation.subject import labeled_features, require_parts
 
-from .probes.training import Places, Rates, judged
+from .probes.training import Counts, Rates
 
 #: Similarities held at once: 256 MiB.
 BLOCK = 1 << 26
@@ -29,22 +29,22 @@ def nearest(train_features: Tensor, features: Tensor, k: int) -> tuple[Tensor, T
     Args:
         train_features: (M, D).
         features: (N, D), on the same device.
-        k: cut to M if larger.
+        k: at most M are used.
 
     Returns:
-        similarities (N, k) float32, the largest first, and places (N, k) int64 among the training features.
+        similarities (N, k) float32, the largest first, and indices (N, k) int64 of the training features.
     """
     k = min(k, len(train_features))
     bank = F.normalize(train_features.float(), dim=1).T
     similarity = torch.empty(len(features), k, device=features.device)
-    place = torch.empty(len(features), k, dtype=torch.int64, device=features.device)
+    index = torch.empty(len(features), k, dtype=torch.int64, device=features.device)
     rows = max(1, BLOCK // len(train_features))
     with exact_float32(), torch.autocast(features.device.type, enabled=False):
         for start in range(0, len(features), rows):
             block = F.normalize(features[start : start + rows].float(), dim=1) @ bank
             best = block.topk(k, dim=1)
-            similarity[start : start + rows], place[start : start + rows] = best
-    return similarity, place
+            similarity[start : start + rows], index[start : start + rows] = best
+    return similarity, index
 
 
 def vote(similarity: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:
@@ -74,28 +74,28 @@ def knn_predict(
         train_labels: (M,) int64.
         features: (N, D), other images than the training ones.
         classes: C.
-        k: cut to M if larger.
+        k: at most M are used.
         temperature: τ > 0.
 
     Returns:
         scores (N, C) float64, up to a factor per row.
     """
-    similarity, place = nearest(train_features, features, k)
-    return vote(similarity, train_labels[place], classes, temperature)
+    similarity, index = nearest(train_features, features, k)
+    return vote(similarity, train_labels[index], classes, temperature)
 
 
 def votes_only(scores: Tensor) -> Tensor:
-    """Makes classes without a vote −inf, so that they are in no top 5 where fewer than five classes got votes."""
+    """Sets classes without a vote to −inf, so that they are in no top 5 where fewer than five classes got votes."""
     return scores.masked_fill(scores == 0, -torch.inf)
 
 
 class KNNOptions(Options):
-    k: Places = (20, 200)
-    """How many neighbors vote; `top1` is that of the first, all are in the details."""
+    k: Counts = (20, 200)
+    """How many neighbors vote; the metrics are those of the first value, all are in the details."""
     temperature: Rates = (0.07, 0.1)
-    """τ of the weights exp(cosine / τ); `top1` is that of the first."""
-    top: Places = (1, 5)
-    """Which top-k accuracies to report, of k classes each; those that would hold all classes are left out."""
+    """τ of the weights exp(cosine / τ); the metrics are those of the first value."""
+    top: Counts = (1, 5)
+    """Which top-k accuracies to report; those of all classes or more are left out, since they are always 1."""
 
 
 class KNN(Evaluator):
@@ -110,14 +110,14 @@ class KNN(Evaluator):
         classes = require_parts(subject)
         bank, bank_labels = labeled_features(subject, "train")
         features, labels = labeled_features(subject, "eval")
-        similarity, place = nearest(bank, features, max(self.options.k))
+        similarity, index = nearest(bank, features, max(self.options.k))
         names = subject.dataset("eval").info.classes or ()
         settings: list[dict[str, Any]] = []
         details: dict[str, Any] = {}
         for k in self.options.k:
             for temperature in self.options.temperature:
-                scores = votes_only(vote(similarity[:, :k], bank_labels[place[:, :k]], classes, temperature))
-                metrics, by_class = judged(scores, labels, self.options.top, names)
+                scores = votes_only(vote(similarity[:, :k], bank_labels[index[:, :k]], classes, temperature))
+                metrics, by_class = summarize(scores, labels, self.options.top, names)
                 settings.append({"k": min(k, len(bank)), "temperature": temperature, **metrics})
                 details = details or by_class
         first = settings[0]

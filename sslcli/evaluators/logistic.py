@@ -8,21 +8,22 @@ Mathematical Programming 45, 1989, with a strong-Wolfe line search); the same ob
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from sslcli.contracts.errors import UserError
-from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
+from sslcli.contracts.evaluation import Subject
 from sslcli.contracts.options import Options
-from sslcli.data.subset import stratified_split
 from sslcli.evaluation.scores import accuracy
-from sslcli.evaluation.subject import labeled_features, require_parts
+from sslcli.evaluation.subject import labeled_features
 
-from .probes.training import Places, as_list, judged
+from .probes.template import Probe, Trainer, Trial
+from .probes.training import Counts, as_list
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def fit_logistic(
     Args:
         features: (N, D), any float type; worked on in float64, in blocks.
         labels: (N,) int64 on the same device.
-        classes: number of classes; one without images is only pushed away from.
+        classes: number of classes; one without images is never an image's label.
         C: inverse strength of the penalty, on the scale of scikit-learn's.
         standardize: divide each feature by its standard deviation first, so that the penalty treats all alike; a
             constant one is left out.
@@ -89,7 +90,7 @@ def fit_logistic(
         parameters[:-1][scale == 0] = 0
         parameters[-1] = start.bias + mean @ start.weight
     parameters.requires_grad_(True)
-    # What ends the search is the gradient; the other rule would stop it early where the steps are only slow.
+    # The gradient alone ends the search; the rule for small changes would stop it early where progress is slow.
     optimizer = torch.optim.LBFGS(
         [parameters], max_iter=iterations, max_eval=2 * iterations, tolerance_grad=tolerance, tolerance_change=0.0,
         history_size=10, line_search_fn="strong_wolfe",
@@ -102,14 +103,14 @@ def fit_logistic(
     with torch.autocast(features.device.type, enabled=False):
         torch.enable_grad()(optimizer.step)(closure)  # type: ignore[no-untyped-call]
         found = parameters.detach()
-        objective, slope = problem(found)
+        objective, gradient = problem(found)
     weight = found[:-1] * scale.unsqueeze(1)
     done = int(optimizer.state[parameters]["n_iter"])
-    return Logistic(weight, found[-1] - mean @ weight, objective, float(slope.abs().max()), done)
+    return Logistic(weight, found[-1] - mean @ weight, objective, float(gradient.abs().max()), done)
 
 
 class _Problem:
-    """The objective over centered features, which the free biases make the same problem, only rounder."""
+    """The objective over centered features: the same problem, since biases are free, and better conditioned."""
 
     def __init__(self, features: Tensor, labels: Tensor, classes: int, C: float, mean: Tensor, scale: Tensor) -> None:
         self.features, self.labels, self.mean, self.scale = features, labels, mean, scale
@@ -135,14 +136,14 @@ class _Problem:
 
 
 def _moments(features: Tensor, standardize: bool) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and factor (D,), float64; the factor is 1, or 1/std, and 0 for a feature that never changes."""
+    """Mean (D,) and factor (D,), float64; the factor is 1, or 1/std, and 0 for a constant feature."""
     rows = _rows(features, 1)
     mean = torch.stack([part.double().sum(dim=0) for part in torch.split(features, rows)]).sum(dim=0) / len(features)
     if not standardize:
         return mean, torch.ones_like(mean)
     squares = [(part.double() - mean).square().sum(dim=0) for part in torch.split(features, rows)]
     std = (torch.stack(squares).sum(dim=0) / len(features)).sqrt()
-    # The mean of equal float32 numbers is off by a rounding, which must not be blown up to a standard deviation of 1.
+    # The mean of equal float32 numbers has a rounding error, which must not be scaled to a standard deviation of 1.
     constant = std <= 1e-12 * mean.abs().clamp_min(1e-300)
     return mean, torch.where(constant, 0.0, 1 / std.masked_fill(constant, 1.0))
 
@@ -163,83 +164,66 @@ class LogisticOptions(Options):
     """Iterations of L-BFGS at most."""
     tolerance: float = Field(default=1e-6, gt=0)
     """The optimum is reached where no entry of the gradient of the mean loss is larger."""
-    top: Places = (1, 5)
-    """Which top-k accuracies to report, of k classes each; those that would hold all classes are left out."""
+    top: Counts = (1, 5)
+    """Which top-k accuracies to report; those of all classes or more are left out, since they are always 1."""
 
 
-class LogisticRegression(Evaluator):
+class LogisticRegression(Probe):
     """Multinomial logistic regression to its optimum: nothing to tune but the penalty, chosen on held-out images."""
 
     Options = LogisticOptions
     options: LogisticOptions
+    name = "logistic"
 
-    def evaluate(self, subject: Subject) -> EvaluationResult:
-        options = self.options
-        classes = require_parts(subject)
-        features, labels = labeled_features(subject, "train")
-        C, start, sweep, held_out = self._choose(subject, features, labels, classes)
-        model = self._fit(features, labels, classes, C, start)
-        if model.gradient > options.tolerance:
-            log.info(
-                f"logistic: not at the optimum after {model.iterations} iterations (gradient {model.gradient:.1e}); "
-                "give more with iterations=…, or standardize=true"
-            )
-        subject.decide({} if held_out == 0 else {"C": C})
-        test_features, test_labels = labeled_features(subject, "eval")
-        scores = model.scores(test_features)
-        names = subject.dataset("eval").info.classes or ()
-        fit = {"gradient": model.gradient, "iterations": model.iterations, "objective": model.objective}
-        protocol = {
-            **subject.describe(),
-            "evaluator": "logistic",
+    def trainer(self, subject: Subject, classes: int) -> Trainer:
+        return LogisticTrainer(self.options, subject, classes)
+
+
+class LogisticTrainer(Trainer):
+    """Fits from the strongest penalty on, each fit starting from the one before."""
+
+    def __init__(self, options: LogisticOptions, subject: Subject, classes: int) -> None:
+        self.options, self.subject, self.classes = options, subject, classes
+        self.features, self.labels = labeled_features(subject, "train")
+        self.candidates = [{"C": C} for C in sorted(set(options.C))]
+
+    def train(
+        self, candidates: Sequence[dict[str, Any]], images: Tensor, held_out: Tensor | None, start: Trial | None
+    ) -> list[Trial]:
+        options, device = self.options, self.features.device
+        x, y = self.features, self.labels
+        if held_out is not None:  # all images need no copy
+            x, y = x[images.to(device)], y[images.to(device)]
+        model: Logistic | None = None if start is None else start.model
+        trials = []
+        for settings in candidates:
+            model = fit_logistic(
+                x, y, self.classes, settings["C"], standardize=options.standardize, iterations=options.iterations,
+                tolerance=options.tolerance, start=model,
+            )  # fmt: skip
+            fit = {"gradient": model.gradient, "iterations": model.iterations, "objective": model.objective}
+            trial = Trial(settings, model, details={"fit": fit})
+            if held_out is not None:
+                rows = held_out.to(device)
+                scores, labels = model.scores(self.features[rows]), self.labels[rows]
+                trial.top1, trial.loss = accuracy(scores, labels), float(F.cross_entropy(scores, labels))
+                trial.measured = {"iterations": model.iterations, "gradient": model.gradient}
+            elif model.gradient > options.tolerance:
+                log.info(
+                    f"logistic: not at the optimum after {model.iterations} iterations (gradient "
+                    f"{model.gradient:.1e}); raise iterations=…, or set standardize=true"
+                )
+            trials.append(trial)
+        return trials
+
+    def test(self, trial: Trial) -> tuple[Tensor, Tensor]:
+        features, labels = labeled_features(self.subject, "eval")
+        return trial.model.scores(features), labels
+
+    def describe(self, trial: Trial, images: int) -> dict[str, Any]:
+        return {
             "classifier": "multinomial logistic regression, biases unpenalized",
             "optimizer": "L-BFGS, strong Wolfe, float64, full batch",
-            **options.plain(),
-            "choice": "none"
-            if held_out == 0
-            else "highest top-1 on the held-out training images, of equal ones the lowest loss there",
-            "after_choice": "fitted again on all training images",
-            "chosen_C": C,
-            "converged": model.gradient <= options.tolerance,
-            "held_out_images": held_out,
-            "train_images": len(labels),
-            "eval_images": len(test_labels),
+            **self.options.plain(),
+            "converged": trial.model.gradient <= self.options.tolerance,
         }
-        metrics, by_class = judged(scores, test_labels, options.top, names)
-        return EvaluationResult(metrics, protocol, {"fit": fit, "sweep": sweep, **by_class})
-
-    def _fit(self, x: Tensor, y: Tensor, classes: int, C: float, start: Logistic | None) -> Logistic:
-        options = self.options
-        return fit_logistic(
-            x, y, classes, C, standardize=options.standardize, iterations=options.iterations,
-            tolerance=options.tolerance, start=start,
-        )  # fmt: skip
-
-    def _choose(
-        self, subject: Subject, features: Tensor, labels: Tensor, classes: int
-    ) -> tuple[float, Logistic | None, list[dict[str, Any]], int]:
-        """Returns the best C, its fit on the other training images, a row for each C, and how many were held out."""
-        strengths = sorted(set(self.options.C))
-        if len(strengths) == 1:
-            return strengths[0], None, [], 0
-        fit, held_out = stratified_split(labels, self.options.held_out, subject.seed)
-        if len(held_out) == 0:
-            raise UserError("logistic: no class of the training part has two images, so none can be held out; use more")
-        log.info(f"logistic: {len(strengths)} strengths on {len(fit):,} features")
-        rows, others = fit.to(features.device), held_out.to(features.device)
-        x, y, x_out, y_out = features[rows], labels[rows], features[others], labels[others]
-        models: list[Logistic] = []
-        sweep: list[dict[str, Any]] = []
-        for C in strengths:  # from the strongest penalty on, each fit starting from the one before
-            models.append(self._fit(x, y, classes, C, models[-1] if models else None))
-            scores = models[-1].scores(x_out)
-            loss = float(torch.nn.functional.cross_entropy(scores, y_out))
-            sweep.append(
-                {
-                    "C": C, "held_out_top1": accuracy(scores, y_out), "held_out_loss": loss,
-                    "iterations": models[-1].iterations, "gradient": models[-1].gradient,
-                }
-            )  # fmt: skip
-        best = max(range(len(sweep)), key=lambda i: (sweep[i]["held_out_top1"], -sweep[i]["held_out_loss"], -i))
-        log.info(f"logistic: C {strengths[best]:g}; fitting it on all {len(labels):,}")
-        return strengths[best], models[best], sweep, len(held_out)

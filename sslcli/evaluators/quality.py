@@ -11,9 +11,6 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from sslcli.config.document import Document
-from sslcli.config.problems import Problems
-from sslcli.config.views_section import resolve_views
 from sslcli.contracts.data import Dataset, Part
 from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
@@ -24,7 +21,7 @@ from sslcli.evaluation.extraction import THREADS
 from sslcli.evaluation.quality import alignment, effective_rank, feature_std, rank_me, uniformity
 from sslcli.views.pipeline import ViewMaker
 
-from .probes.images import normalization_of
+from .probes.images import normalization_of, read_views, views_for
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +31,10 @@ SIMCLR: dict[str, Any] = {"preset": "simclr"}
 
 class QualityOptions(Options):
     part: Part = "eval"
-    """Which images to look at: those that probes are judged on, or those that they are fitted on (`train`); without
-    labels both are the same."""
+    """Which images to use: the test images, or those that probes are trained on (`train`); without labels both are the
+    same."""
     limit: int | None = Field(default=25_600, ge=2)
-    """Look at so many images, a fixed random choice: ranks grow with the number. RankMe's paper takes 25,600."""
+    """Use this many images, a fixed random choice: ranks grow with the number. RankMe's paper takes 25,600."""
     views: dict[str, Any] = SIMCLR
     """What alignment's two views of an image are, as in a run's config; the same for all runs that are compared. Of a
     recipe with more views, two of the largest."""
@@ -51,10 +48,7 @@ class QualityOptions(Options):
     @field_validator("views")
     @classmethod
     def _resolvable(cls, value: dict[str, Any]) -> dict[str, Any]:
-        problems = Problems(Document({}, {(): ""}))
-        resolve_views(value, SIMCLR, 224, problems)
-        if problems.lines:
-            raise ValueError("; ".join(line.removeprefix(": ").removeprefix("views: ") for line in problems.lines))
+        read_views(value, SIMCLR, 224)
         return value
 
 
@@ -74,14 +68,13 @@ class Quality(Evaluator):
         options = self.options
         features = subject.features(options.part).features
         data = subject.dataset(options.part)
-        pair = two_views(options.views, subject.image_size)
+        pair = two_views(views_for(subject, options.views, SIMCLR))
         if len(features) < 2:
-            raise UserError(f"{data.info.name}: quality needs two images at least; name more data")
-        rows = fixed_choice(len(features), options.limit)
-        z = features[rows.to(features.device)]
-        places = fixed_choice(len(data), options.limit)
-        log.info(f"quality: two views of {len(places):,} images ({options.part})")
-        z1, z2 = view_features(subject, data, places, pair)
+            raise UserError(f"{data.info.name}: quality needs at least two images; name more data")
+        z = features[fixed_choice(len(features), options.limit).to(features.device)]
+        indices = fixed_choice(len(data), options.limit)
+        log.info(f"quality: two views of {len(indices):,} images ({options.part})")
+        z1, z2 = view_features(subject, data, indices, pair)
         metrics = {
             "rank_me": float(rank_me(z, options.epsilon)),
             "effective_rank": float(effective_rank(z)),
@@ -104,36 +97,22 @@ class Quality(Evaluator):
         return EvaluationResult(metrics, protocol)
 
 
-def two_views(section: dict[str, Any], size: int) -> tuple[ViewSpec, ...]:
-    """Returns two views of one image each: the first two of the largest ones, or the only one twice.
-
-    Args:
-        section: as in a run's config.
-        size: side in pixels of the backbone's images.
-
-    Raises:
-        UserError: the section is wrong, or asks for images of another size.
-    """
-    problems = Problems(Document({}, {(): "evaluation"}))
-    specs = resolve_views(section, SIMCLR, size, problems)
-    if problems.lines:
-        raise UserError(problems.lines[0])
-    largest = max(spec.size for spec in specs)
-    if largest != size:
-        raise UserError(f"views.size: the backbone is judged on images of {size} px; leave it out")
-    views = [spec.model_copy(update={"count": 1}) for spec in specs if spec.size == largest for _ in range(spec.count)]
-    return tuple((views * 2)[:2])
+def two_views(views: tuple[ViewSpec, ...]) -> tuple[ViewSpec, ...]:
+    """Returns two views of one image each: the first two of the largest ones, or the only one twice."""
+    largest = max(view.size for view in views)
+    pairs = [view.model_copy(update={"count": 1}) for view in views if view.size == largest for _ in range(view.count)]
+    return tuple((pairs * 2)[:2])
 
 
 def view_features(
-    subject: Subject, data: Dataset, places: Tensor, views: tuple[ViewSpec, ...]
+    subject: Subject, data: Dataset, indices: Tensor, views: tuple[ViewSpec, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Computes the features of two views of each image; the draws are a function of the subject's seed and the place.
+    """Computes the features of two views of each image; the draws are a function of the subject's seed and the index.
 
     Args:
         subject: whose backbone and normalization are used.
         data: the images.
-        places: (N,) int64, which of them; those that cannot be read are left out.
+        indices: (N,) int64, which of them; those that cannot be read are left out.
         views: two, of one image each.
 
     Returns:
@@ -141,41 +120,40 @@ def view_features(
     """
     mean, std = normalization_of(subject, data.info.channels)
     maker = ViewMaker(views, data.info.channels, mean, std, subject.seed)
-    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    pairs: list[list[Tensor]] = []
     with torch.no_grad():
-        for pair in _pairs(maker, data, places, subject.device):
-            for kept, view in zip(found, pair, strict=True):
-                kept.append(subject.backbone(view).pooled.float())
-    if not found[0]:
+        for pair in _pairs(maker, data, indices, subject.device):
+            pairs.append([subject.backbone(view).pooled.float() for view in pair])
+    if not pairs:
         raise UserError(f"{data.info.name}: none of the images can be read")
-    return torch.cat(found[0]), torch.cat(found[1])
+    first, second = zip(*pairs, strict=True)
+    return torch.cat(first), torch.cat(second)
 
 
-def _pairs(maker: ViewMaker, data: Dataset, places: Tensor, device: torch.device) -> Iterator[list[Tensor]]:
+def _pairs(maker: ViewMaker, data: Dataset, indices: Tensor, device: torch.device) -> Iterator[list[Tensor]]:
     """Yields two batches of views at a time."""
     resident = data.images()
     if resident is not None:
-        for block in torch.split(places, BATCH):
+        for block in torch.split(indices, BATCH):
             images = resident[block].to(device)
             sizes = torch.tensor([images.shape[-2:]]).expand(len(block), 2)
             yield maker.apply([images], maker.draw(0, block, sizes).to(device))
         return
 
-    def read(place: int) -> Tensor | None:
+    def read(index: int) -> Tensor | None:
         try:
-            return data.image(place)
+            return data.image(index)
         except UnreadableImage:
             return None
 
     with ThreadPoolExecutor(THREADS) as pool:
-        for block in torch.split(places, BATCH):
-            images_read = list(pool.map(read, block.tolist()))
-            images_good = [image for image in images_read if image is not None]
-            if not images_good:
+        for block in torch.split(indices, BATCH):
+            read_images = zip(block.tolist(), pool.map(read, block.tolist()), strict=True)
+            good = {index: image for index, image in read_images if image is not None}
+            if not good:
                 continue
-            good = block[torch.tensor([image is not None for image in images_read])]
-            draws = maker.draw(0, good, torch.tensor([image.shape[-2:] for image in images_good]))
-            rows = range(len(good))
-            crops = list(pool.map(lambda row, images=images_good, d=draws: maker.crop_one(images[row], d, row), rows))
+            sizes = torch.tensor([image.shape[-2:] for image in good.values()])
+            draws = maker.draw(0, torch.tensor(list(good)), sizes)
+            crops = pool.map(maker.crop_one, good.values(), [draws] * len(good), range(len(good)))
             stacked = [torch.stack(view).to(device) for view in zip(*crops, strict=True)]
             yield maker.apply(stacked, draws.to(device), cropped=True)

@@ -1,4 +1,4 @@
-"""What the exporters of whole networks share: images → features as one module of tensors, traced for any batch size."""
+"""The base of exporters of whole networks: images → features as one module of tensors, traced for any batch size."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from sslcli.contracts.errors import SslError, UserError
-from sslcli.contracts.export import BackboneCard, Trained
+from sslcli.contracts.export import BackboneCard, Exported, Exporter, Trained
 from sslcli.contracts.options import Options
+from sslcli.runs.backbone_file import describe
 from sslcli.storage import atomic_path
 
-#: Largest difference to torch that a check lets pass, for features whose largest value is 1 or less.
+log = logging.getLogger(__name__)
+
+#: Largest difference from torch's features that is accepted, where their largest value is 1 or less.
 TOLERANCE = 1e-4
-#: More images than this are no batch; without a bound older versions of torch cannot trace.
+#: Upper bound of the batch size, without which older versions of torch cannot trace.
 MOST_IMAGES = 2**31 - 1
-#: Batch sizes that a written file is tried with; it was traced with another.
+#: Batch sizes that a written file is checked with; it was traced with another.
 TRIED_WITH = (1, 3)
 
 
@@ -58,6 +63,68 @@ class Network(nn.Module):
         return pooled
 
 
+class NetworkExporter(Exporter):
+    """Writes images → features for any batch size, whole or not at all, and only if what is loaded again is the same.
+
+    A subclass writes and loads its kind of file.
+    """
+
+    Options = NetworkOptions
+    options: NetworkOptions
+
+    def export(self, trained: Trained, path: Path) -> Exported:
+        """Writes `path`.
+
+        Raises:
+            UserError: the network cannot be expressed, a package is missing, or the file cannot be written.
+            SslError: the written network gives other features.
+        """
+        path = path.expanduser()
+        network = self.network(trained)
+        about = describe(trained.card, trained.plugin) | {"normalize": str(self.options.normalize).lower()}
+        with whole_file(path) as temporary:
+            loaded = self.write(network, trained, about, path, temporary)
+            if loaded is not None:
+                difference = check_network(path, loaded, network, trained.card)
+                log.info(f"{path.name}: checked, its features differ from torch's by {difference:.1g}")
+        lines = [*self.loading_lines(path), input_text(trained.card, normalize=self.options.normalize)]
+        return Exported(path, "\n".join([*lines, f"# {self.output_text(network, trained.card)}"]))
+
+    def network(self, trained: Trained) -> nn.Module:
+        """Returns what is exported, in `eval()`; its argument is called `images`."""
+        return Network(trained, normalize=self.options.normalize)
+
+    @abstractmethod
+    def write(
+        self, network: nn.Module, trained: Trained, about: dict[str, str], path: Path, temporary: Path
+    ) -> Callable[[Tensor], Any] | None:
+        """Writes a network to `temporary`, with `about` inside, which will be renamed to `path`.
+
+        Returns:
+            what the file loads as, images → features, or a tuple as the network's; None where nothing can load it.
+        """
+
+    @abstractmethod
+    def loading_lines(self, path: Path) -> list[str]:
+        """Returns the Python lines that define `model`."""
+
+    def output_text(self, network: nn.Module, card: BackboneCard) -> str:
+        """Returns what a call of `model` gives."""
+        return f"features = model(images): float32 (N, {card.feature_dim})"
+
+
+def check_network(path: Path, loaded: Callable[[Tensor], Any], network: nn.Module, card: BackboneCard) -> float:
+    """Returns the largest difference from torch on a few images; SslError where it is too large."""
+    differences = []
+    for count in TRIED_WITH:
+        images = sample_images(card, count)
+        with torch.no_grad():
+            found, expected = loaded(images), network(images)
+        pairs = zip(found, expected, strict=True) if isinstance(expected, tuple) else [(found, expected)]
+        differences += [check_same(path, *pair) for pair in pairs]
+    return max(differences)
+
+
 def sample_images(card: BackboneCard, count: int) -> Tensor:
     """Returns random images (count, C, S, S) in [0, 1], always the same."""
     generator = torch.Generator().manual_seed(count)
@@ -68,11 +135,11 @@ def trace(network: nn.Module, card: BackboneCard) -> ExportedProgram:
     """Traces a network in `eval()` whose argument is called `images`, for any number of images of the card's size.
 
     Raises:
-        UserError: torch cannot follow its code.
+        UserError: torch cannot trace its code.
     """
     dynamic = {"images": {0: Dim("batch", max=MOST_IMAGES)}}
     reasons = []
-    for strict in (False, True):  # what the one way of tracing cannot follow, the other often can
+    for strict in (False, True):  # where one way of tracing fails, the other often works
         try:
             with quiet():
                 program = torch.export.export(network, (sample_images(card, 2),), dynamic_shapes=dynamic, strict=strict)
@@ -81,28 +148,28 @@ def trace(network: nn.Module, card: BackboneCard) -> ExportedProgram:
             continue
         for part in program.graph_module.modules():
             if isinstance(part, torch.fx.GraphModule):
-                # Questions about types are left in, which torch 2.6 cannot write.
+                # Unused checks of types remain otherwise, which torch 2.6 cannot write.
                 part.graph.eliminate_dead_code()
                 part.recompile()
         return program
     name = card.backbone.get("name")
-    raise UserError(f"the backbone {name!r} cannot be exported: torch.export cannot follow its code ({reasons[0]})")
+    raise UserError(f"the backbone {name!r} cannot be exported: torch.export cannot trace it ({reasons[0]})")
 
 
-def check_same(path: Path, found: Tensor, wanted: Tensor) -> float:
-    """Returns the largest difference; SslError where a written network gives other features than torch's."""
-    wanted, found = wanted.float(), found.float()
-    if found.shape != wanted.shape:
-        raise SslError(f"{path}: not written: it gives {tuple(found.shape)} where torch gives {tuple(wanted.shape)}")
-    difference = float((found - wanted).abs().max())
-    limit = TOLERANCE * max(1.0, float(wanted.abs().max()))
-    if not difference <= limit:  # also where it is not a number
+def check_same(path: Path, found: Tensor, expected: Tensor) -> float:
+    """Returns the largest difference; SslError if a written network gives other features than torch."""
+    expected, found = expected.float(), found.float()
+    if found.shape != expected.shape:
+        raise SslError(f"{path}: not written: it gives {tuple(found.shape)} where torch gives {tuple(expected.shape)}")
+    difference = float((found - expected).abs().max())
+    limit = TOLERANCE * max(1.0, float(expected.abs().max()))
+    if not difference <= limit:  # also if it is NaN
         raise SslError(f"{path}: not written: its features differ from torch's by {difference:.2g} (limit {limit:.2g})")
     return difference
 
 
 def input_text(card: BackboneCard, *, normalize: bool) -> str:
-    """Returns what goes into an exported network, as a comment behind the line that loads it."""
+    """Returns a comment that says what an exported network takes."""
     shape = f"(N, {card.channels}, {card.image_size}, {card.image_size})"
     scale = "in [0, 1]" if normalize else f"normalized: in [0, 1], minus {list(card.mean)}, over {list(card.std)}"
     return f"# images: float32 {shape}, {scale}"
@@ -110,18 +177,18 @@ def input_text(card: BackboneCard, *, normalize: bool) -> str:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path that takes `path`'s place at the end; UserError where `path` cannot be written."""
+    """Yields a temporary path that replaces `path` at the end; UserError where `path` cannot be written."""
     try:
         with atomic_path(path) as temporary:
             yield temporary
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}); choose another place for it") from error
+        raise UserError(f"{path}: cannot be written ({reason}); choose another path") from error
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps torch's exporters from printing; stdout is for the lines that load the file."""
+    """Silences torch's exporters; stdout is for the lines that load the file."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

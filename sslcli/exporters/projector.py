@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
-from sslcli.contracts.export import Exported, Exporter, Trained
+from sslcli.contracts.export import BackboneCard, Trained
 from sslcli.runs.projector import load_projector
 
-from .network import Network, NetworkOptions, input_text, sample_images
-from .torch_export import SUFFIX, write_program
+from .network import sample_images
+from .torch_export import TorchExporter
 
 
 class ProjectedNetwork(nn.Module):
-    """Images (N, C, H, W) → features (N, D), and what the projector makes of them (N, E)."""
+    """Images (N, C, H, W) → features (N, D), and the projector's output for them (N, E)."""
 
-    def __init__(self, network: Network, projector: nn.Module) -> None:
+    def __init__(self, network: nn.Module, projector: nn.Module) -> None:
         super().__init__()
         self.network, self.projector = network, projector
         self.eval().requires_grad_(False)
@@ -27,35 +25,20 @@ class ProjectedNetwork(nn.Module):
         return features, self.projector(features)
 
 
-class ProjectorExporter(Exporter):
+class ProjectorExporter(TorchExporter):
     """Writes images → (features, embeddings), backbone and projector in one program of torch.export.
 
-    The embeddings are what the projector returns, before any normalization that the loss does. A program, because it
-    holds any projector whatever its layers, and is loaded without the method's code.
+    The embeddings are the projector's output, before any normalization in the loss. A program holds any projector
+    whatever its layers, and is loaded without the method's code. Needs a run or a checkpoint, since backbone files have
+    no projector.
     """
 
-    Options = NetworkOptions
-    options: NetworkOptions
-    suffix = SUFFIX
-
-    def export(self, trained: Trained, path: Path) -> Exported:
-        """Writes `path` whole or not at all; needs a run or a checkpoint, since backbone files have no projector.
-
-        Raises:
-            UserError: there is no projector, its method is missing, torch cannot trace it, or the file cannot be
-                written.
-            SslError: the written program gives other numbers.
-        """
+    def network(self, trained: Trained) -> nn.Module:
+        """Returns both in one; UserError if there is no projector or its method is missing."""
         projector = load_projector(trained)
-        whole = ProjectedNetwork(Network(trained, normalize=self.options.normalize), projector)
-        path = write_program(whole, trained, path, normalize=self.options.normalize)
-        card = trained.card
+        return ProjectedNetwork(super().network(trained), projector)
+
+    def output_text(self, network: nn.Module, card: BackboneCard) -> str:
         with torch.no_grad():
-            dim = whole(sample_images(card, 2))[1].shape[1]
-        lines = [
-            "import torch",
-            f"model = torch.export.load({str(path.absolute())!r}).module()",
-            input_text(card, normalize=self.options.normalize),
-            f"# features, embeddings = model(images): float32 (N, {card.feature_dim}) and (N, {dim})",
-        ]
-        return Exported(path, "\n".join(lines))
+            dim = network(sample_images(card, 2))[1].shape[1]
+        return f"features, embeddings = model(images): float32 (N, {card.feature_dim}) and (N, {dim})"

@@ -1,4 +1,4 @@
-"""On two processes the online probe learns from the joined batch, and is the same on both."""
+"""On two processes the online probe is trained on the joined batch, and is the same on both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from evaluation_helpers import Watched
+from evaluation_helpers import FakeRun
 from safetensors.torch import load_file, save_file
 
 from sslcli.callbacks.online_probe import OnlineProbe, OnlineProbeOptions
@@ -18,7 +18,7 @@ COUNT, DIM, CLASSES = 8, 6, 3
 
 def learn(rank: int, world: int) -> dict[str, torch.Tensor]:
     """Three steps on this process's share of each batch; the probe's state."""
-    context = Watched(None, None)
+    context = FakeRun(None, None)
     context.classes, context.is_main = CLASSES, rank == 0
     probe = OnlineProbe(OnlineProbeOptions(lr=0.5))
     probe.on_start(context)

@@ -103,8 +103,8 @@ def test_several_targets_make_one_table_on_the_same_data(run):
     assert [row.split()[0] for row in rows] == ["run", "other", "resnet18"]
     assert rows[0].split()[1:] == rows[1].split()[1:]
     assert len({len(row) for row in (header, *rows)}) == 1
-    assert "all are judged on shapes, as run was trained on, each in its own size and normalization" in err
-    assert "only shown, not written: resnet18; --output FILE keeps it" in err
+    assert "all are evaluated on shapes, as run was trained on, each in its own size and normalization" in err
+    assert "only shown, not written: resnet18; use --output FILE to write it" in err
     assert all((Path(name) / "eval" / "knn.json").is_file() for name in ("run", "other"))
 
 
@@ -158,7 +158,7 @@ def test_several_seeds_give_a_standard_deviation_and_are_all_kept(run):
 
 def test_an_evaluator_without_randomness_runs_once_for_all_seeds(run):
     out, err = done("eval", "run", "k=[5]", "--seeds", 5, "--json")
-    assert "knn: nothing is drawn, so that one seed stands for all" in err
+    assert "knn: draws nothing, so that one seed is enough" in err
     assert "std" not in json.loads(out)
 
 
@@ -167,7 +167,7 @@ def test_a_run_that_cannot_be_written_to_is_evaluated_and_shown(run):
     out, err = done("eval", "run", "k=[5]")
     assert out.startswith("top1")
     assert "run/eval/knn.json: cannot be written (File exists)\n" in err
-    assert "only shown, not written: run; --output FILE keeps it" in err
+    assert "only shown, not written: run; use --output FILE to write it" in err
     _, err = done("eval", "run", "k=[5]", "--output", "kept.json")
     assert json.loads(Path("kept.json").read_text())["target"] == "run"
     assert "only shown" not in err
@@ -193,14 +193,14 @@ def test_results_without_a_run_go_to_output_and_nothing_is_replaced(run, monkeyp
     monkeypatch.setattr(tempfile, "TemporaryFile", no_room)
     err = refused("eval", "resnet18", *data, "--output", "s.json")
     assert err == "ssl: s.json: cannot be written (Read-only file system); choose another --output"
-    assert "which data to judge on?" in refused("eval", "resnet18", "k=[5]")
+    assert "which data to evaluate on?" in refused("eval", "resnet18", "k=[5]")
 
 
 def test_the_protocol_names_everything_that_affects_the_results(run):
     out, _ = done("eval", "run", "--method", "linear", "epochs=2", "--json")
     protocol = json.loads(out)["protocol"]
     assert protocol["overlap"] == {
-        "shared_images": 0, "compared": "the images' bytes", "pretrained_on_judged": False
+        "shared_images": 0, "compared": "the images' bytes", "pretrained_on_test": False
     }  # fmt: skip
     assert protocol["decided"].keys() >= {"lr"}
     assert len(protocol["file_sha256"]) == len(protocol["weights_sha256"]) == 64
@@ -215,9 +215,9 @@ def test_without_labels_evaluators_that_need_some_are_left_out_or_refused(run):
         Image.new("RGB", (16, 16), (number * 30, 99, 9)).save(f"photos/{number}.png")
     data = ["data.name=images", "data.root=photos"]
     err = refused("eval", "run", *data)
-    assert err == "ssl: images: there are no labeled images to fit and to judge on; name data that have some"
+    assert err == "ssl: images: there are no labeled images to train and test on; name data that have some"
     out, err = done("eval", "run", "--method", "all", *data)
-    assert "left out, there are no labeled images to fit and to judge on: knn" in err
+    assert "left out, there are no labeled images to train and test on: knn" in err
     assert "rank_me" in out.splitlines()[0]
     assert [path.stem for path in Path("run/eval").glob("*.json")] == ["quality"]
     for number in range(8):
@@ -238,5 +238,5 @@ def test_an_evaluator_that_breaks_the_seal_fails_with_one_line_and_writes_nothin
     plugins.register_file(Path("peek.py"))
     code, out, err = ssl("eval", "run", "--method", "peek")
     assert (code, out) == (1, "")
-    assert err.splitlines()[-1].startswith("ssl: the evaluator 'peek' asks for the images that it is judged on before")
+    assert err.splitlines()[-1].startswith("ssl: the evaluator 'peek' asks for the test images before")
     assert not Path("run/eval").exists()

@@ -7,7 +7,7 @@ import torch
 from source_helpers import Numbered
 
 from sslcli.contracts.data import DatasetOptions
-from sslcli.data.subset import Subset, limited, stratified_choice
+from sslcli.data.subset import Subset, limited, stratified_choice, stratified_share, stratified_split
 
 UNEVEN = torch.cat([torch.full((700,), 0), torch.full((200,), 2), torch.full((100,), 1)])
 
@@ -60,3 +60,17 @@ def test_a_limit_is_applied_for_a_data_set_that_does_not(labeled: bool) -> None:
     assert (part.labels is not None) is labeled
     assert part.labels is None or torch.equal(part.labels, labels[chosen])
     assert limited(part) is part
+
+
+def test_a_share_and_a_split_are_the_same_of_each_class_and_follow_the_seed() -> None:
+    labels = torch.cat([torch.zeros(200), torch.ones(40), torch.full((3,), 2.0), torch.full((1,), 3.0)]).long()
+    small, large = stratified_share(labels, 0.05, 0), stratified_share(labels, 0.5, 0)
+    assert torch.bincount(labels[small]).tolist() == [10, 2, 1, 1]
+    assert set(small.tolist()) <= set(large.tolist())
+    assert torch.equal(stratified_share(labels, 1.0, 0), torch.arange(244))
+    kept, held_out = stratified_split(labels, 0.05, 0)
+    assert torch.equal(torch.cat([kept, held_out]).sort().values, torch.arange(244))
+    assert torch.bincount(labels[held_out], minlength=4).tolist() == [10, 2, 1, 0]
+    for first, second in ((small, stratified_share(labels, 0.05, 1)), (held_out, stratified_split(labels, 0.05, 1)[1])):
+        assert not torch.equal(first, second)
+        assert not torch.equal(first[:10], torch.arange(10))

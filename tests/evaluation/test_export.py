@@ -1,4 +1,4 @@
-"""`export` and `ssl export`: where files go, what is never replaced, and one line for every mistake."""
+"""`export` and `ssl export`: where files go, what is never replaced, and one line for every error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ssl(*arguments):
     return CliRunner().invoke(app, [str(each) for each in arguments])
 
 
-def test_without_an_output_it_goes_into_the_run_or_beside_the_file(run, tmp_path):
+def test_without_an_output_the_file_is_in_the_run_or_beside_the_given_one(run, tmp_path):
     assert export("features", run, None, []).path == run / "features.safetensors"
     assert export("features", run, None, ["format=npy"]).path == run / "features.npy"
     one = run / "backbone.safetensors"
@@ -38,7 +38,7 @@ def test_only_the_run_s_own_backbone_is_replaced_unasked(run):
     export("features", run, None, [], replace=True)
 
 
-def test_the_file_beside_an_array_is_not_replaced_either(run, tmp_path):
+def test_the_second_file_of_an_array_is_not_replaced_either(run, tmp_path):
     (tmp_path / "f.json").write_text("mine")
     with pytest.raises(UserError, match=r"f\.json: exists already"):
         export("features", run, tmp_path / "f.npy", [], replace=False)
@@ -50,16 +50,16 @@ def test_the_file_beside_an_array_is_not_replaced_either(run, tmp_path):
     ("arguments", "said"),
     [
         (["features", "RUN", "data.name=shape"], "unknown data set 'shape'"),
-        (["features", "RUN", "--output", "f.txt"], "call it .safetensors or .npy"),
+        (["features", "RUN", "--output", "f.txt"], "should end in .safetensors or .npy"),
         (["features", "RUN", "--device", "tpu"], "device: 'tpu' is none"),
-        (["torch-export", "RUN", "--output", "b.bin"], "wants a name that ends in .pt2"),
+        (["torch-export", "RUN", "--output", "b.bin"], "needs a name that ends in .pt2"),
         (["projector", "RUN/backbone.safetensors"], "holds a backbone alone"),
         (["backbone", "RUN", "format=jax"], "format: should be"),
         (["backbone", "RUN", "format=timm"], "timm has no network like 'resnet18'"),
         (["onnx", "RUN", "opset=3"], "opset: "),
     ],
 )
-def test_every_mistake_is_one_line_and_exit_code_2(run, arguments, said):
+def test_every_error_is_one_line_and_exit_code_2(run, arguments, said):
     before = sorted(run.iterdir())
     done = ssl("export", *(each.replace("RUN", str(run)) for each in arguments))
     assert done.exit_code == 2, done.output
@@ -69,7 +69,7 @@ def test_every_mistake_is_one_line_and_exit_code_2(run, arguments, said):
     assert sorted(run.iterdir()) == before
 
 
-def test_what_is_printed_on_stdout_is_what_one_pastes(run, tmp_path):
+def test_the_lines_on_stdout_can_be_pasted(run, tmp_path):
     done = ssl("export", "features", run, "--output", tmp_path / "f.npy", "data.split=test", "batch_size=8")
     assert done.exit_code == 0, done.output
     names = {}

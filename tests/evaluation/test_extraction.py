@@ -1,28 +1,28 @@
-"""Images → features, without a trace in the backbone."""
+"""Images → features; the backbone is unchanged."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from evaluation_helpers import InMemory, TinyBackbone, trained
 
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.export import Trained
+from sslcli.data.subset import Subset
 from sslcli.evaluation.extraction import extract_features, load_images, normalizer
-from sslcli.evaluation.subject import FrozenSubject, require_parts, share_images
+from sslcli.evaluation.subject import FrozenSubject, require_parts
 
 CPU = torch.device("cpu")
 LABELS = torch.arange(23) % 3
 
 
-def extract(backbone, images, batch_size=8, size=8, precision="fp32"):
-    scale = normalizer((0.5,) * 3, (0.25,) * 3, CPU)
-    return extract_features(
-        backbone, images, image_size=size, normalize=scale, device=CPU, batch_size=batch_size, precision=precision
-    )
+def extract(backbone, images, batch_size=8, precision="fp32"):
+    inputs = SimpleNamespace(device=CPU, image_size=8, normalize=normalizer((0.5,) * 3, (0.25,) * 3, CPU))
+    return extract_features(backbone, images, inputs, batch_size, precision)
 
 
-def test_the_backbone_is_unchanged_to_the_bit_and_every_module_keeps_its_mode():
+def test_the_backbone_is_bitwise_unchanged_and_every_module_keeps_its_mode():
     backbone = TinyBackbone().train()
     backbone.norm.eval()  # a frozen norm within a network in training
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
@@ -31,17 +31,12 @@ def test_the_backbone_is_unchanged_to_the_bit_and_every_module_keeps_its_mode():
     assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
     assert [backbone.training, backbone.conv.training, backbone.norm.training] == [True, True, False]
     assert torch.equal(state, torch.get_rng_state())
-
-
-def test_the_modes_come_back_after_an_error_too():
-    backbone = TinyBackbone().train()
     with pytest.raises(RuntimeError):
         extract(backbone, torch.zeros(2, 5, 8, 8, dtype=torch.uint8))
-    assert backbone.training
-    assert backbone.norm.training
+    assert [backbone.training, backbone.conv.training, backbone.norm.training] == [True, True, False]
 
 
-def test_features_do_not_depend_on_the_batch_size_nor_on_dropout():
+def test_features_are_those_of_a_forward_in_eval_whatever_the_batch_size():
     backbone, data = TinyBackbone().train(), InMemory(LABELS, 23)
     whole = extract(backbone, data, batch_size=23)
     parts = extract(backbone, data, batch_size=5)
@@ -49,6 +44,8 @@ def test_features_do_not_depend_on_the_batch_size_nor_on_dropout():
     assert torch.equal(whole.labels, LABELS)
     assert whole.features.dtype == torch.float32
     assert not whole.features.is_inference()  # evaluators may put a head with gradients on top
+    expected = backbone.eval()((data.pixels.float() / 255 - 0.5) / 0.25).pooled
+    torch.testing.assert_close(whole.features, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_tensor_a_resident_and_a_streamed_data_set_give_the_same():
@@ -58,14 +55,6 @@ def test_a_tensor_a_resident_and_a_streamed_data_set_give_the_same():
     assert expected.labels is None
     assert torch.equal(extract(backbone, resident).features, expected.features)
     assert torch.equal(extract(backbone, streamed).features, expected.features)
-
-
-def test_features_are_those_of_a_plain_forward_in_eval_mode():
-    backbone, data = TinyBackbone(), InMemory(LABELS, 23)
-    found = extract(backbone, data)
-    backbone.eval()
-    expected = backbone((data.pixels.float() / 255 - 0.5) / 0.25).pooled
-    torch.testing.assert_close(found.features, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -78,7 +67,7 @@ def test_features_in_half_precision_arrive_as_float32_and_near(precision):
     torch.testing.assert_close(found, exact, rtol=0.05, atol=0.05)
 
 
-def test_unreadable_images_are_left_out_with_their_labels():
+def test_unreadable_images_are_left_out_with_their_labels_up_to_one_in_a_hundred():
     data = InMemory(torch.arange(200) % 3, 200, resident=False)
     data.damaged = {7, 150}
     backbone = TinyBackbone()
@@ -86,33 +75,27 @@ def test_unreadable_images_are_left_out_with_their_labels():
     keep = torch.tensor([i not in data.damaged for i in range(200)])
     assert torch.equal(found.labels, data.labels[keep])
     torch.testing.assert_close(found.features, extract(backbone, data.pixels[keep]).features, rtol=0, atol=1e-5)
-
-
-def test_more_than_one_in_a_hundred_unreadable_is_an_error_that_names_the_first():
-    data = InMemory(torch.arange(200) % 3, 200, resident=False)
     data.damaged = {7, 8, 150}
     with pytest.raises(UserError, match=r"more than 1% of the 200 images.*7\.png: cut short") as caught:
-        extract(TinyBackbone(), data, batch_size=64)
+        extract(backbone, data, batch_size=64)
     assert "\n" not in str(caught.value)
 
 
 def test_images_of_another_size_are_resized_and_those_of_the_right_size_are_not():
     data = InMemory(LABELS, 23, size=20, resident=True)
-    images, places = load_images(data, 8, torch.tensor([4, 2]))
+    images, indices = load_images(data, 8, torch.tensor([4, 2]))
     assert images.shape == (2, 3, 8, 8)
     assert images.dtype == torch.uint8
-    assert places.tolist() == [4, 2]
+    assert indices.tolist() == [4, 2]
     right = load_images(data, 20, torch.tensor([4, 2]))[0]
     assert torch.equal(right, data.pixels[[4, 2]])
 
 
-def subject(train=True, test=True, **options):
-    parts = [InMemory(LABELS, 23) if train else None, InMemory(LABELS, 23, split="test") if test else None]
-    return FrozenSubject(trained(), parts[0], parts[1], CPU, **options)
-
-
 def test_a_subject_computes_features_once_and_normalizes_with_the_card():
-    it = subject(batch_size=10)
+    given = trained()
+    it = FrozenSubject(given, InMemory(LABELS, 23), None, CPU, batch_size=10)
+    assert all(p.requires_grad for p in given.backbone.parameters())
+    assert not any(p.requires_grad for p in it.backbone.parameters())
     first = it.features("train")
     calls = it.backbone.calls
     assert it.features("train") is first
@@ -126,42 +109,17 @@ def test_a_subject_computes_features_once_and_normalizes_with_the_card():
     assert it.describe()["digest"] == "abc"
 
 
-def test_a_subject_leaves_the_given_backbone_alone():
-    it: Trained = trained()
-    held = FrozenSubject(it, None, None, CPU)
-    assert held.backbone is not it.backbone
-    assert all(p.requires_grad for p in it.backbone.parameters())
-    assert not any(p.requires_grad for p in held.backbone.parameters())
-
-
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("train", "test", "message"),
     [
-        (lambda: subject(test=False), "no labeled images for the part 'eval'"),
-        (lambda: FrozenSubject(trained(), InMemory(None, 5), InMemory(LABELS, 23, split="test"), CPU), "has no labels"),
-        (
-            lambda: FrozenSubject(trained(), InMemory(LABELS, 23), InMemory(LABELS % 2, 23, split="test"), CPU),
-            "differe",
-        ),
-        (lambda: FrozenSubject(trained(), InMemory(LABELS, 23), InMemory(LABELS, 23), CPU), "are the same"),
+        (InMemory(LABELS, 23), None, "no labeled images for the part 'eval'"),
+        (InMemory(None, 5), InMemory(LABELS, 23, split="test"), "has no labels"),
+        (InMemory(LABELS, 23), InMemory(LABELS % 2, 23, split="test"), "different classes"),
+        (InMemory(LABELS, 23), InMemory(LABELS, 23), "are the same"),
+        (InMemory(LABELS, 23), Subset(InMemory(LABELS, 23), torch.arange(5)), "are the same"),
     ],
 )
-def test_parts_that_cannot_be_used_are_refused_in_one_line(make, message):
+def test_parts_that_cannot_be_used_are_refused_in_one_line(train, test, message):
     with pytest.raises(UserError, match=message) as caught:
-        require_parts(make())
+        require_parts(FrozenSubject(trained(), train, test, CPU))
     assert "\n" not in str(caught.value)
-
-
-def test_features_that_are_not_finite_are_refused():
-    broken = trained()
-    broken.backbone.conv.weight.data.fill_(torch.nan)
-    it = FrozenSubject(broken, InMemory(LABELS, 23), None, CPU)
-    with pytest.raises(UserError, match="not all finite"):
-        it.features("train")
-
-
-def test_the_same_split_with_another_limit_shares_images():
-    first, second = InMemory(LABELS, 23), InMemory(LABELS, 23)
-    second.options = second.options.model_copy(update={"limit": 5})
-    assert share_images(first, second)
-    assert not share_images(first, InMemory(LABELS, 23, split="test"))

@@ -1,4 +1,4 @@
-"""What can be judged beside a run: networks by name, untrained or with weights, and plain weight files."""
+"""What can be evaluated besides a run: networks by name, untrained or with weights, and plain weight files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from sslcli.config.options import overrides_as_data
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import Trained
 from sslcli.data.normalization import IMAGENET
-from sslcli.evaluation.evaluate import judge
-from sslcli.evaluation.parts import Parts, pretrained_on
+from sslcli.evaluation.parts import LabeledParts, pretrained_on
 from sslcli.evaluation.seal import state_digest
 from sslcli.evaluation.subject import FrozenSubject
 from sslcli.evaluation.targets import find_target, load_network, read_shown
@@ -28,24 +27,28 @@ from sslcli.testing.stand_ins import MEAN, STD, MemoryDataset, small_trained
 NARROW = ["backbone.stem=small", "backbone.width=4"]
 
 
-def parts(labeled: bool = True, size: int = 16) -> Parts:
-    return Parts(MemoryDataset("train", size=size), MemoryDataset("test", size=size), labeled, size, {})
+def parts(size: int = 16) -> LabeledParts:
+    return LabeledParts(MemoryDataset("train", size=size), MemoryDataset("test", size=size), True, size, {})
 
 
 def network(word: str, *overrides: str, seed: int = 0, size: int = 16) -> tuple[Trained, list[str]]:
     document, target = overrides_as_data(list(overrides)), find_target(word)
-    told: list[str] = []
+    lines: list[str] = []
     shown = read_shown(document, [target])
-    with lines_to(told.append):
-        return load_network(target, document, shown, parts(size=size), seed=seed), told
+    with lines_to(lines.append):
+        return load_network(target, document, shown, parts(size), seed=seed), lines
 
 
 def test_a_name_is_an_untrained_network_with_the_datas_own_normalization():
-    found, told = network("resnet18", *NARROW)
+    found, lines = network("resnet18", *NARROW)
     assert (found.card.method, found.card.mean, found.card.std) == ("untrained", (MEAN,) * 3, (STD,) * 3)
     assert (found.card.image_size, found.card.feature_dim, found.run) == (16, 32, None)
     assert not found.backbone.training
-    assert told == ["resnet18: untrained, images of 16 pixels, mean 0.5/0.5/0.5, std 0.25/0.25/0.25"]
+    found, _ = network("resnet18", *NARROW, "mean=[0.1, 0.2, 0.3]", "std=[0.4, 0.5, 0.6]", "image_size=24")
+    assert (found.card.mean, found.card.std, found.card.image_size) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 24)
+    found, _ = network("torchvision/squeezenet1_1", size=32)
+    assert found.card.backbone["name"] == "torchvision/squeezenet1_1"
+    assert lines == ["resnet18: untrained, images of 16 pixels, mean 0.5/0.5/0.5, std 0.25/0.25/0.25"]
 
 
 def test_untrained_weights_follow_the_seed_and_leave_torchs_generator_alone():
@@ -53,16 +56,6 @@ def test_untrained_weights_follow_the_seed_and_leave_torchs_generator_alone():
     same = [state_digest(network("resnet18", *NARROW)[0].backbone) for _ in range(2)]
     assert same[0] == same[1] != state_digest(network("resnet18", *NARROW, seed=1)[0].backbone)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_normalization_and_size_can_be_said():
-    found, _ = network("resnet18", *NARROW, "mean=[0.1, 0.2, 0.3]", "std=[0.4, 0.5, 0.6]", "image_size=24")
-    assert (found.card.mean, found.card.std, found.card.image_size) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 24)
-
-
-def test_a_backbone_of_many_is_a_target_too():
-    found, _ = network("torchvision/squeezenet1_1", size=32)
-    assert found.card.backbone["name"] == "torchvision/squeezenet1_1"
 
 
 @pytest.fixture
@@ -79,12 +72,12 @@ def test_a_plain_weight_file_of_torchvision_is_loaded_into_the_network_that_is_n
         save_file({key: value.contiguous() for key, value in named.items()}, path)
     else:
         torch.save({"epoch": 3, "state_dict": named} if form.startswith("nested") else named, path)
-    found, told = network(str(path), "backbone=resnet18", size=32)
+    found, lines = network(str(path), "backbone=resnet18", size=32)
     assert torch.equal(found.backbone.network.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
     assert (found.card.mean, found.card.std) == IMAGENET[3]
     assert found.digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert "without the classifier" in told[0]
-    assert "image_size=224" in told[1]
+    assert "without the classifier" in lines[0]
+    assert "image_size=224" in lines[1]
     images = torch.randn(2, 3, 32, 32)
     reference = models.resnet18()
     reference.load_state_dict(state)
@@ -93,14 +86,14 @@ def test_a_plain_weight_file_of_torchvision_is_loaded_into_the_network_that_is_n
         torch.testing.assert_close(found.backbone(images).pooled, reference.eval()(images))
 
 
-def test_published_weights_are_asked_for_and_get_imagenets_normalization(monkeypatch, state):
+def test_published_weights_get_imagenets_normalization(monkeypatch, state):
     monkeypatch.setattr(load("backbones", "resnet18"), "published_state", lambda self: state)
     found, _ = network("resnet18", "backbone.pretrained=true", size=32)
     assert (found.card.method, found.card.mean) == ("published weights", IMAGENET[3][0])
     assert torch.equal(found.backbone.network.conv1.weight, state["conv1.weight"])
 
 
-def test_weights_of_ours_bring_their_own_normalization(tmp_path):
+def test_weights_of_a_run_have_their_own_normalization(tmp_path):
     given = small_trained()
     save_backbone(tmp_path / "b.safetensors", given.backbone, given.card)
     assert find_target(tmp_path / "b.safetensors").kind == "trained"
@@ -117,11 +110,11 @@ class Evil:
 @pytest.mark.parametrize(
     ("word", "overrides", "said"),
     [
-        ("w.pth", [], "w.pth: holds weights and does not say of which network; add backbone=NAME"),
+        ("w.pth", [], "w.pth: holds weights but not the name of their network; add backbone=NAME"),
         ("w.pth", ["backbone=resnet34"], "w.pth: has no 'layer1.2"),
-        ("w.pth", ["backbone=resnet18", "backbone.pretrained=true"], "w.pth: the weights are those of this file"),
+        ("w.pth", ["backbone=resnet18", "backbone.pretrained=true"], "w.pth: the weights come from this file"),
         ("evil.pth", ["backbone=resnet18"], "evil.pth: cannot be read as weights alone"),
-        ("list.pth", ["backbone=resnet18"], "list.pth: holds no weights by name"),
+        ("list.pth", ["backbone=resnet18"], "list.pth: holds no named weights"),
         ("empty.pth", ["backbone=resnet18"], "empty.pth: cannot be read as weights alone (EOFError"),
         ("cut.safetensors", ["backbone=resnet18"], "cut.safetensors: is damaged or no safetensors file"),
         ("resnet18", ["mean=[0.5]"], "command line: mean: should have 3 numbers"),
@@ -130,8 +123,8 @@ class Evil:
         ("resnet18", ["feature=token"], "command line: feature: should be 'pooled' or 'tokens'"),
         ("resnet81", [], "resnet81: no such run or file; unknown backbone 'resnet81'; did you mean resnet"),
         ("runs/none", [], "runs/none: no such run or file; `ssl list backbones`"),
-        ("b.safetensors", ["mean=[0.1, 0.2, 0.3]"], "command line: mean: b.safetensors carries its own"),
-        ("b.safetensors", ["backbone.width=4"], "command line: backbone: b.safetensors carries its own"),
+        ("b.safetensors", ["mean=[0.1, 0.2, 0.3]"], "command line: mean: b.safetensors has its own"),
+        ("b.safetensors", ["backbone.width=4"], "command line: backbone: b.safetensors has its own"),
     ],
 )
 def test_a_wrong_target_is_one_line(tmp_path, monkeypatch, state, word, overrides, said):
@@ -161,7 +154,7 @@ def test_a_folder_with_the_name_of_a_network_is_a_run_only_if_it_is_one(tmp_path
 def tokens_of(word: str, feature: Any, *overrides: str) -> FrozenSubject:
     found, _ = network(word, *overrides)
     given = parts()
-    return FrozenSubject(found, given.train, given.judged, torch.device("cpu"), feature=feature)
+    return FrozenSubject(found, given.train, given.test, torch.device("cpu"), feature=feature)
 
 
 def test_tokens_are_the_mean_of_the_patches_and_the_protocol_says_so():
@@ -176,24 +169,15 @@ def test_tokens_are_the_mean_of_the_patches_and_the_protocol_says_so():
     assert pooled.describe()["feature"] == "pooled"
 
 
-def test_a_network_without_tokens_is_told():
-    with pytest.raises(UserError, match="feature=tokens: this network has none"):
+def test_a_network_without_tokens_is_refused():
+    with pytest.raises(UserError, match="feature=tokens: this network has no tokens"):
         tokens_of("resnet18", "tokens", *NARROW)
 
 
-def test_what_is_in_memory_is_judged_as_what_lies_in_files():
-    result = judge(small_trained(), parts(), "knn", ["k=[5]"])
-    assert 0 <= result.metrics["top1"] <= 1
-    assert result.protocol["k"] == 5
-    assert len(result.protocol["weights_sha256"]) == 64
-
-
-def test_a_run_on_the_judged_images_is_recognized_by_its_options():
+def test_a_run_on_the_test_images_is_recognized_by_its_options():
     cls = load("datasets", "shapes")
-    judged = cls.open(cls.labeled(cls.Options.parse({"count": 20, "size": 16}), "eval"))
-    stored = {"name": "shapes", **judged.options.plain()}
-    assert pretrained_on(stored, judged)
-    assert not pretrained_on({**stored, "split": "train"}, judged)
-    assert not pretrained_on({"name": "shapes"}, judged)
-    assert not pretrained_on({"name": "uninstalled", "size": 3}, judged)
-    assert not pretrained_on(None, judged)
+    test = cls.open(cls.labeled(cls.Options.parse({"count": 20, "size": 16}), "eval"))
+    stored = {"name": "shapes", **test.options.plain()}
+    assert pretrained_on(stored, test)
+    for other in ({**stored, "split": "train"}, {"name": "shapes"}, {"name": "uninstalled", "size": 3}, None):
+        assert not pretrained_on(other, test)

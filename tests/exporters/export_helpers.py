@@ -67,7 +67,7 @@ def features_of(model: Any, images: Tensor) -> Tensor:
     return getattr(found, "pooled", found)
 
 
-def wanted(it: Trained, images: Tensor) -> Tensor:
+def expected(it: Trained, images: Tensor) -> Tensor:
     with torch.no_grad():
         return it.backbone(images).pooled
 

@@ -1,4 +1,4 @@
-"""The exporter `features`: the rows are the features of the images that the names say, whatever the memory."""
+"""The exporter `features`: rows, names and labels belong together, and memory does not grow with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors import safe_open
 import sslcli
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions
 from sslcli.contracts.errors import UnreadableImage, UserError
-from sslcli.evaluation.extraction import extract_features, normalizer
+from sslcli.evaluation.subject import FrozenSubject
 from sslcli.exporters.features import exporter as module
 from sslcli.exporters.features.exporter import FeaturesExporter
 from sslcli.training.train import train
@@ -48,7 +48,7 @@ class Damaged(Dataset):
 
 @pytest.fixture
 def given(monkeypatch):
-    """Returns a function that puts a data set in the place of the run's own."""
+    """Returns a function that replaces the run's own data set."""
 
     def give(dataset):
         monkeypatch.setattr(module, "open_images", lambda it, asked: dataset)
@@ -58,10 +58,7 @@ def given(monkeypatch):
 
 
 def expected(it, dataset):
-    scale = normalizer(it.card.mean, it.card.std, CPU)
-    found = extract_features(
-        it.backbone, dataset, image_size=it.card.image_size, normalize=scale, device=CPU, batch_size=5
-    )
+    found = FrozenSubject(it, dataset, None, CPU, batch_size=5).features("train")
     return found.features, found.labels
 
 
@@ -74,9 +71,10 @@ def test_rows_names_and_labels_belong_together(tmp_path, monkeypatch, given, suf
     found = pasted(exported.how_to_load, tmp_path / "elsewhere", monkeypatch)
     features, wanted_labels = expected(it, dataset)
     rows = found["features"] if suffix == ".safetensors" else torch.from_numpy(np.array(found["features"]))
+    assert rows.dtype == torch.float32
     torch.testing.assert_close(rows, features, rtol=1e-5, atol=1e-5)
-    kept = [place for place in range(201) if place not in bad]
-    assert found["names"] == [dataset.name_of(place) for place in kept]
+    kept = [index for index in range(201) if index not in bad]
+    assert found["names"] == [dataset.name_of(index) for index in kept]
     if labels:
         assert torch.equal(torch.as_tensor(found["labels"]), wanted_labels)
     else:
@@ -88,8 +86,8 @@ def test_rows_names_and_labels_belong_together(tmp_path, monkeypatch, given, suf
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10])
-def test_every_tensor_begins_where_it_may(tmp_path, given, count):
-    """Odd numbers of odd rows would otherwise push the whole numbers behind them off their grid."""
+def test_every_tensor_is_aligned(tmp_path, given, count):
+    """Behind an odd number of odd rows the integers would otherwise start at an odd address."""
     it = trained("cifar_resnet20", {"width": 1})
     it.card = dataclasses.replace(it.card, mean=(0.5,) * 3)
     given(Damaged(count))
@@ -97,10 +95,10 @@ def test_every_tensor_begins_where_it_may(tmp_path, given, count):
     with safe_open(tmp_path / "f.safetensors", framework="pt") as file:
         assert file.get_tensor("features").shape == (count, 4)
         assert file.get_tensor("index").tolist() == list(range(count))
-        assert file.get_tensor("labels").tolist() == [place % 3 for place in range(count)]
+        assert file.get_tensor("labels").tolist() == [index % 3 for index in range(count)]
 
 
-def test_the_header_says_what_the_numbers_are(tmp_path, given):
+def test_the_header_describes_the_features(tmp_path, given):
     given(Damaged(9))
     export(FeaturesExporter, trained(), tmp_path / "f.safetensors")
     export(FeaturesExporter, trained(), tmp_path / "f.npy")
@@ -113,15 +111,6 @@ def test_the_header_says_what_the_numbers_are(tmp_path, given):
     assert about["data"] == {"name": "damaged", "split": "train", "limit": None}
     assert about["backbone"]["step"] == "7"
     assert json.loads(metadata["sslcli"])["data"] == about["data"]
-
-
-def test_the_array_is_one_that_numpy_itself_could_have_written(tmp_path, given):
-    given(Damaged(300, bad=(5,)))
-    export(FeaturesExporter, trained(), tmp_path / "f.npy")
-    mapped = np.load(tmp_path / "f.npy", mmap_mode="r")
-    assert (mapped.shape, mapped.dtype) == ((299, 64), np.float32)
-    assert mapped.flags.c_contiguous
-    assert (tmp_path / "f.npy").stat().st_size == 128 + 299 * 64 * 4
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npy"])
@@ -146,10 +135,13 @@ def test_memory_does_not_grow_with_the_features(tmp_path, given, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npy"])
-def test_what_fails_half_way_leaves_nothing(tmp_path, given, suffix):
+def test_a_failure_half_way_leaves_no_file(tmp_path, given, suffix):
     given(Damaged(60, bad=(50, 51)))
     with pytest.raises(UserError, match=r"more than 1% of the 60 images"):
         export(FeaturesExporter, trained(), tmp_path / f"f{suffix}", batch_size=8)
+    given(Damaged(3, channels=1))
+    with pytest.raises(UserError, match="have 1 channels, the backbone takes 3"):
+        export(FeaturesExporter, trained(), tmp_path / f"f{suffix}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -164,32 +156,26 @@ def test_features_that_are_not_finite_are_refused(tmp_path, given):
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
-    [("f.bin", {}, r"call it \.safetensors or \.npy"), ("f.bin", {"format": "npy"}, r"arrays end in \.npy"),
+    [("f.bin", {}, r"should end in \.safetensors or \.npy"), ("f.bin", {"format": "npy"}, r"arrays end in \.npy"),
      ("f.npy", {"data": {"name": "shape"}}, "unknown data set 'shape'; did you mean shapes"),
      ("f.npy", {"data": {"name": 3}}, "should be the name of a data set"),
      ("f.npy", {"data": {"splitt": "x"}}, "data.splitt: unknown option of 'shapes'; did you mean split"),
      ("nowhere/f.npy", {"data": {"count": 8}}, "cannot be written")],
 )  # fmt: skip
-def test_a_wrong_wish_is_one_line(tmp_path, name, options, message):
+def test_wrong_options_are_one_line(tmp_path, name, options, message):
     with pytest.raises(UserError, match=message) as caught:
         export(FeaturesExporter, trained(), tmp_path / name, **options)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_with_other_channels_are_refused(tmp_path, given):
-    given(Damaged(3, channels=1))
-    with pytest.raises(UserError, match="have 1 channels, the backbone takes 3"):
-        export(FeaturesExporter, trained(), tmp_path / "f.npy")
-
-
 def test_the_data_are_the_run_s_own_unless_others_are_named(tiny, tmp_path):
     directory = train(tiny("training.max_steps=1"), tmp_path / "run").directory
     folder = tmp_path / "images"
     folder.mkdir()
-    for place in range(3):
-        pixels = np.random.default_rng(place).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{place}.png")
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
 
     def about(**data):
         path = tmp_path / "f.npy"
@@ -202,7 +188,7 @@ def test_the_data_are_the_run_s_own_unless_others_are_named(tiny, tmp_path):
     assert sorted(about(name="images", root=str(folder))["names"]) == ["0.png", "1.png", "2.png"]
 
 
-def test_load_backbone_says_what_the_file_holds(tmp_path, given):
+def test_load_backbone_refuses_a_file_of_features(tmp_path, given):
     given(Damaged(5))
     for suffix in (".safetensors", ".npy"):
         export(FeaturesExporter, trained(), tmp_path / f"f{suffix}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -119,7 +120,9 @@ def test_features_are_computed_by_the_eager_backbone(tiny):
 
     backbone.compile(dynamic=False, backend=backend)
     images = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
-    extract_features(backbone, images, image_size=16, normalize=session.normalize, device=CPU, batch_size=8)
+
+    inputs = SimpleNamespace(device=CPU, image_size=16, normalize=session.normalize)
+    extract_features(backbone, images, inputs, batch_size=8)
     assert compiled == []
     backbone(session.normalize(images))
     assert compiled != []

@@ -20,17 +20,17 @@ from sslcli.evaluation.scores import exact_float32, in_top
 from sslcli.randomness import permutation, seed_for
 
 from ..probes.training import Training, draw_weights
-from .updates import update_for
+from .updates import update_kind
 
 log = logging.getLogger(__name__)
 
-#: Scores held at once while heads are judged: 64 MiB.
+#: Scores held at once while heads are measured: 64 MiB.
 BLOCK = 1 << 24
 _ORDER, _WEIGHTS = 2, 3
 
 
 class Batches(Protocol):
-    """Endless batches of features (B, D) and labels (B,) on the device; every `steps_per_epoch` an epoch is over."""
+    """Endless batches of features (B, D) and labels (B,) on the device; an epoch is `steps_per_epoch` batches."""
 
     steps_per_epoch: int
 
@@ -43,7 +43,7 @@ class CachedBatches:
     Args:
         features: (N, D) on the device.
         labels: (N,) int64.
-        rows: (M,) int64, the places to train on.
+        rows: (M,) int64, the indices to train on.
         batch_size: B.
         seed: of the order.
     """
@@ -92,7 +92,7 @@ class Heads:
         return self.logits(self.scaled(features)).transpose(1, 2)
 
     def only(self, scaling: int, rate: int) -> Heads:
-        """Returns one of them, sharing its memory."""
+        """Returns one of them, which shares its memory."""
         v, r = slice(scaling, scaling + 1), slice(rate, rate + 1)
         return Heads(self.weight[v, r], self.bias[v, r], self.mean[v], self.scale[v])
 
@@ -134,7 +134,7 @@ def train_heads(
         rates: R learning rates.
         training: the rest.
         seed: of the weights, where they are drawn.
-        held_out: features (N, D) and labels (N,) to be judged on after each epoch.
+        held_out: features (N, D) and labels (N,) to measure the accuracy on after each epoch.
         level: of the ten log lines, which wait for the device.
 
     Returns:
@@ -147,8 +147,9 @@ def train_heads(
     (V, D), R, steps = mean.shape, len(rates), batches.steps_per_epoch
     first = draw_weights((classes, D), training.init, seed_for(seed, _WEIGHTS)).to(mean)
     heads = Heads(first.expand(V, R, classes, D).clone(), mean.new_zeros(V, R, classes), mean, scale)
-    slopes = torch.zeros_like(heads.weight), torch.zeros_like(heads.bias)
-    update = update_for(heads.weight, heads.bias, slopes, rates, training, steps)
+    parameters = {"weight": heads.weight, "bias": heads.bias}
+    gradients = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
+    update = update_kind(training)(parameters, gradients, rates, training, steps)
     losses = mean.new_zeros(training.epochs, V, R)
     right = None if held_out is None else torch.zeros(training.epochs, V, R, dtype=torch.float64, device=mean.device)
     device, every = mean.device.type, max(1, training.epochs // 10)
@@ -157,7 +158,7 @@ def train_heads(
             seen = 0
             for step in range(epoch * steps, (epoch + 1) * steps):
                 features, labels = next(stream)
-                losses[epoch] += _slopes(heads, features, labels, slopes)
+                losses[epoch] += _write_gradients(heads, features, labels, gradients)
                 seen += len(labels)
                 update.step(step)
             losses[epoch] /= seen
@@ -169,22 +170,22 @@ def train_heads(
     return heads, Curve(losses, [update.lr(epoch * steps) for epoch in range(training.epochs)], right)
 
 
-def _slopes(heads: Heads, features: Tensor, labels: Tensor, slopes: tuple[Tensor, Tensor]) -> Tensor:
-    """Writes the gradients of the mean loss, and returns the losses' sums over the batch, (V, R)."""
+def _write_gradients(heads: Heads, features: Tensor, labels: Tensor, gradients: dict[str, Tensor]) -> Tensor:
+    """Writes the gradients of the mean loss; returns the losses' sums over the batch, (V, R)."""
     V, R, C, D = heads.weight.shape
     x = heads.scaled(features)
     log_p = F.log_softmax(heads.logits(x), dim=-1)
     own = labels.view(1, -1, 1, 1).expand(V, -1, R, 1)
     sums = -log_p.gather(-1, own).sum(dim=(1, 3))
-    gradient = log_p.exp_().scatter_add_(-1, own, log_p.new_full((), -1.0).expand(own.shape)) / len(labels)
-    torch.bmm(gradient.view(V, -1, R * C).mT, x, out=slopes[0].view(V, R * C, D))
-    torch.sum(gradient, dim=1, out=slopes[1])
+    error = log_p.exp_().scatter_add_(-1, own, log_p.new_full((), -1.0).expand(own.shape)) / len(labels)
+    torch.bmm(error.view(V, -1, R * C).mT, x, out=gradients["weight"].view(V, R * C, D))
+    torch.sum(error, dim=1, out=gradients["bias"])
     return sums
 
 
-def judge_heads(heads: Heads, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def measure_heads(heads: Heads, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Returns top-1 accuracy and mean cross-entropy of each head, (V, R) float64 each; the loss of a head that has
-    diverged is not finite, and its accuracy counts for nothing.
+    diverged is not finite, and its accuracy means nothing.
 
     Args:
         heads: S of them.
@@ -211,30 +212,17 @@ def _count(heads: Heads, features: Tensor, labels: Tensor, *, with_loss: bool) -
     return right, loss
 
 
-def best_head(top1: Tensor, loss: Tensor) -> tuple[int, int] | None:
-    """Returns the place (scaling, rate) of the highest accuracy, of equal ones the lowest loss; None if all diverged.
-
-    Args:
-        top1: (V, R).
-        loss: (V, R); heads where it is not finite are passed over.
-    """
-    R = top1.shape[1]
-    accuracies, losses = top1.flatten().tolist(), loss.flatten().tolist()
-    fit = [i for i, value in enumerate(losses) if math.isfinite(value)]
-    return divmod(max(fit, key=lambda i: (accuracies[i], -losses[i], -i)), R) if fit else None
-
-
-def standardizations(features: Tensor, rows: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
-    """Returns what to take off and what to multiply with, (V, D) each: nothing, or as a batch norm without weights.
+def standardizations(features: Tensor, rows: Tensor, kinds: Sequence[bool]) -> tuple[Tensor, Tensor]:
+    """Returns what to subtract and then what to multiply by, (V, D) each: 0 and 1, or as a batch norm without weights.
 
     Args:
         features: (N, D).
-        rows: (M,) int64 on the device, the places whose mean and variance are meant.
-        wanted: V scalings: false for the features as they are, true for mean 0 and standard deviation 1.
+        rows: (M,) int64 on the device, the images whose mean and variance are taken.
+        kinds: V scalings: false for the features as they are, true for mean 0 and standard deviation 1.
     """
-    mean = features.new_zeros(len(wanted), features.shape[1])
+    mean = features.new_zeros(len(kinds), features.shape[1])
     scale = torch.ones_like(mean)
-    if any(wanted):
+    if any(kinds):
         total = mean.new_zeros(features.shape[1], dtype=torch.float64)
         square = torch.zeros_like(total)
         for part in torch.split(rows, 65536):  # all rows at once would be a copy of everything
@@ -243,7 +231,6 @@ def standardizations(features: Tensor, rows: Tensor, wanted: Sequence[bool]) -> 
         for part in torch.split(rows, 65536):
             square += (features[part].double() - center).square().sum(dim=0)
         factor = (square / len(rows) + 1e-5).rsqrt()
-        for place, true in enumerate(wanted):
-            if true:
-                mean[place], scale[place] = center.to(mean.dtype), factor.to(mean.dtype)
+        chosen = torch.tensor(kinds, device=mean.device)
+        mean[chosen], scale[chosen] = center.to(mean.dtype), factor.to(mean.dtype)
     return mean, scale

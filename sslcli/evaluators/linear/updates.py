@@ -20,12 +20,11 @@ _ROLES: dict[str, Role] = {"weight": "weight", "bias": "bias"}
 
 
 class Update(ABC):
-    """Changes weights by the gradients that lie in `slopes` when a step is made.
+    """Updates the heads in place by their gradients, which are in `gradients` when a step is made.
 
     Args:
-        weight: (V, R, C, D).
-        bias: (V, R, C).
-        slopes: their gradients, of the same shapes.
+        parameters: `weight` (V, R, C, D) and `bias` (V, R, C).
+        gradients: of the same names and shapes.
         rates: R learning rates.
         training: optimizer and schedule.
         steps: in an epoch.
@@ -36,22 +35,23 @@ class Update(ABC):
 
     def __init__(
         self,
-        weight: Tensor,
-        bias: Tensor,
-        slopes: tuple[Tensor, Tensor],
+        parameters: dict[str, Tensor],
+        gradients: dict[str, Tensor],
         rates: Sequence[float],
         training: Training,
         steps: int,
     ) -> None:
-        self.tensors, self.slopes = {"weight": weight, "bias": bias}, dict(zip(_ROLES, slopes, strict=True))
-        self.rates, self.training, self.steps = rates, training, steps
+        self.parameters, self.gradients, self.steps = parameters, gradients, steps
         self.schedules = [training.schedule_for(rate, steps) for rate in rates]
-        self.options = training.optimizer_for(rates[0])[1]
-        self.decay = weight_decay_schedule(self.options, training.epochs * steps)
+        self.decay = weight_decay_schedule(training.optimizer_for(rates[0])[1], training.epochs * steps)
+        self._prepare(rates, training)
 
     def lr(self, step: int) -> list[float]:
         """Returns the learning rate of each of the R."""
         return [schedule(step) for schedule in self.schedules]
+
+    @abstractmethod
+    def _prepare(self, rates: Sequence[float], training: Training) -> None: ...
 
     @abstractmethod
     def step(self, step: int) -> None:
@@ -61,43 +61,41 @@ class Update(ABC):
 class JointSGD(Update):
     """torch's SGD with a learning rate for each head."""
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
-        assert isinstance(self.options, SGDOptions)
-        self.momentum, self.nesterov = self.options.momentum, self.options.nesterov
-        self.velocity = {name: torch.zeros_like(tensor) for name, tensor in self.tensors.items()}
-        self.decayed = {name: role not in self.options.exclude for name, role in _ROLES.items()}
+    def _prepare(self, rates: Sequence[float], training: Training) -> None:
+        options = training.optimizer_for(rates[0])[1]
+        assert isinstance(options, SGDOptions)
+        self.options = options
+        self.velocity = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
 
     def step(self, step: int) -> None:
-        place = step % self.steps
-        if place == 0:  # an epoch's rates travel together
+        options, index = self.options, step % self.steps
+        if index == 0:  # an epoch's rates are copied to the device at once
             epoch = [self.lr(each) for each in range(step, step + self.steps)]
-            self._epoch = torch.tensor(epoch, dtype=torch.float64).to(self.tensors["weight"])
-        decay = self.options.weight_decay if self.decay is None else self.decay(step)
-        for name, tensor in self.tensors.items():
-            slope, velocity = self.slopes[name], self.velocity[name]
-            if decay and self.decayed[name]:
-                slope.add_(tensor, alpha=decay)
-            velocity.mul_(self.momentum).add_(slope)
-            change = slope.add_(velocity, alpha=self.momentum) if self.nesterov else velocity
-            tensor.addcmul_(change, self._epoch[place].view(-1, *[1] * (tensor.ndim - 2)), value=-1)
+            self._epoch = torch.tensor(epoch, dtype=torch.float64).to(self.parameters["weight"])
+        decay = options.weight_decay if self.decay is None else self.decay(step)
+        for name, tensor in self.parameters.items():
+            gradient, velocity = self.gradients[name], self.velocity[name]
+            if decay and _ROLES[name] not in options.exclude:
+                gradient.add_(tensor, alpha=decay)
+            velocity.mul_(options.momentum).add_(gradient)
+            change = gradient.add_(velocity, alpha=options.momentum) if options.nesterov else velocity
+            tensor.addcmul_(change, self._epoch[index].view(-1, *[1] * (tensor.ndim - 2)), value=-1)
 
 
 class HeadByHead(Update):
-    """Any optimizer, one for each rate, to which each head's weight and bias are parameters of their own: they lie in
-    the memory of all, so that a trust ratio is a head's own."""
+    """Any optimizer, one for each rate. Each head's weight and bias are parameters of their own, views of the memory of
+    all, so that a trust ratio is a head's own."""
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
+    def _prepare(self, rates: Sequence[float], training: Training) -> None:
         self.optimizers: list[torch.optim.Optimizer] = []
-        for r, rate in enumerate(self.rates):
-            cls, options = self.training.optimizer_for(rate)
+        for r, rate in enumerate(rates):
+            cls, options = training.optimizer_for(rate)
             groups = []
-            for v in range(len(self.tensors["weight"])):
-                parameters = {name: nn.Parameter(tensor[v, r]) for name, tensor in self.tensors.items()}
-                for name, parameter in parameters.items():
-                    parameter.grad = self.slopes[name][v, r]
-                groups += split_by_role(ParameterGroup(parameters, f"scaling {v}"), _ROLES, options)
+            for v in range(len(self.parameters["weight"])):
+                own = {name: nn.Parameter(tensor[v, r]) for name, tensor in self.parameters.items()}
+                for name, parameter in own.items():
+                    parameter.grad = self.gradients[name][v, r]
+                groups += split_by_role(ParameterGroup(own, f"scaling {v}"), _ROLES, options)
             self.optimizers.append(cls.build(groups, options))
 
     def step(self, step: int) -> None:
@@ -108,14 +106,6 @@ class HeadByHead(Update):
             optimizer.step()
 
 
-def update_for(
-    weight: Tensor,
-    bias: Tensor,
-    slopes: tuple[Tensor, Tensor],
-    rates: Sequence[float],
-    training: Training,
-    steps: int,
-) -> Update:
-    """Returns the faster way that there is for the optimizer; see `Update`."""
-    kind = JointSGD if training.optimizer_for(rates[0])[0] is SGD else HeadByHead
-    return kind(weight, bias, slopes, rates, training, steps)
+def update_kind(training: Training) -> type[Update]:
+    """Returns the faster of the two ways that are possible with this optimizer."""
+    return JointSGD if training.optimizer_for(1.0)[0] is SGD else HeadByHead

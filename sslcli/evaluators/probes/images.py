@@ -1,4 +1,4 @@
-"""Labeled images for probes that augment: batches of one view of them."""
+"""Augmented images for probes: batches of one view of each labeled image, and the options that say which view."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sslcli.config.document import Document
 from sslcli.config.problems import Problems
 from sslcli.config.views_section import resolve_views
 from sslcli.contracts.data import Dataset, SourceBatch
-from sslcli.contracts.errors import SslError, UserError
+from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import Subject
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import ViewSpec
@@ -33,27 +33,41 @@ class ImageOptions(Options):
     views: dict[str, Any] = PROBE_TRAIN
     """The one view of each image and epoch, as in a run's config; probe_train: a random crop of 8 % or more, a flip."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the backbone; auto: bf16 where the device is made for it, else fp16 on CUDA, else fp32."""
+    """Arithmetic of the backbone; auto: bf16 where the device has it in hardware, else fp16 on CUDA, else fp32."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Processes that decode images which don't fit on the device; 0: none; auto: one for each core but one."""
+    """Processes that decode images which don't fit on the device; 0: none; auto: one per core, less one."""
 
     @field_validator("views")
     @classmethod
     def _one_view(cls, value: dict[str, Any]) -> dict[str, Any]:
-        problems = Problems(Document({}, {(): ""}))
-        views = resolve_views(value, PROBE_TRAIN, 32, problems)
-        if problems.lines:
-            raise ValueError("; ".join(line.removeprefix(": ").removeprefix("views: ") for line in problems.lines))
-        if sum(view.count for view in views) != 1:
-            raise ValueError(f"a probe needs one view of an image, not {sum(view.count for view in views)}")
+        count = sum(view.count for view in read_views(value, PROBE_TRAIN, 32))
+        if count != 1:
+            raise ValueError(f"a probe needs one view of an image, not {count}")
         return value
 
 
-def labels_of(data: Dataset) -> Tensor:
-    """Returns the labels (N,) of a data set that `require_parts` has checked."""
-    if data.labels is None:
-        raise SslError(f"{data.info.name}: has no labels")
-    return data.labels
+def read_views(section: Mapping[str, Any], default: Mapping[str, Any], size: int) -> tuple[ViewSpec, ...]:
+    """Returns the views that a section means, as in a run's config, for images of this size.
+
+    Raises:
+        ValueError: all that is wrong with it, in one line.
+    """
+    problems = Problems(Document({}, {(): ""}))
+    views = resolve_views(dict(section), dict(default), size, problems)
+    if problems.lines:
+        raise ValueError("; ".join(line.removeprefix(": ").removeprefix("views: ") for line in problems.lines))
+    return views
+
+
+def views_for(subject: Subject, section: Mapping[str, Any], default: Mapping[str, Any]) -> tuple[ViewSpec, ...]:
+    """Returns the views that a section means for the subject's images; UserError where it asks for another size."""
+    try:
+        views = read_views(section, default, subject.image_size)
+    except ValueError as error:
+        raise UserError(f"evaluation: views: {error}") from error
+    if max(view.size for view in views) != subject.image_size:
+        raise UserError(f"views.size: the backbone is evaluated on images of {subject.image_size} px; leave it out")
+    return views
 
 
 def normalization_of(subject: Subject, channels: int) -> tuple[list[float], list[float]]:
@@ -82,14 +96,12 @@ class ViewBatches:
     """
 
     def __init__(self, subject: Subject, data: Dataset, options: ImageOptions, batch_size: int, seed: int) -> None:
-        (spec,) = build_view(options.views, subject.image_size)
+        (spec,) = views_for(subject, options.views, PROBE_TRAIN)
         self.view = spec.plain()
         self.device = subject.device
         mean, std = normalization_of(subject, data.info.channels)
         self._maker = ViewMaker([spec], data.info.channels, mean, std, seed)
-        self._source = open_source(
-            data, self.device, batch_size, seed=seed, views=self._maker, workers=options.workers
-        )  # fmt: skip
+        self._source = open_source(data, self.device, batch_size, seed=seed, views=self._maker, workers=options.workers)
         self.steps_per_epoch = self._source.steps_per_epoch
 
     def __iter__(self) -> Generator[tuple[Tensor, Tensor], None, None]:
@@ -108,14 +120,3 @@ class ViewBatches:
                 (images,) = self._maker.apply(batch.images, draws, cropped=batch.cropped)
                 assert batch.labels is not None
                 yield images, batch.labels
-
-
-def build_view(section: Mapping[str, Any], size: int) -> tuple[ViewSpec, ...]:
-    """Returns the one view that a section means for images of this size; UserError where there is none."""
-    problems = Problems(Document({}, {(): "evaluation"}))
-    views = resolve_views(dict(section), PROBE_TRAIN, size, problems)
-    if problems.lines:
-        raise UserError(problems.lines[0])
-    if views[0].size != size:
-        raise UserError(f"views.size: the backbone is judged on images of {size} px; leave it out")
-    return views

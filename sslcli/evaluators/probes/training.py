@@ -1,7 +1,7 @@
-"""What the trained probes share: their options, what these build (optimizer, schedule), and how scores become numbers.
+"""What the trained probes share: their options, and what these build (optimizer, schedule, first weights).
 
 Optimizer and schedule are sections as in a run's config (`optimizer={name: larc, clip: false}`, `schedule=step`), so
-that every registered one can train a probe; only the learning rates stand beside them, as a list to choose from.
+that every registered one can train a probe; only the learning rates are given beside them, as a list to choose from.
 """
 
 from __future__ import annotations
@@ -12,27 +12,25 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from sslcli.config.document import Document
-from sslcli.config.options import parse
-from sslcli.config.problems import Problems
+from sslcli.config.options import validate
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin, Schedule
 from sslcli.contracts.options import Options
-from sslcli.evaluation.scores import accuracy, confusion, per_class
 from sslcli.optimizers.groups import effective_lr
 from sslcli.plugins import load
 
 
 def as_list(value: Any) -> Any:
-    """A single value stands for a list of one (`lr=30`); a tuple, which strict validation asks for after this."""
+    """Turns a single value into a list of one (`lr=30`), as a tuple, which strict validation requires."""
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(as_list), Field(min_length=1)]
-Places = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_list), Field(min_length=1)]
+Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_list), Field(min_length=1)]
 Init = Literal["zero", "normal"]
 
 
@@ -62,7 +60,7 @@ class ProbeOptions(RecipeOptions):
     """Options that every probe of a frozen backbone has."""
 
     lr: Rates
-    """Learning rates to choose from, before the optimizer's `scale_lr`; one alone is used as it is."""
+    """Learning rates to choose from, before the optimizer's `scale_lr`; a single one is used as it is."""
     epochs: int = Field(default=100, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(default=256, ge=1)
@@ -73,31 +71,26 @@ class ProbeOptions(RecipeOptions):
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of the training images, the same of each class, on which the choice is made where there is one to make."""
     refit: bool = True
-    """Train the chosen one once more, on all training images; false: judge it as it came out of the choice."""
-    top: Places = (1, 5)
-    """Which top-k accuracies to report; those of k classes or fewer are left out, since they are always 1."""
+    """Train the chosen one once more, on all training images; false: test it as it was chosen."""
+    top: Counts = (1, 5)
+    """Which top-k accuracies to report; those of all classes or more are left out, since they are always 1."""
 
 
 def _read_section(section: str, name: Any, given: dict[str, Any]) -> tuple[str, Options]:
     """Validates the options of a named optimizer or schedule; ValueError with all that is wrong in one line."""
     if not isinstance(name, str):
         raise ValueError(f"needs a name; see `ssl list {section}s`")
-    try:
-        cls = load(f"{section}s", name)
-    except UserError as error:
-        raise ValueError(str(error)) from error
     values = {**given, "lr": 1.0} if section == "optimizer" else given
     try:
-        return name, parse(cls.Options, values)
-    except ValidationError as error:
-        problems = Problems(Document({}, {(): ""}))
-        problems.add_validation((), error, cls.Options, repr(name), values)
-        raise ValueError("; ".join(line.removeprefix(": ") for line in problems.lines)) from error
+        cls = load(f"{section}s", name)
+        return name, validate(cls.Options, values, repr(name), Document({}, {(): ""}))
+    except UserError as error:
+        raise ValueError("; ".join(line.removeprefix(": ") for line in str(error).splitlines())) from error
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a probe is trained: what its options ask for, on so many images.
+    """How a probe is trained: what its options mean for a number of images.
 
     Attributes:
         optimizer: name and options but lr.
@@ -115,13 +108,13 @@ class Training:
 
     @classmethod
     def of(cls, options: ProbeOptions, images: int, *, whole: bool = False) -> Training:
-        """Returns what the options mean for so many images.
+        """Returns what the options mean for a number of images.
 
         Args:
             options: the probe's.
             images: to train on.
-            whole: only whole batches are made, so that smaller ones are taken where more than a tenth of the images
-                would be left out of each epoch.
+            whole: only whole batches are made, which are smaller where more than a tenth of the images would be left
+                out of each epoch otherwise.
         """
         size = min(options.batch_size, images)
         if whole and images % size > 0.1 * images:
@@ -155,35 +148,10 @@ class Training:
         }
 
 
-def judged(scores: Tensor, labels: Tensor, top: Sequence[int], names: Sequence[str]) -> tuple[dict[str, float], Any]:
-    """Turns scores into metrics and details.
-
-    Args:
-        scores: (N, C).
-        labels: (N,) int64.
-        top: which k; those from C on are left out.
-        names: of the classes.
-
-    Returns:
-        `top1`, `top5`, … as shares, counted image by image; and accuracy by class and the confusion matrix.
-    """
-    classes = scores.shape[1]
-    wanted = [k for k in dict.fromkeys(top) if k < classes] or [1]
-    matrix = confusion(scores, labels)
-    details = {"per_class": dict(zip(names, per_class(matrix), strict=True)), "confusion": matrix.tolist()}
-    return {f"top{k}": accuracy(scores, labels, k) for k in wanted}, details
-
-
-def curve_rows(losses: Tensor, rates: Sequence[float], held_out: Tensor | None) -> list[dict[str, Any]]:
-    """Returns one row per epoch: mean training loss, learning rate at its first step, held-out accuracy or None.
-
-    What is not finite is None, since JSON has no infinity.
-    """
-    top1 = [None] * len(losses) if held_out is None else held_out.tolist()
-    return [
-        {"epoch": epoch, "loss": finite(loss), "lr": lr, "held_out_top1": right}
-        for epoch, (loss, lr, right) in enumerate(zip(losses.tolist(), rates, top1, strict=True), start=1)
-    ]
+def curve_row(epoch: int, loss: float, lr: float, held_out: float | None) -> dict[str, Any]:
+    """Returns a row of a curve: the mean training loss of an epoch, counted from 1, the learning rate at its first
+    step, and the held-out accuracy after it. A loss that is not finite is None, since JSON has no infinity."""
+    return {"epoch": epoch, "loss": finite(loss), "lr": lr, "held_out_top1": held_out}
 
 
 def finite(value: float) -> float | None:

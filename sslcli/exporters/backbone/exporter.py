@@ -1,5 +1,4 @@
-"""The exporter `backbone`: weights in a safetensors file that torchvision's, timm's or sslcli's users load in a few
-lines."""
+"""The exporter `backbone`: weights in a safetensors file that torchvision, timm or sslcli load in a few lines."""
 
 from __future__ import annotations
 
@@ -18,13 +17,13 @@ class BackboneExportOptions(Options):
     """Options of the exporter `backbone`."""
 
     format: Literal["auto", "torchvision", "timm", "sslcli"] = "auto"
-    """Whose network the file is to be loaded into, which the weights' names and the printed lines follow; `auto`: the
-    first of torchvision, timm and sslcli that has it. sslcli loads each of them."""
+    """Which tool's network the file is for: it decides the weights' names and the printed lines; `auto`: the first of
+    torchvision, timm and sslcli that has the network. sslcli loads each of them."""
 
 
 class BackboneExporter(Exporter):
-    """Writes the backbone alone, under the names that other tools know, with all that one needs to use it in the
-    header: normalization, image size, method, data set, step, and the package that the architecture is from."""
+    """Writes the backbone alone, with the weights' names of other tools, and in the header all that its use takes:
+    normalization, image size, method, data set, step, and the package of the architecture."""
 
     Options = BackboneExportOptions
     options: BackboneExportOptions
@@ -42,9 +41,9 @@ class BackboneExporter(Exporter):
             tool = next(iter(known), "sslcli")
         if tool != "sslcli" and tool not in known:
             name, others = trained.card.backbone.get("name"), ", ".join([*known, "sslcli"])
-            raise UserError(f"format: {tool} has no network like {name!r} with these options; there are: {others}")
+            raise UserError(f"format: {tool} has no network like {name!r} with these options; available: {others}")
         save_backbone(path, trained.backbone, trained.card, trained.plugin, key_names=tool)
-        # Absolute, because the lines are pasted in another directory than the one the command ran in.
+        # Absolute, because the lines may be pasted in another directory.
         name = repr(str(path.absolute()))
         if tool == "sslcli":
             return Exported(path, f"import sslcli\nmodel = sslcli.load_backbone({name})")

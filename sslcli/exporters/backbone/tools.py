@@ -1,4 +1,4 @@
-"""Which tool knows a backbone's network and its names, and the Python lines that load its weights there."""
+"""Which tools have a backbone's network, and the Python lines that load its weights there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def loading_lines(backbone: Backbone) -> dict[str, str]:
 
 
 def timm_lines(backbone: Backbone) -> str | None:
-    """Returns the lines for timm, whose ViTs and ResNets have the names of ours; None where it has no such network."""
+    """Returns the lines for timm, whose ViTs and ResNets have the same names; None where it has no such network."""
     if isinstance(backbone, ViT):
         return _vit_lines(backbone)
     if type(backbone) in RESNETS.values() and isinstance(backbone, ResNet):
@@ -45,7 +45,7 @@ def _vit_lines(backbone: ViT) -> str:
     }  # fmt: skip
     shown = ", ".join(f"{key}={value}" for key, value in arguments.items())
     if options.pool == "mean":
-        shown += ', global_pool="avg", fc_norm=False'  # the norm stands before the mean
+        shown += ', global_pool="avg", fc_norm=False'  # the norm is before the mean
     return "\n".join(["import timm", f"model = timm.models.VisionTransformer({shown})", _STRICT])
 
 
@@ -55,8 +55,9 @@ def _resnet_lines(backbone: ResNet) -> str | None:
         return None
     lines = ["import timm", f"model = timm.create_model({backbone.name!r}, num_classes=0, in_chans={channels})"]
     if options.stem == "small":
-        lines[:0] = ["import torch"]
-        lines += [
+        lines = [
+            "import torch",
+            *lines,
             f"model.conv1 = torch.nn.Conv2d({channels}, 64, kernel_size=3, stride=1, padding=1, bias=False)",
             "model.maxpool = torch.nn.Identity()",
         ]
@@ -64,7 +65,7 @@ def _resnet_lines(backbone: ResNet) -> str | None:
 
 
 def _tool(lines: str) -> str:
-    """Names the tool that lines are for: of what they import, the package that is neither torch nor Python's."""
+    """Returns the tool that lines are for: the package that they import besides torch and Python's own."""
     found: list[str] = []
     for node in ast.walk(ast.parse(lines)):
         if isinstance(node, ast.Import):

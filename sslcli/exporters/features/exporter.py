@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from collections.abc import Iterator
@@ -14,14 +13,14 @@ from pydantic import Field
 from torch import Tensor
 
 from sslcli.config.document import Document
-from sslcli.config.options import validate
 from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import Exported, Exporter, Trained
 from sslcli.contracts.options import Options
 from sslcli.data.subset import limited
-from sslcli.evaluation.extraction import Precision, feature_blocks, normalizer
-from sslcli.plugins import load
+from sslcli.evaluation.extraction import PrecisionName, feature_blocks
+from sslcli.evaluation.parts import choose_data
+from sslcli.evaluation.subject import FrozenSubject
 from sslcli.runs.backbone_file import describe
 from sslcli.runs.files import header
 from sslcli.runs.trained import stored_config
@@ -31,8 +30,8 @@ from .rows import NumpyRows, SafetensorsRows
 
 log = logging.getLogger(__name__)
 
-#: Names and labels are written so many at a time, and progress is told when so many images more are done.
-BLOCK, TELL_EVERY = 4096, 100_000
+#: Names and labels written at a time, and images between two lines of progress.
+BLOCK, PROGRESS = 4096, 100_000
 
 
 class FeaturesOptions(Options):
@@ -41,16 +40,16 @@ class FeaturesOptions(Options):
     format: Literal["auto", "safetensors", "npy"] = "auto"
     """One safetensors file, or an array beside a JSON file with names and labels; `auto`: by the output's suffix."""
     data: dict[str, Any] | str = Field(default_factory=dict)
-    """Which images: the run's own (its training split), unless `data.split`, `data.root` or, for another data set,
+    """Which images: those that the run was trained on, unless `data.split`, `data.root` or, for another data set,
     `data.name` say otherwise."""
     batch_size: int = Field(default=256, ge=1)
     """Images at once."""
-    precision: Precision = "fp32"
+    precision: PrecisionName = "fp32"
     """Arithmetic of the network; the features are written as float32."""
 
 
 class FeaturesExporter(Exporter):
-    """Writes features (N, D) of a data set with names, labels and places of the images, in the memory of one batch.
+    """Writes features (N, D) of a data set with names, labels and indices of the images, in the memory of one batch.
 
     Images that cannot be read are left out, together with their names and labels.
     """
@@ -69,7 +68,7 @@ class FeaturesExporter(Exporter):
             return self.options.format
         kinds = {".npy": "npy", ".safetensors": "safetensors"}
         if path.suffix not in kinds:
-            raise UserError(f"{path}: call it .safetensors or .npy, or choose a format: format=safetensors")
+            raise UserError(f"{path}: should end in .safetensors or .npy, or choose a format: format=safetensors")
         return kinds[path.suffix]
 
     def export(self, trained: Trained, path: Path) -> Exported:
@@ -82,7 +81,7 @@ class FeaturesExporter(Exporter):
         path = path.expanduser()
         kind = self._kind(path)
         if kind == "npy" and path.suffix != ".npy":
-            raise UserError(f"{path}: NumPy's arrays end in .npy")
+            raise UserError(f"{path}: files of NumPy arrays end in .npy")
         dataset = open_images(trained, self.options.data)
         about = self._about(trained, dataset)
         if kind == "npy":
@@ -134,37 +133,29 @@ class FeaturesExporter(Exporter):
         return Exported(path, "\n".join(lines))
 
     def _stream(self, trained: Trained, dataset: Dataset, rows: SafetensorsRows | NumpyRows) -> Tensor:
-        """Computes and writes all features; returns the places (n,) of the images that could be read."""
-        card, name = trained.card, dataset.info.name
+        """Computes and writes all features; returns the indices (n,) of the images that could be read."""
+        options, name = self.options, dataset.info.name
         log.info(f"features of {len(dataset):,} images ({name}, {dataset.options.split})")
         kept: list[Tensor] = []
-        told = 0
-        with _moved(trained, self.device) as backbone:
-            for block, places in feature_blocks(
-                backbone, dataset, image_size=card.image_size, normalize=normalizer(card.mean, card.std, self.device),
-                device=self.device, batch_size=self.options.batch_size, precision=self.options.precision,
-            ):  # fmt: skip
-                block = block.cpu()
-                if not bool(block.isfinite().all()):
-                    raise UserError(
-                        f"the backbone's features of {name} are not all finite; the run diverged, or "
-                        f"{self.options.precision} is too coarse for it"
-                    )
-                rows.add(block)
-                kept.append(places)
-                if rows.rows // TELL_EVERY > told:
-                    told = rows.rows // TELL_EVERY
-                    log.info(f"{rows.rows:,} of {len(dataset):,} images")
+        subject = FrozenSubject(trained, dataset, None, self.device)
+        for block, indices in feature_blocks(
+            subject.backbone, dataset, subject, options.batch_size, options.precision
+        ):  # fmt: skip
+            block = block.cpu()
+            if not bool(block.isfinite().all()):
+                raise UserError(
+                    f"the backbone's features of {name} are not all finite; the run diverged, or "
+                    f"{options.precision} is too coarse for it"
+                )
+            rows.add(block)
+            kept.append(indices)
+            if rows.rows // PROGRESS > (rows.rows - len(block)) // PROGRESS:
+                log.info(f"{rows.rows:,} of {len(dataset):,} images")
         if rows.rows < len(dataset):
             log.info(f"{len(dataset) - rows.rows:,} images cannot be read and are left out")
         return torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64)
 
     def _about(self, trained: Trained, dataset: Dataset) -> dict[str, Any]:
-        if dataset.info.channels != trained.card.channels:
-            raise UserError(
-                f"{dataset.info.name}: its images have {dataset.info.channels} channels, the backbone takes "
-                f"{trained.card.channels}; choose other data"
-            )
         options = {k: v for k, v in dataset.options.plain().items() if dataset.options.resume_rule(k) != "free"}
         return {
             "backbone": describe(trained.card, trained.plugin),
@@ -175,46 +166,27 @@ class FeaturesExporter(Exporter):
 
 
 def open_images(trained: Trained, asked: dict[str, Any] | str) -> Dataset:
-    """Opens the data set that is asked for, or else the one that a backbone was trained on, changed by what is asked.
+    """Opens the data set that is named, or else the one that a backbone was trained on, with the changes asked for.
 
     Raises:
         UserError: no such data set, wrong options, or no data there.
     """
-    asked = {"name": asked} if isinstance(asked, str) else asked
     config = stored_config(trained.source) if trained.source is not None else None
-    stored: dict[str, Any] = config["data"] if config is not None else {"name": trained.card.dataset}
-    own = stored if asked.get("name", stored["name"]) == stored["name"] else {}
-    merged = {**own, **asked}
-    name = merged.pop("name")
-    if not isinstance(name, str):
-        raise UserError(f"data.name: should be the name of a data set, not {name!r}")
-    cls: type[Dataset] = load("datasets", name)
-    document = Document({"data": merged}, {(): "command line"})
-    return limited(cls.open(validate(cls.Options, merged, repr(name), document, ("data",))))
-
-
-@contextlib.contextmanager
-def _moved(trained: Trained, device: torch.device) -> Iterator[Any]:
-    """Puts the backbone on a device for a while."""
-    try:
-        yield trained.backbone.to(device)
-    finally:
-        trained.backbone.to("cpu")
+    stored = config["data"] if config is not None else {"name": trained.card.dataset}
+    cls, options, _ = choose_data(stored, Document({"data": asked}, {(): "command line"}))
+    return limited(cls.open(options))
 
 
 def _names(dataset: Dataset, index: Tensor) -> Iterator[list[str]]:
     for block in torch.split(index, BLOCK):
-        yield [dataset.name_of(place) for place in block.tolist()]
+        yield [dataset.name_of(index) for index in block.tolist()]
 
 
 def _write_sidecar(file: TextIO, dataset: Dataset, index: Tensor, about: dict[str, Any]) -> None:
-    """Writes a JSON object whose long lists are never held as a whole."""
+    """Writes a JSON object whose long lists are never in memory as a whole."""
     file.write(json.dumps({**about, "classes": dataset.info.classes}).removesuffix("}"))
-    for key, values in (
-        ("index", (block.tolist() for block in torch.split(index, BLOCK))),
-        ("names", _names(dataset, index)),
-    ):
-        _write_list(file, key, values)
+    _write_list(file, "index", (block.tolist() for block in torch.split(index, BLOCK)))
+    _write_list(file, "names", _names(dataset, index))
     if dataset.labels is None:
         file.write(', "labels": null')
     else:
@@ -224,6 +196,6 @@ def _write_sidecar(file: TextIO, dataset: Dataset, index: Tensor, about: dict[st
 
 def _write_list(file: TextIO, key: str, blocks: Iterator[list[Any]]) -> None:
     file.write(f', "{key}": [')
-    for place, block in enumerate(blocks):
-        file.write((", " if place else "") + json.dumps(block)[1:-1])
+    for number, block in enumerate(blocks):
+        file.write((", " if number else "") + json.dumps(block)[1:-1])
     file.write("]")

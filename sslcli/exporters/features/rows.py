@@ -1,14 +1,13 @@
-"""Files of a table's rows, written block by block: `.npy`, and safetensors whose header is written last.
+"""Files of a table's rows, written block by block: `.npy`, and safetensors.
 
-How many rows there are is known at the end only (unreadable images are left out), so that both kinds begin with a
-header of a fixed size, padded with spaces, which is filled in when everything else is there.
+The number of rows is known only at the end (unreadable images are left out), so both kinds begin with a header of a
+fixed size, padded with spaces, which is filled in last.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import BinaryIO
 
 from torch import Tensor
@@ -18,86 +17,73 @@ _NPY_HEADER = 128
 _MANY = 10**15
 
 
-@dataclass
-class Section:
-    """One tensor of a safetensors file: `kind` is its type there (`F32`, `I64`, `U8`)."""
+class Rows:
+    """Writes rows (n, D) float32 behind an empty header.
 
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    size: int
+    Args:
+        file: open for writing, at its beginning.
+        dim: D.
+        reserved: bytes of the header.
+    """
+
+    def __init__(self, file: BinaryIO, dim: int, reserved: int) -> None:
+        self.file, self.dim, self.reserved, self.rows = file, dim, reserved, 0
+        file.write(bytes(reserved))
+
+    def add(self, block: Tensor) -> None:
+        """Appends rows (n, D) float32 on the CPU."""
+        self.file.write(block.contiguous().numpy().data)
+        self.rows += len(block)
+
+    def write_header(self, start: bytes, content: str, end: bytes = b"") -> None:
+        """Writes the header: `start`, the content padded with spaces, and `end`."""
+        self.file.seek(0)
+        self.file.write(start + content.encode().ljust(self.reserved - len(start) - len(end)) + end)
 
 
-class SafetensorsRows:
+class SafetensorsRows(Rows):
     """Writes the tensor `features` (n, D) float32 row by row, and smaller tensors behind it.
 
     Args:
         file: open for writing, at its beginning.
         dim: D.
         metadata: of the header.
-        others: names of the tensors to come, for the room that the header takes.
+        others: names of the tensors to come, which the size of the header depends on.
     """
 
     def __init__(self, file: BinaryIO, dim: int, metadata: dict[str, str], others: tuple[str, ...]) -> None:
-        self.file, self.dim, self.metadata = file, dim, metadata
-        self.rows = 0
-        self.sections: list[Section] = []
-        widest = [Section(name, "F32", (_MANY, _MANY), _MANY) for name in ("features", *others)]
-        self.length = -(-len(_safetensors_header(widest, metadata)) // _ALIGNMENT) * _ALIGNMENT
-        file.write(b"\0" * (8 + self.length))
-
-    def add(self, block: Tensor) -> None:
-        """Appends rows (n, D) float32 on the CPU."""
-        self.file.write(block.contiguous().numpy().data)
-        self.rows += len(block)
+        self.content: dict[str, object] = {"__metadata__": metadata}
+        widest = {name: _entry("F32", (_MANY, _MANY), _MANY, _MANY) for name in ("features", *others)}
+        length = -(-len(json.dumps(self.content | widest).encode()) // _ALIGNMENT) * _ALIGNMENT
+        super().__init__(file, dim, 8 + length)
 
     def add_section(self, name: str, kind: str, shape: tuple[int, ...], content: Iterable[bytes]) -> None:
-        """Writes a tensor behind the rows. One of bytes (`U8`) is filled up with zeros, to where the next one may
-        begin."""
-        size = sum(self.file.write(part) for part in content)
+        """Writes a tensor behind the rows; `kind` is its type in safetensors (`I64`, `U8`). One of bytes (`U8`) is
+        padded with zeros so that the next one is aligned."""
+        start = self.file.tell() - self.reserved
+        end = start + sum(self.file.write(part) for part in content)
         if kind == "U8":
-            size += self.file.write(b"\0" * (-(self.rows * self.dim * 4 + size) % _ALIGNMENT))
-            shape = (size,)
-        self.sections.append(Section(name, kind, shape, size))
+            end += self.file.write(bytes(-end % _ALIGNMENT))
+            shape = (end - start,)
+        self.content[name] = _entry(kind, shape, start, end)
 
     def finish(self) -> None:
         """Writes the header."""
-        rows = Section("features", "F32", (self.rows, self.dim), self.rows * self.dim * 4)
-        header = _safetensors_header([rows, *self.sections], self.metadata)
-        self.file.seek(0)
-        self.file.write(self.length.to_bytes(8, "little") + header.ljust(self.length))
+        self.content["features"] = _entry("F32", (self.rows, self.dim), 0, self.rows * self.dim * 4)
+        self.write_header((self.reserved - 8).to_bytes(8, "little"), json.dumps(self.content))
 
 
-def _safetensors_header(sections: list[Section], metadata: dict[str, str]) -> bytes:
-    content: dict[str, object] = {"__metadata__": metadata}
-    start = 0
-    for each in sections:
-        end = start + each.size
-        content[each.name] = {"dtype": each.kind, "shape": list(each.shape), "data_offsets": [start, end]}
-        start = end
-    return json.dumps(content, separators=(",", ":")).encode()
+def _entry(kind: str, shape: tuple[int, ...], start: int, end: int) -> dict[str, object]:
+    return {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
 
 
-class NumpyRows:
-    """Writes one array (n, D) float32 as `.npy` (version 1.0), row by row.
-
-    Args:
-        file: open for writing, at its beginning.
-        dim: D.
-    """
+class NumpyRows(Rows):
+    """Writes one array (n, D) float32 as `.npy` (version 1.0), row by row."""
 
     def __init__(self, file: BinaryIO, dim: int) -> None:
-        self.file, self.dim, self.rows = file, dim, 0
-        file.write(b"\0" * _NPY_HEADER)
-
-    def add(self, block: Tensor) -> None:
-        """Appends rows (n, D) float32 on the CPU."""
-        self.file.write(block.contiguous().numpy().data)
-        self.rows += len(block)
+        super().__init__(file, dim, _NPY_HEADER)
 
     def finish(self) -> None:
         """Writes the header."""
         about = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({self.rows}, {self.dim}), }}"
-        length = _NPY_HEADER - 10
-        self.file.seek(0)
-        self.file.write(b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + about.ljust(length - 1).encode() + b"\n")
+        self.write_header(b"\x93NUMPY\x01\x00" + (_NPY_HEADER - 10).to_bytes(2, "little"), about, b"\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -17,20 +17,19 @@ from torch import Tensor
 
 from sslcli.contracts.evaluation import Subject
 from sslcli.data.subset import Subset
-from sslcli.evaluation.extraction import extract_features
+from sslcli.evaluation.extraction import DTYPES, extract_features
 from sslcli.evaluation.subject import labeled_features
 from sslcli.randomness import seed_for
 from sslcli.runs.device import resolve_precision
 
-from ..probes.images import ImageOptions, ViewBatches, labels_of
+from ..probes.images import ImageOptions, ViewBatches
 from .heads import Batches, CachedBatches, standardizations
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _VIEWS = 4
 
 
-class Material(ABC):
-    """The training images of a probe.
+class FeatureSource(ABC):
+    """Features of the training images.
 
     Attributes:
         labels: (N,) int64 of all.
@@ -47,15 +46,15 @@ class Material(ABC):
         """Returns features (M, D) and labels (M,) of some images as they are, on the device."""
 
     @abstractmethod
-    def scalings(self, rows: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
-        """Returns mean and scale, (V, D) each, for the features of some images as they are."""
+    def scalings(self, rows: Tensor, kinds: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """Returns mean and scale, (V, D) each, for the features of some images as they are; see `standardizations`."""
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Returns what the protocol says of it."""
-        return {}
 
 
-class CachedFeatures(Material):
+class CachedFeatures(FeatureSource):
     """Features that are computed once, each image as it is."""
 
     def __init__(self, subject: Subject) -> None:
@@ -65,25 +64,26 @@ class CachedFeatures(Material):
         return CachedBatches(self.features, self.labels, rows, batch_size, seed)
 
     def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        place = rows.to(self.features.device)
-        return self.features[place], self.labels[place]
+        rows = rows.to(self.features.device)
+        return self.features[rows], self.labels[rows]
 
-    def scalings(self, rows: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
-        return standardizations(self.features, rows.to(self.features.device), wanted)
+    def scalings(self, rows: Tensor, kinds: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        return standardizations(self.features, rows.to(self.features.device), kinds)
 
     def describe(self) -> dict[str, Any]:
         return {"protocol": "features", "train_view": "each image once, as in the evaluation"}
 
 
-class AugmentedFeatures(Material):
+class AugmentedFeatures(FeatureSource):
     """Features of a fresh view of each image in each epoch; the backbone stays in `eval()`."""
 
     def __init__(self, subject: Subject, options: ImageOptions) -> None:
         self.subject, self.options = subject, options
         self.data = subject.dataset("train")
-        self.labels = labels_of(self.data)
+        assert self.data.labels is not None
+        self.labels = self.data.labels
         self.precision = resolve_precision(options.precision, subject.device)
-        self.view: dict[str, Any] = {}
+        self.view: Mapping[str, Any] = {}
 
     def batches(self, rows: Tensor, batch_size: int, seed: int) -> Batches:
         data = Subset(self.data, rows)
@@ -92,19 +92,15 @@ class AugmentedFeatures(Material):
         return _FrozenPass(self.subject, views, DTYPES.get(self.precision))
 
     def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        subject = self.subject
-        found = extract_features(
-            subject.backbone, Subset(self.data, rows), image_size=subject.image_size, normalize=subject.normalize,
-            device=subject.device, batch_size=256,
-        )  # fmt: skip
+        found = extract_features(self.subject.backbone, Subset(self.data, rows), self.subject)
         assert found.labels is not None
         return found.features, found.labels
 
-    def scalings(self, rows: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
-        if any(wanted):
+    def scalings(self, rows: Tensor, kinds: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        if any(kinds):
             features, _ = self.plain(rows)
-            return standardizations(features, torch.arange(len(features), device=features.device), wanted)
-        mean = torch.zeros(len(wanted), self.subject.backbone.spec.feature_dim, device=self.subject.device)
+            return standardizations(features, torch.arange(len(features), device=features.device), kinds)
+        mean = torch.zeros(len(kinds), self.subject.backbone.spec.feature_dim, device=self.subject.device)
         return mean, torch.ones_like(mean)
 
     def describe(self) -> dict[str, Any]:
