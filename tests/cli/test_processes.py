@@ -1,4 +1,4 @@
-"""The program as processes: kills, signals, several processes."""
+"""`ssl train` in processes of its own: kills, signals, several processes."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_a_run_has_the_documented_files_and_its_last_line_works_when_pasted(trai
         (["c.yaml", "data={name: cifar10, root: nowhere}"], "data.root: no CIFAR-10 in nowhere"),
         (["c.yaml", "training.batch_size=49"], "training.batch_size: 49 is more than the 48 images of shapes"),
         (["c.yaml", "training.batch_size=49", "--dry-run"], "training.batch_size: 49 is more than the 48 images"),
-        (["c.yaml", "training.accumulate=3"], "training.batch_size: 16 "),
+        (["c.yaml", "training.accumulate=3"], "training.batch_size: 16 cannot be divided evenly"),
         (["c.yaml", "backbone.stem=standard"], "backbone: resnet18 with the standard stem takes views of at least 32"),
         (["c.yaml", "views.size=4"], "backbone: resnet18 with the small stem takes views of at least 8 pixels, not 4"),
         (["c.yaml", "output=c.yaml"], "c.yaml: is a file; --output must be a directory"),
