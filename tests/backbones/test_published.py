@@ -107,7 +107,7 @@ def test_without_network_or_with_a_damaged_file_one_line_says_what_to_do(cache: 
 
 def test_another_number_of_channels_is_refused(cache: Path) -> None:
     publish(cache, "resnet18")
-    with pytest.raises(UserError, match=r"'conv1.weight' is \(64, 3, 7, 7\) there and \(64, 1, 7, 7\)"):
+    with pytest.raises(UserError, match=r"'conv1.weight' is \(64, 3, 7, 7\) there, but \(64, 1, 7, 7\)"):
         start("resnet18", channels=1)
 
 

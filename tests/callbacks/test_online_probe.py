@@ -11,7 +11,7 @@ from evaluation_helpers import FakeRun, InMemory
 
 from sslcli.callbacks.knn import KNNMonitor, KNNMonitorOptions
 from sslcli.callbacks.online_probe import OnlineProbe, OnlineProbeOptions
-from sslcli.runs.checkpoint import newest_intact
+from sslcli.runs.checkpoint import newest_intact, read_checkpoint
 from sslcli.training.train import train
 
 CLASSES = 3
@@ -162,7 +162,7 @@ def test_features_that_are_not_one_for_each_image_switch_it_off_with_a_line(mess
 
 def trained(config, folder, **keywords):
     train(config, folder, **keywords)
-    return newest_intact(folder / "checkpoints").tensors
+    return newest_intact(folder / "checkpoints", read_checkpoint).tensors
 
 
 def records(folder):

@@ -51,9 +51,9 @@ def test_the_second_file_of_an_array_is_not_replaced_either(run, tmp_path):
     [
         (["features", "RUN", "data.name=shape"], "unknown data set 'shape'"),
         (["features", "RUN", "--output", "f.txt"], "should end in .safetensors or .npy"),
-        (["features", "RUN", "--device", "tpu"], "device: 'tpu' is none"),
+        (["features", "RUN", "--device", "tpu"], "device: 'tpu' is not a device"),
         (["torch-export", "RUN", "--output", "b.bin"], "needs a name that ends in .pt2"),
-        (["projector", "RUN/backbone.safetensors"], "holds a backbone alone"),
+        (["projector", "RUN/backbone.safetensors"], "holds only a backbone"),
         (["backbone", "RUN", "format=jax"], "format: should be"),
         (["backbone", "RUN", "format=timm"], "timm has no network like 'resnet18'"),
         (["onnx", "RUN", "opset=3"], "opset: "),

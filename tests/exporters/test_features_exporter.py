@@ -192,7 +192,7 @@ def test_load_backbone_refuses_a_file_of_features(tmp_path, given):
     given(Damaged(5))
     for suffix in (".safetensors", ".npy"):
         export(FeaturesExporter, trained(), tmp_path / f"f{suffix}")
-    with pytest.raises(UserError, match="holds the features of images, no network"):
+    with pytest.raises(UserError, match="holds features of images, not a network"):
         sslcli.load_backbone(tmp_path / "f.safetensors")
     with pytest.raises(UserError, match=r"is an array, which numpy\.load loads"):
         sslcli.load_backbone(tmp_path / "f.npy")

@@ -62,11 +62,11 @@ def test_the_projector_s_exporter_keeps_its_contract(tiny, tmp_path):
 
 def test_a_backbone_file_has_no_projector(tiny, tmp_path):
     directory, _ = run(tiny, tmp_path)
-    with pytest.raises(UserError, match="holds a backbone alone; name the run or one of its checkpoints"):
+    with pytest.raises(UserError, match="holds only a backbone; name the run or one of its checkpoints"):
         load_projector(load_trained(directory / "backbone.safetensors"))
 
 
 def test_a_method_without_a_projector_is_refused(tiny, tmp_path, odd_plugins):
     directory, _ = run(tiny, tmp_path, "method=mean_method")
-    with pytest.raises(UserError, match="'mean_method' has no projector beside its backbone"):
+    with pytest.raises(UserError, match="'mean_method' has no projector"):
         load_projector(load_trained(directory))

@@ -145,7 +145,7 @@ def test_a_card_whose_head_does_not_fit_the_weights_is_refused_in_one_line(run: 
     it = load_backbone_file(run / "backbone.safetensors")
     for head, message in [
         ({"layers": 1, "hidden_dim": 25}, "do not fit"),
-        ({"layers": 0}, "refuses"),
+        ({"layers": 0}, "rejects"),
         (None, "do not fit"),
     ]:
         save_backbone(tmp_path / "b.safetensors", it.backbone, replace(it.card, head=head))
