@@ -22,9 +22,8 @@ from sslcli.contracts.method import ParameterGroup
 from sslcli.contracts.options import FREE
 from sslcli.evaluation.scores import accuracy, in_top, possible_tops
 from sslcli.evaluation.subject import same_images
-from sslcli.evaluators.probes.training import Counts, RecipeOptions, Training
+from sslcli.evaluators.probes.training import Counts, RecipeOptions, ScheduledOptimizer, Training
 from sslcli.modules.roles import parameter_roles
-from sslcli.optimizers.groups import set_lr, set_weight_decay, split_by_role, weight_decay_schedule
 
 from .shared_features import EpochMonitor, shared_features
 
@@ -89,8 +88,8 @@ class OnlineProbe(EpochMonitor):
     def on_start(self, context: RunContext) -> None:
         self.ready = context.classes is not None
         self.tests = self.ready and context.is_main and _can_test(context)
-        if self.ready:
-            self._schedule(context, 256)  # so that a warm-up that is too long is reported before the first step
+        if self.ready:  # a warm-up that is too long is reported before the first step
+            self._training(context, 256).schedule_for(self.options.lr, context.progress.steps_per_epoch)
 
     def on_step(self, context: RunContext) -> None:
         features, labels = context.step_features, context.step_labels
@@ -105,10 +104,7 @@ class OnlineProbe(EpochMonitor):
         if self.probe is None:
             self._build(context, x)
         assert self.probe is not None
-        step = context.progress.step - 1
-        set_lr(self.optimizer, self.schedule, step, self.schedule.base)
-        if self.decay is not None:
-            set_weight_decay(self.optimizer, self.decay, step)
+        self.scheduled.prepare(context.progress.step - 1)
         # A step that the GradScaler skips may have features that are not finite; they must not stay in the weights.
         x = torch.where(x.isfinite().all(), x, torch.zeros_like(x))
         self.probe.train()
@@ -118,8 +114,8 @@ class OnlineProbe(EpochMonitor):
             gradients = torch.autograd.grad(loss, list(self.probe.parameters()))
         for parameter, gradient in zip(self.probe.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduled.optimizer.step()
+        self.probe.zero_grad()
         if context.is_main:
             right = [in_top(scores.detach(), y, k).float().mean() for k in self.top]
             self.sums += torch.stack([loss.detach(), *right])
@@ -132,7 +128,7 @@ class OnlineProbe(EpochMonitor):
         self.sums.zero_()
         self.steps = 0
         accuracies = {f"probe_top{k}": value for k, value in zip(self.top, top, strict=True)}
-        return {"probe_loss": loss, **accuracies, "probe_lr": self.schedule(context.progress.step - 1)}
+        return {"probe_loss": loss, **accuracies, "probe_lr": self.scheduled.schedule(context.progress.step - 1)}
 
     def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
         if self.probe is None or not self.tests:
@@ -151,7 +147,7 @@ class OnlineProbe(EpochMonitor):
             return {**self.restored, **state}
         state |= {MODULE + name: value for name, value in self.probe.state_dict().items()}
         for name, parameter in self.probe.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
+            for key, value in self.scheduled.optimizer.state.get(parameter, {}).items():
                 state[f"{OPTIMIZER}{name}.{key}"] = value
         return state
 
@@ -159,22 +155,18 @@ class OnlineProbe(EpochMonitor):
         super().load_state_dict(state)
         self.restored = {name: value for name, value in state.items() if name != "measured_step"}
 
-    def _schedule(self, context: RunContext, batch_size: int) -> Training:
-        progress = context.progress
-        epochs = max(1, progress.total_steps // progress.steps_per_epoch)
-        training = Training(self.options.optimizer, self.options.schedule, epochs, batch_size)
-        self.schedule = training.schedule_for(self.options.lr, progress.steps_per_epoch)
-        return training
+    def _training(self, context: RunContext, batch_size: int) -> Training:
+        epochs = context.progress.total_steps // context.progress.steps_per_epoch
+        return Training(self.options.optimizer, self.options.schedule, epochs, batch_size)
 
     def _build(self, context: RunContext, x: Tensor) -> None:
         """Builds classifier and optimizer for these features (N, D), and restores what a checkpoint held."""
         classes = context.classes or 1
         self.top = possible_tops(self.options.top, classes)
         probe = ScaledLinear(x.shape[1], classes, self.options.standardize).to(x.device)
-        cls, options = self._schedule(context, len(x)).optimizer_for(self.options.lr)
-        self.decay = weight_decay_schedule(options, context.progress.total_steps)
-        group = ParameterGroup(dict(probe.named_parameters()), "probe")
-        self.optimizer = cls.build(split_by_role(group, parameter_roles(probe), options), options)
+        training, group = self._training(context, len(x)), ParameterGroup(dict(probe.named_parameters()), "probe")
+        steps = context.progress.steps_per_epoch
+        self.scheduled = ScheduledOptimizer(training, self.options.lr, steps, [group], parameter_roles(probe))
         self.sums = torch.zeros(1 + len(self.top), device=x.device)
         self.steps = 0
         self.probe = probe
@@ -189,14 +181,14 @@ class OnlineProbe(EpochMonitor):
         if shapes != {name: tensor.shape for name, tensor in own.items()}:
             return False
         probe.load_state_dict(state)
-        order = [id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]]
+        optimizer = self.scheduled.optimizer
+        order = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
         states = {
             order.index(id(parameter)): found
             for name, parameter in probe.named_parameters()
             if (found := self._restored(f"{OPTIMIZER}{name}."))
         }
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
         return True
 
     def _restored(self, prefix: str) -> dict[str, Any]:

@@ -35,20 +35,20 @@ class SharedImages:
 
     def __init__(self, data: Dataset, limit: int | None, image_size: int) -> None:
         assert data.labels is not None
-        indices = stratified_choice(data.labels, limit)
-        self.data = Subset(data, indices)
-        self.count = len(indices)
+        self.data = Subset(data, stratified_choice(data.labels, limit))
+        self.count = len(self.data)
         self.images: Tensor | None = None
         self._latest: tuple[int, tuple[Tensor, Tensor]] | None = None
         if self.count * data.info.channels * image_size**2 <= KEPT:
-            self.images, kept = load_images(data, image_size, indices)
-            self._labels, self.count = data.labels[kept], len(kept)
+            self.images, kept = load_images(self.data, image_size)
+            self.data, self.count = Subset(self.data, kept), len(kept)
 
     def features(self, backbone: Backbone, context: RunContext) -> tuple[Tensor, Tensor]:
         """Returns features (N, D) float32 and labels (N,), both on the device; the backbone stays as it was."""
         found = extract_features(backbone, self.data if self.images is None else self.images, context)
-        labels = self._labels.to(context.device) if found.labels is None else found.labels
-        return found.features, labels
+        labels = self.data.labels if found.labels is None else found.labels
+        assert labels is not None
+        return found.features, labels.to(context.device)
 
     def encoder_features(self, context: RunContext) -> tuple[Tensor, Tensor]:
         """Returns the features of the encoder as it is after this step, computed once for all monitors."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
@@ -14,10 +14,10 @@ from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.contracts.evaluation import FeatureSet
+from sslcli.contracts.views import Operation
 from sslcli.plugins import load
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
-Normalize = Callable[[Tensor], Tensor]
 
 
 class InputFormat(Protocol):
@@ -39,34 +39,37 @@ class InputFormat(Protocol):
 UNREADABLE_LIMIT = 0.01
 THREADS = 8
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Returns the context in which a network's arithmetic is `fp32`, `bf16` or `fp16`."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def normalizer(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Normalize:
+def normalizer(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Callable[[Tensor], Tensor]:
     """Returns the function uint8 (N, C, H, W) on the device → float32, minus `mean`, over `std` (both for [0, 1])."""
     center = torch.tensor(mean, device=device).reshape(1, -1, 1, 1) * 255
     scale = torch.tensor(std, device=device).reshape(1, -1, 1, 1) * 255
     return lambda images: (images.float() - center) / scale
 
 
-def load_images(dataset: Dataset, image_size: int, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Reads images into memory, each brought to `image_size`.
+def load_images(dataset: Dataset, image_size: int) -> tuple[Tensor, Tensor]:
+    """Reads all images into memory.
 
     Args:
         dataset: the images.
         image_size: side in pixels; other sizes are resized and cropped to the center (the operation `resize`).
-        indices: (K,) int64, which ones.
 
     Returns:
-        uint8 (K', C, image_size, image_size) on the CPU, and the (K',) indices of those that could be read.
+        uint8 (K, C, image_size, image_size) on the CPU, and the (K,) indices of those that could be read.
 
     Raises:
         UserError: more than 1 % of them cannot be read.
     """
-    blocks = list(_read(dataset, image_size, indices, max(1, len(indices))))
-    if not blocks:
+    block = next(_read(dataset, image_size, max(1, len(dataset))), None)
+    if block is None:
         raise UserError(f"{dataset.info.name}: there are no images to read")
-    return blocks[0]
+    return block
 
 
 def extract_features(
@@ -119,19 +122,9 @@ def feature_blocks(
     Raises:
         UserError: more than 1 % of the images cannot be read.
     """
-    dtype, everything = DTYPES.get(precision), torch.arange(len(images))
-    blocks: Iterator[tuple[Tensor, Tensor]]
-    if isinstance(images, Tensor):
-        blocks = zip(torch.split(images, batch_size), torch.split(everything, batch_size), strict=True)
-    else:
-        blocks = _read(images, inputs.image_size, everything, batch_size)
-    for block, indices in blocks:
+    for block, indices in _read(images, inputs.image_size, batch_size):
         # Entered anew for each block, since the caller's code runs between two blocks.
-        with (
-            torch.no_grad(),
-            _evaluating(backbone),
-            torch.autocast(inputs.device.type, dtype, enabled=dtype is not None),
-        ):
+        with torch.no_grad(), _evaluating(backbone), autocast(inputs.device, precision):
             pooled = backbone(inputs.normalize(block.to(inputs.device))).pooled
         yield pooled.float(), indices
 
@@ -153,63 +146,51 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _read(dataset: Dataset, side: int, indices: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _read(images: Tensor | Dataset, side: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields blocks of uint8 images (n, C, side, side), n > 0, with their indices (n,), in order.
 
     Images that are not in memory are read in threads (decoders release the interpreter's lock), one block while the
     one before is computed.
     """
-    resident = dataset.images()
-    if resident is not None and resident.shape[-2:] == (side, side):
-        everything = torch.equal(indices, torch.arange(len(resident)))
-        for block in torch.split(indices, size):
-            start = int(block[0])
-            yield (resident[start : start + len(block)] if everything else resident[block]), block
+    blocks = torch.split(torch.arange(len(images)), size)
+    resident = images if isinstance(images, Tensor) else images.images()
+    if isinstance(images, Tensor) or (resident is not None and resident.shape[-2:] == (side, side)):
+        assert resident is not None
+        yield from zip(torch.split(resident, size), blocks, strict=True)
         return
-    resize = _resizer(side)
-    unreadable: list[UnreadableImage] = []
+    cls = load("augmentations", "resize")
+    resize = cls(cls.Options.parse({}), side)
 
     def read(index: int) -> Tensor | UnreadableImage:
         try:
-            image = dataset.image(index)
+            image = images.image(index)
         except UnreadableImage as error:
             return error
-        return image if image.shape[-2:] == (side, side) else resize(image)
+        return image if image.shape[-2:] == (side, side) else _resized(resize, image)
 
-    def collect(block: Tensor, futures: list[Future[Tensor | UnreadableImage]]) -> Iterator[tuple[Tensor, Tensor]]:
-        found = [future.result() for future in futures]
-        unreadable.extend(each for each in found if isinstance(each, UnreadableImage))
-        if len(unreadable) > UNREADABLE_LIMIT * len(indices):
-            raise UserError(
-                f"{dataset.info.name}: more than {UNREADABLE_LIMIT:.0%} of the {len(indices):,} images cannot be read, "
-                f"the first one: {unreadable[0]}; repair or remove them"
-            )
-        good = torch.tensor([isinstance(each, Tensor) for each in found])
-        if bool(good.any()):
-            yield torch.stack([each for each in found if isinstance(each, Tensor)]), block[good]
-
+    unreadable: list[UnreadableImage] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        waiting: list[tuple[Tensor, list[Future[Tensor | UnreadableImage]]]] = []
+        submitted = ((block, [pool.submit(read, index) for index in block.tolist()]) for block in blocks)
+        current = next(submitted, None)
         try:
-            for block in torch.split(indices, size):
-                waiting.append((block, [pool.submit(read, index) for index in block.tolist()]))
-                if len(waiting) > 1:
-                    yield from collect(*waiting.pop(0))
-            for block, futures in waiting:
-                yield from collect(block, futures)
+            while current is not None:
+                following = next(submitted, None)
+                found = [future.result() for future in current[1]]
+                unreadable += [each for each in found if isinstance(each, UnreadableImage)]
+                if len(unreadable) > UNREADABLE_LIMIT * len(images):
+                    raise UserError(
+                        f"{images.info.name}: more than {UNREADABLE_LIMIT:.0%} of the {len(images):,} images cannot be "
+                        f"read, the first one: {unreadable[0]}; repair or remove them"
+                    )
+                good = [each for each in found if isinstance(each, Tensor)]
+                if good:
+                    yield torch.stack(good), current[0][torch.tensor([isinstance(each, Tensor) for each in found])]
+                current = following
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _resizer(size: int) -> Callable[[Tensor], Tensor]:
-    """One uint8 image (C, H, W) of any size → (C, size, size)."""
-    cls = load("augmentations", "resize")
-    operation = cls(cls.Options.parse({}), size)
-
-    def resize(image: Tensor) -> Tensor:
-        sizes = torch.tensor([image.shape[-2:]])
-        parameters = operation.parameters(torch.empty(1, operation.draws, dtype=torch.float64), sizes)
-        resized: Tensor = operation.apply_one(image, {name: value[0] for name, value in parameters.items()})
-        return resized
-
-    return resize
+def _resized(resize: Operation, image: Tensor) -> Tensor:
+    no_draws = torch.empty(1, resize.draws, dtype=torch.float64)
+    parameters = resize.parameters(no_draws, torch.tensor([image.shape[-2:]]))
+    return resize.apply_one(image, {name: value[0] for name, value in parameters.items()})

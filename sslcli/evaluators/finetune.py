@@ -25,16 +25,15 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import Subject
 from sslcli.contracts.method import ParameterGroup
 from sslcli.data.subset import Subset, stratified_share
-from sslcli.evaluation.extraction import DTYPES, extract_features
+from sslcli.evaluation.extraction import autocast, extract_features
 from sslcli.evaluation.scores import accuracy, exact_float32
 from sslcli.modules.roles import parameter_roles
-from sslcli.optimizers.groups import set_lr, set_weight_decay, split_by_role, weight_decay_schedule
 from sslcli.randomness import seed_for
 from sslcli.runs.device import resolve_precision
 
 from .probes.images import ImageOptions, ViewBatches
 from .probes.template import Probe, Trainer, Trial
-from .probes.training import ProbeOptions, Rates, Training, curve_row, draw_weights
+from .probes.training import ProbeOptions, Rates, ScheduledOptimizer, Training, curve_row, draw_weights
 
 log = logging.getLogger(__name__)
 
@@ -79,31 +78,14 @@ class Classifier(nn.Module):
         scores: Tensor = self.head(self.backbone(images).pooled)
         return scores
 
-    def groups(self, head_lr: float) -> list[ParameterGroup]:
-        """Returns the parameters in two groups; the head's learning rate is `head_lr` times the backbone's."""
-        named = dict(self.named_parameters())
-        parts = {part: {n: p for n, p in named.items() if n.startswith(f"{part}.")} for part in ("backbone", "head")}
-        return [ParameterGroup(parts["backbone"], "backbone"), ParameterGroup(parts["head"], "head", head_lr)]
-
-
-class Finetune(Probe):
-    """All weights of a copy of the backbone, and a classifier, trained on views of a share of the labeled images."""
-
-    Options = FinetuneOptions
-    options: FinetuneOptions
-    in_all = False
-    name = "finetune"
-    remedy = "raise share, or give a single lr"
-
-    def trainer(self, subject: Subject, classes: int) -> Trainer:
-        return FinetuneTrainer(self.options, subject, classes)
-
 
 class FinetuneTrainer(Trainer):
     """Trains a fresh copy of the backbone for each learning rate."""
 
+    options: FinetuneOptions
+
     def __init__(self, options: FinetuneOptions, subject: Subject, classes: int) -> None:
-        self.options, self.subject, self.classes = options, subject, classes
+        super().__init__(options, subject, classes)
         self.data = subject.dataset("train")
         assert self.data.labels is not None
         self.share = stratified_share(self.data.labels, options.share, seed_for(subject.seed, _SHARE))
@@ -146,13 +128,12 @@ class FinetuneTrainer(Trainer):
         self.view = views.view
         network = self._classifier(training)
         trial = Trial(settings, network)
-        steps, dtype = views.steps_per_epoch, DTYPES.get(self.precision)
-        cls, chosen = training.optimizer_for(lr)
-        roles = parameter_roles(network)
-        groups = network.groups(1.0 if options.head_lr is None else options.head_lr / lr)
-        optimizer = cls.build([each for group in groups for each in split_by_role(group, roles, chosen)], chosen)
-        schedule = training.schedule_for(lr, steps)
-        decay = weight_decay_schedule(chosen, training.epochs * steps)
+        steps = views.steps_per_epoch
+        groups = [
+            ParameterGroup(dict(network.backbone.named_parameters("backbone")), "backbone"),
+            ParameterGroup(dict(network.head.named_parameters("head")), "head", (options.head_lr or lr) / lr),
+        ]
+        scheduled = ScheduledOptimizer(training, lr, steps, groups, parameter_roles(network))
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         log.info(f"finetune: lr {lr:g}, {training.epochs} epochs of {len(images):,} images")
         cuda = [device.index or 0] if device.type == "cuda" else []
@@ -161,27 +142,25 @@ class FinetuneTrainer(Trainer):
                 network.train()
                 total = torch.zeros((), device=device)
                 for step in range(epoch * steps, (epoch + 1) * steps):
-                    set_lr(optimizer, schedule, step, schedule.base)
-                    if decay is not None:
-                        set_weight_decay(optimizer, decay, step)
+                    scheduled.prepare(step)
                     inputs, labels = next(stream)
                     inputs = inputs.contiguous(memory_format=torch.channels_last)
                     torch.manual_seed(seed_for(seed, _STEP, step))  # dropout and the like
-                    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                    with autocast(device, self.precision):
                         scores = network(inputs)
                     loss = F.cross_entropy(scores.float(), labels)
-                    optimizer.zero_grad(set_to_none=True)
+                    network.zero_grad()
                     torch.autograd.backward(scaler.scale(loss))
-                    scaler.step(optimizer)
+                    scaler.step(scheduled.optimizer)
                     scaler.update()
                     total += loss.detach()
-                mean, measured = float(total) / steps, ""
+                mean, right, measured = float(total) / steps, None, ""
                 if held_out is not None:
                     scores, labels = self._scores(network, held_out)
-                    trial.top1, trial.loss = accuracy(scores, labels), float(F.cross_entropy(scores.double(), labels))
-                    measured = f", top-1 {trial.top1:.2%} on held-out images"
-                right = None if held_out is None else trial.top1
-                trial.curve.append(curve_row(epoch + 1, mean, schedule(epoch * steps), right))
+                    right = trial.top1 = accuracy(scores, labels)
+                    trial.loss = float(F.cross_entropy(scores.double(), labels))
+                    measured = f", top-1 {right:.2%} on held-out images"
+                trial.curve.append(curve_row(epoch + 1, mean, scheduled.schedule(epoch * steps), right))
                 if (epoch + 1) % max(1, training.epochs // 10) == 0:
                     log.info(f"finetune: epoch {epoch + 1} of {training.epochs}, loss {mean:.4f}{measured}")
                 if not math.isfinite(mean):
@@ -204,3 +183,14 @@ class FinetuneTrainer(Trainer):
         assert found.labels is not None
         with torch.no_grad(), exact_float32():
             return network.head(found.features), found.labels
+
+
+class Finetune(Probe):
+    """All weights of a copy of the backbone, and a classifier, trained on views of a share of the labeled images."""
+
+    Options = FinetuneOptions
+    options: FinetuneOptions
+    in_all = False
+    name = "finetune"
+    remedy = "raise share, or give a single lr"
+    trainer = FinetuneTrainer

@@ -168,22 +168,13 @@ class LogisticOptions(Options):
     """Which top-k accuracies to report; those of all classes or more are left out, since they are always 1."""
 
 
-class LogisticRegression(Probe):
-    """Multinomial logistic regression to its optimum: nothing to tune but the penalty, chosen on held-out images."""
-
-    Options = LogisticOptions
-    options: LogisticOptions
-    name = "logistic"
-
-    def trainer(self, subject: Subject, classes: int) -> Trainer:
-        return LogisticTrainer(self.options, subject, classes)
-
-
 class LogisticTrainer(Trainer):
     """Fits from the strongest penalty on, each fit starting from the one before."""
 
+    options: LogisticOptions
+
     def __init__(self, options: LogisticOptions, subject: Subject, classes: int) -> None:
-        self.options, self.subject, self.classes = options, subject, classes
+        super().__init__(options, subject, classes)
         self.features, self.labels = labeled_features(subject, "train")
         self.candidates = [{"C": C} for C in sorted(set(options.C))]
 
@@ -227,3 +218,12 @@ class LogisticTrainer(Trainer):
             **self.options.plain(),
             "converged": trial.model.gradient <= self.options.tolerance,
         }
+
+
+class LogisticRegression(Probe):
+    """Multinomial logistic regression to its optimum: nothing to tune but the penalty, chosen on held-out images."""
+
+    Options = LogisticOptions
+    options: LogisticOptions
+    name = "logistic"
+    trainer = LogisticTrainer

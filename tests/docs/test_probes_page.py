@@ -31,8 +31,8 @@ def test_the_settings_are_the_published_ones():
     moco, simsiam, simclr, swav, _ = map(options_of, COMMANDS)
     steps = [Training.of(moco, 100_000).schedule_for(30.0, 10)(step) for step in (0, 599, 600, 800)]
     assert steps == pytest.approx([30, 30, 3, 0.3])
-    assert Training.of(simsiam, 100_000).base_lr(simsiam.lr[0]) == pytest.approx(1.6)
-    assert Training.of(simclr, 100_000).base_lr(simclr.lr[0]) == pytest.approx(0.1)
+    assert Training.of(simsiam, 100_000).schedule_for(simsiam.lr[0], 10).base == pytest.approx(1.6)
+    assert Training.of(simclr, 100_000).schedule_for(simclr.lr[0], 10).base == pytest.approx(0.1)
     assert (simclr.share, simclr.epochs, simclr.optimizer["nesterov"]) == (0.1, 30, True)
     steps = [Training.of(swav, 100_000).schedule_for(0.02, 10)(step) for step in (0, 119, 120, 160)]
     assert steps == pytest.approx([0.02, 0.02, 0.004, 0.0008])

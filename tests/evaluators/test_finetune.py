@@ -15,6 +15,7 @@ from sslcli.evaluation.seal import SealedSubject, state_digest
 from sslcli.evaluation.subject import FrozenSubject
 from sslcli.evaluators import finetune as module
 from sslcli.evaluators.finetune import Classifier, Finetune, FinetuneOptions
+from sslcli.evaluators.probes import training
 from sslcli.evaluators.probes.images import ViewBatches
 from sslcli.modules.headed import HeadedBackbone, KeptLayersOptions
 from sslcli.randomness import seed_for
@@ -117,8 +118,8 @@ def test_it_is_a_literal_loop():
 
 def test_the_head_has_a_rate_of_its_own_and_norms_no_weight_decay(monkeypatch):
     built = []
-    plain = module.split_by_role
-    monkeypatch.setattr(module, "split_by_role", lambda *args: built.append(plain(*args)) or built[-1])
+    plain = training.split_by_role
+    monkeypatch.setattr(training, "split_by_role", lambda *args: built.append(plain(*args)) or built[-1])
     evaluate(subject(), lr=0.02, head_lr=5.0, epochs=1, optimizer={"weight_decay": 0.1})
     (weights, excluded), (head, head_bias) = built
     assert weights["names"] == ["backbone.conv.weight"]

@@ -14,7 +14,7 @@ from sslcli.contracts.evaluation import FeatureSet
 from sslcli.evaluators.linear import heads as linear_heads
 from sslcli.evaluators.linear import updates as linear_updates
 from sslcli.evaluators.linear.evaluator import Linear, LinearOptions
-from sslcli.evaluators.linear.heads import CachedBatches, measure_heads, standardizations, train_heads
+from sslcli.evaluators.linear.heads import accuracies, cached_batches, mean_losses, standardizations, train_heads
 from sslcli.evaluators.probes.training import Training
 from sslcli.randomness import permutation, seed_for
 
@@ -25,8 +25,10 @@ def training(name="sgd", schedule=None, init="zero", epochs=4, batch_size=16, **
 
 
 def fitted(features, labels, rows, rates, standardize, how, seed=0):
-    batches = CachedBatches(features, labels, rows, how.batch_size, seed)
-    return train_heads(batches, standardizations(features, rows, standardize), 4, rates, how, seed)
+    """The heads, and their losses after each epoch."""
+    batches = cached_batches(features, labels, rows, how.batch_size, seed)
+    scalings = standardizations(features, rows, standardize)
+    return train_heads(batches, -(-len(rows) // how.batch_size), scalings, 4, rates, how, seed)[:2]
 
 
 def torch_head(features, labels, rows, rate, standardized, seed, nesterov):
@@ -60,12 +62,12 @@ def test_a_head_equals_torchs_own_sgd_in_float64(standardized, nesterov):
     rows = torch.arange(0, 75, 2)
     features = data.features.double()
     how = training(weight_decay=1e-3, exclude=[], nesterov=nesterov)
-    heads, found = fitted(features, data.labels, rows, [0.01, 0.1], [False, standardized], how, 3)
+    heads, losses = fitted(features, data.labels, rows, [0.01, 0.1], [False, standardized], how, 3)
     for r, rate in enumerate([0.01, 0.1]):
         layer, curve = torch_head(features, data.labels, rows, rate, standardized, 3, nesterov)
         torch.testing.assert_close(heads.weight[1, r], layer.weight.detach(), rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(heads.bias[1, r], layer.bias.detach(), rtol=1e-9, atol=1e-11)
-        torch.testing.assert_close(found.losses[:, 1, r], curve, rtol=1e-9, atol=0)
+        torch.testing.assert_close(losses[:, 1, r], curve, rtol=1e-9, atol=0)
 
 
 SETTINGS = {
@@ -83,38 +85,37 @@ def test_with_any_optimizer_a_head_among_many_is_as_if_it_were_alone(name):
     """A trust ratio over several heads at once, or state that they share, would show here."""
     data, how = clusters(120, 4), training(name, init="normal", **SETTINGS[name])
     rows, rates = torch.arange(100), [0.003, 0.1, 1.0, 1e30]  # the last one diverges
-    joint, curve = fitted(data.features, data.labels, rows, rates, [False, True], how)
+    joint, losses = fitted(data.features, data.labels, rows, rates, [False, True], how)
     for v, r in ((0, 0), (1, 1), (1, 2)):
         alone, own = fitted(data.features, data.labels, rows, [rates[r]], [bool(v)], how)
         torch.testing.assert_close(joint.weight[v, r], alone.weight[0, 0], rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(curve.losses[:, v, r], own.losses[:, 0, 0], rtol=1e-3, atol=1e-4)
-    assert float(curve.losses[-1, 1, :3].min()) < 0.9 * float(curve.losses[0, 1, :3].min())
+        torch.testing.assert_close(losses[:, v, r], own[:, 0, 0], rtol=1e-3, atol=1e-4)
+    assert float(losses[-1, 1, :3].min()) < 0.9 * float(losses[0, 1, :3].min())
 
 
 def test_sgd_on_all_heads_at_once_is_the_registered_sgd_head_by_head(monkeypatch):
     data = clusters(120, 4)
     how = training(weight_decay=0.1, final_weight_decay=0.5, nesterov=True, schedule={"warmup_epochs": 1})
     given = data.features.double(), data.labels, torch.arange(100), [0.03, 0.3], [False, True], how
-    joint, curve = fitted(*given)
+    joint, _ = fitted(*given)
     monkeypatch.setattr(linear_updates, "SGD", None)
-    single, own = fitted(*given)
+    single, _ = fitted(*given)
     torch.testing.assert_close(joint.weight, single.weight, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(joint.bias, single.bias, rtol=1e-9, atol=1e-12)
-    assert curve.lr == own.lr
-    assert curve.lr[0] == [0.0, 0.0]  # the schedule is applied before the optimizer's step
 
 
 def test_heads_are_measured_by_cross_entropy_and_argmax_whatever_the_blocks(monkeypatch):
     data = clusters(91, 4, spread=2.0)
     heads, _ = fitted(data.features, data.labels, torch.arange(60), [0.01, 0.1], [False, True], training())
-    top1, loss = measure_heads(heads, data.features[60:], data.labels[60:])
+    held_out = data.features[60:], data.labels[60:]
+    top1, loss = accuracies(heads, *held_out), mean_losses(heads, *held_out)
     x = (data.features[60:] - heads.mean[1]) * heads.scale[1]
     logits = x @ heads.weight[1, 0].T + heads.bias[1, 0]
     assert float(top1[1, 0]) == pytest.approx(float((logits.argmax(dim=1) == data.labels[60:]).double().mean()))
     assert float(loss[1, 0]) == pytest.approx(float(nn.functional.cross_entropy(logits, data.labels[60:])), rel=1e-5)
     monkeypatch.setattr(linear_heads, "BLOCK", 4 * 4 * 30)  # blocks of 30 images and of 1
-    parts = measure_heads(heads, data.features[60:], data.labels[60:])
-    torch.testing.assert_close(parts, (top1, loss), rtol=1e-6, atol=0)
+    torch.testing.assert_close(accuracies(heads, *held_out), top1, rtol=1e-6, atol=0)
+    torch.testing.assert_close(mean_losses(heads, *held_out), loss, rtol=1e-6, atol=0)
 
 
 def evaluate(test=None, **options):

@@ -97,16 +97,16 @@ def test_the_sweep_is_a_literal_loop_at_the_chosen_rate():
     assert view["operations"][0]["options"]["scale"] == [0.08, 1.0]
     kept, _ = stratified_split(on.dataset("train").labels, 0.1, on.seed)
     options = LinearOptions.parse({"protocol": "augmented", "workers": 0})
-    batches = AugmentedFeatures(on, options).batches(kept, 22, on.seed)
+    stream, steps = AugmentedFeatures(on, options).batches(kept, 22, on.seed)
     layer = nn.Linear(6, 4)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     sgd = torch.optim.SGD(layer.parameters(), lr, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 3 * batches.steps_per_epoch)
-    stream, losses = iter(batches), []
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 3 * steps)
+    losses = []
     for _ in range(3):
         total = 0.0
-        for _ in range(batches.steps_per_epoch):
+        for _ in range(steps):
             features, labels = next(stream)
             loss = nn.functional.cross_entropy(layer(features), labels)
             sgd.zero_grad()
@@ -114,7 +114,7 @@ def test_the_sweep_is_a_literal_loop_at_the_chosen_rate():
             sgd.step()
             schedule.step()
             total += loss.item()
-        losses.append(total / batches.steps_per_epoch)
+        losses.append(total / steps)
     stream.close()
     assert [row["loss"] for row in found.details["curve"]] == pytest.approx(losses, rel=1e-5)
     test = on.features("eval")

@@ -50,7 +50,7 @@ class Options(ProbeOptions):
 def evaluate(reached: dict[float, tuple[float, float]], train: FeatureSet | None = None, **options: Any) -> Any:
     subject = PlainSubject(train or clusters(200, 4), clusters(60, 4, seed=1), 4)
     made = Recorder(subject, reached)
-    cls = type("Recorded", (Probe,), {"name": "recorded", "trainer": lambda self, subject, classes: made})
+    cls = type("Recorded", (Probe,), {"name": "recorded", "trainer": staticmethod(lambda *_: made)})
     return cls(Options.parse(options)).evaluate(subject), made, subject
 
 
@@ -117,7 +117,7 @@ def test_simsiams_published_setting_scales_its_rate_once():
     asked = {"name": "larc", "clip": False, "exclude": [], "scale_lr": "batch/256"}
     options = LinearOptions.parse({"lr": 0.1, "optimizer": asked, "batch_size": 4096, "epochs": 90})
     how = Training.of(options, 10_000)
-    assert how.base_lr(0.1) == how.schedule_for(0.1, 2)(0) == pytest.approx(1.6)
+    assert how.schedule_for(0.1, 2)(0) == pytest.approx(1.6)
 
 
 def test_a_small_share_is_cut_into_batches_that_leave_hardly_an_image_out():

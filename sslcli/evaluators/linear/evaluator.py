@@ -20,7 +20,7 @@ from sslcli.evaluation.subject import labeled_features
 from ..probes.images import PROBE_TRAIN, ImageOptions
 from ..probes.template import Probe, Trainer, Trial
 from ..probes.training import ProbeOptions, Rates, Training, as_list, curve_row
-from .heads import measure_heads, train_heads
+from .heads import mean_losses, train_heads
 from .sources import AugmentedFeatures, CachedFeatures, FeatureSource
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -47,22 +47,13 @@ class LinearOptions(ProbeOptions, ImageOptions):
         return self
 
 
-class Linear(Probe):
-    """A linear classifier on the frozen backbone: all rates trained at once, choice on held-out training images."""
-
-    Options = LinearOptions
-    options: LinearOptions
-    name = "linear"
-
-    def trainer(self, subject: Subject, classes: int) -> Trainer:
-        return LinearTrainer(self.options, subject, classes)
-
-
 class LinearTrainer(Trainer):
     """Trains the linear classifiers of all settings at once, on the same batches."""
 
+    options: LinearOptions
+
     def __init__(self, options: LinearOptions, subject: Subject, classes: int) -> None:
-        self.options, self.subject, self.classes = options, subject, classes
+        super().__init__(options, subject, classes)
         self.augmented = options.protocol == "augmented"
         self.source: FeatureSource = AugmentedFeatures(subject, options) if self.augmented else CachedFeatures(subject)
         self.labels = self.source.labels
@@ -77,22 +68,25 @@ class LinearTrainer(Trainer):
         plain = None if held_out is None else self.source.plain(held_out)
         # Epochs on cached features take a second; those through the backbone deserve a line now and then.
         level = logging.INFO if self.augmented else logging.DEBUG
-        heads, curve = train_heads(
-            self.source.batches(images, training.batch_size, seed), self.source.scalings(images, scalings),
-            self.classes, rates, training, seed, held_out=plain, level=level,
+        batches, steps = self.source.batches(images, training.batch_size, seed)
+        heads, losses, top1 = train_heads(
+            batches, steps, self.source.scalings(images, scalings), self.classes, rates, training, seed, held_out=plain,
+            level=level,
         )  # fmt: skip
-        trials, epochs = [], range(training.epochs)
-        top1, loss = (None, None) if plain is None else measure_heads(heads, *plain)
+        trials, schedules = [], [training.schedule_for(rate, steps) for rate in rates]
+        loss = None if plain is None else mean_losses(heads, *plain)
         for settings in candidates:
             v, r = scalings.index(settings["standardize"]), rates.index(settings["lr"])
             trial = Trial(settings, heads.only(v, r))
-            right = [None for _ in epochs] if curve.held_out is None else curve.held_out[:, v, r].tolist()
-            losses = curve.losses[:, v, r].tolist()
-            trial.curve = [curve_row(e + 1, losses[e], curve.lr[e][r], right[e]) for e in epochs]
-            if top1 is not None and loss is not None:
+            right: list[Any] = [None] * training.epochs if top1 is None else top1[:, v, r].tolist()
+            trial.curve = [
+                curve_row(epoch + 1, mean, schedules[r](epoch * steps), right[epoch])
+                for epoch, mean in enumerate(losses[:, v, r].tolist())
+            ]
+            if loss is not None:
                 trial.loss = float(loss[v, r])
                 diverged = not math.isfinite(trial.loss)
-                trial.top1 = math.nan if diverged else float(top1[v, r])
+                trial.top1 = math.nan if diverged else float(right[-1])
                 trial.measured = {"diverged": diverged}
             trials.append(trial)
         return trials
@@ -113,3 +107,12 @@ class LinearTrainer(Trainer):
 
     def _training(self, images: int) -> Training:
         return Training.of(self.options, images, whole=self.augmented)
+
+
+class Linear(Probe):
+    """A linear classifier on the frozen backbone: all rates trained at once, choice on held-out training images."""
+
+    Options = LinearOptions
+    options: LinearOptions
+    name = "linear"
+    trainer = LinearTrainer

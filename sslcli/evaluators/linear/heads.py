@@ -5,12 +5,11 @@ Heads that share a scaling of the features are rows of one matrix, so that a swe
 
 from __future__ import annotations
 
+import itertools
 import logging
-import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from sslcli.evaluation.scores import exact_float32, in_top
 from sslcli.randomness import permutation, seed_for
 
 from ..probes.training import Training, draw_weights
-from .updates import update_kind
+from .updates import make_update
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +28,12 @@ BLOCK = 1 << 24
 _ORDER, _WEIGHTS = 2, 3
 
 
-class Batches(Protocol):
-    """Endless batches of features (B, D) and labels (B,) on the device; an epoch is `steps_per_epoch` batches."""
-
-    steps_per_epoch: int
-
-    def __iter__(self) -> Generator[tuple[Tensor, Tensor], None, None]: ...
+#: Endless batches of features (B, D) and labels (B,) on the device.
+Batches = Generator[tuple[Tensor, Tensor], None, None]
 
 
-class CachedBatches:
-    """Batches of features that were computed once, in another order each epoch; the last one may be smaller.
+def cached_batches(features: Tensor, labels: Tensor, rows: Tensor, batch_size: int, seed: int) -> Batches:
+    """Yields batches of features that were computed once, in another order each epoch; an epoch's last may be smaller.
 
     Args:
         features: (N, D) on the device.
@@ -47,19 +42,10 @@ class CachedBatches:
         batch_size: B.
         seed: of the order.
     """
-
-    def __init__(self, features: Tensor, labels: Tensor, rows: Tensor, batch_size: int, seed: int) -> None:
-        self.features, self.labels, self.rows = features, labels, rows
-        self.batch_size, self.seed = batch_size, seed
-        self.steps_per_epoch = math.ceil(len(rows) / batch_size)
-
-    def __iter__(self) -> Generator[tuple[Tensor, Tensor], None, None]:
-        epoch = 0
-        while True:
-            order = self.rows[permutation(seed_for(self.seed, _ORDER), epoch, len(self.rows))]
-            for batch in torch.split(order.to(self.features.device), self.batch_size):
-                yield self.features[batch], self.labels[batch]
-            epoch += 1
+    for epoch in itertools.count():
+        order = rows[permutation(seed_for(seed, _ORDER), epoch, len(rows))]
+        for batch in torch.split(order.to(features.device), batch_size):
+            yield features[batch], labels[batch]
 
 
 @dataclass
@@ -97,23 +83,9 @@ class Heads:
         return Heads(self.weight[v, r], self.bias[v, r], self.mean[v], self.scale[v])
 
 
-@dataclass
-class Curve:
-    """How training went.
-
-    Attributes:
-        losses: (epochs, V, R), mean training loss of each epoch.
-        lr: for each epoch R numbers, the learning rates at its first step.
-        held_out: (epochs, V, R), top-1 on held-out features after each epoch, or None without such.
-    """
-
-    losses: Tensor
-    lr: list[list[float]]
-    held_out: Tensor | None
-
-
 def train_heads(
     batches: Batches,
+    steps: int,
     scalings: tuple[Tensor, Tensor],
     classes: int,
     rates: Sequence[float],
@@ -122,13 +94,14 @@ def train_heads(
     *,
     held_out: tuple[Tensor, Tensor] | None = None,
     level: int = logging.DEBUG,
-) -> tuple[Heads, Curve]:
+) -> tuple[Heads, Tensor, Tensor | None]:
     """Trains one head for each scaling and rate, all from the same weights and on the same batches.
 
     The loss is cross-entropy; features are not normalized but by the scalings.
 
     Args:
-        batches: what to train on.
+        batches: what to train on; closed at the end.
+        steps: how many of them are an epoch.
         scalings: mean and scale, (V, D) each, as `standardizations` makes them; their type is the arithmetic's.
         classes: C.
         rates: R learning rates.
@@ -138,36 +111,38 @@ def train_heads(
         level: of the ten log lines, which wait for the device.
 
     Returns:
-        the heads and their curves; a rate that is too high leaves NaN or infinity in its own head only.
+        the heads; (epochs, V, R), the mean training loss of each epoch; and (epochs, V, R) float64, the top-1 on the
+        held-out features after each epoch, or None without such. A rate that is too high leaves NaN or infinity in its
+        own head only.
 
     Raises:
         UserError: the schedule's options do not fit the number of steps.
     """
     mean, scale = scalings
-    (V, D), R, steps = mean.shape, len(rates), batches.steps_per_epoch
+    (V, D), R = mean.shape, len(rates)
     first = draw_weights((classes, D), training.init, seed_for(seed, _WEIGHTS)).to(mean)
     heads = Heads(first.expand(V, R, classes, D).clone(), mean.new_zeros(V, R, classes), mean, scale)
     parameters = {"weight": heads.weight, "bias": heads.bias}
     gradients = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
-    update = update_kind(training)(parameters, gradients, rates, training, steps)
+    update = make_update(parameters, gradients, rates, training, steps)
     losses = mean.new_zeros(training.epochs, V, R)
     right = None if held_out is None else torch.zeros(training.epochs, V, R, dtype=torch.float64, device=mean.device)
     device, every = mean.device.type, max(1, training.epochs // 10)
-    with torch.no_grad(), exact_float32(), torch.autocast(device, enabled=False), closing(iter(batches)) as stream:
+    with torch.no_grad(), exact_float32(), torch.autocast(device, enabled=False), closing(batches):
         for epoch in range(training.epochs):
             seen = 0
             for step in range(epoch * steps, (epoch + 1) * steps):
-                features, labels = next(stream)
+                features, labels = next(batches)
                 losses[epoch] += _write_gradients(heads, features, labels, gradients)
                 seen += len(labels)
-                update.step(step)
+                update(step)
             losses[epoch] /= seen
             if right is not None and held_out is not None:
-                right[epoch] = _count(heads, *held_out, with_loss=False)[0] / len(held_out[1])
+                right[epoch] = accuracies(heads, *held_out)
             if log.isEnabledFor(level) and (epoch + 1 == training.epochs or (epoch + 1) % every == 0):
                 lowest = float(losses[epoch].nan_to_num(torch.inf).min())
                 log.log(level, f"linear: epoch {epoch + 1} of {training.epochs}, lowest loss {lowest:.4f}")
-    return heads, Curve(losses, [update.lr(epoch * steps) for epoch in range(training.epochs)], right)
+    return heads, losses, right
 
 
 def _write_gradients(heads: Heads, features: Tensor, labels: Tensor, gradients: dict[str, Tensor]) -> Tensor:
@@ -183,33 +158,30 @@ def _write_gradients(heads: Heads, features: Tensor, labels: Tensor, gradients: 
     return sums
 
 
-def measure_heads(heads: Heads, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns top-1 accuracy and mean cross-entropy of each head, (V, R) float64 each; the loss of a head that has
-    diverged is not finite, and its accuracy means nothing.
-
-    Args:
-        heads: S of them.
-        features: (N, D).
-        labels: (N,) int64.
-    """
-    right, loss = _count(heads, features, labels, with_loss=True)
-    return right / len(labels), loss / len(labels)
+def accuracies(heads: Heads, features: Tensor, labels: Tensor) -> Tensor:
+    """Returns the top-1 accuracy of each head on features (N, D) with labels (N,), (V, R) float64."""
+    right = [in_top(scores, y, 1).sum(dim=-1) for scores, y in _scores(heads, features, labels)]
+    return torch.stack(right).sum(dim=0).double() / len(labels)
 
 
-def _count(heads: Heads, features: Tensor, labels: Tensor, *, with_loss: bool) -> tuple[Tensor, Tensor]:
-    """How many are right and, on request, the sum of the losses; (V, R) float64 each."""
-    V, R, C, _ = heads.weight.shape
-    right = torch.zeros(V, R, dtype=torch.float64, device=features.device)
-    loss = torch.zeros_like(right)
-    rows = max(1, BLOCK // (V * R * C))
-    with torch.no_grad(), exact_float32():
-        for x, y in zip(torch.split(features, rows), torch.split(labels, rows), strict=True):
+def mean_losses(heads: Heads, features: Tensor, labels: Tensor) -> Tensor:
+    """Returns the cross-entropy of each head on features (N, D) with labels (N,), (V, R) float64; not finite for a head
+    that has diverged, whose accuracy means nothing."""
+    V, R = heads.weight.shape[:2]
+    loss = torch.zeros(V, R, dtype=torch.float64, device=features.device)
+    for scores, y in _scores(heads, features, labels):
+        log_p = F.log_softmax(scores.double(), dim=-1)
+        loss -= log_p.gather(-1, y.view(1, 1, -1, 1).expand(V, R, -1, 1)).sum(dim=(2, 3))
+    return loss / len(labels)
+
+
+def _scores(heads: Heads, features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the scores (V, R, n, C) of a block of images, and their labels."""
+    rows = max(1, BLOCK // heads.bias.numel())
+    for x, y in zip(torch.split(features, rows), torch.split(labels, rows), strict=True):
+        with torch.no_grad(), exact_float32():
             scores = heads.scores(x)
-            right += in_top(scores, y, 1).sum(dim=-1)
-            if with_loss:
-                log_p = F.log_softmax(scores.double(), dim=-1)
-                loss -= log_p.gather(-1, y.view(1, 1, -1, 1).expand(V, R, -1, 1)).sum(dim=(2, 3))
-    return right, loss
+        yield scores, y
 
 
 def standardizations(features: Tensor, rows: Tensor, kinds: Sequence[bool]) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,9 @@ classifier other pixels each epoch and costs a pass through the backbone for eac
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -17,13 +18,13 @@ from torch import Tensor
 
 from sslcli.contracts.evaluation import Subject
 from sslcli.data.subset import Subset
-from sslcli.evaluation.extraction import DTYPES, extract_features
+from sslcli.evaluation.extraction import autocast, extract_features
 from sslcli.evaluation.subject import labeled_features
 from sslcli.randomness import seed_for
 from sslcli.runs.device import resolve_precision
 
 from ..probes.images import ImageOptions, ViewBatches
-from .heads import Batches, CachedBatches, standardizations
+from .heads import Batches, cached_batches, standardizations
 
 _VIEWS = 4
 
@@ -38,8 +39,8 @@ class FeatureSource(ABC):
     labels: Tensor
 
     @abstractmethod
-    def batches(self, rows: Tensor, batch_size: int, seed: int) -> Batches:
-        """Returns endless batches of the features of some images (rows (M,), on the CPU)."""
+    def batches(self, rows: Tensor, batch_size: int, seed: int) -> tuple[Batches, int]:
+        """Returns batches of the features of some images (rows (M,), on the CPU), and how many are an epoch."""
 
     @abstractmethod
     def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,8 +61,8 @@ class CachedFeatures(FeatureSource):
     def __init__(self, subject: Subject) -> None:
         self.features, self.labels = labeled_features(subject, "train")
 
-    def batches(self, rows: Tensor, batch_size: int, seed: int) -> Batches:
-        return CachedBatches(self.features, self.labels, rows, batch_size, seed)
+    def batches(self, rows: Tensor, batch_size: int, seed: int) -> tuple[Batches, int]:
+        return cached_batches(self.features, self.labels, rows, batch_size, seed), math.ceil(len(rows) / batch_size)
 
     def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         rows = rows.to(self.features.device)
@@ -85,11 +86,21 @@ class AugmentedFeatures(FeatureSource):
         self.precision = resolve_precision(options.precision, subject.device)
         self.view: Mapping[str, Any] = {}
 
-    def batches(self, rows: Tensor, batch_size: int, seed: int) -> Batches:
+    def batches(self, rows: Tensor, batch_size: int, seed: int) -> tuple[Batches, int]:
         data = Subset(self.data, rows)
         views = ViewBatches(self.subject, data, self.options, batch_size, seed_for(seed, _VIEWS))
         self.view = views.view
-        return _FrozenPass(self.subject, views, DTYPES.get(self.precision))
+        return self._features(views), views.steps_per_epoch
+
+    def _features(self, views: ViewBatches) -> Batches:
+        # A copy, since convolutions are fastest in a format that the subject's own weights do not have.
+        backbone = copy.deepcopy(self.subject.backbone).to(memory_format=torch.channels_last)
+        with closing(iter(views)) as stream:
+            for images, labels in stream:
+                images = images.contiguous(memory_format=torch.channels_last)
+                with torch.no_grad(), autocast(self.subject.device, self.precision):
+                    pooled = backbone(images).pooled
+                yield pooled.float(), labels
 
     def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         found = extract_features(self.subject.backbone, Subset(self.data, rows), self.subject)
@@ -110,21 +121,3 @@ class AugmentedFeatures(FeatureSource):
             "train_precision": self.precision,
             "standardized_by": "the training images as they are",
         }
-
-
-class _FrozenPass:
-    """Batches of views → batches of features."""
-
-    def __init__(self, subject: Subject, views: ViewBatches, dtype: torch.dtype | None) -> None:
-        self.views, self.dtype, self.device = views, dtype, subject.device.type
-        # A copy, since convolutions are fastest in a format that the subject's own weights do not have.
-        self.backbone = copy.deepcopy(subject.backbone).to(memory_format=torch.channels_last)
-        self.steps_per_epoch = views.steps_per_epoch
-
-    def __iter__(self) -> Generator[tuple[Tensor, Tensor], None, None]:
-        with closing(iter(self.views)) as stream:
-            for images, labels in stream:
-                images = images.contiguous(memory_format=torch.channels_last)
-                with torch.no_grad(), torch.autocast(self.device, self.dtype, enabled=self.dtype is not None):
-                    pooled = self.backbone(images).pooled
-                yield pooled.float(), labels

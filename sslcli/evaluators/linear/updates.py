@@ -3,28 +3,32 @@ head. Twenty groups of parameters cost torch's SGD far more time than their arit
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sslcli.contracts.method import ParameterGroup
 from sslcli.contracts.optimizer import Role
-from sslcli.optimizers.groups import set_lr, set_weight_decay, split_by_role, weight_decay_schedule
-from sslcli.optimizers.sgd import SGD, SGDOptions
+from sslcli.optimizers.groups import weight_decay_schedule
+from sslcli.optimizers.sgd import SGD
 
-from ..probes.training import Training
+from ..probes.training import ScheduledOptimizer, Training
 
+Tensors = dict[str, Tensor]
+Update = Callable[[int], None]
 _ROLES: dict[str, Role] = {"weight": "weight", "bias": "bias"}
 
 
-class Update(ABC):
-    """Updates the heads in place by their gradients, which are in `gradients` when a step is made.
+def make_update(
+    parameters: Tensors, gradients: Tensors, rates: Sequence[float], training: Training, steps: int
+) -> Update:
+    """Returns a function of the step, counted from 0, that updates the heads in place by their gradients.
 
     Args:
         parameters: `weight` (V, R, C, D) and `bias` (V, R, C).
-        gradients: of the same names and shapes.
+        gradients: of the same names and shapes; a step may overwrite them.
         rates: R learning rates.
         training: optimizer and schedule.
         steps: in an epoch.
@@ -32,80 +36,55 @@ class Update(ABC):
     Raises:
         UserError: the schedule's options do not fit the number of steps.
     """
-
-    def __init__(
-        self,
-        parameters: dict[str, Tensor],
-        gradients: dict[str, Tensor],
-        rates: Sequence[float],
-        training: Training,
-        steps: int,
-    ) -> None:
-        self.parameters, self.gradients, self.steps = parameters, gradients, steps
-        self.schedules = [training.schedule_for(rate, steps) for rate in rates]
-        self.decay = weight_decay_schedule(training.optimizer_for(rates[0])[1], training.epochs * steps)
-        self._prepare(rates, training)
-
-    def lr(self, step: int) -> list[float]:
-        """Returns the learning rate of each of the R."""
-        return [schedule(step) for schedule in self.schedules]
-
-    @abstractmethod
-    def _prepare(self, rates: Sequence[float], training: Training) -> None: ...
-
-    @abstractmethod
-    def step(self, step: int) -> None:
-        """Makes step `step`, counted from 0."""
+    make = _joint_sgd if training.optimizer_for(1.0)[0] is SGD else _head_by_head
+    return make(parameters, gradients, rates, training, steps)
 
 
-class JointSGD(Update):
+def _joint_sgd(
+    parameters: Tensors, gradients: Tensors, rates: Sequence[float], training: Training, steps: int
+) -> Update:
     """torch's SGD with a learning rate for each head."""
+    options: Any = training.optimizer_for(rates[0])[1]
+    schedules = [training.schedule_for(rate, steps) for rate in rates]
+    decay_at = weight_decay_schedule(options, training.epochs * steps)
+    velocities = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
+    lr = torch.empty(steps, len(rates))
 
-    def _prepare(self, rates: Sequence[float], training: Training) -> None:
-        options = training.optimizer_for(rates[0])[1]
-        assert isinstance(options, SGDOptions)
-        self.options = options
-        self.velocity = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
-
-    def step(self, step: int) -> None:
-        options, index = self.options, step % self.steps
-        if index == 0:  # an epoch's rates are copied to the device at once
-            epoch = [self.lr(each) for each in range(step, step + self.steps)]
-            self._epoch = torch.tensor(epoch, dtype=torch.float64).to(self.parameters["weight"])
-        decay = options.weight_decay if self.decay is None else self.decay(step)
-        for name, tensor in self.parameters.items():
-            gradient, velocity = self.gradients[name], self.velocity[name]
+    def update(step: int) -> None:
+        nonlocal lr
+        if step % steps == 0:  # an epoch's rates are copied to the device at once
+            epoch = [[schedule(each) for schedule in schedules] for each in range(step, step + steps)]
+            lr = torch.tensor(epoch, dtype=torch.float64).to(parameters["weight"])
+        decay = options.weight_decay if decay_at is None else decay_at(step)
+        for name, tensor in parameters.items():
+            gradient, velocity = gradients[name], velocities[name]
             if decay and _ROLES[name] not in options.exclude:
                 gradient.add_(tensor, alpha=decay)
             velocity.mul_(options.momentum).add_(gradient)
             change = gradient.add_(velocity, alpha=options.momentum) if options.nesterov else velocity
-            tensor.addcmul_(change, self._epoch[index].view(-1, *[1] * (tensor.ndim - 2)), value=-1)
+            tensor.addcmul_(change, lr[step % steps].view(-1, *[1] * (tensor.ndim - 2)), value=-1)
+
+    return update
 
 
-class HeadByHead(Update):
-    """Any optimizer, one for each rate. Each head's weight and bias are parameters of their own, views of the memory of
-    all, so that a trust ratio is a head's own."""
+def _head_by_head(
+    parameters: Tensors, gradients: Tensors, rates: Sequence[float], training: Training, steps: int
+) -> Update:
+    """One optimizer for each rate. Each head's weight and bias are parameters of their own, views of the memory of all,
+    so that a trust ratio is a head's own."""
+    optimizers = []
+    for r, rate in enumerate(rates):
+        groups = []
+        for v in range(len(parameters["weight"])):
+            own = {name: nn.Parameter(tensor[v, r]) for name, tensor in parameters.items()}
+            for name, parameter in own.items():
+                parameter.grad = gradients[name][v, r]
+            groups.append(ParameterGroup(own, f"scaling {v}"))
+        optimizers.append(ScheduledOptimizer(training, rate, steps, groups, _ROLES))
 
-    def _prepare(self, rates: Sequence[float], training: Training) -> None:
-        self.optimizers: list[torch.optim.Optimizer] = []
-        for r, rate in enumerate(rates):
-            cls, options = training.optimizer_for(rate)
-            groups = []
-            for v in range(len(self.parameters["weight"])):
-                own = {name: nn.Parameter(tensor[v, r]) for name, tensor in self.parameters.items()}
-                for name, parameter in own.items():
-                    parameter.grad = self.gradients[name][v, r]
-                groups += split_by_role(ParameterGroup(own, f"scaling {v}"), _ROLES, options)
-            self.optimizers.append(cls.build(groups, options))
+    def update(step: int) -> None:
+        for each in optimizers:
+            each.prepare(step)
+            each.optimizer.step()
 
-    def step(self, step: int) -> None:
-        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
-            set_lr(optimizer, schedule, step, schedule.base)
-            if self.decay is not None:
-                set_weight_decay(optimizer, self.decay, step)
-            optimizer.step()
-
-
-def update_kind(training: Training) -> type[Update]:
-    """Returns the faster of the two ways that are possible with this optimizer."""
-    return JointSGD if training.optimizer_for(1.0)[0] is SGD else HeadByHead
+    return update

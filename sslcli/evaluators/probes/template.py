@@ -68,6 +68,9 @@ class Trainer(ABC):
     labels: Tensor
     candidates: Sequence[dict[str, Any]]
 
+    def __init__(self, options: Any, subject: Subject, classes: int) -> None:
+        self.options, self.subject, self.classes = options, subject, classes
+
     @abstractmethod
     def train(
         self, candidates: Sequence[dict[str, Any]], images: Tensor, held_out: Tensor | None, start: Trial | None
@@ -96,14 +99,12 @@ class Probe(Evaluator):
     Attributes:
         name: as it is registered, for messages and the protocol.
         remedy: what to do if no image can be held out.
+        trainer: what trains it, on a subject whose labeled parts have been checked.
     """
 
     name: ClassVar[str]
     remedy: ClassVar[str] = "use more images"
-
-    @abstractmethod
-    def trainer(self, subject: Subject, classes: int) -> Trainer:
-        """Returns what trains this probe on a subject whose labeled parts have been checked."""
+    trainer: ClassVar[type[Trainer]]
 
     def evaluate(self, subject: Subject) -> EvaluationResult:
         """Returns the result of the chosen classifier on the test images.
@@ -111,7 +112,7 @@ class Probe(Evaluator):
         Raises:
             UserError: no two labeled parts, too few images to hold one out, or training diverged.
         """
-        trainer = self.trainer(subject, require_parts(subject))
+        trainer = self.trainer(self.options, subject, require_parts(subject))
         candidates, refit = trainer.candidates, getattr(self.options, "refit", True)
         images = everything = torch.arange(len(trainer.labels))
         held_out, final = images[:0], None

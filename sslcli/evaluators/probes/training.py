@@ -7,7 +7,7 @@ that every registered one can train a probe; only the learning rates are given b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -18,9 +18,10 @@ from torch import Tensor
 from sslcli.config.document import Document
 from sslcli.config.options import validate
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin, Schedule
+from sslcli.contracts.method import ParameterGroup
+from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin, Role, Schedule
 from sslcli.contracts.options import Options
-from sslcli.optimizers.groups import effective_lr
+from sslcli.optimizers.groups import effective_lr, set_lr, set_weight_decay, split_by_role, weight_decay_schedule
 from sslcli.plugins import load
 
 
@@ -127,15 +128,12 @@ class Training:
         values = {key: value for key, value in self.optimizer.items() if key != "name"}
         return cls, cls.Options.parse({**values, "lr": lr})
 
-    def base_lr(self, lr: float) -> float:
-        """Returns the learning rate at the top of the schedule."""
-        return effective_lr(self.optimizer_for(lr)[1], self.batch_size)
-
     def schedule_for(self, lr: float, steps_per_epoch: int) -> Schedule:
         """Returns the learning rate by step; UserError where the schedule's options do not fit (a warm-up too long)."""
         cls: type[Schedule] = load("schedules", self.schedule["name"])
         options = cls.Options.parse({key: value for key, value in self.schedule.items() if key != "name"})
-        return cls(options, self.base_lr(lr), self.epochs * steps_per_epoch, steps_per_epoch)
+        base = effective_lr(self.optimizer_for(lr)[1], self.batch_size)
+        return cls(options, base, self.epochs * steps_per_epoch, steps_per_epoch)
 
     def describe(self) -> dict[str, Any]:
         """Returns what the protocol says of it."""
@@ -146,6 +144,35 @@ class Training:
             "epochs": self.epochs,
             "batch_size": self.batch_size,
         }
+
+
+class ScheduledOptimizer:
+    """An optimizer whose learning rate and weight decay follow their schedules.
+
+    Args:
+        training: optimizer and schedule.
+        lr: the learning rate, before the optimizer's `scale_lr`.
+        steps: in an epoch.
+        groups: the parameters.
+        roles: the role of each name in the groups.
+
+    Raises:
+        UserError: the schedule's options do not fit the number of steps.
+    """
+
+    def __init__(
+        self, training: Training, lr: float, steps: int, groups: Sequence[ParameterGroup], roles: Mapping[str, Role]
+    ) -> None:
+        cls, options = training.optimizer_for(lr)
+        self.schedule = training.schedule_for(lr, steps)
+        self.optimizer = cls.build([each for group in groups for each in split_by_role(group, roles, options)], options)
+        self._decay = weight_decay_schedule(options, training.epochs * steps)
+
+    def prepare(self, step: int) -> None:
+        """Sets learning rate and weight decay for a step, counted from 0, before the optimizer makes it."""
+        set_lr(self.optimizer, self.schedule, step, self.schedule.base)
+        if self._decay is not None:
+            set_weight_decay(self.optimizer, self._decay, step)
 
 
 def curve_row(epoch: int, loss: float, lr: float, held_out: float | None) -> dict[str, Any]:
