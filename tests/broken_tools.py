@@ -15,7 +15,7 @@ from sslcli.contracts.callback import Callback, RunContext
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
 from sslcli.contracts.export import Exported, Exporter, Trained
 from sslcli.contracts.optimizer import OptimizerPlugin, Schedule
-from sslcli.exporters.backbone.exporter import BackboneExporter
+from sslcli.exporters.backbone import BackboneExporter
 
 # Optimizers
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 import sslcli
 from sslcli.contracts.errors import UserError
-from sslcli.exporters.backbone.exporter import BackboneExporter
+from sslcli.exporters.backbone import BackboneExporter
 from sslcli.runs.backbone_file import load_backbone_file
 
 FULL = [

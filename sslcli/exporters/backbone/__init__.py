@@ -1,1 +1,0 @@
-"""The exporter `backbone` and its parts."""
