@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.evaluation import Subject
 from sslcli.contracts.method import ParameterGroup
 from sslcli.data.subset import Subset, stratified_share
 from sslcli.evaluation.extraction import autocast, extract_features
@@ -32,7 +31,7 @@ from sslcli.randomness import seed_for
 from sslcli.runs.device import resolve_precision
 
 from .probes.images import ImageOptions, ViewBatches
-from .probes.template import Probe, Trainer, Trial
+from .probes.template import Probe, Trial
 from .probes.training import ProbeOptions, Rates, ScheduledOptimizer, Training, curve_row, draw_weights
 
 log = logging.getLogger(__name__)
@@ -79,13 +78,17 @@ class Classifier(nn.Module):
         return scores
 
 
-class FinetuneTrainer(Trainer):
-    """Trains a fresh copy of the backbone for each learning rate."""
+class Finetune(Probe):
+    """All weights of a copy of the backbone, and a classifier, trained on views of a share of the labeled images."""
 
+    Options = FinetuneOptions
     options: FinetuneOptions
+    in_all = False
+    name = "finetune"
+    remedy = "raise share, or give a single lr"
 
-    def __init__(self, options: FinetuneOptions, subject: Subject, classes: int) -> None:
-        super().__init__(options, subject, classes)
+    def prepare(self) -> None:
+        options, subject = self.options, self.subject
         self.data = subject.dataset("train")
         assert self.data.labels is not None
         self.share = stratified_share(self.data.labels, options.share, seed_for(subject.seed, _SHARE))
@@ -183,14 +186,3 @@ class FinetuneTrainer(Trainer):
         assert found.labels is not None
         with torch.no_grad(), exact_float32():
             return network.head(found.features), found.labels
-
-
-class Finetune(Probe):
-    """All weights of a copy of the backbone, and a classifier, trained on views of a share of the labeled images."""
-
-    Options = FinetuneOptions
-    options: FinetuneOptions
-    in_all = False
-    name = "finetune"
-    remedy = "raise share, or give a single lr"
-    trainer = FinetuneTrainer

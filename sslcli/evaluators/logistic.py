@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from sslcli.contracts.evaluation import Subject
 from sslcli.contracts.options import Options
 from sslcli.evaluation.scores import accuracy
 from sslcli.evaluation.subject import labeled_features
 
-from .probes.template import Probe, Trainer, Trial
+from .probes.template import Probe, Trial
 from .probes.training import Counts, as_list
 
 log = logging.getLogger(__name__)
@@ -168,15 +167,17 @@ class LogisticOptions(Options):
     """Which top-k accuracies to report; those of all classes or more are left out, since they are always 1."""
 
 
-class LogisticTrainer(Trainer):
-    """Fits from the strongest penalty on, each fit starting from the one before."""
+class LogisticRegression(Probe):
+    """Multinomial logistic regression to its optimum: nothing to tune but the penalty, chosen on held-out images."""
 
+    Options = LogisticOptions
     options: LogisticOptions
+    name = "logistic"
 
-    def __init__(self, options: LogisticOptions, subject: Subject, classes: int) -> None:
-        super().__init__(options, subject, classes)
-        self.features, self.labels = labeled_features(subject, "train")
-        self.candidates = [{"C": C} for C in sorted(set(options.C))]
+    def prepare(self) -> None:
+        self.features, self.labels = labeled_features(self.subject, "train")
+        # From the strongest penalty on, since each fit starts from the one before.
+        self.candidates = [{"C": C} for C in sorted(set(self.options.C))]
 
     def train(
         self, candidates: Sequence[dict[str, Any]], images: Tensor, held_out: Tensor | None, start: Trial | None
@@ -218,12 +219,3 @@ class LogisticTrainer(Trainer):
             **self.options.plain(),
             "converged": trial.model.gradient <= self.options.tolerance,
         }
-
-
-class LogisticRegression(Probe):
-    """Multinomial logistic regression to its optimum: nothing to tune but the penalty, chosen on held-out images."""
-
-    Options = LogisticOptions
-    options: LogisticOptions
-    name = "logistic"
-    trainer = LogisticTrainer

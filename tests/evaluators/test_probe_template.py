@@ -13,18 +13,27 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import FeatureSet
 from sslcli.evaluators.finetune import FinetuneOptions
 from sslcli.evaluators.linear.evaluator import LinearOptions
-from sslcli.evaluators.probes.template import Probe, Trainer, Trial
+from sslcli.evaluators.probes.template import Probe, Trial
 from sslcli.evaluators.probes.training import ProbeOptions, Training, curve_row
 
 
-class Recorder(Trainer):
+class Options(ProbeOptions):
+    lr: tuple[float, ...] = ()
+
+
+class Recorder(Probe):
     """Trains nothing; notes what it is asked for, and what the given rates would reach."""
 
-    def __init__(self, subject: PlainSubject, reached: dict[float, tuple[float, float]]) -> None:
-        self.subject, self.reached = subject, reached
-        self.labels = subject.features("train").labels
-        self.candidates = [{"lr": lr} for lr in reached]
+    name = "recorded"
+
+    def __init__(self, reached: dict[float, tuple[float, float]], **options: Any) -> None:
+        super().__init__(Options.parse(options))
+        self.reached = reached
         self.calls: list[tuple[int, int, int, Trial | None]] = []
+
+    def prepare(self) -> None:
+        self.labels = self.subject.features("train").labels
+        self.candidates = [{"lr": lr} for lr in self.reached]
 
     def train(self, candidates: Any, images: Any, held_out: Any, start: Any) -> list[Trial]:
         self.calls.append((len(candidates), len(images), 0 if held_out is None else len(held_out), start))
@@ -43,15 +52,10 @@ class Recorder(Trainer):
         return {"described": (trial.model, images)}
 
 
-class Options(ProbeOptions):
-    lr: tuple[float, ...] = ()
-
-
 def evaluate(reached: dict[float, tuple[float, float]], train: FeatureSet | None = None, **options: Any) -> Any:
     subject = PlainSubject(train or clusters(200, 4), clusters(60, 4, seed=1), 4)
-    made = Recorder(subject, reached)
-    cls = type("Recorded", (Probe,), {"name": "recorded", "trainer": staticmethod(lambda *_: made)})
-    return cls(Options.parse(options)).evaluate(subject), made, subject
+    probe = Recorder(reached, **options)
+    return probe.evaluate(subject), probe, subject
 
 
 def test_the_best_is_trained_again_on_all_images_and_tested_once_after_the_decision():
@@ -104,7 +108,7 @@ def test_data_without_labels_are_refused_before_anything_is_read():
     subject = PlainSubject(clusters(9, 3), clusters(9, 3), 3)
     subject.data["train"] = InMemory(None, 9)
     with pytest.raises(UserError, match="has no labels"):
-        type("Unused", (Probe,), {"trainer": None})(Options()).evaluate(subject)
+        Recorder({}).evaluate(subject)
     assert subject.read == []
 
 

@@ -13,15 +13,14 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from sslcli.contracts.evaluation import Subject
 from sslcli.evaluation.scores import exact_float32
 from sslcli.evaluation.subject import labeled_features
 
 from ..probes.images import PROBE_TRAIN, ImageOptions
-from ..probes.template import Probe, Trainer, Trial
+from ..probes.template import Probe, Trial
 from ..probes.training import ProbeOptions, Rates, Training, as_list, curve_row
 from .heads import mean_losses, train_heads
-from .sources import AugmentedFeatures, CachedFeatures, FeatureSource
+from .sources import AugmentedFeatures, CachedFeatures
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 Scalings = Annotated[tuple[bool, ...], BeforeValidator(as_list), Field(min_length=1, max_length=2)]
@@ -47,15 +46,19 @@ class LinearOptions(ProbeOptions, ImageOptions):
         return self
 
 
-class LinearTrainer(Trainer):
-    """Trains the linear classifiers of all settings at once, on the same batches."""
+class Linear(Probe):
+    """A linear classifier on the frozen backbone: all rates trained at once, choice on held-out training images."""
 
+    Options = LinearOptions
     options: LinearOptions
+    name = "linear"
 
-    def __init__(self, options: LinearOptions, subject: Subject, classes: int) -> None:
-        super().__init__(options, subject, classes)
+    def prepare(self) -> None:
+        options, subject = self.options, self.subject
         self.augmented = options.protocol == "augmented"
-        self.source: FeatureSource = AugmentedFeatures(subject, options) if self.augmented else CachedFeatures(subject)
+        self.source: AugmentedFeatures | CachedFeatures = (
+            AugmentedFeatures(subject, options) if self.augmented else CachedFeatures(subject)
+        )
         self.labels = self.source.labels
         pairs = itertools.product(dict.fromkeys(options.standardize), dict.fromkeys(options.lr))
         self.candidates = [{"lr": lr, "standardize": standardize} for standardize, lr in pairs]
@@ -107,12 +110,3 @@ class LinearTrainer(Trainer):
 
     def _training(self, images: int) -> Training:
         return Training.of(self.options, images, whole=self.augmented)
-
-
-class Linear(Probe):
-    """A linear classifier on the frozen backbone: all rates trained at once, choice on held-out training images."""
-
-    Options = LinearOptions
-    options: LinearOptions
-    name = "linear"
-    trainer = LinearTrainer

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -29,54 +28,37 @@ from .heads import Batches, cached_batches, standardizations
 _VIEWS = 4
 
 
-class FeatureSource(ABC):
-    """Features of the training images.
+class CachedFeatures:
+    """Features that are computed once, each image as it is.
 
     Attributes:
-        labels: (N,) int64 of all.
+        labels: (N,) int64 of all training images.
     """
-
-    labels: Tensor
-
-    @abstractmethod
-    def batches(self, rows: Tensor, batch_size: int, seed: int) -> tuple[Batches, int]:
-        """Returns batches of the features of some images (rows (M,), on the CPU), and how many are an epoch."""
-
-    @abstractmethod
-    def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns features (M, D) and labels (M,) of some images as they are, on the device."""
-
-    @abstractmethod
-    def scalings(self, rows: Tensor, kinds: Sequence[bool]) -> tuple[Tensor, Tensor]:
-        """Returns mean and scale, (V, D) each, for the features of some images as they are; see `standardizations`."""
-
-    @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """Returns what the protocol says of it."""
-
-
-class CachedFeatures(FeatureSource):
-    """Features that are computed once, each image as it is."""
 
     def __init__(self, subject: Subject) -> None:
         self.features, self.labels = labeled_features(subject, "train")
 
     def batches(self, rows: Tensor, batch_size: int, seed: int) -> tuple[Batches, int]:
+        """Returns batches of the features of some images (rows (M,), on the CPU), and how many are an epoch."""
         return cached_batches(self.features, self.labels, rows, batch_size, seed), math.ceil(len(rows) / batch_size)
 
     def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns features (M, D) and labels (M,) of some images as they are, on the device."""
         rows = rows.to(self.features.device)
         return self.features[rows], self.labels[rows]
 
     def scalings(self, rows: Tensor, kinds: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """Returns mean and scale, (V, D) each, for the features of some images as they are; see `standardizations`."""
         return standardizations(self.features, rows.to(self.features.device), kinds)
 
     def describe(self) -> dict[str, Any]:
+        """Returns what the protocol says of it."""
         return {"protocol": "features", "train_view": "each image once, as in the evaluation"}
 
 
-class AugmentedFeatures(FeatureSource):
-    """Features of a fresh view of each image in each epoch; the backbone stays in `eval()`."""
+class AugmentedFeatures:
+    """Features of a fresh view of each image in each epoch, with the methods of `CachedFeatures`; the backbone stays in
+    `eval()`."""
 
     def __init__(self, subject: Subject, options: ImageOptions) -> None:
         self.subject, self.options = subject, options

@@ -1,14 +1,15 @@
 """What every trained probe does: try the settings on held-out training images, choose, train again, test once.
 
-A probe fills in a `Trainer`. The order is the protocol's: all choices are settled on training images, and reported by
-`Subject.decide`, before anything of the test images is read.
+The order is the protocol's: all choices are settled on training images, and reported by `Subject.decide`, before
+anything of the test images is read.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -35,7 +36,7 @@ class Trial:
 
     Attributes:
         settings: what it was trained with, by the names of the options to choose from.
-        model: the classifier, for `Trainer.scores`.
+        model: the classifier, for `Probe.test`.
         top1: accuracy on the held-out images; NaN without any.
         loss: mean cross-entropy there; not finite if training diverged.
         curve: a row for each epoch.
@@ -57,19 +58,28 @@ class Trial:
         return {**self.settings, **held_out, **self.measured}
 
 
-class Trainer(ABC):
-    """Trains the classifiers of one evaluation.
+class Probe(Evaluator):
+    """A classifier trained on the labeled images; its options have `held_out` and `top`, and may have `refit`.
 
     Attributes:
+        name: as it is registered, for messages and the protocol.
+        remedy: what to do if no image can be held out.
+        subject: what is evaluated; this and the following are set while it is.
+        classes: C.
         labels: (N,) int64, of the images to train on.
         candidates: the settings to choose from, at least one.
     """
 
+    name: ClassVar[str]
+    remedy: ClassVar[str] = "use more images"
+    subject: Subject
+    classes: int
     labels: Tensor
     candidates: Sequence[dict[str, Any]]
 
-    def __init__(self, options: Any, subject: Subject, classes: int) -> None:
-        self.options, self.subject, self.classes = options, subject, classes
+    @abstractmethod
+    def prepare(self) -> None:
+        """Sets `labels` and `candidates` for a subject whose labeled parts have been checked."""
 
     @abstractmethod
     def train(
@@ -92,37 +102,29 @@ class Trainer(ABC):
     def describe(self, trial: Trial, images: int) -> dict[str, Any]:
         """Returns what the protocol says of a final classifier, trained on so many images."""
 
-
-class Probe(Evaluator):
-    """A classifier trained on the labeled images; its options have `held_out` and `top`, and may have `refit`.
-
-    Attributes:
-        name: as it is registered, for messages and the protocol.
-        remedy: what to do if no image can be held out.
-        trainer: what trains it, on a subject whose labeled parts have been checked.
-    """
-
-    name: ClassVar[str]
-    remedy: ClassVar[str] = "use more images"
-    trainer: ClassVar[type[Trainer]]
-
     def evaluate(self, subject: Subject) -> EvaluationResult:
         """Returns the result of the chosen classifier on the test images.
 
         Raises:
             UserError: no two labeled parts, too few images to hold one out, or training diverged.
         """
-        trainer = self.trainer(self.options, subject, require_parts(subject))
-        candidates, refit = trainer.candidates, getattr(self.options, "refit", True)
-        images = everything = torch.arange(len(trainer.labels))
+        own = copy.copy(self)  # what it computes for the subject is freed with it
+        own.subject, own.classes = subject, require_parts(subject)
+        own.prepare()
+        return own._evaluate()
+
+    def _evaluate(self) -> EvaluationResult:
+        subject = self.subject
+        candidates, refit = self.candidates, getattr(self.options, "refit", True)
+        images = everything = torch.arange(len(self.labels))
         held_out, final = images[:0], None
         details: dict[str, Any] = {"sweep": []}
         if len(candidates) > 1 or not refit:
-            images, held_out = stratified_split(trainer.labels, self.options.held_out, subject.seed)
+            images, held_out = stratified_split(self.labels, self.options.held_out, subject.seed)
             if len(held_out) == 0:
                 raise UserError(f"{self.name}: no class has two images, so none can be held out; {self.remedy}")
             log.info(f"{self.name}: {len(candidates)} classifiers on {len(images):,} images")
-            trials = trainer.train(candidates, images, held_out, None)
+            trials = self.train(candidates, images, held_out, None)
             finished = [trial for trial in trials if math.isfinite(trial.loss)]
             if not finished:
                 raise UserError(f"{self.name}: every learning rate diverged; give lower ones with lr=[…]")
@@ -135,25 +137,25 @@ class Probe(Evaluator):
             images = everything
             settings = final.settings if final is not None else candidates[0]
             log.info(f"{self.name}: {_in_words(settings)}; training it on all {len(images):,}")
-            (final,) = trainer.train([settings], images, None, final)
+            (final,) = self.train([settings], images, None, final)
             if final.curve:
                 details["final_curve" if "curve" in details else "curve"] = final.curve
                 if final.curve[-1]["loss"] is None:
                     lr = final.settings["lr"]
                     raise UserError(f"{self.name}: training with lr {lr:g} diverged; give a lower one with lr=…")
         subject.decide(final.settings if len(candidates) > 1 else {})
-        scores, labels = trainer.test(final)
+        scores, labels = self.test(final)
         metrics, by_class = summarize(scores, labels, self.options.top, subject.dataset("eval").info.classes or ())
         protocol = {
             **subject.describe(),
             "evaluator": self.name,
-            **trainer.describe(final, len(images)),
+            **self.describe(final, len(images)),
             "choice": CHOICE if len(candidates) > 1 else "none",
             "after_choice": "trained again on all training images" if refit else "tested as it was chosen",
             "held_out": self.options.held_out,
             "held_out_images": len(held_out),
             "fit_images": len(images),
-            "train_images": len(trainer.labels),
+            "train_images": len(self.labels),
             "eval_images": len(labels),
             **{f"chosen_{name}": value for name, value in final.settings.items()},
         }
