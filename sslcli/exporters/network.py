@@ -87,8 +87,12 @@ class NetworkExporter(Exporter):
             if loaded is not None:
                 difference = check_network(path, loaded, network, trained.card)
                 log.info(f"{path.name}: checked, its features differ from torch's by {difference:.1g}")
-        lines = [*self.loading_lines(path), input_text(trained.card, normalize=self.options.normalize)]
-        return Exported(path, "\n".join([*lines, f"# {self.output_text(network, trained.card)}"]))
+        card = trained.card
+        shape = f"(N, {card.channels}, {card.image_size}, {card.image_size})"
+        scale = f"normalized: in [0, 1], minus {list(card.mean)}, over {list(card.std)}"
+        takes = f"# images: float32 {shape}, {'in [0, 1]' if self.options.normalize else scale}"
+        lines = [*self.loading_lines(path), takes, f"# {self.output_text(network, card)}"]
+        return Exported(path, "\n".join(lines))
 
     def network(self, trained: Trained) -> nn.Module:
         """Returns what is exported, in `eval()`; its argument is called `images`."""
@@ -115,14 +119,23 @@ class NetworkExporter(Exporter):
 
 def check_network(path: Path, loaded: Callable[[Tensor], Any], network: nn.Module, card: BackboneCard) -> float:
     """Returns the largest difference from torch on a few images; SslError where it is too large."""
-    differences = []
+    largest = 0.0
     for count in TRIED_WITH:
         images = sample_images(card, count)
         with torch.no_grad():
             found, expected = loaded(images), network(images)
-        pairs = zip(found, expected, strict=True) if isinstance(expected, tuple) else [(found, expected)]
-        differences += [check_same(path, *pair) for pair in pairs]
-    return max(differences)
+        for ours, theirs in zip(found, expected, strict=True) if isinstance(expected, tuple) else [(found, expected)]:
+            if ours.shape != theirs.shape:
+                shapes = f"{tuple(ours.shape)} where torch gives {tuple(theirs.shape)}"
+                raise SslError(f"{path}: not written: it gives {shapes}")
+            difference = float((ours.float() - theirs.float()).abs().max())
+            limit = TOLERANCE * max(1.0, float(theirs.abs().max()))
+            if not difference <= limit:  # also if it is NaN
+                raise SslError(
+                    f"{path}: not written: its features differ from torch's by {difference:.2g} (limit {limit:.2g})"
+                )
+            largest = max(largest, difference)
+    return largest
 
 
 def sample_images(card: BackboneCard, count: int) -> Tensor:
@@ -154,25 +167,6 @@ def trace(network: nn.Module, card: BackboneCard) -> ExportedProgram:
         return program
     name = card.backbone.get("name")
     raise UserError(f"the backbone {name!r} cannot be exported: torch.export cannot trace it ({reasons[0]})")
-
-
-def check_same(path: Path, found: Tensor, expected: Tensor) -> float:
-    """Returns the largest difference; SslError if a written network gives other features than torch."""
-    expected, found = expected.float(), found.float()
-    if found.shape != expected.shape:
-        raise SslError(f"{path}: not written: it gives {tuple(found.shape)} where torch gives {tuple(expected.shape)}")
-    difference = float((found - expected).abs().max())
-    limit = TOLERANCE * max(1.0, float(expected.abs().max()))
-    if not difference <= limit:  # also if it is NaN
-        raise SslError(f"{path}: not written: its features differ from torch's by {difference:.2g} (limit {limit:.2g})")
-    return difference
-
-
-def input_text(card: BackboneCard, *, normalize: bool) -> str:
-    """Returns a comment that says what an exported network takes."""
-    shape = f"(N, {card.channels}, {card.image_size}, {card.image_size})"
-    scale = "in [0, 1]" if normalize else f"normalized: in [0, 1], minus {list(card.mean)}, over {list(card.std)}"
-    return f"# images: float32 {shape}, {scale}"
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ import sslcli
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions
 from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.evaluation.subject import FrozenSubject
-from sslcli.exporters.features import exporter as module
-from sslcli.exporters.features.exporter import FeaturesExporter
+from sslcli.exporters import features as module
+from sslcli.exporters.features import FeaturesExporter
 from sslcli.training.train import train
 
 CPU = torch.device("cpu")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, BinaryIO, Literal, TextIO
 
 import torch
+from numpy.lib.format import write_array_header_1_0
 from pydantic import Field
 from torch import Tensor
 
@@ -20,18 +21,20 @@ from sslcli.contracts.options import Options
 from sslcli.data.subset import limited
 from sslcli.evaluation.extraction import PrecisionName, feature_blocks
 from sslcli.evaluation.parts import choose_data
-from sslcli.evaluation.subject import FrozenSubject
+from sslcli.evaluation.subject import FrozenSubject, describe_data
 from sslcli.runs.backbone_file import describe
 from sslcli.runs.files import header
 from sslcli.runs.trained import stored_config
 
-from ..network import whole_file
-from .rows import NumpyRows, SafetensorsRows
+from .network import whole_file
 
 log = logging.getLogger(__name__)
 
 #: Names and labels written at a time, and images between two lines of progress.
 BLOCK, PROGRESS = 4096, 100_000
+#: Of a safetensors file: what its numbers are aligned to, and room for the entries of the tensors in its header. That is
+#: written last, since the number of rows is known only then (unreadable images are left out).
+ALIGNMENT, ENTRIES = 8, 1024
 
 
 class FeaturesOptions(Options):
@@ -83,60 +86,68 @@ class FeaturesExporter(Exporter):
         if kind == "npy" and path.suffix != ".npy":
             raise UserError(f"{path}: files of NumPy arrays end in .npy")
         dataset = open_images(trained, self.options.data)
-        about = self._about(trained, dataset)
-        if kind == "npy":
-            return self._write_numpy(trained, dataset, path, about)
-        return self._write_safetensors(trained, dataset, path, about)
+        about = {
+            "backbone": describe(trained.card, trained.plugin),
+            "data": describe_data(dataset),
+            "precision": self.options.precision,
+            "file_sha256": trained.digest,
+        }
+        write = self._write_numpy if kind == "npy" else self._write_safetensors
+        return write(trained, dataset, path, about)
 
     def _write_safetensors(self, trained: Trained, dataset: Dataset, path: Path, about: dict[str, Any]) -> Exported:
-        plain = describe(trained.card, trained.plugin) | {"classes": json.dumps(dataset.info.classes)}
-        metadata = header({"kind": "features", **about, "plain": plain})
-        has_labels = dataset.labels is not None
-        others = ("names", "index", *(["labels"] if has_labels else []))
+        plain = about["backbone"] | {"classes": json.dumps(dataset.info.classes)}
+        content: dict[str, Any] = {"__metadata__": header({"kind": "features", **about, "plain": plain})}
+        start = -(-(8 + len(json.dumps(content).encode()) + ENTRIES) // ALIGNMENT) * ALIGNMENT
         with whole_file(path) as temporary, temporary.open("wb") as file:
-            rows = SafetensorsRows(file, trained.card.feature_dim, metadata, others)
-            index = self._stream(trained, dataset, rows)
-            rows.add_section("names", "U8", (), ("\0".join(names).encode() + b"\0" for names in _names(dataset, index)))
-            rows.add_section("index", "I64", (len(index),), [index.numpy().tobytes()])
+            file.write(bytes(start))
+            index = self._stream(trained, dataset, file)
+            shape = [len(index), trained.card.feature_dim]
+            content["features"] = {"dtype": "F32", "shape": shape, "data_offsets": [0, file.tell() - start]}
+            names = ("\0".join(block).encode() + b"\0" for block in _names(dataset, index))
+            content["names"] = _append(file, start, "U8", names)
+            content["index"] = _append(file, start, "I64", [index.numpy().tobytes()])
             if dataset.labels is not None:
-                rows.add_section("labels", "I64", (len(index),), [dataset.labels[index].numpy().tobytes()])
-            rows.finish()
+                content["labels"] = _append(file, start, "I64", [dataset.labels[index].numpy().tobytes()])
+            file.seek(0)
+            file.write((start - 8).to_bytes(8, "little") + json.dumps(content).encode().ljust(start - 8))
         lines = [
             "from safetensors.torch import load_file",
             f"file = load_file({str(path.absolute())!r})",
-            f"features = file['features']  # float32 {(len(index), trained.card.feature_dim)}",
+            f"features = file['features']  # float32 {tuple(shape)}",
             "names = file['names'].numpy().tobytes().decode().rstrip('\\0').split('\\0')",
         ]
-        if has_labels:
+        if dataset.labels is not None:
             lines.append("labels = file['labels']")
         return Exported(path, "\n".join(lines))
 
     def _write_numpy(self, trained: Trained, dataset: Dataset, path: Path, about: dict[str, Any]) -> Exported:
-        beside = path.with_suffix(".json")
+        beside, dim = path.with_suffix(".json"), trained.card.feature_dim
         with whole_file(path) as temporary, whole_file(beside) as sidecar:
             with temporary.open("wb") as file:
-                rows = NumpyRows(file, trained.card.feature_dim)
-                index = self._stream(trained, dataset, rows)
-                rows.finish()
+                content = {"descr": "<f4", "fortran_order": False, "shape": (0, dim)}
+                write_array_header_1_0(file, content)  # NumPy leaves room for a larger number of rows
+                index = self._stream(trained, dataset, file)
+                file.seek(0)
+                write_array_header_1_0(file, content | {"shape": (len(index), dim)})
             with sidecar.open("w", encoding="utf-8") as text:
                 _write_sidecar(text, dataset, index, about)
         log.info(f"names and labels are in {beside}")
         lines = [
             "import json",
             "import numpy",
-            f"features = numpy.load({str(path.absolute())!r}, mmap_mode='r')"
-            f"  # float32 {(len(index), trained.card.feature_dim)}",
+            f"features = numpy.load({str(path.absolute())!r}, mmap_mode='r')  # float32 {(len(index), dim)}",
             f"with open({str(beside.absolute())!r}) as file:",
             "    about = json.load(file)",
             "names, labels = about['names'], about['labels']",
         ]
         return Exported(path, "\n".join(lines))
 
-    def _stream(self, trained: Trained, dataset: Dataset, rows: SafetensorsRows | NumpyRows) -> Tensor:
-        """Computes and writes all features; returns the indices (n,) of the images that could be read."""
+    def _stream(self, trained: Trained, dataset: Dataset, file: BinaryIO) -> Tensor:
+        """Computes and appends all features; returns the indices (n,) of the images that could be read."""
         options, name = self.options, dataset.info.name
         log.info(f"features of {len(dataset):,} images ({name}, {dataset.options.split})")
-        kept: list[Tensor] = []
+        kept, done = [torch.empty(0, dtype=torch.int64)], 0
         subject = FrozenSubject(trained, dataset, None, self.device)
         for block, indices in feature_blocks(
             subject.backbone, dataset, subject, options.batch_size, options.precision
@@ -147,22 +158,14 @@ class FeaturesExporter(Exporter):
                     f"the backbone's features of {name} are not all finite; the run diverged, or "
                     f"{options.precision} is too coarse for it"
                 )
-            rows.add(block)
+            file.write(block.contiguous().numpy().data)
             kept.append(indices)
-            if rows.rows // PROGRESS > (rows.rows - len(block)) // PROGRESS:
-                log.info(f"{rows.rows:,} of {len(dataset):,} images")
-        if rows.rows < len(dataset):
-            log.info(f"{len(dataset) - rows.rows:,} images cannot be read and are left out")
-        return torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64)
-
-    def _about(self, trained: Trained, dataset: Dataset) -> dict[str, Any]:
-        options = {k: v for k, v in dataset.options.plain().items() if dataset.options.resume_rule(k) != "free"}
-        return {
-            "backbone": describe(trained.card, trained.plugin),
-            "data": {"name": dataset.info.name, **options},
-            "precision": self.options.precision,
-            "file_sha256": trained.digest,
-        }
+            before, done = done, done + len(block)
+            if done // PROGRESS > before // PROGRESS:
+                log.info(f"{done:,} of {len(dataset):,} images")
+        if done < len(dataset):
+            log.info(f"{len(dataset) - done:,} images cannot be read and are left out")
+        return torch.cat(kept)
 
 
 def open_images(trained: Trained, asked: dict[str, Any] | str) -> Dataset:
@@ -175,6 +178,16 @@ def open_images(trained: Trained, asked: dict[str, Any] | str) -> Dataset:
     stored = config["data"] if config is not None else {"name": trained.card.dataset}
     cls, options, _ = choose_data(stored, Document({"data": asked}, {(): "command line"}))
     return limited(cls.open(options))
+
+
+def _append(file: BinaryIO, start: int, kind: str, blocks: Iterable[bytes]) -> dict[str, Any]:
+    """Appends a tensor to safetensors content that begins at `start`; returns its entry in the header. Zeros behind it,
+    which only one of bytes (`U8`) needs and which count as its own, align what follows."""
+    begin = file.tell()
+    file.writelines(blocks)
+    file.write(bytes(-file.tell() % ALIGNMENT))
+    count = (file.tell() - begin) // {"U8": 1, "I64": 8}[kind]
+    return {"dtype": kind, "shape": [count], "data_offsets": [begin - start, file.tell() - start]}
 
 
 def _names(dataset: Dataset, index: Tensor) -> Iterator[list[str]]:

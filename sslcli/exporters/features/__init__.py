@@ -1,1 +1,0 @@
-"""The exporter `features` and its parts."""
