@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 #: Names and labels written at a time, and images between two lines of progress.
 BLOCK, PROGRESS = 4096, 100_000
-#: Of a safetensors file: what its numbers are aligned to, and room for the entries of the tensors in its header. That is
-#: written last, since the number of rows is known only then (unreadable images are left out).
+#: Of a safetensors file: what its numbers are aligned to, and room for the entries of the tensors in its header, which
+#: is written last, since the number of rows is known only then (unreadable images are left out).
 ALIGNMENT, ENTRIES = 8, 1024
 
 

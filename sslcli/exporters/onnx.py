@@ -52,10 +52,11 @@ class ONNXExporter(NetworkExporter):
         if model.ByteSize() > LARGEST:
             raise UserError(f"{path}: the model is larger than the 2 GiB that one ONNX file holds; export torch-export")
         temporary.write_bytes(model.SerializeToString())
-        if _missing("onnxruntime"):
+        try:
+            runtime = importlib.import_module("onnxruntime")
+        except ImportError:
             log.info(f"{path.name}: not checked, onnxruntime is not installed: {INSTALL}")
             return None
-        runtime = importlib.import_module("onnxruntime")
         session = runtime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
@@ -78,8 +79,7 @@ class ONNXExporter(NetworkExporter):
                     return convert(network, trained)
             except Exception as error:  # the exporters raise anything
                 reasons.append(one_line(error))
-        if _missing("onnxscript"):
-            _needed("onnxscript")
+        _needed("onnxscript")
         name = trained.card.backbone.get("name")
         raise UserError(f"the backbone {name!r} cannot be exported to ONNX ({reasons[0]}); try torch-export")
 
@@ -99,14 +99,6 @@ class ONNXExporter(NetworkExporter):
             dynamo=False, opset_version=self.options.opset, dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
         )  # fmt: skip
         return buffer.getvalue()
-
-
-def _missing(package: str) -> bool:
-    try:
-        importlib.import_module(package)
-    except ImportError:
-        return True
-    return False
 
 
 def _needed(package: str) -> Any:
