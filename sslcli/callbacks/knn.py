@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
+from sslcli.contracts.backbone import Features
 from sslcli.contracts.callback import RunContext
 from sslcli.contracts.options import FREE, Options
 from sslcli.evaluation.scores import accuracy
@@ -73,14 +72,15 @@ class KNNMonitor(EpochMonitor):
         assert test is not None
         texts, metrics = [], {}
         if options.pixels:
-            pixels = _Pixels(context)
+            pixels = _Pixels()
             metrics["knn_top1_pixels"] = self._top1(bank.features(pixels, context), test.features(pixels, context))
             texts.append(f"raw pixels {metrics['knn_top1_pixels']:.1%}")
         metrics |= self.measure(context)[0]
         self.measured_step = context.progress.step
         texts.append(f"the encoder before training {metrics['knn_top1']:.1%}")
         context.log(metrics)
-        log.info(f"kNN top-1: {', '.join(texts)} ({test.count:,} images among {bank.count:,}, k {options.k})")
+        counts = f"{len(test.data):,} images among {len(bank.data):,}"
+        log.info(f"kNN top-1: {', '.join(texts)} ({counts}, k {options.k})")
 
     def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
         options = self.options
@@ -95,18 +95,9 @@ class KNNMonitor(EpochMonitor):
         return accuracy(scores, test[1])
 
 
-class _Pixels(Backbone):
+class _Pixels(nn.Module):
     """The pixels themselves as features, reduced to 32 × 32 where there are more."""
 
-    def __init__(self, context: RunContext) -> None:
-        super().__init__()
-        channels = context.encoder().spec.channels
-        self.spec = BackboneSpec(channels * min(context.image_size, PIXEL_SIDE) ** 2, channels)
-
-    @classmethod
-    def build(cls, options: Any, channels: int, image_size: int) -> Backbone:
-        raise TypeError("raw pixels are no network to build")
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(self, x: Tensor) -> Features:
         """Returns (N, C·S·S) as `pooled`."""
         return Features((F.adaptive_avg_pool2d(x, PIXEL_SIDE) if x.shape[-1] > PIXEL_SIDE else x).flatten(1))

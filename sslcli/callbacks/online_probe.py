@@ -8,6 +8,7 @@ batch.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,20 +52,13 @@ class OnlineProbeOptions(RecipeOptions):
     """Which top-k accuracies to log; those of all classes or more are left out."""
 
 
-class ScaledLinear(nn.Module):
-    """(N, D) → (N, C): a batch norm without weights, or nothing, and a linear layer from zero."""
-
-    def __init__(self, dim: int, classes: int, standardize: bool) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(dim, affine=False) if standardize else nn.Identity()
-        self.linear = nn.utils.skip_init(nn.Linear, dim, classes)  # type: ignore[no-untyped-call]  # it draws nothing
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Returns scores (N, C)."""
-        scores: Tensor = self.linear(self.norm(features))
-        return scores
+def scaled_linear(dim: int, classes: int, standardize: bool) -> nn.Sequential:
+    """Returns (N, D) → (N, C): a batch norm without weights, or nothing, and a linear layer from zero."""
+    linear = nn.utils.skip_init(nn.Linear, dim, classes)  # type: ignore[no-untyped-call]  # it draws nothing
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    norm = nn.BatchNorm1d(dim, affine=False) if standardize else nn.Identity()
+    return nn.Sequential(OrderedDict(norm=norm, linear=linear))
 
 
 class OnlineProbe(EpochMonitor):
@@ -81,7 +75,7 @@ class OnlineProbe(EpochMonitor):
 
     def __init__(self, options: OnlineProbeOptions) -> None:
         super().__init__(options)
-        self.probe: ScaledLinear | None = None
+        self.probe: nn.Sequential | None = None
         self.steps = 0
         self.restored: dict[str, Tensor | int | float | str] = {}
 
@@ -163,18 +157,17 @@ class OnlineProbe(EpochMonitor):
         """Builds classifier and optimizer for these features (N, D), and restores what a checkpoint held."""
         classes = context.classes or 1
         self.top = possible_tops(self.options.top, classes)
-        probe = ScaledLinear(x.shape[1], classes, self.options.standardize).to(x.device)
+        probe = scaled_linear(x.shape[1], classes, self.options.standardize).to(x.device)
         training, group = self._training(context, len(x)), ParameterGroup(dict(probe.named_parameters()), "probe")
         steps = context.progress.steps_per_epoch
         self.scheduled = ScheduledOptimizer(training, self.options.lr, steps, [group], parameter_roles(probe))
         self.sums = torch.zeros(1 + len(self.top), device=x.device)
-        self.steps = 0
         self.probe = probe
         if self.restored and not self._restore(probe):
             log.info("online probe: starts anew, the checkpoint has another kind of probe")
         self.restored = {}
 
-    def _restore(self, probe: ScaledLinear) -> bool:
+    def _restore(self, probe: nn.Sequential) -> bool:
         """Takes over what a checkpoint held; False if that is the state of another kind of probe."""
         state, own = self._restored(MODULE), probe.state_dict()
         shapes = {name: getattr(value, "shape", None) for name, value in state.items()}

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.callback import Callback, Outcome, RunContext
 from sslcli.contracts.data import Dataset, Part
 from sslcli.data.subset import Subset, stratified_choice
@@ -29,33 +28,26 @@ class SharedImages:
     each measurement, which takes the memory of two batches.
 
     Attributes:
-        count: how many there are, but for unreadable ones.
+        data: the images; without the unreadable ones if they are kept.
         images: uint8 (N, C, S, S), or None where they are not kept.
+        latest: a step, and what `shared_features` returned after it.
     """
 
     def __init__(self, data: Dataset, limit: int | None, image_size: int) -> None:
         assert data.labels is not None
         self.data = Subset(data, stratified_choice(data.labels, limit))
-        self.count = len(self.data)
         self.images: Tensor | None = None
-        self._latest: tuple[int, tuple[Tensor, Tensor]] | None = None
-        if self.count * data.info.channels * image_size**2 <= KEPT:
+        self.latest: tuple[int, tuple[Tensor, Tensor]] | None = None
+        if len(self.data) * data.info.channels * image_size**2 <= KEPT:
             self.images, kept = load_images(self.data, image_size)
-            self.data, self.count = Subset(self.data, kept), len(kept)
+            self.data = Subset(self.data, kept)
 
-    def features(self, backbone: Backbone, context: RunContext) -> tuple[Tensor, Tensor]:
+    def features(self, backbone: nn.Module, context: RunContext) -> tuple[Tensor, Tensor]:
         """Returns features (N, D) float32 and labels (N,), both on the device; the backbone stays as it was."""
         found = extract_features(backbone, self.data if self.images is None else self.images, context)
         labels = self.data.labels if found.labels is None else found.labels
         assert labels is not None
         return found.features, labels.to(context.device)
-
-    def encoder_features(self, context: RunContext) -> tuple[Tensor, Tensor]:
-        """Returns the features of the encoder as it is after this step, computed once for all monitors."""
-        step = context.progress.step
-        if self._latest is None or self._latest[0] != step:
-            self._latest = step, self.features(context.encoder(), context)
-        return self._latest[1]
 
 
 #: What the monitors of a run share; freed with the run.
@@ -74,10 +66,13 @@ def shared_images(context: RunContext, part: Part, limit: int | None) -> SharedI
 
 
 def shared_features(context: RunContext, part: Part, limit: int | None) -> tuple[Tensor, Tensor]:
-    """Returns features (N, D) of the encoder as it is after this step, and labels (N,), of images that there are."""
-    images = shared_images(context, part, limit)
+    """Returns features (N, D) of the encoder as it is after this step, computed once for all monitors, and labels (N,),
+    of images that there are."""
+    images, step = shared_images(context, part, limit), context.progress.step
     assert images is not None
-    return images.encoder_features(context)
+    if images.latest is None or images.latest[0] != step:
+        images.latest = step, images.features(context.encoder(), context)
+    return images.latest[1]
 
 
 class EpochMonitor(Callback):
@@ -120,8 +115,5 @@ class EpochMonitor(Callback):
         metrics, text = self.measure(context)
         if metrics:
             context.log(metrics)
-            log.info(f"{text} after {_epochs(context.progress.epoch)}")
-
-
-def _epochs(count: float) -> str:
-    return f"{round(count, 2):g} epoch{'' if count == 1 else 's'}"
+            epoch = context.progress.epoch
+            log.info(f"{text} after {round(epoch, 2):g} epoch{'' if epoch == 1 else 's'}")

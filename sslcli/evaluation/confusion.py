@@ -47,7 +47,8 @@ def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequen
     axes.set_ylabel("true class")
     step = -(-count // NAMED)
     ticks = list(range(0, count, step))
-    names = [_short(classes[tick]) for tick in ticks]
+    shown = (classes[tick] for tick in ticks)  # class names of ImageNet are sentences
+    names = [name if len(name) <= _LONGEST else name[: _LONGEST - 1].rstrip(", ") + "…" for name in shown]
     size = 9 if count <= NUMBERED else 7 if count <= 40 else 5.5
     axes.set_xticks(ticks, names, rotation=90 if count > NUMBERED else 45, fontsize=size)
     if count <= NUMBERED:
@@ -65,8 +66,3 @@ def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequen
     bar.outline.set_visible(False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
-
-
-def _short(name: str) -> str:
-    """Class names of ImageNet are sentences."""
-    return name if len(name) <= _LONGEST else name[: _LONGEST - 1].rstrip(", ") + "…"

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
 from sslcli.config.options import overrides_as_data
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator
@@ -22,7 +20,7 @@ from .parts import LabeledParts, open_parts, pretrained_on
 from .results import draw, has_picture, over_seeds, write_output, write_result
 from .seal import SealedSubject
 from .selection import ALL, choose_evaluators, only_possible
-from .subject import Feature, FrozenSubject
+from .subject import FrozenSubject
 from .tables import Row
 from .targets import Target, find_target, load_network, read_shown, stored_data
 
@@ -73,29 +71,34 @@ def evaluate_all(
     found = [find_target(word) for word in targets]
     shown = read_shown(document, found)
     if output is not None:
-        _check_output(output)
+        picture = output.with_suffix(".png")
+        if picture == output:
+            raise UserError(
+                f"{output}: results are JSON, and .png is the suffix of their picture; choose another --output"
+            )
+        for file in (output, picture):
+            check_output(file)
     where = resolve_device(device)
     loaded = [load_trained(target.path) if target.kind == "trained" else None for target in found]
     stored = [stored_data(target) for target in found]
-    first = next((index for index, data in enumerate(stored) if data is not None), None)
+    first, own = next(((target, data) for target, data in zip(found, stored, strict=True) if data), (None, None))
     needs_labels = any(each.needs_labels for each in evaluators.values())
-    own = None if first is None else stored[first]
     parts = open_parts(own, document, needs_labels=needs_labels, required=method != ALL)
     evaluators = only_possible(evaluators, parts.labeled)
     if len(found) > 1:
-        whose = "" if first is None or "data" in document.data else f", as {found[first].word} was trained on"
+        whose = "" if first is None or "data" in document.data else f", as {first.word} was trained on"
         log.info(f"all are evaluated on {parts.test.info.name}{whose}, each in its own size and normalization")
-    everyone = [
-        trained or load_network(target, document, shown, parts, seed=seed)
-        for target, trained in zip(found, loaded, strict=True)
-    ]
-    subjects = [
-        _subject(target, trained, parts, where, shown.feature, seed)
-        for target, trained in zip(found, everyone, strict=True)
-    ]
+    subjects = []
+    for target, its_own in zip(found, loaded, strict=True):
+        trained = its_own or load_network(target, document, shown, parts, seed=seed)
+        try:
+            subject = FrozenSubject(trained, parts.train, parts.test, where, seed=seed, feature=shown.feature)
+        except UserError as error:
+            raise UserError(f"{target.word}: {error}") from error
+        subjects.append((trained, subject))
     rows: list[Row] = []
-    for target, trained, data in zip(found, everyone, stored, strict=True):
-        subject = subjects.pop(0)  # its features are freed with it
+    for target, data in zip(found, stored, strict=True):
+        trained, subject = subjects.pop(0)  # its features are freed with it
         if len(found) > 1:
             log.info(f"{target.word}:")
         seen = pretrained_on(data, parts.test)
@@ -121,15 +124,6 @@ def run_evaluator(name: str, evaluator: Evaluator, subject: FrozenSubject, seed:
     subject.check_unchanged(name)
     result.protocol["decided"] = sealed.decided
     return result
-
-
-def _subject(
-    target: Target, trained: Trained, parts: LabeledParts, device: torch.device, feature: Feature, seed: int
-) -> FrozenSubject:
-    try:
-        return FrozenSubject(trained, parts.train, parts.test, device, seed=seed, feature=feature)
-    except UserError as error:
-        raise UserError(f"{target.word}: {error}") from error
 
 
 def _run(
@@ -174,13 +168,6 @@ def _run(
                 log.warning(str(error))
         rows.append(row)
     return rows
-
-
-def _check_output(path: Path) -> None:
-    if path.suffix == ".png":
-        raise UserError(f"{path}: results are JSON, and .png is the suffix of their picture; choose another --output")
-    for file in (path, path.with_suffix(".png")):
-        check_output(file)
 
 
 def _write(rows: list[Row], output: Path | None, classes: Sequence[str]) -> None:

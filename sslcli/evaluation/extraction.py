@@ -10,7 +10,6 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.contracts.evaluation import FeatureSet
@@ -73,7 +72,7 @@ def load_images(dataset: Dataset, image_size: int) -> tuple[Tensor, Tensor]:
 
 
 def extract_features(
-    backbone: Backbone,
+    backbone: nn.Module,
     images: Tensor | Dataset,
     inputs: InputFormat,
     batch_size: int = 256,
@@ -82,7 +81,7 @@ def extract_features(
     """Computes the pooled features of all images, in order.
 
     Args:
-        backbone: on the device; every module's mode is restored.
+        backbone: images → `Features`, on the device; every module's mode is restored.
         images: uint8 (N, C, image_size, image_size) anywhere, or a data set, whose unreadable images are left out
             together with their labels.
         inputs: the device, the images' size and their normalization.
@@ -96,10 +95,11 @@ def extract_features(
         UserError: more than 1 % of the images cannot be read.
     """
     labels = None if isinstance(images, Tensor) else images.labels
-    result = torch.empty(len(images), backbone.spec.feature_dim, device=inputs.device)
+    result, done = torch.empty(0), 0
     kept: list[Tensor] = []
-    done = 0
     for pooled, indices in feature_blocks(backbone, images, inputs, batch_size, precision):
+        if not kept:
+            result = pooled.new_empty(len(images), pooled.shape[1])
         result[done : done + len(pooled)] = pooled
         done += len(pooled)
         kept.append(indices)
@@ -107,7 +107,7 @@ def extract_features(
 
 
 def feature_blocks(
-    backbone: Backbone,
+    backbone: nn.Module,
     images: Tensor | Dataset,
     inputs: InputFormat,
     batch_size: int = 256,

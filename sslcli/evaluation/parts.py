@@ -7,15 +7,13 @@ from typing import Any
 
 from sslcli.config.document import Document
 from sslcli.config.options import validate
-from sslcli.contracts.data import Dataset, DatasetOptions, Part
+from sslcli.contracts.data import Dataset, DatasetOptions
 from sslcli.contracts.errors import UserError
 from sslcli.data.subset import limited
 from sslcli.plugins import load
 
 from .overlap import check_overlap
 from .subject import resolved, source_of
-
-PARTS: tuple[Part, ...] = ("train", "eval")
 
 
 @dataclass
@@ -52,7 +50,7 @@ def open_parts(
         UserError: no data named, wrong options, no data there, no labels, or test images that are training images too.
     """
     cls, options, asked = choose_data(stored, document)
-    labeled = [found for part in PARTS if (found := cls.labeled(options, part)) is not None]
+    labeled = [found for part in ("train", "eval") if (found := cls.labeled(options, part)) is not None]
     if len(labeled) < 2:
         everything = limited(cls.open(options))
         name = everything.info.name

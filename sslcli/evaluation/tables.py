@@ -57,20 +57,13 @@ def number(name: str, result: EvaluationResult) -> str:
     return f"{value:.4g}" + (f" ± {spread:.2g}" if spread is not None else "")
 
 
-def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """Returns the header and the rows of the table; a metric that a result does not have is a dash."""
+def cells(rows: Sequence[Row]) -> tuple[list[list[str]], int]:
+    """Returns the header and the rows of the table, and how many of the first columns are texts: the target, and the
+    method where there are several. A metric that a result does not have is a dash."""
     names = list(dict.fromkeys(name for row in rows for name in row.result.metrics))
-    methods = _text_columns(rows) > 1
-    header = ["target", *(["method"] if methods else []), *names]
-    body = [
-        [row.target, *([row.method] if methods else []), *(number(name, row.result) for name in names)] for row in rows
-    ]
-    return [header, *body]
-
-
-def _text_columns(rows: Sequence[Row]) -> int:
-    """The target, and the method where there are several."""
-    return 2 if len({row.method for row in rows}) > 1 else 1
+    texts = 2 if len({row.method for row in rows}) > 1 else 1
+    body = [[*(row.target, row.method)[:texts], *(number(name, row.result) for name in names)] for row in rows]
+    return [[*("target", "method")[:texts], *names], *body], texts
 
 
 def lines(result: EvaluationResult) -> list[str]:
@@ -81,7 +74,7 @@ def lines(result: EvaluationResult) -> list[str]:
 
 def plain_table(rows: Sequence[Row]) -> list[str]:
     """Returns aligned lines for files and pipes: texts to the left, numbers to the right."""
-    table, texts = cells(rows), _text_columns(rows)
+    table, texts = cells(rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join(
@@ -94,7 +87,7 @@ def plain_table(rows: Sequence[Row]) -> list[str]:
 
 def rich_table(rows: Sequence[Row]) -> Table:
     """Returns the table for a terminal."""
-    (header, *body), texts = cells(rows), _text_columns(rows)
+    (header, *body), texts = cells(rows)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column, name in enumerate(header):
         is_text = column < texts

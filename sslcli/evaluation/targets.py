@@ -164,7 +164,8 @@ def load_network(target: Target, document: Document, shown: ShownOptions, parts:
         if published:
             raise UserError(f"{target.word}: the weights come from this file; leave out pretrained and weights")
         _fill(backbone, name, target)
-        origin, digest = "weight file", _sha256(target.path)
+        with target.path.open("rb") as file:
+            origin, digest = "weight file", hashlib.file_digest(file, "sha256").hexdigest()
     else:
         start_from(backbone, name, options)
         origin, digest = ("published weights" if published else "untrained"), ""
@@ -180,9 +181,8 @@ def load_network(target: Target, document: Document, shown: ShownOptions, parts:
     if min(card.std) <= 0:
         raise UserError("command line: std: should be numbers above 0")
     hint = "; such weights usually need more: image_size=224" if origin != "untrained" and size < 128 else ""
-    log.info(
-        f"{target.word}: {origin}, images of {size} pixels, mean {_numbers(card.mean)}, std {_numbers(card.std)}{hint}"
-    )
+    center, scale = ("/".join(f"{value:.3g}" for value in values) for values in (card.mean, card.std))
+    log.info(f"{target.word}: {origin}, images of {size} pixels, mean {center}, std {scale}{hint}")
     return Trained(backbone.eval(), card, None, digest)
 
 
@@ -242,12 +242,3 @@ def read_plain(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
         if state.keys().isdisjoint(expected) and any(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return state
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return "/".join(f"{value:.3g}" for value in values)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any, Literal
 
@@ -67,7 +67,7 @@ class Classifier(nn.Module):
         """
         super().__init__()
         self.backbone = backbone.requires_grad_(True)
-        self.head = nn.Linear(weight.shape[1], weight.shape[0])
+        self.head = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])  # type: ignore[no-untyped-call]
         with torch.no_grad():
             self.head.weight.copy_(weight)
             self.head.bias.zero_()
@@ -97,7 +97,6 @@ class Finetune(Probe):
         self.labels = self.data.labels[self.share]
         self.candidates = [{"lr": lr} for lr in dict.fromkeys(options.lr)]
         self.precision = resolve_precision(options.precision, subject.device)
-        self.view: Mapping[str, Any] = {}
 
     def train(
         self, candidates: Sequence[dict[str, Any]], images: Tensor, held_out: Tensor | None, start: Trial | None
@@ -129,7 +128,9 @@ class Finetune(Probe):
             self.subject, Subset(self.data, images), options, training.batch_size, seed_for(seed, _VIEWS)
         )
         self.view = views.view
-        network = self._classifier(training)
+        backbone = copy.deepcopy(self.subject.backbone)
+        weight = draw_weights((self.classes, backbone.spec.feature_dim), training.init, seed_for(seed, _WEIGHTS))
+        network = Classifier(backbone, weight).to(device).to(memory_format=torch.channels_last)
         trial = Trial(settings, network)
         steps = views.steps_per_epoch
         groups = [
@@ -171,14 +172,6 @@ class Finetune(Probe):
                     break
         network.eval()
         return trial
-
-    def _classifier(self, training: Training) -> Classifier:
-        backbone, device = self.subject.backbone, self.subject.device
-        shape = (self.classes, backbone.spec.feature_dim)
-        weight = draw_weights(shape, training.init, seed_for(self.subject.seed, _WEIGHTS))
-        with torch.random.fork_rng(devices=[]):  # torch's own initialization draws, and is overwritten
-            network = Classifier(copy.deepcopy(backbone), weight).to(device)
-        return network.to(memory_format=torch.channels_last)
 
     def _scores(self, network: Classifier, data: Dataset) -> tuple[Tensor, Tensor]:
         """Returns scores (N, C) and labels (N,) of all images, in `eval()` and float32."""

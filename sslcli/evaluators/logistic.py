@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -82,7 +83,7 @@ def fit_logistic(
         start: a fit to start from (of a neighboring C); the optimum is the same.
     """
     mean, scale = _moments(features, standardize)
-    problem = _Problem(features, labels, classes, C, mean, scale)
+    problem = partial(_objective, features, labels, 1 / (C * len(features)), mean, scale)
     parameters = features.new_zeros(features.shape[1] + 1, classes, dtype=torch.float64)
     if start is not None:
         parameters[:-1] = start.weight / scale.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(1)
@@ -108,30 +109,26 @@ def fit_logistic(
     return Logistic(weight, found[-1] - mean @ weight, objective, float(gradient.abs().max()), done)
 
 
-class _Problem:
-    """The objective over centered features: the same problem, since biases are free, and better conditioned."""
-
-    def __init__(self, features: Tensor, labels: Tensor, classes: int, C: float, mean: Tensor, scale: Tensor) -> None:
-        self.features, self.labels, self.mean, self.scale = features, labels, mean, scale
-        self.penalty = 1 / (C * len(features))
-        self.rows = _rows(features, classes)
-
-    def __call__(self, parameters: Tensor) -> tuple[float, Tensor]:
-        """Returns the value and the gradient (D + 1, C) at weights and, in the last row, biases."""
-        weight, bias = parameters[:-1], parameters[-1]
-        total = parameters.new_zeros(())
-        gradient = torch.zeros_like(parameters)
-        for x, y in zip(torch.split(self.features, self.rows), torch.split(self.labels, self.rows), strict=True):
-            x = (x.double() - self.mean) * self.scale
-            log_p = torch.log_softmax(x @ weight + bias, dim=1)
-            own = y.unsqueeze(1)
-            total -= log_p.gather(1, own).sum()
-            error = log_p.exp_().scatter_add_(1, own, log_p.new_full((), -1.0).expand(len(y), 1))
-            gradient[:-1].addmm_(x.T, error)
-            gradient[-1] += error.sum(dim=0)
-        gradient /= len(self.features)
-        gradient[:-1].add_(weight, alpha=self.penalty)
-        return float(total / len(self.features) + self.penalty / 2 * weight.square().sum()), gradient
+def _objective(
+    features: Tensor, labels: Tensor, penalty: float, mean: Tensor, scale: Tensor, parameters: Tensor
+) -> tuple[float, Tensor]:
+    """The value and the gradient (D + 1, C) at weights and, in the last row, biases, over centered features: the same
+    problem, since biases are free, and better conditioned."""
+    weight, bias = parameters[:-1], parameters[-1]
+    total = parameters.new_zeros(())
+    gradient = torch.zeros_like(parameters)
+    rows = _rows(features, len(bias))
+    for x, y in zip(torch.split(features, rows), torch.split(labels, rows), strict=True):
+        x = (x.double() - mean) * scale
+        log_p = torch.log_softmax(x @ weight + bias, dim=1)
+        own = y.unsqueeze(1)
+        total -= log_p.gather(1, own).sum()
+        error = log_p.exp_().scatter_add_(1, own, log_p.new_full((), -1.0).expand(len(y), 1))
+        gradient[:-1].addmm_(x.T, error)
+        gradient[-1] += error.sum(dim=0)
+    gradient /= len(features)
+    gradient[:-1].add_(weight, alpha=penalty)
+    return float(total / len(features) + penalty / 2 * weight.square().sum()), gradient
 
 
 def _moments(features: Tensor, standardize: bool) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -120,40 +120,32 @@ def view_features(
     """
     mean, std = normalization_of(subject, data.info.channels)
     maker = ViewMaker(views, data.info.channels, mean, std, subject.seed)
+    resident = data.images()
     pairs: list[list[Tensor]] = []
-    with torch.no_grad():
-        for pair in _pairs(maker, data, indices, subject.device):
-            pairs.append([subject.backbone(view).pooled.float() for view in pair])
+    with torch.no_grad(), ThreadPoolExecutor(THREADS) as pool:
+        for block in torch.split(indices, BATCH):
+            if resident is not None:
+                images = [resident[block].to(subject.device)]
+                draws = maker.draw(0, block, torch.tensor([images[0].shape[-2:]]).expand(len(block), 2))
+            else:
+                found = zip(block.tolist(), pool.map(partial(_read, data), block.tolist()), strict=True)
+                good = {index: image for index, image in found if image is not None}
+                if not good:
+                    continue
+                sizes = torch.tensor([image.shape[-2:] for image in good.values()])
+                draws = maker.draw(0, torch.tensor(list(good)), sizes)
+                crops = pool.map(maker.crop_one, good.values(), [draws] * len(good), range(len(good)))
+                images = [torch.stack(view).to(subject.device) for view in zip(*crops, strict=True)]
+            made = maker.apply(images, draws.to(subject.device), cropped=resident is None)
+            pairs.append([subject.backbone(view).pooled.float() for view in made])
     if not pairs:
         raise UserError(f"{data.info.name}: none of the images can be read")
     first, second = zip(*pairs, strict=True)
     return torch.cat(first), torch.cat(second)
 
 
-def _pairs(maker: ViewMaker, data: Dataset, indices: Tensor, device: torch.device) -> Iterator[list[Tensor]]:
-    """Yields two batches of views at a time."""
-    resident = data.images()
-    if resident is not None:
-        for block in torch.split(indices, BATCH):
-            images = resident[block].to(device)
-            sizes = torch.tensor([images.shape[-2:]]).expand(len(block), 2)
-            yield maker.apply([images], maker.draw(0, block, sizes).to(device))
-        return
-
-    def read(index: int) -> Tensor | None:
-        try:
-            return data.image(index)
-        except UnreadableImage:
-            return None
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        for block in torch.split(indices, BATCH):
-            read_images = zip(block.tolist(), pool.map(read, block.tolist()), strict=True)
-            good = {index: image for index, image in read_images if image is not None}
-            if not good:
-                continue
-            sizes = torch.tensor([image.shape[-2:] for image in good.values()])
-            draws = maker.draw(0, torch.tensor(list(good)), sizes)
-            crops = pool.map(maker.crop_one, good.values(), [draws] * len(good), range(len(good)))
-            stacked = [torch.stack(view).to(device) for view in zip(*crops, strict=True)]
-            yield maker.apply(stacked, draws.to(device), cropped=True)
+def _read(data: Dataset, index: int) -> Tensor | None:
+    try:
+        return data.image(index)
+    except UnreadableImage:
+        return None

@@ -149,9 +149,8 @@ class FeaturesExporter(Exporter):
         log.info(f"features of {len(dataset):,} images ({name}, {dataset.options.split})")
         kept, done = [torch.empty(0, dtype=torch.int64)], 0
         subject = FrozenSubject(trained, dataset, None, self.device)
-        for block, indices in feature_blocks(
-            subject.backbone, dataset, subject, options.batch_size, options.precision
-        ):  # fmt: skip
+        blocks = feature_blocks(subject.backbone, dataset, subject, options.batch_size, options.precision)
+        for block, indices in blocks:
             block = block.cpu()
             if not bool(block.isfinite().all()):
                 raise UserError(

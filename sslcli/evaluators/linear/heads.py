@@ -27,21 +27,13 @@ log = logging.getLogger(__name__)
 BLOCK = 1 << 24
 _ORDER, _WEIGHTS = 2, 3
 
-
 #: Endless batches of features (B, D) and labels (B,) on the device.
 Batches = Generator[tuple[Tensor, Tensor], None, None]
 
 
 def cached_batches(features: Tensor, labels: Tensor, rows: Tensor, batch_size: int, seed: int) -> Batches:
-    """Yields batches of features that were computed once, in another order each epoch; an epoch's last may be smaller.
-
-    Args:
-        features: (N, D) on the device.
-        labels: (N,) int64.
-        rows: (M,) int64, the indices to train on.
-        batch_size: B.
-        seed: of the order.
-    """
+    """Yields batches of some rows (M,) of features (N, D) that were computed once, and of their labels (N,), in another
+    order each epoch; an epoch's last may be smaller."""
     for epoch in itertools.count():
         order = rows[permutation(seed_for(seed, _ORDER), epoch, len(rows))]
         for batch in torch.split(order.to(features.device), batch_size):
@@ -125,24 +117,24 @@ def train_heads(
     parameters = {"weight": heads.weight, "bias": heads.bias}
     gradients = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
     update = make_update(parameters, gradients, rates, training, steps)
-    losses = mean.new_zeros(training.epochs, V, R)
-    right = None if held_out is None else torch.zeros(training.epochs, V, R, dtype=torch.float64, device=mean.device)
+    losses: list[Tensor] = []
+    right: list[Tensor] = []
     device, every = mean.device.type, max(1, training.epochs // 10)
     with torch.no_grad(), exact_float32(), torch.autocast(device, enabled=False), closing(batches):
         for epoch in range(training.epochs):
-            seen = 0
+            total, seen = mean.new_zeros(V, R), 0
             for step in range(epoch * steps, (epoch + 1) * steps):
                 features, labels = next(batches)
-                losses[epoch] += _write_gradients(heads, features, labels, gradients)
+                total += _write_gradients(heads, features, labels, gradients)
                 seen += len(labels)
                 update(step)
-            losses[epoch] /= seen
-            if right is not None and held_out is not None:
-                right[epoch] = accuracies(heads, *held_out)
+            losses.append(total / seen)
+            if held_out is not None:
+                right.append(accuracies(heads, *held_out))
             if log.isEnabledFor(level) and (epoch + 1 == training.epochs or (epoch + 1) % every == 0):
-                lowest = float(losses[epoch].nan_to_num(torch.inf).min())
+                lowest = float(losses[-1].nan_to_num(torch.inf).min())
                 log.log(level, f"linear: epoch {epoch + 1} of {training.epochs}, lowest loss {lowest:.4f}")
-    return heads, losses, right
+    return heads, torch.stack(losses), torch.stack(right) if right else None
 
 
 def _write_gradients(heads: Heads, features: Tensor, labels: Tensor, gradients: dict[str, Tensor]) -> Tensor:

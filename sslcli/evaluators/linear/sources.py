@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -66,7 +66,6 @@ class AugmentedFeatures:
         assert self.data.labels is not None
         self.labels = self.data.labels
         self.precision = resolve_precision(options.precision, subject.device)
-        self.view: Mapping[str, Any] = {}
 
     def batches(self, rows: Tensor, batch_size: int, seed: int) -> tuple[Batches, int]:
         data = Subset(self.data, rows)

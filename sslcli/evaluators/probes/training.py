@@ -53,7 +53,13 @@ class RecipeOptions(Options):
         given = {key: each for key, each in value.items() if key != "name"}
         if section == "optimizer" and "lr" in given:
             raise ValueError("takes no lr: give it beside the optimizer, as lr")
-        name, options = _read_section(section, value["name"], given)
+        name, extra = value["name"], {"lr": 1.0} if section == "optimizer" else {}
+        if not isinstance(name, str):
+            raise ValueError(f"needs a name; see `ssl list {section}s`")
+        try:
+            options = validate(load(f"{section}s", name).Options, given | extra, repr(name), Document({}, {(): ""}))
+        except UserError as error:
+            raise ValueError("; ".join(line.removeprefix(": ") for line in str(error).splitlines())) from error
         return {"name": name, **{key: each for key, each in options.plain().items() if key != "lr"}}
 
 
@@ -75,18 +81,6 @@ class ProbeOptions(RecipeOptions):
     """Train the chosen one once more, on all training images; false: test it as it was chosen."""
     top: Counts = (1, 5)
     """Which top-k accuracies to report; those of all classes or more are left out, since they are always 1."""
-
-
-def _read_section(section: str, name: Any, given: dict[str, Any]) -> tuple[str, Options]:
-    """Validates the options of a named optimizer or schedule; ValueError with all that is wrong in one line."""
-    if not isinstance(name, str):
-        raise ValueError(f"needs a name; see `ssl list {section}s`")
-    values = {**given, "lr": 1.0} if section == "optimizer" else given
-    try:
-        cls = load(f"{section}s", name)
-        return name, validate(cls.Options, values, repr(name), Document({}, {(): ""}))
-    except UserError as error:
-        raise ValueError("; ".join(line.removeprefix(": ") for line in str(error).splitlines())) from error
 
 
 @dataclass(frozen=True)
