@@ -72,13 +72,9 @@ def load_images(dataset: Dataset, image_size: int) -> tuple[Tensor, Tensor]:
 
 
 def extract_features(
-    backbone: nn.Module,
-    images: Tensor | Dataset,
-    inputs: InputFormat,
-    batch_size: int = 256,
-    precision: PrecisionName = "fp32",
+    backbone: nn.Module, images: Tensor | Dataset, inputs: InputFormat, batch_size: int = 256
 ) -> FeatureSet:
-    """Computes the pooled features of all images, in order.
+    """Computes the pooled features of all images, in order and in float32.
 
     Args:
         backbone: images → `Features`, on the device; every module's mode is restored.
@@ -86,7 +82,6 @@ def extract_features(
             together with their labels.
         inputs: the device, the images' size and their normalization.
         batch_size: images at once; the result does not depend on it (but for rounding).
-        precision: arithmetic of the network.
 
     Returns:
         features (N, D) float32 and labels, both on the device.
@@ -97,7 +92,7 @@ def extract_features(
     labels = None if isinstance(images, Tensor) else images.labels
     result, done = torch.empty(0), 0
     kept: list[Tensor] = []
-    for pooled, indices in feature_blocks(backbone, images, inputs, batch_size, precision):
+    for pooled, indices in feature_blocks(backbone, images, inputs, batch_size):
         if not kept:
             result = pooled.new_empty(len(images), pooled.shape[1])
         result[done : done + len(pooled)] = pooled
@@ -113,7 +108,8 @@ def feature_blocks(
     batch_size: int = 256,
     precision: PrecisionName = "fp32",
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Returns block by block what `extract_features` returns as a whole, in the memory of a batch or two.
+    """Returns block by block what `extract_features` returns as a whole, in the memory of a batch or two, and with the
+    network's arithmetic in any precision.
 
     Returns:
         an iterator over features (n, D) float32 on the device, and the indices (n,) int64 of these images, in order;

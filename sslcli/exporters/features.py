@@ -69,10 +69,9 @@ class FeaturesExporter(Exporter):
     def _kind(self, path: Path) -> str:
         if self.options.format != "auto":
             return self.options.format
-        kinds = {".npy": "npy", ".safetensors": "safetensors"}
-        if path.suffix not in kinds:
+        if path.suffix not in (".npy", ".safetensors"):
             raise UserError(f"{path}: should end in .safetensors or .npy, or choose a format: format=safetensors")
-        return kinds[path.suffix]
+        return path.suffix.removeprefix(".")
 
     def export(self, trained: Trained, path: Path) -> Exported:
         """Writes `path` whole or not at all.

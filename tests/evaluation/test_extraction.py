@@ -10,16 +10,18 @@ from evaluation_helpers import InMemory, TinyBackbone, trained
 
 from sslcli.contracts.errors import UserError
 from sslcli.data.subset import Subset
-from sslcli.evaluation.extraction import extract_features, load_images, normalizer
+from sslcli.evaluation.extraction import extract_features, feature_blocks, load_images, normalizer
 from sslcli.evaluation.subject import FrozenSubject, require_parts
 
 CPU = torch.device("cpu")
 LABELS = torch.arange(23) % 3
 
 
-def extract(backbone, images, batch_size=8, precision="fp32"):
-    inputs = SimpleNamespace(device=CPU, image_size=8, normalize=normalizer((0.5,) * 3, (0.25,) * 3, CPU))
-    return extract_features(backbone, images, inputs, batch_size, precision)
+INPUTS = SimpleNamespace(device=CPU, image_size=8, normalize=normalizer((0.5,) * 3, (0.25,) * 3, CPU))
+
+
+def extract(backbone, images, batch_size=8):
+    return extract_features(backbone, images, INPUTS, batch_size)
 
 
 def test_the_backbone_is_bitwise_unchanged_and_every_module_keeps_its_mode():
@@ -60,7 +62,7 @@ def test_a_tensor_a_resident_and_a_streamed_data_set_give_the_same():
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_features_in_half_precision_arrive_as_float32_and_near(precision):
     backbone, data = TinyBackbone(), InMemory(LABELS, 23)
-    found = extract(backbone, data, precision=precision).features
+    found = torch.cat([features for features, _ in feature_blocks(backbone, data, INPUTS, 8, precision)])
     assert found.dtype == torch.float32
     exact = extract(backbone, data).features
     assert not torch.equal(found, exact)

@@ -36,8 +36,26 @@ def make_update(
     Raises:
         UserError: the schedule's options do not fit the number of steps.
     """
-    make = _joint_sgd if training.optimizer_for(1.0)[0] is SGD else _head_by_head
-    return make(parameters, gradients, rates, training, steps)
+    if training.optimizer_for(1.0)[0] is SGD:
+        return _joint_sgd(parameters, gradients, rates, training, steps)
+    # Each head's weight and bias are parameters of their own, views of the memory of all, so that a trust ratio is a
+    # head's own.
+    optimizers = []
+    for r, rate in enumerate(rates):
+        groups = []
+        for v in range(len(parameters["weight"])):
+            own = {name: nn.Parameter(tensor[v, r]) for name, tensor in parameters.items()}
+            for name, parameter in own.items():
+                parameter.grad = gradients[name][v, r]
+            groups.append(ParameterGroup(own, f"scaling {v}"))
+        optimizers.append(ScheduledOptimizer(training, rate, steps, groups, _ROLES))
+
+    def update(step: int) -> None:
+        for each in optimizers:
+            each.prepare(step)
+            each.optimizer.step()
+
+    return update
 
 
 def _joint_sgd(
@@ -63,28 +81,5 @@ def _joint_sgd(
             velocity.mul_(options.momentum).add_(gradient)
             change = gradient.add_(velocity, alpha=options.momentum) if options.nesterov else velocity
             tensor.addcmul_(change, lr[step % steps].view(-1, *[1] * (tensor.ndim - 2)), value=-1)
-
-    return update
-
-
-def _head_by_head(
-    parameters: Tensors, gradients: Tensors, rates: Sequence[float], training: Training, steps: int
-) -> Update:
-    """One optimizer for each rate. Each head's weight and bias are parameters of their own, views of the memory of all,
-    so that a trust ratio is a head's own."""
-    optimizers = []
-    for r, rate in enumerate(rates):
-        groups = []
-        for v in range(len(parameters["weight"])):
-            own = {name: nn.Parameter(tensor[v, r]) for name, tensor in parameters.items()}
-            for name, parameter in own.items():
-                parameter.grad = gradients[name][v, r]
-            groups.append(ParameterGroup(own, f"scaling {v}"))
-        optimizers.append(ScheduledOptimizer(training, rate, steps, groups, _ROLES))
-
-    def update(step: int) -> None:
-        for each in optimizers:
-            each.prepare(step)
-            each.optimizer.step()
 
     return update
