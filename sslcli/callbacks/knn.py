@@ -15,7 +15,7 @@ from sslcli.contracts.callback import RunContext
 from sslcli.contracts.options import FREE, Options
 from sslcli.evaluation.scores import accuracy
 from sslcli.evaluation.subject import same_images
-from sslcli.evaluators.knn import knn_predict
+from sslcli.evaluators.knn import nearest, vote
 
 from .shared_features import EpochMonitor, shared_features, shared_images
 
@@ -89,10 +89,10 @@ class KNNMonitor(EpochMonitor):
         return {"knn_top1": top1}, f"kNN top-1 {top1:.1%}"
 
     def _top1(self, bank: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
-        features, labels = test
         with torch.no_grad():
-            scores = knn_predict(*bank, features, self._classes, self.options.k, self.options.temperature)
-        return accuracy(scores, labels)
+            similarity, index = nearest(bank[0], test[0], self.options.k)
+            scores = vote(similarity, bank[1][index], self._classes, self.options.temperature)
+        return accuracy(scores, test[1])
 
 
 class _Pixels(Backbone):

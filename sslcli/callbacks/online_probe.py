@@ -20,7 +20,7 @@ from sslcli import distributed
 from sslcli.contracts.callback import RunContext
 from sslcli.contracts.method import ParameterGroup
 from sslcli.contracts.options import FREE
-from sslcli.evaluation.scores import accuracy, in_top
+from sslcli.evaluation.scores import accuracy, in_top, possible_tops
 from sslcli.evaluation.subject import same_images
 from sslcli.evaluators.probes.training import Counts, RecipeOptions, Training
 from sslcli.modules.roles import parameter_roles
@@ -169,7 +169,7 @@ class OnlineProbe(EpochMonitor):
     def _build(self, context: RunContext, x: Tensor) -> None:
         """Builds classifier and optimizer for these features (N, D), and restores what a checkpoint held."""
         classes = context.classes or 1
-        self.top = [k for k in dict.fromkeys(self.options.top) if k < classes] or [1]
+        self.top = possible_tops(self.options.top, classes)
         probe = ScaledLinear(x.shape[1], classes, self.options.standardize).to(x.device)
         cls, options = self._schedule(context, len(x)).optimizer_for(self.options.lr)
         self.decay = weight_decay_schedule(options, context.progress.total_steps)

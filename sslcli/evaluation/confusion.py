@@ -32,15 +32,14 @@ def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequen
         OSError: the file cannot be written.
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     count = len(matrix)
     percent = [[100 * value / max(1, sum(row)) for value in row] for row in matrix]
     # Room for two digits in each cell, up to the size of a page.
     side = min(max(3.0, 0.44 * count), 12.0)
+    # Without pyplot: no window and no global state.
     figure = Figure(figsize=(side + 2.6, side + 1.9), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)  # without pyplot: no window and no global state
     axes = figure.add_subplot()
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
     axes.set_title(title, fontsize=11)

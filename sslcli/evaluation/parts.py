@@ -13,7 +13,7 @@ from sslcli.data.subset import limited
 from sslcli.plugins import load
 
 from .overlap import check_overlap
-from .subject import same_source, without_subset
+from .subject import resolved, source_of
 
 PARTS: tuple[Part, ...] = ("train", "eval")
 
@@ -40,11 +40,11 @@ class LabeledParts:
 def open_parts(
     stored: dict[str, Any] | None, document: Document, *, needs_labels: bool, required: bool = True
 ) -> LabeledParts:
-    """Opens the data that `data.…` overrides name, or else the stored ones changed by them.
+    """Opens the data of `choose_data`.
 
     Args:
-        stored: the options of the data that a run was trained on; None where that is not known.
-        document: the command line.
+        stored: as for `choose_data`.
+        document: likewise.
         needs_labels: a probe will be trained, so that the parts may not share images.
         required: refuse data without labels then; otherwise all images are both parts.
 
@@ -56,13 +56,13 @@ def open_parts(
     if len(labeled) < 2:
         everything = limited(cls.open(options))
         name = everything.info.name
-        if needs_labels and required and everything.labels is not None:
+        if needs_labels and required:
+            if everything.labels is None:
+                raise UserError(f"{name}: there are no labeled images to train and test on; name data that have some")
             raise UserError(
                 f"{name}: all labeled images are one part, and a probe is trained on one and tested on another; "
                 "name data that have two (a folder has, with train/ and val/ in it)"
             )
-        if needs_labels and required:
-            raise UserError(f"{name}: there are no labeled images to train and test on; name data that have some")
         return LabeledParts(everything, everything, False, cls.view_size(options), {})
     if "limit" in asked:  # on the command line it holds for both parts
         labeled = [found.model_copy(update={"limit": options.limit}) for found in labeled]
@@ -102,12 +102,7 @@ def choose_data(
 
 
 def pretrained_on(stored: dict[str, Any] | None, test: Dataset) -> bool:
-    """Returns whether a run was trained on the test images, which flatters it.
-
-    Args:
-        stored: the options of the data that a run was trained on, if they are known.
-        test: the test images.
-    """
+    """Returns whether a run, whose data had these options if they are known, was trained on the test images."""
     if stored is None or set(stored) <= {"name"}:
         return False
     try:
@@ -115,4 +110,4 @@ def pretrained_on(stored: dict[str, Any] | None, test: Dataset) -> bool:
         options = cls.Options.parse({key: value for key, value in stored.items() if key != "name"})
     except (ValueError, UserError):  # a run of another version, or its plugin is not installed
         return False
-    return cls is type(without_subset(test)) and same_source(options, test.options)
+    return (cls, resolved(options)) == source_of(test)

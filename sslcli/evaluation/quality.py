@@ -44,9 +44,10 @@ def effective_rank(features: Tensor) -> Tensor:
         0-dim float64; NaN if a feature is not finite.
     """
     x = features.double()
-    variances = _squared_singular_values(x - x.mean(dim=0))
-    share = variances / variances.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return _finite_or_nan(torch.special.entr(share).sum().exp(), x)
+    centered = _finite(x - x.mean(dim=0))
+    # Of the two Gram matrices the smaller one has all squared singular values.
+    gram = centered.T @ centered if len(x) >= x.shape[1] else centered @ centered.T
+    return _exp_entropy(torch.linalg.eigvalsh(gram).clamp_min(0), 0.0, x)
 
 
 def rank_me(features: Tensor, epsilon: float = 1e-7) -> Tensor:
@@ -63,16 +64,7 @@ def rank_me(features: Tensor, epsilon: float = 1e-7) -> Tensor:
         0-dim float64; NaN if a feature is not finite.
     """
     x = features.double()
-    sigma = torch.linalg.svdvals(_finite(x))
-    share = sigma / sigma.sum().clamp_min(torch.finfo(torch.float64).tiny) + epsilon
-    return _finite_or_nan(torch.special.entr(share).sum().exp(), x)
-
-
-def _squared_singular_values(x: Tensor) -> Tensor:
-    """All min(N, D) of them, from the smaller of the two Gram matrices."""
-    x = _finite(x)
-    gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
-    return torch.linalg.eigvalsh(gram).clamp_min(0)
+    return _exp_entropy(torch.linalg.svdvals(_finite(x)), epsilon, x)
 
 
 def alignment(z1: Tensor, z2: Tensor, alpha: float = 2.0) -> Tensor:
@@ -117,6 +109,11 @@ def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
 
 def _finite(x: Tensor) -> Tensor:
     return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)  # the solvers raise where there is anything else
+
+
+def _exp_entropy(values: Tensor, epsilon: float, x: Tensor) -> Tensor:
+    share = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny) + epsilon
+    return _finite_or_nan(torch.special.entr(share).sum().exp(), x)
 
 
 def _finite_or_nan(value: Tensor, x: Tensor) -> Tensor:

@@ -50,17 +50,9 @@ def accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
     return float(in_top(scores, labels, k).double().mean())
 
 
-def confusion(scores: Tensor, labels: Tensor) -> Tensor:
-    """Returns (C, C) int64: how many images of the row's class were predicted as the column's."""
-    classes = scores.shape[-1]
-    pairs = labels * classes + scores.argmax(dim=-1)
-    return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-
-
-def per_class(matrix: Tensor) -> list[float | None]:
-    """Returns the share of each class's images that were recognized; None for a class without images."""
-    right, count = matrix.diagonal().tolist(), matrix.sum(dim=1).tolist()
-    return [r / n if n else None for r, n in zip(right, count, strict=True)]
+def possible_tops(top: Sequence[int], classes: int) -> list[int]:
+    """Returns each k once without those from the number of classes on, which are always right; at least top 1."""
+    return [k for k in dict.fromkeys(top) if k < classes] or [1]
 
 
 def summarize(
@@ -75,10 +67,12 @@ def summarize(
         names: of the classes.
 
     Returns:
-        `top1`, `top5`, … as shares, counted image by image; and accuracy by class and the confusion matrix.
+        `top1`, `top5`, … as shares, counted image by image; and `per_class`, the accuracy of each class (None without
+        images), and `confusion`, how many images of the row's class were predicted as the column's.
     """
     classes = scores.shape[1]
-    kept = [k for k in dict.fromkeys(top) if k < classes] or [1]
-    matrix = confusion(scores, labels)
-    details = {"per_class": dict(zip(names, per_class(matrix), strict=True)), "confusion": matrix.tolist()}
-    return {f"top{k}": accuracy(scores, labels, k) for k in kept}, details
+    pairs = labels * classes + scores.argmax(dim=1)
+    matrix = torch.bincount(pairs, minlength=classes**2).reshape(classes, classes).tolist()
+    recognized = [row[index] / sum(row) if any(row) else None for index, row in enumerate(matrix)]
+    details = {"per_class": dict(zip(names, recognized, strict=True)), "confusion": matrix}
+    return {f"top{k}": accuracy(scores, labels, k) for k in possible_tops(top, classes)}, details

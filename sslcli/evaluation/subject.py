@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sslcli.contracts.backbone import Backbone, Features
 from sslcli.contracts.data import Dataset, DatasetOptions, Part
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.evaluation import FeatureSet, Subject
@@ -18,7 +20,6 @@ from sslcli.data.subset import Subset
 
 from .extraction import extract_features, normalizer
 from .seal import state_digest, unsealed
-from .tokens import MeanOfTokens
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +66,10 @@ class FrozenSubject(Subject):
         self._datasets: dict[Part, Dataset | None] = {"train": train, "eval": test}
         self._features: dict[Part, FeatureSet] = {}
         self._versions: dict[Part, int] = {}
-        known = [data.info.classes for data in (train, test) if data is not None and data.info.classes]
-        self.classes = len(known[0]) if known else None
-        for data in (train, test):
-            if data is not None and data.info.channels != self.card.channels:
+        given = [data for data in (train, test) if data is not None]
+        self.classes = next((len(data.info.classes) for data in given if data.info.classes), None)
+        for data in given:
+            if data.info.channels != self.card.channels:
                 raise UserError(
                     f"{data.info.name}: its images have {data.info.channels} channels, the backbone takes "
                     f"{self.card.channels}; choose other data"
@@ -142,11 +143,16 @@ class FrozenSubject(Subject):
         data = self._datasets[part]
         if data is None:
             return None
-        options = {k: v for k, v in data.options.plain().items() if data.options.resume_rule(k) != "free"}
-        described: dict[str, Any] = {"name": data.info.name, "images": len(data), **options}
+        described = describe_data(data) | {"images": len(data)}
         if part in self._features:
             described["unreadable"] = len(data) - len(self._features[part].features)
         return described
+
+
+def describe_data(data: Dataset) -> dict[str, Any]:
+    """Returns the name of a data set and the options that decide what it reads, as plain data."""
+    options = {k: v for k, v in data.options.plain().items() if data.options.resume_rule(k) != "free"}
+    return {"name": data.info.name, **options}
 
 
 def require_parts(subject: Subject) -> int:
@@ -176,21 +182,19 @@ def require_parts(subject: Subject) -> int:
 
 def same_images(first: Dataset, second: Dataset) -> bool:
     """Returns whether two data sets read from the same images: equal in class and options, except for `limit`."""
-    first, second = without_subset(first), without_subset(second)
-    return first is second or (type(first) is type(second) and same_source(first.options, second.options))
+    return source_of(first) == source_of(second)
 
 
-def without_subset(data: Dataset) -> Dataset:
-    """Returns the data set that a subset is of."""
-    return without_subset(data.data) if isinstance(data, Subset) else data
+def source_of(data: Dataset) -> tuple[type[Dataset], dict[str, Any]]:
+    """Returns what decides which images a data set, or the one that a subset is of, reads: its class and its options
+    except `limit`, links followed."""
+    while isinstance(data, Subset):
+        data = data.data
+    return type(data), resolved(data.options)
 
 
-def same_source(first: DatasetOptions, second: DatasetOptions) -> bool:
-    """Returns whether two data sets' options, of one class, are equal except for `limit`, links followed."""
-    return _resolved(first) == _resolved(second)
-
-
-def _resolved(options: DatasetOptions) -> dict[str, Any]:
+def resolved(options: DatasetOptions) -> dict[str, Any]:
+    """Returns the options of a data set except `limit`, links followed."""
     values = {name: getattr(options, name) for name in type(options).model_fields if name != "limit"}
     return {k: v.expanduser().resolve() if isinstance(v, Path) else v for k, v in values.items()}
 
@@ -198,6 +202,34 @@ def _resolved(options: DatasetOptions) -> dict[str, Any]:
 def labeled_features(subject: Subject, part: Part) -> tuple[Tensor, Tensor]:
     """Returns features (N, D) and labels (N,) of a part that `require_parts` has checked."""
     found = subject.features(part)
-    if found.labels is None:
-        raise UserError(f"the images of the part {part!r} have no labels; name data that have some")
+    assert found.labels is not None
     return found.features, found.labels
+
+
+class MeanOfTokens(Backbone):
+    """A backbone whose pooled feature is the mean of its patch tokens, (N, D): a wrapper, so that it works with every
+    evaluator, also those that train a copy.
+
+    Raises:
+        UserError: the network has no tokens.
+    """
+
+    def __init__(self, backbone: Backbone, image_size: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        with torch.no_grad():
+            device = next(backbone.parameters()).device
+            tokens = backbone(torch.zeros(1, backbone.spec.channels, image_size, image_size, device=device)).tokens
+        if tokens is None:
+            raise UserError("feature=tokens: this network has no tokens (a ViT has); use feature=pooled")
+        self.spec = dataclasses.replace(backbone.spec, feature_dim=tokens.shape[-1])
+
+    @classmethod
+    def build(cls, options: Any, channels: int, image_size: int) -> Backbone:
+        raise UserError("backbone: the mean of tokens wraps another backbone; name that one")
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """Returns the mean over the patch tokens as `pooled`; the rest as it is."""
+        found = self.backbone(x, mask)
+        assert found.tokens is not None
+        return Features(found.tokens.mean(dim=1), found.tokens, found.grid)

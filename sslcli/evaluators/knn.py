@@ -36,15 +36,11 @@ def nearest(train_features: Tensor, features: Tensor, k: int) -> tuple[Tensor, T
     """
     k = min(k, len(train_features))
     bank = F.normalize(train_features.float(), dim=1).T
-    similarity = torch.empty(len(features), k, device=features.device)
-    index = torch.empty(len(features), k, dtype=torch.int64, device=features.device)
     rows = max(1, BLOCK // len(train_features))
     with exact_float32(), torch.autocast(features.device.type, enabled=False):
-        for start in range(0, len(features), rows):
-            block = F.normalize(features[start : start + rows].float(), dim=1) @ bank
-            best = block.topk(k, dim=1)
-            similarity[start : start + rows], index[start : start + rows] = best
-    return similarity, index
+        best = [(F.normalize(block.float(), dim=1) @ bank).topk(k, dim=1) for block in torch.split(features, rows)]
+    similarity, index = zip(*best, strict=True)
+    return torch.cat(similarity), torch.cat(index)
 
 
 def vote(similarity: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:
@@ -57,36 +53,12 @@ def vote(similarity: Tensor, labels: Tensor, classes: int, temperature: float) -
         temperature: τ > 0.
 
     Returns:
-        (N, C) float64; 0 for a class without a vote.
+        (N, C) float64; −inf for a class without a vote, so that it is in no top 5 where fewer than five got votes.
     """
     s = similarity.double()
     weight = ((s - s[:, :1]) / temperature).exp()
-    return torch.zeros(len(s), classes, dtype=torch.float64, device=s.device).scatter_add_(1, labels, weight)
-
-
-def knn_predict(
-    train_features: Tensor, train_labels: Tensor, features: Tensor, classes: int, k: int, temperature: float
-) -> Tensor:
-    """Returns each class's share of the votes of the k nearest training features.
-
-    Args:
-        train_features: (M, D).
-        train_labels: (M,) int64.
-        features: (N, D), other images than the training ones.
-        classes: C.
-        k: at most M are used.
-        temperature: τ > 0.
-
-    Returns:
-        scores (N, C) float64, up to a factor per row.
-    """
-    similarity, index = nearest(train_features, features, k)
-    return vote(similarity, train_labels[index], classes, temperature)
-
-
-def votes_only(scores: Tensor) -> Tensor:
-    """Sets classes without a vote to −inf, so that they are in no top 5 where fewer than five classes got votes."""
-    return scores.masked_fill(scores == 0, -torch.inf)
+    votes = torch.zeros(len(s), classes, dtype=torch.float64, device=s.device).scatter_add_(1, labels, weight)
+    return votes.masked_fill(votes == 0, -torch.inf)
 
 
 class KNNOptions(Options):
@@ -116,7 +88,7 @@ class KNN(Evaluator):
         details: dict[str, Any] = {}
         for k in self.options.k:
             for temperature in self.options.temperature:
-                scores = votes_only(vote(similarity[:, :k], bank_labels[index[:, :k]], classes, temperature))
+                scores = vote(similarity[:, :k], bank_labels[index[:, :k]], classes, temperature)
                 metrics, by_class = summarize(scores, labels, self.options.top, names)
                 settings.append({"k": min(k, len(bank)), "temperature": temperature, **metrics})
                 details = details or by_class

@@ -9,7 +9,7 @@ import torch
 from evaluation_helpers import PlainSubject, clusters
 
 import sslcli.evaluators.knn as knn
-from sslcli.evaluation.scores import accuracy, confusion, exact_float32, in_top, per_class
+from sslcli.evaluation.scores import accuracy, exact_float32, in_top, summarize
 
 
 def literal_knn(bank, bank_labels, features, classes, k, temperature):
@@ -28,21 +28,28 @@ def literal_knn(bank, bank_labels, features, classes, k, temperature):
     return torch.tensor(result, dtype=torch.float64)
 
 
+def predicted(bank, bank_labels, features, classes, k, temperature):
+    """Each class's share of the votes."""
+    similarity, index = knn.nearest(bank, features, k)
+    votes = knn.vote(similarity, bank_labels[index], classes, temperature)
+    votes[votes == -torch.inf] = 0
+    return votes / votes.sum(dim=1, keepdim=True)
+
+
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (7, 0.07), (20, 0.1), (1000, 0.5)])
 def test_votes_equal_the_literal_ones_up_to_a_factor_per_row(k, temperature, monkeypatch):
     monkeypatch.setattr(knn, "BLOCK", 60 * 4)  # several blocks, the last one smaller
     bank, test = clusters(60, 4), clusters(11, 4, seed=1)
-    found = knn.knn_predict(bank.features, bank.labels, test.features, 4, k, temperature)
+    found = predicted(bank.features, bank.labels, test.features, 4, k, temperature)
     expected = literal_knn(bank.features, bank.labels, test.features, 4, k, temperature)
-    share = expected / expected.sum(dim=1, keepdim=True)
-    torch.testing.assert_close(found / found.sum(dim=1, keepdim=True), share, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, expected / expected.sum(dim=1, keepdim=True), rtol=1e-4, atol=1e-6)
 
 
 def test_a_small_temperature_does_not_overflow_and_zeros_do_not_give_nan():
-    scores = knn.knn_predict(torch.zeros(10, 3), torch.arange(10) % 2, torch.zeros(2, 3), 2, 4, 0.07)
+    scores = predicted(torch.zeros(10, 3), torch.arange(10) % 2, torch.zeros(2, 3), 2, 4, 0.07)
     assert bool(torch.isfinite(scores).all())
     bank, test = clusters(60, 4), clusters(11, 4, seed=1)
-    scores = knn.knn_predict(bank.features, bank.labels, test.features, 4, 20, 1e-4)
+    scores = predicted(bank.features, bank.labels, test.features, 4, 20, 1e-4)
     assert bool(torch.isfinite(scores).all())
     nearest = knn.nearest(bank.features, test.features, 1)[1][:, 0]
     assert torch.equal(scores.argmax(dim=1), bank.labels[nearest])
@@ -54,10 +61,9 @@ def test_it_agrees_with_scikit_learn():
     unit = [torch.nn.functional.normalize(x.features, dim=1).double().numpy() for x in (bank, test)]
     model = neighbors.KNeighborsClassifier(10, weights=lambda d: torch.from_numpy((1 - d**2 / 2) / 0.1).exp().numpy())
     model.fit(unit[0], bank.labels.numpy())
-    scores = knn.knn_predict(bank.features, bank.labels, test.features, 4, 10, 0.1)
+    scores = predicted(bank.features, bank.labels, test.features, 4, 10, 0.1)
     assert scores.argmax(dim=1).tolist() == model.predict(unit[1]).tolist()
-    shares = torch.from_numpy(model.predict_proba(unit[1]))
-    torch.testing.assert_close(scores / scores.sum(dim=1, keepdim=True), shares, rtol=0, atol=1e-4)
+    torch.testing.assert_close(scores, torch.from_numpy(model.predict_proba(unit[1])), rtol=0, atol=1e-4)
 
 
 def test_accuracy_counts_images_and_not_blocks(monkeypatch):
@@ -99,7 +105,7 @@ def test_the_metrics_and_the_confusion_matrix_are_those_of_the_first_setting():
 
 def test_a_class_without_a_vote_is_in_no_top_5():
     similarity = torch.tensor([[0.9, 0.8]])
-    scores = knn.votes_only(knn.vote(similarity, torch.tensor([[6, 5]]), 7, 0.1))
+    scores = knn.vote(similarity, torch.tensor([[6, 5]]), 7, 0.1)
     assert accuracy(scores, torch.tensor([0]), 5) == 0.0
     assert accuracy(scores, torch.tensor([5]), 5) == 1.0
 
@@ -113,10 +119,10 @@ def test_of_equal_scores_the_lower_class_comes_first_and_a_nan_is_never_right():
 
 
 def test_confusion_has_the_true_class_in_its_rows():
-    scores = torch.eye(3)[[0, 1, 1, 2]]
-    matrix = confusion(scores, torch.tensor([0, 0, 1, 1]))
-    assert matrix.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0]]
-    assert per_class(matrix) == [0.5, 0.5, None]
+    metrics, details = summarize(torch.eye(3)[[0, 1, 1, 2]], torch.tensor([0, 0, 1, 1]), (1, 5), ("a", "b", "c"))
+    assert metrics == {"top1": 0.5}
+    assert details["confusion"] == [[1, 1, 0], [0, 1, 1], [0, 0, 0]]
+    assert details["per_class"] == {"a": 0.5, "b": 0.5, "c": None}
 
 
 def test_the_precision_of_products_is_restored():
