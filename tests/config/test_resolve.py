@@ -191,8 +191,8 @@ def test_a_long_value_is_shortened(tmp_path: Path) -> None:
 
 def test_missing_sections_are_reported_with_an_example(tmp_path: Path) -> None:
     assert problems(tmp_path, "seed: 1\n") == [
-        "c.yaml: method: missing; write `method: simclr`",
-        "c.yaml: data: missing; write `data: {name: cifar10, root: ./data}`",
+        "c.yaml:1: method: missing; write `method: simclr`",
+        "c.yaml:1: data: missing; write `data: {name: cifar10, root: ./data}`",
     ]
     assert problems(tmp_path, "method: simclr\ndata: {count: 3}\n") == [
         "c.yaml:2: data: should be a name, or a mapping with `name`; see `ssl list datasets`"
