@@ -13,6 +13,7 @@ from sslcli.config.merge import read_config
 from sslcli.config.options import parse_options
 from sslcli.config.resolve import RunConfig, load_config, resolve
 from sslcli.contracts.errors import ConfigError
+from sslcli.data.objects.wrapped import WrappedOptions
 from sslcli.plugins import load
 
 FULL = """\
@@ -294,3 +295,4 @@ def test_british_spellings_of_version_0_1_are_still_read(tmp_path):
     assert "normalisation" not in config.plain()["data"]
     stored = from_text(tmp_path, "method: {name: byol, predictor: {weight_standardisation: true}}\ndata: shapes\n")
     assert stored.method.options.predictor.weight_standardization
+    assert WrappedOptions.parse({"split": "labelled"}).split == "labeled"
