@@ -42,18 +42,16 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[Any, Any] = {}  # the stubs declare an instance variable
 
 
-def _integer(text: str) -> int:
-    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-    return int(text[2:] if base != 10 else text, base)
-
-
 _NUMBER = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _PREFIX = "tag:yaml.org,2002:"
 #: The text of each type of scalar, and the function that reads it.
 _SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
     "null": (re.compile(r"^(?:~|null|Null|NULL|)$"), lambda text: None),
     "bool": (re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), lambda text: text.lower() == "true"),
-    "int": (re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), _integer),
+    "int": (
+        re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"),
+        lambda text: int(text, 0 if text[:2] in ("0o", "0x") else 10),
+    ),
     "float": (
         re.compile(rf"^(?:{_NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
         lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
@@ -75,17 +73,11 @@ _Dumper.yaml_implicit_resolvers = {first: [*_OURS, *rules] for first, rules in _
 _BREAKS = re.compile("[\n\r\x85\u2028\u2029]")
 
 
-def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
-    text = {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value), repr(value))
-    return dumper.represent_scalar(_PREFIX + "float", text)
-
-
 def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
     # Escape all line breaks: single quotes would fold them, and lose a NEL.
     return dumper.represent_scalar(_PREFIX + "str", value, style='"' if _BREAKS.search(value) else None)
 
 
-_Dumper.add_representer(float, _represent_float)
 _Dumper.add_representer(str, _represent_str)
 
 
@@ -110,19 +102,15 @@ def read_file(path: Path) -> Document:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError([f"{path}: no such file"]) from None
-    except IsADirectoryError:
-        raise ConfigError([f"{path}: is a directory, not a YAML file"]) from None
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: is not a text file in UTF-8 (byte {error.start})"]) from None
     except OSError as error:
-        raise ConfigError([f"{path}: cannot be read ({error.strerror})"]) from None
+        raise ConfigError([f"{path}: {str(error.strerror).lower()}"]) from None
     document = parse(text, str(path), numbered=True)
     if document.data is None:
         raise ConfigError([f"{path}: is empty"])
     if not isinstance(document.data, dict):
-        raise ConfigError([f"{path}:1: a config is a mapping of keys to values, not a {_kind(document.data)}"])
+        raise ConfigError([f"{path}:1: a config is a mapping of keys to values"])
     return document
 
 
@@ -218,7 +206,3 @@ class _Reader:
             return read(text)
         self.complain(node, key, f"{text[:40]!r} is not a valid {tag}")
         return None
-
-
-def _kind(value: Any) -> str:
-    return {list: "list", str: "string", bool: "boolean"}.get(type(value), "number")

@@ -14,9 +14,7 @@ from typing import Any
 from sslcli.contracts.errors import ConfigError
 
 from .document import Document, Key, dump_value, parse, read_file
-
-#: Sections that name one plugin: `method: simclr` is short for `method: {name: simclr}`.
-CHOICES = ("method", "backbone", "data", "optimizer", "schedule")
+from .schema import PLUGIN_SECTIONS
 
 _COMMAND_LINE = "command line"
 
@@ -54,7 +52,8 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Document:
 
 
 def _expand_shorthands(document: Document) -> None:
-    for name in CHOICES:
+    """`method: simclr` is short for `method: {name: simclr}`."""
+    for name in PLUGIN_SECTIONS:
         value = document.data.get(name)
         if isinstance(value, str):
             document.data[name] = {"name": value}
@@ -71,14 +70,7 @@ def _merged(base: Document, over: Document, old: Any, new: Any, key: Key) -> Any
         _forget(base, key)
         _adopt(base, over, key)
         return new
-    result = dict(old)
-    for name, value in new.items():
-        child = (*key, name)
-        if name in old:
-            result[name] = _merged(base, over, old[name], value, child)
-        else:
-            result[name] = value
-            _adopt(base, over, child)
+    result = old | {name: _merged(base, over, old.get(name), value, (*key, name)) for name, value in new.items()}
     if key in over.where:
         base.where[key] = over.where[key]
     return result
@@ -86,7 +78,7 @@ def _merged(base: Document, over: Document, old: Any, new: Any, key: Key) -> Any
 
 def _renamed(old: dict[str, Any], new: dict[str, Any], key: Key) -> bool:
     """Whether `new` names another plugin (or preset) than `old`, to which the old options don't belong."""
-    tag = "name" if len(key) == 1 and key[0] in CHOICES else "preset" if key == ("views",) else None
+    tag = "name" if len(key) == 1 and key[0] in PLUGIN_SECTIONS else "preset" if key == ("views",) else None
     return tag is not None and tag in new and new[tag] != old.get(tag)
 
 
@@ -132,7 +124,7 @@ def _apply(document: Document, text: str) -> None:
     if key[0] == "extends":
         raise ConfigError([f"{_COMMAND_LINE}: extends: is only allowed in a file"])
     value = parse(value_text, f"{_COMMAND_LINE}: {path}")
-    if len(key) == 1 and key[0] in CHOICES and isinstance(value.data, str):
+    if len(key) == 1 and key[0] in PLUGIN_SECTIONS and isinstance(value.data, str):
         value.data = {"name": value.data}
     parent = _parent(document, key, path)
     if isinstance(parent, list):
@@ -153,9 +145,7 @@ def _parent(document: Document, key: Key, path: str) -> Any:
         here = key[: depth + 1]
         step: Any = _index(parent, part, here) if isinstance(parent, list) else part
         child = parent[step] if isinstance(parent, list) else parent.get(part)
-        if isinstance(child, str) and here == (part,) and part in CHOICES:
-            child = {"name": child}
-        elif child is None:
+        if child is None:
             child = {}
         elif not isinstance(child, dict | list):
             raise ConfigError([f"{_COMMAND_LINE}: {path}: {'.'.join(here)} is {child!r}, not a mapping or a list"])

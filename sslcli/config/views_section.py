@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sslcli.contracts.errors import UserError
 from sslcli.contracts.views import OperationSpec, ViewSpec
-from sslcli.plugins import find, load, suggest
+from sslcli.plugins import load, suggest
 
 from .document import Key
 from .options import parse_into
@@ -20,6 +19,7 @@ from .problems import Problems, show
 DEFAULT_ORDER = ("flip", "jitter", "grayscale", "blur", "solarize")
 #: Short keys of the random resized crop, and the option that each sets.
 CROP_KEYS = {"crop_scale": "scale", "crop_ratio": "ratio", "interpolation": "interpolation"}
+_KEYS_OF_CROP = {option: key for key, option in CROP_KEYS.items()}
 SHORT_KEYS = (*CROP_KEYS, *DEFAULT_ORDER)
 
 
@@ -36,10 +36,10 @@ def resolve_views(
     """
     key: Key = ("views",)
     if isinstance(section, list):
-        keys = [(*key, str(index)) for index in range(len(section))]
-        views = [_as_view(item, child, problems) for item, child in zip(section, keys, strict=True)]
-        if not views:
+        if not section:
             problems.add(key, "should have one view or more")
+        keys: list[Key] = [(*key, str(index)) for index in range(len(section))]
+        views = [_as_view(item, child, problems) for item, child in zip(section, keys, strict=True)]
         return _build_all(views, keys, default_size, problems)
     if not isinstance(section, dict | None):
         problems.add(key, f"should be a mapping or a list of views, not {show(section)}")
@@ -115,15 +115,13 @@ def _preset_views(name: str, section: dict[str, Any], size: int, key: Key, probl
     own = preset.Options.model_fields
     short = {k: v for k, v in section.items() if k in SHORT_KEYS and (k not in own or isinstance(v, dict | list))}
     options = {k: v for k, v in section.items() if k not in short}
-    unknown = [k for k in options if k not in own]
-    for option in unknown:
+    before = len(problems.lines)
+    for option in [k for k in options if k not in own]:
         known = [*own, *SHORT_KEYS, "size", "preset"]
         problems.add((*key, option), f"unknown option of 'views'{suggest(option, known, otherwise=True)}")
-    known_options = {k: v for k, v in options.items() if k not in unknown}
-    parsed = parse_into(problems, preset.Options, known_options, repr(name), key)
-    if unknown or parsed is None:
-        return []
-    return [_changed(view, short) for view in preset.views(parsed, size)]
+        del options[option]
+    parsed = parse_into(problems, preset.Options, options, repr(name), key)
+    return [_changed(view, short) for view in preset.views(parsed, size)] if len(problems.lines) == before else []
 
 
 def _build_all(views: list[dict[str, Any]], keys: list[Key], size: int, problems: Problems) -> tuple[ViewSpec, ...]:
@@ -133,15 +131,15 @@ def _build_all(views: list[dict[str, Any]], keys: list[Key], size: int, problems
 
 def _build(view: dict[str, Any], key: Key, size: int, problems: Problems) -> ViewSpec | None:
     before = len(problems.lines)
-    listed = view.get("operations") is not None
     items = _items(view, key, problems)
-    specs = [spec for child, item in items if (spec := _operation(child, item, listed, problems)) is not None]
+    specs = [spec for child, item in items if (spec := _operation(child, item, problems)) is not None]
     for name in [k for k in view if k not in ("count", "size")]:
         known = ["count", "size", "operations", "order", *SHORT_KEYS]
         problems.add((*key, name), f"unknown option of a view{suggest(name, known, otherwise=True)}")
     if len(problems.lines) > before:
         return None
-    _check_geometry(specs, key, problems)
+    if [load("augmentations", spec.name).geometric for spec in specs] != [True] + [False] * (len(specs) - 1):
+        problems.add(key, "a view needs exactly one geometric operation (such as crop or resize), as its first")
     data = {"size": size, **{k: v for k, v in view.items() if v is not None}}
     return parse_into(problems, ViewSpec, {**data, "operations": [spec.plain() for spec in specs]}, "a view", key)
 
@@ -180,7 +178,7 @@ def _from_short_keys(view: dict[str, Any], key: Key, problems: Problems) -> list
     for name in dict.fromkeys([*order, *DEFAULT_ORDER]):
         value = view.pop(name, None)
         child = (*key, name)
-        if value is None or value is False or (isinstance(value, int | float) and value == 0):
+        if value in (None, 0):
             continue
         options = _as_options(name, value)
         if options is not None:
@@ -190,7 +188,7 @@ def _from_short_keys(view: dict[str, Any], key: Key, problems: Problems) -> list
     return items
 
 
-def _operation(key: Key, item: dict[str, Any], listed: bool, problems: Problems) -> OperationSpec | None:
+def _operation(key: Key, item: dict[str, Any], problems: Problems) -> OperationSpec | None:
     name = item["name"]
     operation = problems.load("augmentations", name, key)
     if operation is None:
@@ -199,20 +197,6 @@ def _operation(key: Key, item: dict[str, Any], listed: bool, problems: Problems)
         problems.add(key, f"{name!r} is a preset, not an operation")
         return None
     values = {option: value for option, value in item.items() if option != "name"}
-    renamed = {} if listed or name != "crop" else {option: short for short, option in CROP_KEYS.items()}
+    renamed = _KEYS_OF_CROP if name == "crop" and "operations" not in key else {}
     options = parse_into(problems, operation.Options, values, repr(name), key, renamed)
     return None if options is None else OperationSpec(name=name, options=options.plain())
-
-
-def _check_geometry(specs: list[OperationSpec], key: Key, problems: Problems) -> None:
-    geometric = [bool(load("augmentations", spec.name).geometric) for spec in specs]
-    if not geometric or not geometric[0] or any(geometric[1:]):
-        names = ", ".join(p.name for p in find("augmentations") if _is_geometric(p.name))
-        problems.add(key, f"a view needs exactly one geometric operation ({names}), as its first")
-
-
-def _is_geometric(name: str) -> bool:
-    try:
-        return bool(getattr(load("augmentations", name), "geometric", False))
-    except UserError:
-        return False

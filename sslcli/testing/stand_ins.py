@@ -133,6 +133,3 @@ class WatchedRun(RunContext):
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Does nothing: no other callback listens."""
-
-    def tell(self, text: str) -> None:
-        """Does nothing."""
