@@ -63,11 +63,8 @@ class SupCon(Method):
         return {"preset": "supcon"}
 
     def forward(self, batch: Batch) -> Step:
-        """Returns the loss, the mean cosines of pairs of one class and of two, and the first views' features.
-
-        Raises:
-            UserError: if there are no labels, or not two global views or more, the first ones.
-        """
+        """Returns the loss, the mean cosines of pairs of one class and of two, and the first views' features. Raises
+        UserError if there are no labels, or not two global views or more, the first ones."""
         if batch.labels is None:
             raise UserError("method: supcon needs labels, and these images have none: use labeled data, or simclr")
         x, _ = global_and_local(batch, "supcon")
