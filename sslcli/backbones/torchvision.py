@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -63,7 +64,8 @@ class TorchvisionBackbone(Backbone):
         if channels != 3:
             self._replace_first_convolution(channels)
         if isinstance(options, TorchvisionViTOptions) and options.gradient_checkpointing:
-            self.network.encoder.layers = CheckpointedBlocks.of(self.network.encoder.layers.named_children())
+            blocks = OrderedDict(self.network.encoder.layers.named_children())
+            self.network.encoder.layers = CheckpointedBlocks(blocks)
         self._side = image_size if self._family() in ONE_SIZE else None
         least = self._side or LARGER_MINIMUM.get(self.name, MINIMUM_SIZE)
         self.spec = BackboneSpec(dim, channels, minimum_size=least, size_multiple=self._multiple())
