@@ -24,7 +24,7 @@ from sslcli.evaluation.scores import accuracy, in_top, possible_tops
 from sslcli.evaluation.subject import same_images
 from sslcli.evaluators.probes.training import Counts, RecipeOptions, Training
 from sslcli.modules.roles import parameter_roles
-from sslcli.optimizers.groups import set_lr, set_weight_decay, split_by_role, weight_decay_schedule
+from sslcli.optimizers.groups import set_rates, split_by_role, weight_decay_schedule
 
 from .shared_features import EpochMonitor, shared_features
 
@@ -106,9 +106,7 @@ class OnlineProbe(EpochMonitor):
             self._build(context, x)
         assert self.probe is not None
         step = context.progress.step - 1
-        set_lr(self.optimizer, self.schedule, step, self.schedule.base)
-        if self.decay is not None:
-            set_weight_decay(self.optimizer, self.decay, step)
+        set_rates(self.optimizer, step, self.schedule, self.decay)
         # A step that the GradScaler skips may have features that are not finite; they must not stay in the weights.
         x = torch.where(x.isfinite().all(), x, torch.zeros_like(x))
         self.probe.train()

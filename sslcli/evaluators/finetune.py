@@ -28,7 +28,7 @@ from sslcli.data.subset import Subset, stratified_share
 from sslcli.evaluation.extraction import DTYPES, extract_features
 from sslcli.evaluation.scores import accuracy, exact_float32
 from sslcli.modules.roles import parameter_roles
-from sslcli.optimizers.groups import set_lr, set_weight_decay, split_by_role, weight_decay_schedule
+from sslcli.optimizers.groups import set_rates, split_by_role, weight_decay_schedule
 from sslcli.randomness import seed_for
 from sslcli.runs.device import resolve_precision
 
@@ -161,9 +161,7 @@ class FinetuneTrainer(Trainer):
                 network.train()
                 total = torch.zeros((), device=device)
                 for step in range(epoch * steps, (epoch + 1) * steps):
-                    set_lr(optimizer, schedule, step, schedule.base)
-                    if decay is not None:
-                        set_weight_decay(optimizer, decay, step)
+                    set_rates(optimizer, step, schedule, decay)
                     inputs, labels = next(stream)
                     inputs = inputs.contiguous(memory_format=torch.channels_last)
                     torch.manual_seed(seed_for(seed, _STEP, step))  # dropout and the like

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sslcli.contracts.method import ParameterGroup
 from sslcli.contracts.optimizer import Role
-from sslcli.optimizers.groups import set_lr, set_weight_decay, split_by_role, weight_decay_schedule
+from sslcli.optimizers.groups import set_rates, split_by_role, weight_decay_schedule
 from sslcli.optimizers.sgd import SGD, SGDOptions
 
 from ..probes.training import Training
@@ -100,9 +100,7 @@ class HeadByHead(Update):
 
     def step(self, step: int) -> None:
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
-            set_lr(optimizer, schedule, step, schedule.base)
-            if self.decay is not None:
-                set_weight_decay(optimizer, self.decay, step)
+            set_rates(optimizer, step, schedule, self.decay)
             optimizer.step()
 
 
