@@ -61,7 +61,7 @@ def load_images(dataset: Dataset, image_size: int, indices: Tensor) -> tuple[Ten
         uint8 (K', C, image_size, image_size) on the CPU, and the (K',) indices of those that could be read.
 
     Raises:
-        UserError: more than 1 % of them cannot be read.
+        UserError: more than 1% of them cannot be read.
     """
     blocks = list(_read(dataset, image_size, indices, max(1, len(indices))))
     if not blocks:
@@ -90,7 +90,7 @@ def extract_features(
         features (N, D) float32 and labels, both on the device.
 
     Raises:
-        UserError: more than 1 % of the images cannot be read.
+        UserError: more than 1% of the images cannot be read.
     """
     labels = None if isinstance(images, Tensor) else images.labels
     result = torch.empty(len(images), backbone.spec.feature_dim, device=inputs.device)
@@ -117,7 +117,7 @@ def feature_blocks(
         unreadable images are left out.
 
     Raises:
-        UserError: more than 1 % of the images cannot be read.
+        UserError: more than 1% of the images cannot be read.
     """
     dtype, everything = DTYPES.get(precision), torch.arange(len(images))
     blocks: Iterator[tuple[Tensor, Tensor]]
