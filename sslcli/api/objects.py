@@ -1,4 +1,4 @@
-"""Objects in the place of names: a module as backbone, a data set, callbacks, plugin classes.
+"""Objects instead of names: a module as backbone, a data set, callbacks, plugin classes.
 
 There is one schema, the config's. An object is registered as a plugin `python:CLASS` for as long as it is needed, and a
 section that holds it becomes one that names it.

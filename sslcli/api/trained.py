@@ -140,7 +140,7 @@ def export(target: Target, exporter: str = "backbone", path: str | Path | None =
     Args:
         target: a `Run`, a run directory, a checkpoint or a backbone file.
         exporter: its name.
-        path: the file; by default in the run directory, or beside the file.
+        path: the file; by default in the run directory, or next to the file.
         options: the exporter's.
 
     Returns:

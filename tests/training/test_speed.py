@@ -74,7 +74,7 @@ def test_every_part_of_a_step_is_marked_in_order(tiny):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_neither_precomputed_views_nor_the_clock_change_a_step(tiny, accumulate, monkeypatch):
+def test_neither_prepared_views_nor_the_clock_change_a_step(tiny, accumulate, monkeypatch):
     config, ended = tiny(f"training.accumulate={accumulate}", "schedule.warmup_epochs=0"), []
     for kind in ("plain", "ready", "clock"):
         session = build(config)
@@ -95,7 +95,7 @@ def test_neither_precomputed_views_nor_the_clock_change_a_step(tiny, accumulate,
         assert all(torch.equal(other[name], tensor) for name, tensor in ended[0].items())
 
 
-def test_precomputed_views_are_copies(tiny, monkeypatch):
+def test_prepared_views_are_copies(tiny, monkeypatch):
     loop = loop_of(build(tiny()))
     first = next(loop.batches)
     made = loop.make_views(first[0])
