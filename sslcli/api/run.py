@@ -28,6 +28,7 @@ class Run:
         path: the directory.
         classes: plugin classes that wrap the objects, by group and the name after `python:` in the config.
         signal: number of the signal that interrupted the training run; None if it ended, or was opened.
+        total_steps: optimizer steps in all epochs; None for a run that was opened.
     """
 
     def __init__(
@@ -51,7 +52,8 @@ class Run:
         """
         self.path = Path(path).expanduser()
         self.signal: int | None = None
-        self._ended: tuple[int, int] | None = None
+        self.total_steps: int | None = None
+        self._step: int | None = None
         if not (self.path / "config.yaml").is_file():
             raise UserError(f"{self.path}: is not a run directory (it has no config.yaml)")
         self.classes: Classes = {}
@@ -69,7 +71,7 @@ class Run:
         """What `train` returns: a run with its objects, and the step at which training ended."""
         run = cls(result.directory)
         run.classes, run.signal = classes, result.signal
-        run._ended = result.step, result.total_steps
+        run._step, run.total_steps = result.step, result.total_steps
         return run
 
     def __repr__(self) -> str:
@@ -86,17 +88,12 @@ class Run:
     @property
     def step(self) -> int:
         """Optimizer steps made; for a run that was opened, the step of its newest checkpoint (0 if it has none)."""
-        if self._ended is not None:
-            return self._ended[0]
+        if self._step is not None:
+            return self._step
         from sslcli.runs.checkpoint import list_checkpoints
 
         newest = next(iter(list_checkpoints(self.path / "checkpoints")), None)
         return 0 if newest is None else int(newest.stem.removeprefix("step-"))
-
-    @property
-    def total_steps(self) -> int | None:
-        """Optimizer steps in all epochs; None for a run that was opened."""
-        return None if self._ended is None else self._ended[1]
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
