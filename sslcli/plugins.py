@@ -10,9 +10,10 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
-import importlib
+import importlib.metadata
 import importlib.util
 import inspect
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,18 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import importlib_metadata
-
 from sslcli.contracts.errors import UserError
 
 
 @dataclass(frozen=True)
 class Group:
-    """A plugin group: what one member is called, and the contracts that its classes inherit from."""
+    """A plugin group: what one member is called, and what its classes inherit from (`method:Method`)."""
 
     name: str
     noun: str
-    contracts: tuple[tuple[str, str], ...]
+    contracts: tuple[str, ...]
 
     @property
     def entry_points(self) -> str:
@@ -43,15 +42,15 @@ class Group:
 GROUPS: dict[str, Group] = {
     group.name: group
     for group in (
-        Group("methods", "method", (("method", "Method"),)),
-        Group("backbones", "backbone", (("backbone", "Backbone"), ("backbone", "BackboneProvider"))),
-        Group("datasets", "data set", (("data", "Dataset"),)),
-        Group("augmentations", "view operation or preset", (("views", "Operation"), ("views", "Preset"))),
-        Group("optimizers", "optimizer", (("optimizer", "OptimizerPlugin"),)),
-        Group("schedules", "schedule", (("optimizer", "Schedule"),)),
-        Group("evaluators", "evaluator", (("evaluation", "Evaluator"),)),
-        Group("exporters", "exporter", (("export", "Exporter"),)),
-        Group("callbacks", "callback", (("callback", "Callback"),)),
+        Group("methods", "method", ("method:Method",)),
+        Group("backbones", "backbone", ("backbone:Backbone", "backbone:BackboneProvider")),
+        Group("datasets", "data set", ("data:Dataset",)),
+        Group("augmentations", "view operation or preset", ("views:Operation", "views:Preset")),
+        Group("optimizers", "optimizer", ("optimizer:OptimizerPlugin",)),
+        Group("schedules", "schedule", ("optimizer:Schedule",)),
+        Group("evaluators", "evaluator", ("evaluation:Evaluator",)),
+        Group("exporters", "exporter", ("export:Exporter",)),
+        Group("callbacks", "callback", ("callback:Callback",)),
     )
 }
 
@@ -108,7 +107,7 @@ def suggest(name: str, known: list[str], *, otherwise: bool = False) -> str:
 def _installed() -> tuple[FoundPlugin, ...]:
     found: list[FoundPlugin] = []
     seen: set[str] = set()
-    for distribution in importlib_metadata.distributions():
+    for distribution in importlib.metadata.distributions():
         try:
             package = distribution.metadata["Name"]
             # The same distribution can be on the path twice (an editable and a wheel install): Python imports the
@@ -178,21 +177,17 @@ def registered(classes: Mapping[tuple[str, str], type]) -> Iterator[None]:
 
 
 def load_found(plugin: FoundPlugin) -> type:
-    """Imports a found plugin.
-
-    Raises:
-        PluginError: naming the package, if importing fails or the object is of another kind than its group's.
-    """
-    for known, cls in reversed(_registered):
-        if known == plugin:
-            return cls
+    """Imports a found plugin; PluginError, naming the package, if that fails or it does not belong in its group."""
+    given = dict(_registered).get(plugin)
+    if given is not None:
+        return given
     info = get_group(plugin.group)
     try:
-        loaded = importlib_metadata.EntryPoint(plugin.name, plugin.target, plugin.group).load()
+        loaded = importlib.metadata.EntryPoint(plugin.name, plugin.target, plugin.group).load()
     except (Exception, SystemExit) as error:  # whatever a third party's module raises affects only this name
         raise PluginError(f"{info.noun} {plugin.name!r} of {plugin} cannot be loaded: {_reason(error)}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, contracts(info))):
-        wanted = " or ".join(name for _, name in info.contracts)
+        wanted = " or ".join(each.__name__ for each in contracts(info))
         raise PluginError(f"{info.noun} {plugin.name!r} of {plugin} is not a subclass of {wanted}")
     return loaded
 
@@ -202,11 +197,7 @@ def _reason(error: BaseException) -> str:
 
 
 def load(group: str, name: str) -> Any:
-    """Returns the class that `name` means in `group`.
-
-    Args:
-        group: `methods` or `sslcli.methods`.
-        name: `NAME`, `PACKAGE:NAME`, or for a provider of many `PROVIDER/NAME`.
+    """Returns the class that `name` means: `NAME`, `PACKAGE:NAME`, or for a provider of many `PROVIDER/NAME`.
 
     Raises:
         PluginError: unknown name (with the nearest ones), two packages with this name, or a broken package.
@@ -232,9 +223,7 @@ def load(group: str, name: str) -> Any:
 
 def contracts(group: Group) -> tuple[type, ...]:
     """Returns what the plugins of a group inherit from."""
-    return tuple(
-        getattr(importlib.import_module(f"sslcli.contracts.{module}"), name) for module, name in group.contracts
-    )
+    return tuple(pkgutil.resolve_name(f"sslcli.contracts.{each}") for each in group.contracts)
 
 
 @dataclass(frozen=True)
