@@ -95,11 +95,7 @@ def dump_value(value: Any) -> str:
 
 
 def read_file(path: Path) -> Document:
-    """Reads a YAML file that contains a mapping.
-
-    Raises:
-        ConfigError: if it cannot be read or parsed; lists every duplicate key.
-    """
+    """Reads a YAML file that contains a mapping; ConfigError if it cannot be parsed, with every duplicate key."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -22,8 +22,7 @@ _COMMAND_LINE = "command line"
 def read_config(path: Path, overrides: list[str]) -> Document:
     """Reads a config file with everything it extends, and applies overrides (`key.path=value`).
 
-    Raises:
-        ConfigError: a file cannot be read, or overrides are malformed.
+    Raises ConfigError if a file cannot be read, or overrides are malformed.
     """
     document = _read_with_bases(path.expanduser(), ())
     apply_overrides(document, overrides)
@@ -95,11 +94,7 @@ def _adopt(base: Document, over: Document, key: Key) -> None:
 
 
 def apply_overrides(document: Document, overrides: list[str]) -> None:
-    """Applies `key.path=value` arguments in order; each value is parsed as YAML.
-
-    Raises:
-        ConfigError: with every argument that is malformed or has an invalid path.
-    """
+    """Applies `key.path=value` arguments, the values in YAML, in order; ConfigError with every invalid argument."""
     problems: list[str] = []
     for text in overrides:
         try:
@@ -128,7 +123,7 @@ def _apply(document: Document, text: str) -> None:
         value.data = {"name": value.data}
     parent = _parent(document, key, path)
     if isinstance(parent, list):
-        parent[_index(parent, key[-1], key)] = value.data
+        parent[_step(parent, key[-1], key)] = value.data
         _forget(document, key)
     else:
         over = Document({}, {(*key, *part): _COMMAND_LINE for part in value.where})
@@ -141,21 +136,23 @@ def _apply(document: Document, text: str) -> None:
 def _parent(document: Document, key: Key, path: str) -> Any:
     """The mapping or list that contains a key's last part; created if there is none."""
     parent: Any = document.data
-    for depth, part in enumerate(key[:-1]):
-        here = key[: depth + 1]
-        step: Any = _index(parent, part, here) if isinstance(parent, list) else part
-        child = parent[step] if isinstance(parent, list) else parent.get(part)
-        if child is None:
-            child = {}
-        elif not isinstance(child, dict | list):
-            raise ConfigError([f"{_COMMAND_LINE}: {path}: {'.'.join(here)} is {child!r}, not a mapping or a list"])
-        parent[step] = child
-        parent = child
+    for depth, part in enumerate(key[:-1], start=1):
+        here = key[:depth]
+        step = _step(parent, part, here)
+        if parent[step] is None:
+            parent[step] = {}
+        parent = parent[step]
+        if not isinstance(parent, dict | list):
+            raise ConfigError([f"{_COMMAND_LINE}: {path}: {'.'.join(here)} is {parent!r}, not a mapping or a list"])
     return parent
 
 
-def _index(items: list[Any], part: str, key: Key) -> int:
-    if not part.isdecimal() or int(part) >= len(items):
-        problem = f"should be an index from 0 to {len(items) - 1}" if items else "the list is empty"
+def _step(parent: Any, part: str, key: Key) -> Any:
+    """What finds a key's part in a mapping, to which it is added if it is missing, or in a list."""
+    if isinstance(parent, dict):
+        parent.setdefault(part)
+        return part
+    if not part.isdecimal() or int(part) >= len(parent):
+        problem = f"should be an index from 0 to {len(parent) - 1}" if parent else "the list is empty"
         raise ConfigError([f"{_COMMAND_LINE}: {'.'.join(key)}: {problem}"])
     return int(part)

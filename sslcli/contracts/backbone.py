@@ -88,10 +88,8 @@ class Backbone(nn.Module, ABC):
         """Returns published weights to start from if the options ask for them; None, the default, otherwise.
 
         Called once when a new run starts, never when a run is resumed or a backbone loaded; may download them. The
-        names are those of `export_state`; extra entries (a classifier's) are ignored.
-
-        Raises:
-            UserError: if they cannot be loaded.
+        names are those of `export_state`; extra entries (a classifier's) are ignored. Raises UserError if they cannot
+        be loaded.
         """
         return None
 

@@ -80,9 +80,7 @@ class Callback:
     Options: ClassVar[type[Options]] = Options
 
     def __init__(self, options: Any = None) -> None:
-        """Args:
-        options: an instance of `Options`.
-        """
+        """`options` is an instance of `Options`."""
         self.options = options
 
     def on_start(self, context: RunContext) -> None:

@@ -85,11 +85,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Tensor:
-        """Returns one image, uint8 (C, H, W).
-
-        Raises:
-            UnreadableImage: if it cannot be decoded.
-        """
+        """Returns one image, uint8 (C, H, W); raises UnreadableImage if it cannot be decoded."""
 
     def image_for(self, index: int, wanted: int | None) -> Tensor:
         """Like `image`, but may return a smaller version whose sides are still at least `wanted` pixels each.
@@ -170,8 +166,7 @@ class Source(ABC):
     def prepare(self, tell: object = None) -> None:
         """Does what takes long before the first batch, once, on every process; `batches` does it otherwise.
 
-        Args:
-            tell: ignored; messages go to the logger.
+        `tell` is ignored; messages go to the logger.
         """
 
     @abstractmethod

@@ -29,7 +29,6 @@ def check_operation(cls: type[Operation], options: Mapping[str, Any] | None = No
     """Checks shapes, types and ranges, separate random numbers per sample, and that the result depends on nothing else.
 
     Args:
-        cls: the class.
         options: plain data with which it changes at least one image in twenty.
         size: side of the view in pixels.
 
@@ -73,7 +72,6 @@ def check_preset(
     """Checks that a preset's views can be resolved and made.
 
     Args:
-        cls: the class.
         options: plain data.
         sizes: sides in pixels to request from it.
 

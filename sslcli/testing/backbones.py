@@ -25,8 +25,7 @@ def check_backbone(
     """Checks shapes against the spec, determinism, copies, masks, and export and import of the weights.
 
     Args:
-        cls: the class; its network should be small with these options.
-        options: plain data.
+        options: plain data with which the network is small.
         channels: image channels to build it for, in turn.
         image_size: side of the images in pixels.
 

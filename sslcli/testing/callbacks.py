@@ -19,7 +19,6 @@ def check_callback(cls: type[Callback], options: Mapping[str, Any] | None = None
     """Checks that a callback works in every kind of run, does not change the encoder, and restores its state.
 
     Args:
-        cls: the class.
         options: plain data with which it acts within 6 steps and 2 epochs.
 
     Raises:

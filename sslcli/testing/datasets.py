@@ -22,7 +22,6 @@ def check_dataset(cls: type[Dataset], options: Mapping[str, Any] | None = None) 
     """Checks images, labels, `limit`, pickling and the message for missing data.
 
     Args:
-        cls: the class.
         options: plain data with which the data can be opened; a small part of them is enough.
 
     Raises:

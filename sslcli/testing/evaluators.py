@@ -23,7 +23,6 @@ def check_evaluator(cls: type[Evaluator], options: Mapping[str, Any] | None = No
     numbers, states its protocol, and rejects data without labels.
 
     Args:
-        cls: the class.
         options: plain data; few epochs make it fast.
         count: images in each part, four classes.
 

@@ -24,7 +24,6 @@ def check_exporter(
     change the backbone.
 
     Args:
-        cls: the class.
         options: plain data.
         trained: what to export; a narrow ResNet-18 by default.
         load: run the lines of `how_to_load`; if they define a module `model`, compare its features (the first thing

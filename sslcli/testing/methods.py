@@ -30,7 +30,6 @@ def check_method(cls: type[Method], options: Mapping[str, Any] | None = None, **
     """Checks recipe, gradients, what a step reports and changes, accumulation, randomness, and resuming.
 
     Args:
-        cls: the class.
         options: plain data; small heads make it fast.
         settings: further arguments of `MethodTrial`; with `device="cuda"` a step must not wait for the device.
 
@@ -52,7 +51,6 @@ class MethodTrial:
     """A method on a small backbone, with random images, driven as the training loop does.
 
     Args:
-        cls: the class.
         options: plain data.
         backbone: builds what to train, for methods that need a certain kind; every weight of it that requires a
             gradient must get one in the first step (no branch that is 0 at first).

@@ -29,7 +29,6 @@ def check_optimizer(
     """Checks groups, learning rate and weight decay that the loop sets, missing gradients, state, resuming, and zeros.
 
     Args:
-        cls: the class.
         options: plain data; `lr` 0.01 and a weight decay of 0.1 if they are not given.
         device: where the parameters are.
 
@@ -152,7 +151,6 @@ def check_schedule(cls: type[Schedule], options: Mapping[str, Any] | None = None
     """Checks that a schedule is a pure function of the step, never negative and never above its base.
 
     Args:
-        cls: the class.
         options: plain data, for a run of 20 steps in 4 epochs.
         base: the highest value.
 
