@@ -199,8 +199,7 @@ def _reason(error: BaseException) -> str:
 def load(group: str, name: str) -> Any:
     """Returns the class that `name` means: `NAME`, `PACKAGE:NAME`, or for a provider of many `PROVIDER/NAME`.
 
-    Raises:
-        PluginError: unknown name (with the nearest ones), two packages with this name, or a broken package.
+    PluginError for an unknown name (with the nearest ones), two packages with this name, or a broken package.
     """
     provider, slash, rest = name.partition("/")
     info, cls = get_group(group), load_found(choose(group, provider))
@@ -239,10 +238,8 @@ def register_file(path: Path) -> PluginFile:
     """Runs a Python file and registers the plugin classes that it defines.
 
     A class is registered under its attribute `plugin_name`, or else under its own name in snake case. The file stands
-    for a package (`my_method.py` → package `my_method`).
-
-    Raises:
-        PluginError: no such file, an error while it runs, or no plugin class in it.
+    for a package (`my_method.py` → package `my_method`). PluginError if there is no such file, it fails, or it defines
+    no plugin class.
     """
     path = path.expanduser()
     try:

@@ -155,9 +155,8 @@ class _Reader:
         self.where.setdefault(key, self.origin(node))
         self.count += 1
         if self.count > _MOST_VALUES:
-            if self.count == _MOST_VALUES + 1:  # reported once, not for every further value
-                self.complain(node, key, f"more than {_MOST_VALUES:,} values; are there aliases of aliases?")
-            return None
+            self.complain(node, key, f"more than {_MOST_VALUES:,} values; are there aliases of aliases?")
+            raise ConfigError(self.problems)
         if id(node) in self.open:
             self.complain(node, key, "an alias that contains itself")
             return None

@@ -66,7 +66,6 @@ def merge(base: Document, over: Document) -> None:
 
 def _merged(base: Document, over: Document, old: Any, new: Any, key: Key) -> Any:
     if not (isinstance(old, dict) and isinstance(new, dict)) or _renamed(old, new, key):
-        _forget(base, key)
         _adopt(base, over, key)
         return new
     result = old | {name: _merged(base, over, old.get(name), value, (*key, name)) for name, value in new.items()}
@@ -81,14 +80,11 @@ def _renamed(old: dict[str, Any], new: dict[str, Any], key: Key) -> bool:
     return tag is not None and tag in new and new[tag] != old.get(tag)
 
 
-def _forget(document: Document, key: Key) -> None:
-    for known in [k for k in document.where if k[: len(key)] == key]:
-        del document.where[known]
-
-
 def _adopt(base: Document, over: Document, key: Key) -> None:
+    """Replaces the origins of a key and of everything below it by those in `over`."""
     origins = {k: origin for k, origin in over.where.items() if k[: len(key)] == key}
-    if origins and key not in base.where:
+    base.where = {k: origin for k, origin in base.where.items() if k[: len(key)] != key}
+    if origins:
         base.where[key] = next(iter(origins.values()))  # `optimizer.name=adamw` creates the section
     base.where.update(origins)
 
@@ -122,11 +118,11 @@ def _apply(document: Document, text: str) -> None:
     if len(key) == 1 and key[0] in PLUGIN_SECTIONS and isinstance(value.data, str):
         value.data = {"name": value.data}
     parent = _parent(document, key, path)
+    over = Document({}, {(*key, *part): _COMMAND_LINE for part in value.where})
     if isinstance(parent, list):
         parent[_step(parent, key[-1], key)] = value.data
-        _forget(document, key)
+        _adopt(document, over, key)
     else:
-        over = Document({}, {(*key, *part): _COMMAND_LINE for part in value.where})
         updated = _merged(document, over, parent, {key[-1]: value.data}, key[:-1])
         parent.clear()
         parent.update(updated)

@@ -21,10 +21,8 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 def parse(model: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
     """Returns options of `model`; null means the default if it is not a value of the option.
 
-    Names in the British spelling of version 0.1 (`normalisation`) are still understood.
-
-    Raises:
-        pydantic.ValidationError: with every problem found.
+    Names in the British spelling of version 0.1 (`normalisation`) are still understood. pydantic.ValidationError with
+    every problem found.
     """
     return model.parse(_cleaned(model, values))
 
@@ -68,9 +66,6 @@ def parse_into(
     """Returns options of `model`, or None after adding everything that is wrong to `problems`.
 
     Args:
-        problems: where problems are added.
-        model: the options' class.
-        values: plain data.
         owner: who has the options, in messages about unknown ones (`'lars'`).
         key: the key of `values` in the config.
         renamed: the keys of options that have another name in the config (`scale` is `crop_scale`).

@@ -32,7 +32,6 @@ def resolve_views(
         section: the config's `views:`: None, a mapping or a list of view specs.
         recipe: the method's own section, used if the config names no preset and lists no views.
         default_size: side of views in pixels if it is not set.
-        problems: where problems are added.
     """
     key: Key = ("views",)
     if isinstance(section, list):

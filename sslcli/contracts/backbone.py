@@ -63,7 +63,7 @@ class Backbone(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def build(cls, options: Any, channels: int, image_size: int) -> Backbone:
-        """Builds the backbone with random weights, from torch's global generator.
+        """Builds the backbone with random weights, from torch's global generator; UserError if it rejects such images.
 
         It does not load any weights (see `published_state`): a backbone is also built to be filled from a checkpoint,
         where neither the original weights nor a network connection may be available.
@@ -72,9 +72,6 @@ class Backbone(nn.Module, ABC):
             options: an instance of `Options`.
             channels: image channels.
             image_size: side in pixels of the (largest) views.
-
-        Raises:
-            UserError: if it does not accept such images.
         """
 
     @abstractmethod

@@ -85,8 +85,7 @@ def _check_build(cls: type[Backbone], options: Any, channels: int, image_size: i
 
 def _pooled(backbone: Backbone, images: Tensor) -> Tensor:
     with torch.no_grad():
-        found: Features = backbone(images)
-    return found.pooled
+        return backbone(images).pooled
 
 
 def _check_evaluation(backbone: Backbone, images: Tensor) -> None:

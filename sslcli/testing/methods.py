@@ -46,7 +46,7 @@ def check_method(cls: type[Method], options: Mapping[str, Any] | None = None, **
 
 
 class MethodTrial:
-    """A method on a small backbone, with random images, driven as the training loop does.
+    """A method on a small backbone, with random images, driven as the loop does; AssertionError for wrong options.
 
     Args:
         options: plain data.
@@ -55,9 +55,6 @@ class MethodTrial:
         image_size: side of the views in pixels.
         batch_size: images in a step, even.
         device: where everything is.
-
-    Raises:
-        AssertionError: options or recipe are not valid.
     """
 
     def __init__(
@@ -103,8 +100,7 @@ class MethodTrial:
         options = sgd.Options.parse({"lr": 0.05, "weight_decay": 1e-4})
         with reported("groups", SslError):
             groups = build_groups(method, options)
-        optimizer: torch.optim.Optimizer = sgd.build(groups, options)
-        return optimizer
+        return sgd.build(groups, options)
 
     def train(self, method: Method, optimizer: torch.optim.Optimizer, first: int, last: int) -> Tensor:
         """Makes the steps with the indices `first` to `last` − 1; returns their losses, all of them finite."""
