@@ -186,7 +186,7 @@ def _callback(value: Any) -> type:
 
 def _refused(section: str, value: Any) -> type:
     group = get_group(PLUGIN_SECTIONS.get(section, section))
-    wanted = " or ".join(contract for _, contract in group.contracts)
+    wanted = " or ".join(each.__name__ for each in contracts(group))
     what = f"the class {value.__name__}" if isinstance(value, type) else f"an object of type {type(value).__name__}"
     more = {"backbone": ", or any nn.Module", "data": ", or any object with __len__ and __getitem__"}.get(section, "")
     raise UserError(f"{section}: should be a name, a mapping with `name`, a subclass of {wanted}{more}; not {what}")

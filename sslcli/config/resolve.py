@@ -168,11 +168,11 @@ def _callbacks(value: Any, problems: Problems) -> dict[str, Choice]:
     if not isinstance(value, dict):
         problems.add(("callbacks",), f"should be a mapping of names to options, not {show(value)}")
         return {}
-    chosen: dict[str, Choice | None] = {}
+    chosen: dict[str, Any] = {}
     for name, options in {**schema.DEFAULT_CALLBACKS, **value}.items():
         key = ("callbacks", name)
         if isinstance(options, dict):
             chosen[name] = _plugin(key, "callbacks", name, options, key, problems)
         elif options is not None:
             problems.add(key, f"should be a mapping of options, or null to disable it, not {show(options)}")
-    return {name: choice for name, choice in chosen.items() if choice is not None}
+    return chosen
