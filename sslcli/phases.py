@@ -23,11 +23,7 @@ _running: Clock | None = None
 
 
 def phase(name: str) -> AbstractContextManager[None]:
-    """Marks a part of a step; costs almost nothing if no clock is running.
-
-    Args:
-        name: one of `PHASES`.
-    """
+    """Marks a part of a step, one of `PHASES`; costs almost nothing if no clock is running."""
     return _NOTHING if _running is None else _running.phase(name)
 
 

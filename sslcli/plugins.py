@@ -239,10 +239,8 @@ def register_file(path: Path) -> PluginFile:
     """Runs a Python file and registers the plugin classes that it defines.
 
     A class is registered under its attribute `plugin_name`, or else under its own name in snake case. The file stands
-    for a package (`my_method.py` → package `my_method`).
-
-    Raises:
-        PluginError: no such file, an error while it runs, or no plugin class in it.
+    for a package (`my_method.py` → package `my_method`). PluginError if there is no such file, it fails, or it defines
+    no plugin class.
     """
     path = path.expanduser()
     try:

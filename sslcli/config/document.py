@@ -95,11 +95,7 @@ def dump_value(value: Any) -> str:
 
 
 def read_file(path: Path) -> Document:
-    """Reads a YAML file that contains a mapping.
-
-    Raises:
-        ConfigError: if it cannot be read or parsed; lists every duplicate key.
-    """
+    """Reads a YAML file that contains a mapping; ConfigError if it cannot be parsed, with every duplicate key."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -152,31 +148,30 @@ class _Reader:
     def origin(self, node: yaml.Node) -> str:
         return f"{self.source}:{node.start_mark.line + 1}" if self.numbered else self.source
 
-    def complain(self, node: yaml.Node, key: Key, message: str) -> None:
+    def complain(self, node: yaml.Node, key: Key, message: str) -> Any:
+        """Adds a problem; returns None, which stands for the value."""
         self.problems.append(": ".join([self.origin(node), *([".".join(key)] if key else []), message]))
 
     def value(self, node: yaml.Node, key: Key) -> Any:
         self.where.setdefault(key, self.origin(node))
         self.count += 1
         if self.count > _MOST_VALUES:
-            if self.count == _MOST_VALUES + 1:  # reported once, not for every further value
-                self.complain(node, key, f"more than {_MOST_VALUES:,} values; are there aliases of aliases?")
-            return None
+            self.complain(node, key, f"more than {_MOST_VALUES:,} values; are there aliases of aliases?")
+            raise ConfigError(self.problems)
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node, key)
         if id(node) in self.open:
-            self.complain(node, key, "an alias that contains itself")
-            return None
+            return self.complain(node, key, "an alias that contains itself")
+        if node.tag not in (_PREFIX + "map", _PREFIX + "seq"):
+            return self.complain(node, key, f"the tag {_short(node.tag)} is not supported")
         self.open.add(id(node))
-        try:
-            if isinstance(node, yaml.ScalarNode):
-                return self.scalar(node, key)
-            if node.tag not in (_PREFIX + "map", _PREFIX + "seq"):
-                self.complain(node, key, f"the tag {_short(node.tag)} is not supported")
-                return None
-            if isinstance(node, yaml.MappingNode):
-                return self.mapping(node, key)
-            return [self.value(child, (*key, str(index))) for index, child in enumerate(node.value)]
-        finally:
-            self.open.discard(id(node))
+        data: Any
+        if isinstance(node, yaml.MappingNode):
+            data = self.mapping(node, key)
+        else:
+            data = [self.value(child, (*key, str(index))) for index, child in enumerate(node.value)]
+        self.open.remove(id(node))
+        return data
 
     def mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -199,10 +194,8 @@ class _Reader:
         if tag == "str":
             return text
         if tag not in _SCALARS:
-            self.complain(node, key, f"the tag {_short(node.tag)} is not supported")
-            return None
+            return self.complain(node, key, f"the tag {_short(node.tag)} is not supported")
         pattern, read = _SCALARS[tag]
         if pattern.match(text) and not (tag == "int" and len(text) > _MOST_DIGITS):
             return read(text)
-        self.complain(node, key, f"{text[:40]!r} is not a valid {tag}")
-        return None
+        return self.complain(node, key, f"{text[:40]!r} is not a valid {tag}")

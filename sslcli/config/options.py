@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -21,10 +21,8 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 def parse(model: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
     """Returns options of `model`; null means the default if it is not a value of the option.
 
-    Names in the British spelling of version 0.1 (`normalisation`) are still understood.
-
-    Raises:
-        pydantic.ValidationError: with every problem found.
+    Names in the British spelling of version 0.1 (`normalisation`) are still understood. pydantic.ValidationError with
+    every problem found.
     """
     return model.parse(_cleaned(model, values))
 
@@ -63,16 +61,15 @@ def parse_into(
     owner: str,
     key: Key,
     renamed: Mapping[str, str] | None = None,
+    also: Sequence[str] = (),
 ) -> OptionsT | None:
     """Returns options of `model`, or None after adding everything that is wrong to `problems`.
 
     Args:
-        problems: where problems are added.
-        model: the options' class.
-        values: plain data.
         owner: who has the options, in messages about unknown ones (`'lars'`).
         key: the key of `values` in the config.
         renamed: the keys of options that have another name in the config (`scale` is `crop_scale`).
+        also: further names beside the options, to suggest for an unknown one.
     """
     try:
         return parse(model, values)
@@ -84,7 +81,8 @@ def parse_into(
             continue  # the missing elements are those that have a problem
         path, fields = _path(item["loc"], values, model)
         path = tuple((renamed or {}).get(part, part) for part in path)
-        grouped.setdefault((*key, *path), []).append(_message(item, path, fields, owner))
+        known = [*fields, *(also if len(path) == 1 else ())]
+        grouped.setdefault((*key, *path), []).append(_message(item, path, known, owner))
     for child, messages in grouped.items():
         # A union has one problem: `should be 'wide' or a valid number, not 'narrow'`.
         first, *others = dict.fromkeys(text for text, _ in messages)

@@ -72,11 +72,7 @@ SECTIONS = [each.name for each in fields(RunConfig)]
 
 
 def load_config(path: Path, overrides: list[str]) -> RunConfig:
-    """Reads, merges, overrides, resolves and validates a config file.
-
-    Raises:
-        ConfigError: with every problem, each as `file:line: key: what is wrong`.
-    """
+    """Reads and resolves a config file; ConfigError with every problem, each as `file:line: key: what is wrong`."""
     return resolve(read_config(path, overrides))
 
 
@@ -91,11 +87,9 @@ def resolve(document: Document) -> RunConfig:
         if required not in data:
             problems.add((required,), f"missing; write `{example}`")
     method = _choice("method", "methods", data.get("method"), None, problems)
-    defaults = {"backbone": schema.DEFAULT_BACKBONE, "schedule": schema.DEFAULT_SCHEDULE}
-    if method is not None:
-        defaults |= method.cls.defaults
-        if "optimizer" not in data and "optimizer" not in defaults:
-            problems.add(("optimizer",), f"missing; {method.name!r} has no default for it")
+    defaults = {**schema.DEFAULTS, **(method.cls.defaults if method is not None else {})}
+    if method is not None and "optimizer" not in {**data, **defaults}:
+        problems.add(("optimizer",), f"missing; {method.name!r} has no default for it")
     chosen = {
         section: _choice(section, group, data.get(section), defaults.get(section), problems)
         for section, group in schema.PLUGIN_SECTIONS.items()
@@ -174,11 +168,11 @@ def _callbacks(value: Any, problems: Problems) -> dict[str, Choice]:
     if not isinstance(value, dict):
         problems.add(("callbacks",), f"should be a mapping of names to options, not {show(value)}")
         return {}
-    chosen: dict[str, Choice | None] = {}
+    chosen: dict[str, Any] = {}
     for name, options in {**schema.DEFAULT_CALLBACKS, **value}.items():
         key = ("callbacks", name)
         if isinstance(options, dict):
             chosen[name] = _plugin(key, "callbacks", name, options, key, problems)
         elif options is not None:
             problems.add(key, f"should be a mapping of options, or null to disable it, not {show(options)}")
-    return {name: choice for name, choice in chosen.items() if choice is not None}
+    return chosen

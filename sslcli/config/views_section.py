@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sslcli.contracts.views import OperationSpec, ViewSpec
-from sslcli.plugins import load, suggest
+from sslcli.plugins import load
 
 from .document import Key
 from .options import parse_into
@@ -32,15 +32,13 @@ def resolve_views(
         section: the config's `views:`: None, a mapping or a list of view specs.
         recipe: the method's own section, used if the config names no preset and lists no views.
         default_size: side of views in pixels if it is not set.
-        problems: where problems are added.
     """
     key: Key = ("views",)
     if isinstance(section, list):
         if not section:
             problems.add(key, "should have one view or more")
-        keys: list[Key] = [(*key, str(index)) for index in range(len(section))]
-        views = [_as_view(item, child, problems) for item, child in zip(section, keys, strict=True)]
-        return _build_all(views, keys, default_size, problems)
+        listed = [((*key, str(index)), item) for index, item in enumerate(section)]
+        return _build_all([(child, _as_view(item, child, problems)) for child, item in listed], default_size, problems)
     if not isinstance(section, dict | None):
         problems.add(key, f"should be a mapping or a list of views, not {show(section)}")
         return ()
@@ -58,17 +56,16 @@ def resolve_views(
     views = _preset_views(name, section, size, key, problems)
     if not views:
         return ()
-    keys = [key] * len(views)
     if single:
         views = [{**view, "count": 1} for view in views for _ in range(view.get("count", 1))]
-        keys = [(*key, str(i)) if str(i) in single else key for i in range(len(views))]
     for index, changes in single.items():
         child = (*key, index)
         if int(index) >= len(views):
             problems.add(child, f"out of range: {len(views)} views, numbered from 0")
             continue
         views[int(index)] = _changed(views[int(index)], _as_view(changes, child, problems))
-    return _build_all(views, keys, size, problems)
+    keyed = [((*key, str(i)) if str(i) in single else key, view) for i, view in enumerate(views)]
+    return _build_all(keyed, size, problems)
 
 
 def _changed(view: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -115,17 +112,12 @@ def _preset_views(name: str, section: dict[str, Any], size: int, key: Key, probl
     own = preset.Options.model_fields
     short = {k: v for k, v in section.items() if k in SHORT_KEYS and (k not in own or isinstance(v, dict | list))}
     options = {k: v for k, v in section.items() if k not in short}
-    before = len(problems.lines)
-    for option in [k for k in options if k not in own]:
-        known = [*own, *SHORT_KEYS, "size", "preset"]
-        problems.add((*key, option), f"unknown option of 'views'{suggest(option, known, otherwise=True)}")
-        del options[option]
-    parsed = parse_into(problems, preset.Options, options, repr(name), key)
-    return [_changed(view, short) for view in preset.views(parsed, size)] if len(problems.lines) == before else []
+    parsed = parse_into(problems, preset.Options, options, "'views'", key, also=[*SHORT_KEYS, "size", "preset"])
+    return [] if parsed is None else [_changed(view, short) for view in preset.views(parsed, size)]
 
 
-def _build_all(views: list[dict[str, Any]], keys: list[Key], size: int, problems: Problems) -> tuple[ViewSpec, ...]:
-    built = [_build(dict(view), key, size, problems) for view, key in zip(views, keys, strict=True)]
+def _build_all(views: list[tuple[Key, dict[str, Any]]], size: int, problems: Problems) -> tuple[ViewSpec, ...]:
+    built = [_build(dict(view), key, size, problems) for key, view in views]
     return tuple(view for view in built if view is not None)
 
 
@@ -133,15 +125,13 @@ def _build(view: dict[str, Any], key: Key, size: int, problems: Problems) -> Vie
     before = len(problems.lines)
     items = _items(view, key, problems)
     specs = [spec for child, item in items if (spec := _operation(child, item, problems)) is not None]
-    for name in [k for k in view if k not in ("count", "size")]:
-        known = ["count", "size", "operations", "order", *SHORT_KEYS]
-        problems.add((*key, name), f"unknown option of a view{suggest(name, known, otherwise=True)}")
-    if len(problems.lines) > before:
-        return None
-    if [load("augmentations", spec.name).geometric for spec in specs] != [True] + [False] * (len(specs) - 1):
+    geometric = [load("augmentations", spec.name).geometric for spec in specs]
+    if len(problems.lines) == before and geometric != [True] + [False] * (len(specs) - 1):
         problems.add(key, "a view needs exactly one geometric operation (such as crop or resize), as its first")
-    data = {"size": size, **{k: v for k, v in view.items() if v is not None}}
-    return parse_into(problems, ViewSpec, {**data, "operations": [spec.plain() for spec in specs]}, "a view", key)
+    data = {**view, "operations": [spec.plain() for spec in specs]}
+    data["size"] = size if view.get("size") is None else view["size"]
+    found = parse_into(problems, ViewSpec, data, "a view", key, also=["order", *SHORT_KEYS])
+    return found if len(problems.lines) == before else None
 
 
 def _items(view: dict[str, Any], key: Key, problems: Problems) -> list[tuple[Key, dict[str, Any]]]:

@@ -85,11 +85,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Tensor:
-        """Returns one image, uint8 (C, H, W).
-
-        Raises:
-            UnreadableImage: if it cannot be decoded.
-        """
+        """Returns one image, uint8 (C, H, W); raises UnreadableImage if it cannot be decoded."""
 
     def image_for(self, index: int, wanted: int | None) -> Tensor:
         """Like `image`, but may return a smaller version whose sides are still at least `wanted` pixels each.
@@ -170,8 +166,7 @@ class Source(ABC):
     def prepare(self, tell: object = None) -> None:
         """Does what takes long before the first batch, once, on every process; `batches` does it otherwise.
 
-        Args:
-            tell: ignored; messages go to the logger.
+        `tell` is ignored; messages go to the logger.
         """
 
     @abstractmethod
@@ -185,8 +180,7 @@ class Source(ABC):
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and standard deviation per channel, in [0, 1], of uint8 images (N, C, H, W)."""
     count = images.shape[0] * images.shape[2] * images.shape[3]
-    total = torch.zeros(images.shape[1], dtype=torch.float64)
-    square = torch.zeros_like(total)
+    total, square = torch.zeros(2, images.shape[1], dtype=torch.float64)
     for part in torch.split(images, 4096):  # a float64 copy of everything would be eight times the data set
         values = part.double() / 255
         total += values.sum(dim=(0, 2, 3))

@@ -30,18 +30,13 @@ class Options(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """Builds the options from plain data (what YAML or JSON holds).
-
-        Raises:
-            pydantic.ValidationError: with every problem found.
-        """
+        """Builds the options from plain data (YAML's or JSON's); pydantic.ValidationError with every problem."""
         # pydantic's strict JSON mode is this rule: scalars keep their type, containers are converted.
         return cls.model_validate_json(json.dumps(dict(values), default=str))
 
     def plain(self) -> dict[str, Any]:
         """Returns the options as plain data, the inverse of `parse`."""
-        values: dict[str, Any] = json.loads(self.model_dump_json())
-        return values
+        return self.model_dump(mode="json")
 
     @classmethod
     def resume_rule(cls, field: str) -> ResumeRule:

@@ -22,16 +22,13 @@ def check_backbone(
     channels: tuple[int, ...] = (3, 1),
     image_size: int = 32,
 ) -> None:
-    """Checks shapes against the spec, determinism, copies, masks, and export and import of the weights.
+    """Checks shapes against the spec, determinism, copies, masks, and export and import of the weights; AssertionError
+    with what is wrong.
 
     Args:
-        cls: the class; its network should be small with these options.
-        options: plain data.
+        options: plain data with which the network is small.
         channels: image channels to build it for, in turn.
         image_size: side of the images in pixels.
-
-    Raises:
-        AssertionError: with what is wrong.
     """
     parsed = check_options(cls, options)
     for count in channels:
@@ -88,8 +85,7 @@ def _check_build(cls: type[Backbone], options: Any, channels: int, image_size: i
 
 def _pooled(backbone: Backbone, images: Tensor) -> Tensor:
     with torch.no_grad():
-        found: Features = backbone(images)
-    return found.pooled
+        return backbone(images).pooled
 
 
 def _check_evaluation(backbone: Backbone, images: Tensor) -> None:

@@ -49,19 +49,7 @@ def reported(sentence: str, kinds: type[Exception] | tuple[type[Exception], ...]
 
 
 def check_options(cls: Any, values: Mapping[str, Any] | None, base: type[Options] = Options) -> Any:
-    """Checks a plugin class's own docstring and options.
-
-    Args:
-        cls: the plugin class.
-        values: options as plain data; None for none.
-        base: what the class's `Options` must inherit from.
-
-    Returns:
-        the parsed options.
-
-    Raises:
-        AssertionError: no docstring, undocumented options, or options that change when they are written and read.
-    """
+    """Checks a plugin class's docstring and its `Options`, which inherit from `base`; returns those parsed."""
     label = cls.__name__
     require((cls.__doc__ or "").strip(), f"{label} has no docstring; `ssl list` shows its first paragraph")
     options = cls.Options

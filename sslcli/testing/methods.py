@@ -27,15 +27,12 @@ STEPS, PER_EPOCH = 6, 3
 
 
 def check_method(cls: type[Method], options: Mapping[str, Any] | None = None, **settings: Any) -> None:
-    """Checks recipe, gradients, what a step reports and changes, accumulation, randomness, and resuming.
+    """Checks recipe, gradients, what a step reports and changes, accumulation, randomness, and resuming; AssertionError
+    with what is wrong.
 
     Args:
-        cls: the class.
         options: plain data; small heads make it fast.
         settings: further arguments of `MethodTrial`; with `device="cuda"` a step must not wait for the device.
-
-    Raises:
-        AssertionError: with what is wrong.
     """
     trial = MethodTrial(cls, options, **settings)
     _check_defaults(cls)
@@ -49,19 +46,15 @@ def check_method(cls: type[Method], options: Mapping[str, Any] | None = None, **
 
 
 class MethodTrial:
-    """A method on a small backbone, with random images, driven as the training loop does.
+    """A method on a small backbone, with random images, driven as the loop does; AssertionError for wrong options.
 
     Args:
-        cls: the class.
         options: plain data.
         backbone: builds what to train, for methods that need a certain kind; every weight of it that requires a
             gradient must get one in the first step (no branch that is 0 at first).
         image_size: side of the views in pixels.
         batch_size: images in a step, even.
         device: where everything is.
-
-    Raises:
-        AssertionError: options or recipe are not valid.
     """
 
     def __init__(
@@ -107,8 +100,7 @@ class MethodTrial:
         options = sgd.Options.parse({"lr": 0.05, "weight_decay": 1e-4})
         with reported("groups", SslError):
             groups = build_groups(method, options)
-        optimizer: torch.optim.Optimizer = sgd.build(groups, options)
-        return optimizer
+        return sgd.build(groups, options)
 
     def train(self, method: Method, optimizer: torch.optim.Optimizer, first: int, last: int) -> Tensor:
         """Makes the steps with the indices `first` to `last` − 1; returns their losses, all of them finite."""
