@@ -63,7 +63,7 @@ class Backbone(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def build(cls, options: Any, channels: int, image_size: int) -> Backbone:
-        """Builds the backbone with random weights, from torch's global generator; UserError if it rejects such images.
+        """Builds the backbone with random weights, from torch's global generator.
 
         It does not load any weights (see `published_state`): a backbone is also built to be filled from a checkpoint,
         where neither the original weights nor a network connection may be available.
@@ -72,6 +72,9 @@ class Backbone(nn.Module, ABC):
             options: an instance of `Options`.
             channels: image channels.
             image_size: side in pixels of the (largest) views.
+
+        Raises:
+            UserError: if it does not accept such images.
         """
 
     @abstractmethod
@@ -85,8 +88,10 @@ class Backbone(nn.Module, ABC):
         """Returns published weights to start from if the options ask for them; None, the default, otherwise.
 
         Called once when a new run starts, never when a run is resumed or a backbone loaded; may download them. The
-        names are those of `export_state`; extra entries (a classifier's) are ignored. Raises UserError if they cannot
-        be loaded.
+        names are those of `export_state`; extra entries (a classifier's) are ignored.
+
+        Raises:
+            UserError: if they cannot be loaded.
         """
         return None
 

@@ -80,7 +80,9 @@ class Callback:
     Options: ClassVar[type[Options]] = Options
 
     def __init__(self, options: Any = None) -> None:
-        """`options` is an instance of `Options`."""
+        """Args:
+        options: an instance of `Options`.
+        """
         self.options = options
 
     def on_start(self, context: RunContext) -> None:
@@ -97,10 +99,12 @@ class Callback:
         return {}
 
     def on_log(self, context: RunContext, record: Mapping[str, float | int]) -> None:
-        """After every line of `metrics.jsonl`: the record.
+        """After every line of `metrics.jsonl`.
 
-        It has `step`, `epoch`, and either what the run logs (`loss`, `lr`, `images_per_second`, `data_wait`, the
-        method's metrics, …) or what a callback passed to `context.log`.
+        Args:
+            context: the run.
+            record: the line: `step`, `epoch`, and either what the run logs (`loss`, `lr`, `images_per_second`,
+                `data_wait`, the method's metrics, …) or what a callback passed to `context.log`.
         """
 
     def on_epoch(self, context: RunContext) -> None:
@@ -109,7 +113,9 @@ class Callback:
     def on_end(self, context: RunContext, outcome: Outcome) -> None:
         """When the run ends in any way, also if `on_start` of a callback has failed.
 
-        The outcome is `done`, `interrupted` (by a signal; the run is saved) or `failed`.
+        Args:
+            context: the run.
+            outcome: `done`, `interrupted` (by a signal; the run is saved) or `failed`.
         """
 
     def state_dict(self) -> dict[str, Tensor | int | float | str]:

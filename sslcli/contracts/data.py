@@ -85,7 +85,11 @@ class Dataset(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Tensor:
-        """Returns one image, uint8 (C, H, W); raises UnreadableImage if it cannot be decoded."""
+        """Returns one image, uint8 (C, H, W).
+
+        Raises:
+            UnreadableImage: if it cannot be decoded.
+        """
 
     def image_for(self, index: int, wanted: int | None) -> Tensor:
         """Like `image`, but may return a smaller version whose sides are still at least `wanted` pixels each.

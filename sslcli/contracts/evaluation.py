@@ -58,8 +58,10 @@ class Subject(ABC):
         """Records what was chosen (a learning rate, a strength) and unseals the part `eval`.
 
         Call it once all choices are made, on training images alone; `{}` if there was nothing to choose. Once the part
-        `eval` was read, another call is an error. The choice, plain data under the options' names where they exist, is
-        written to the protocol as `decided`.
+        `eval` was read, another call is an error. The choice is written to the protocol as `decided`.
+
+        Args:
+            choice: plain data, under the options' names where they exist.
         """
 
     @abstractmethod
@@ -115,4 +117,8 @@ class Evaluator(ABC):
 
     @abstractmethod
     def evaluate(self, subject: Subject) -> EvaluationResult:
-        """Returns metrics and protocol; UserError if data or backbone do not suit it (no labels, too few images)."""
+        """Returns metrics and protocol.
+
+        Raises:
+            UserError: the data or the backbone do not suit this evaluation (no labels, too few images).
+        """

@@ -108,9 +108,12 @@ class Exporter(ABC):
 
     @abstractmethod
     def export(self, trained: Trained, path: Path) -> Exported:
-        """Writes `path` completely or not at all; UserError if it cannot be written, or this backbone not exported.
+        """Writes `path` completely or not at all.
 
         Args:
             trained: the backbone in `eval()` on the CPU, with its card.
             path: the file to write; it does not exist, or may be replaced.
+
+        Raises:
+            UserError: the file cannot be written, or this backbone cannot be exported.
         """

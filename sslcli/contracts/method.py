@@ -167,7 +167,9 @@ class Method(nn.Module, ABC):
         """Runs once per optimizer step, when gradients are complete and unscaled, before they are clipped.
 
         For methods that edit gradients: a parameter whose `grad` is set to None is frozen for this step.
-        `progress.step` is the index of this step (0 in the first).
+
+        Args:
+            progress: `progress.step` is the index of this step (0 in the first).
         """
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:

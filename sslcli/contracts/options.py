@@ -30,7 +30,11 @@ class Options(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """Builds the options from plain data (YAML's or JSON's); pydantic.ValidationError with every problem."""
+        """Builds the options from plain data (what YAML or JSON holds).
+
+        Raises:
+            pydantic.ValidationError: with every problem found.
+        """
         # pydantic's strict JSON mode is this rule: scalars keep their type, containers are converted.
         return cls.model_validate_json(json.dumps(dict(values), default=str))
 

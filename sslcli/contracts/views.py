@@ -39,26 +39,35 @@ class Operation(ABC):
     draws: int = 0
 
     def __init__(self, options: Any, size: int) -> None:
-        """`options` is an instance of `Options`, `size` the side of the view in pixels."""
+        """Args:
+        options: an instance of `Options`.
+        size: the side of the view in pixels.
+        """
         self.options = options
         self.size = size
 
     @abstractmethod
     def parameters(self, uniform: Tensor, sizes: Tensor) -> Parameters:
-        """Turns uniform numbers into parameters, on the CPU: tensors (N, …), all the randomness that `apply` uses.
+        """Turns uniform numbers into parameters, on the CPU.
 
         Args:
             uniform: (N, `draws`) float64 in [0, 1).
             sizes: (N, 2) int64, height and width of the input images.
+
+        Returns:
+            tensors whose first dimension is N: all the randomness that `apply` uses.
         """
 
     @abstractmethod
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Applies the operation to a batch; returns (N, C, size, size) float32 in [0, 1].
+        """Applies the operation to a batch.
 
         Args:
             images: (N, C, H, W): float32 in [0, 1]; for a geometric operation uint8 of the source's size.
             parameters: as `parameters` made them, on the images' device.
+
+        Returns:
+            (N, C, size, size) float32 in [0, 1].
         """
 
     def source_side(self) -> int | None:

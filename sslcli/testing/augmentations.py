@@ -26,12 +26,14 @@ SOURCE = (21, 26)
 
 
 def check_operation(cls: type[Operation], options: Mapping[str, Any] | None = None, *, size: int = 16) -> None:
-    """Checks shapes, types and ranges, separate random numbers per sample, and that the result depends on nothing else;
-    AssertionError with what is wrong.
+    """Checks shapes, types and ranges, separate random numbers per sample, and that the result depends on nothing else.
 
     Args:
         options: plain data with which it changes at least one image in twenty.
         size: side of the view in pixels.
+
+    Raises:
+        AssertionError: with what is wrong.
     """
     label, parsed, channels = cls.__name__, check_options(cls, options), cls.channels
     good = channels is None or (isinstance(channels, frozenset) and bool(channels))
@@ -67,11 +69,14 @@ def check_views(label: str, section: Any, size: int) -> tuple[ViewSpec, ...]:
 def check_preset(
     cls: type[Preset], options: Mapping[str, Any] | None = None, *, sizes: tuple[int, ...] = (32,)
 ) -> None:
-    """Checks that a preset's views can be resolved and made; AssertionError with what is wrong.
+    """Checks that a preset's views can be resolved and made.
 
     Args:
         options: plain data.
         sizes: sides in pixels to request from it.
+
+    Raises:
+        AssertionError: with what is wrong.
     """
     parsed, label = check_options(cls, options), cls.__name__
     for size in sizes:

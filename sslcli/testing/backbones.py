@@ -22,13 +22,15 @@ def check_backbone(
     channels: tuple[int, ...] = (3, 1),
     image_size: int = 32,
 ) -> None:
-    """Checks shapes against the spec, determinism, copies, masks, and export and import of the weights; AssertionError
-    with what is wrong.
+    """Checks shapes against the spec, determinism, copies, masks, and export and import of the weights.
 
     Args:
         options: plain data with which the network is small.
         channels: image channels to build it for, in turn.
         image_size: side of the images in pixels.
+
+    Raises:
+        AssertionError: with what is wrong.
     """
     parsed = check_options(cls, options)
     for count in channels:

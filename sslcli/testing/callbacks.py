@@ -16,11 +16,13 @@ from .stand_ins import WatchedRun
 
 
 def check_callback(cls: type[Callback], options: Mapping[str, Any] | None = None) -> None:
-    """Checks that a callback works in every kind of run, does not change the encoder, and restores its state;
-    AssertionError with what is wrong.
+    """Checks that a callback works in every kind of run, does not change the encoder, and restores its state.
 
     Args:
         options: plain data with which it acts within 6 steps and 2 epochs.
+
+    Raises:
+        AssertionError: with what is wrong.
     """
     parsed, label = check_options(cls, options), cls.__name__
     with tempfile.TemporaryDirectory() as folder:

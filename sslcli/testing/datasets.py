@@ -19,10 +19,13 @@ _NOWHERE = Path("/no/such/folder")
 
 
 def check_dataset(cls: type[Dataset], options: Mapping[str, Any] | None = None) -> None:
-    """Checks images, labels, `limit`, pickling and the message for missing data; AssertionError with what is wrong.
+    """Checks images, labels, `limit`, pickling and the message for missing data.
 
     Args:
         options: plain data with which the data can be opened; a small part of them is enough.
+
+    Raises:
+        AssertionError: with what is wrong.
     """
     label, parsed = cls.__name__, check_options(cls, options, DatasetOptions)
     size = cls.view_size(parsed)

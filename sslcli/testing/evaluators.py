@@ -20,11 +20,14 @@ from .stand_ins import MemoryDataset, small_trained
 
 def check_evaluator(cls: type[Evaluator], options: Mapping[str, Any] | None = None, *, count: int = 64) -> None:
     """Checks that an evaluator changes neither the backbone nor the shared features, breaks no seal, repeats its
-    numbers, states its protocol, and rejects data without labels; AssertionError with what is wrong.
+    numbers, states its protocol, and rejects data without labels.
 
     Args:
         options: plain data; few epochs make it fast.
         count: images in each part, four classes.
+
+    Raises:
+        AssertionError: with what is wrong.
     """
     parsed, label, trained = check_options(cls, options), cls.__name__, small_trained()
 

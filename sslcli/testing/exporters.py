@@ -21,13 +21,16 @@ def check_exporter(
     cls: type[Exporter], options: Mapping[str, Any] | None = None, *, trained: Trained | None = None, load: bool = True
 ) -> None:
     """Checks that an exporter writes completely or not at all, that its own lines load the file, and that it does not
-    change the backbone; AssertionError with what is wrong.
+    change the backbone.
 
     Args:
         options: plain data.
         trained: what to export; a narrow ResNet-18 by default.
         load: run the lines of `how_to_load`; if they define a module `model`, compare its features (the first thing
             that it returns).
+
+    Raises:
+        AssertionError: with what is wrong.
     """
     parsed, label, suffix = check_options(cls, options), cls.__name__, cls.suffix
     trained = trained or small_trained()

@@ -27,12 +27,14 @@ STEPS, PER_EPOCH = 6, 3
 
 
 def check_method(cls: type[Method], options: Mapping[str, Any] | None = None, **settings: Any) -> None:
-    """Checks recipe, gradients, what a step reports and changes, accumulation, randomness, and resuming; AssertionError
-    with what is wrong.
+    """Checks recipe, gradients, what a step reports and changes, accumulation, randomness, and resuming.
 
     Args:
         options: plain data; small heads make it fast.
         settings: further arguments of `MethodTrial`; with `device="cuda"` a step must not wait for the device.
+
+    Raises:
+        AssertionError: with what is wrong.
     """
     trial = MethodTrial(cls, options, **settings)
     _check_defaults(cls)

@@ -26,12 +26,14 @@ KEPT = ("names", "roles", "name", "excluded", "lr_multiplier", "constant_lr")
 def check_optimizer(
     cls: type[OptimizerPlugin], options: Mapping[str, Any] | None = None, *, device: str = "cpu"
 ) -> None:
-    """Checks groups, learning rate and weight decay that the loop sets, missing gradients, state, resuming, and zeros;
-    AssertionError with what is wrong.
+    """Checks groups, learning rate and weight decay that the loop sets, missing gradients, state, resuming, and zeros.
 
     Args:
         options: plain data; `lr` 0.01 and a weight decay of 0.1 if they are not given.
         device: where the parameters are.
+
+    Raises:
+        AssertionError: with what is wrong.
     """
     parsed = check_options(cls, {"lr": 0.01, "weight_decay": 0.1, **(options or {})}, OptimizerOptions)
     trial = partial(_Trial, cls, parsed, device)
@@ -146,12 +148,14 @@ def _check_zeros(trial: _Trial) -> None:
 
 
 def check_schedule(cls: type[Schedule], options: Mapping[str, Any] | None = None, *, base: float = 0.3) -> None:
-    """Checks that a schedule is a pure function of the step, never negative and never above its base; AssertionError
-    with what is wrong.
+    """Checks that a schedule is a pure function of the step, never negative and never above its base.
 
     Args:
         options: plain data, for a run of 20 steps in 4 epochs.
         base: the highest value.
+
+    Raises:
+        AssertionError: with what is wrong.
     """
     parsed, label, total = check_options(cls, options, ScheduleOptions), cls.__name__, 20
     schedule = cls(parsed, base, total, 5)
