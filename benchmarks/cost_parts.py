@@ -29,7 +29,7 @@ from sslcli.modules.momentum import MomentumEncoder
 from sslcli.modules.queue import Queue
 
 PARTS = ("network", "loss", "sinkhorn", "metrics", "queue", "ema", "after step", "clip", "optimizer")
-MONITORS = ("mean_cosines",)
+MONITORS = ("mean_cosines", "class_cosines")
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""Time and memory of a step of each method besides its network: ResNet-18 at 32 px, two precomputed views of the
+"""Time and memory of a step of each method besides its network: ResNet-18 at 32 px, two prepared views of the
 method's own recipe, its own options and optimizer.
 
     OMP_NUM_THREADS=1 python benchmarks/costs.py [--methods moco_v2 swav] [--batch 256] [--width 64] [--output NAME]
@@ -43,7 +43,7 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
 class Bench:
-    """Steps of one method on precomputed views."""
+    """Steps of one method on prepared views."""
 
     def __init__(self, method: str, width: int, batch: int, precision: str) -> None:
         document = {

@@ -60,7 +60,7 @@ def _speed_cells(ceiling: dict[str, float], measured: dict[str, Any]) -> list[st
         return [*limits, "—", "—", "—"]
     ready, whole = (measured["images_per_second"][kind] for kind in ("ready", "end_to_end"))
     share = ready / min(ceiling["operations"], ceiling["bytes"])
-    return [*limits, _figure(ready), _figure(whole), f"{100 * share:.0f} %"]
+    return [*limits, _figure(ready), _figure(whole), f"{100 * share:.0f}%"]
 
 
 def _figure(value: float) -> str:

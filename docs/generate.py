@@ -82,7 +82,7 @@ def _mean(rows: Collection[dict[str, float]], key: str) -> float:
 
 def _percent(rows: Collection[dict[str, float]], key: str) -> str:
     spread = statistics.stdev(row[key] for row in rows) if len(rows) > 1 else 0.0
-    return f"{100 * _mean(rows, key):.1f} ± {100 * spread:.1f} %"
+    return f"{100 * _mean(rows, key):.1f} ± {100 * spread:.1f}%"
 
 
 def exports(package: str) -> str:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sslcli.api.run import Run as Run
+    from sslcli.api.run import evaluate as evaluate
+    from sslcli.api.run import evaluate_all as evaluate_all
+    from sslcli.api.run import export as export
+    from sslcli.api.run import load_backbone as load_backbone
     from sslcli.api.train import from_config as from_config
     from sslcli.api.train import train as train
-    from sslcli.api.trained import evaluate as evaluate
-    from sslcli.api.trained import evaluate_all as evaluate_all
-    from sslcli.api.trained import export as export
-    from sslcli.api.trained import load_backbone as load_backbone
     from sslcli.version import __version__ as __version__
 
 # A library leaves it to the program where its messages go.
@@ -24,8 +24,8 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 #: The module of each public name.
 _MODULES = {
-    "Run": "api.run", "__version__": "version", "evaluate": "api.trained", "evaluate_all": "api.trained",
-    "export": "api.trained", "from_config": "api.train", "load_backbone": "api.trained", "train": "api.train",
+    "Run": "api.run", "__version__": "version", "evaluate": "api.run", "evaluate_all": "api.run",
+    "export": "api.run", "from_config": "api.train", "load_backbone": "api.run", "train": "api.train",
 }  # fmt: skip
 __all__ = list(_MODULES)
 

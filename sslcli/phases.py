@@ -6,7 +6,6 @@ Each moment counts for the innermost open phase, or for the rest, so that the ph
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
@@ -24,16 +23,12 @@ _running: Clock | None = None
 
 
 def phase(name: str) -> AbstractContextManager[None]:
-    """Marks a part of a step; costs almost nothing if no clock is running.
-
-    Args:
-        name: one of `PHASES`.
-    """
+    """Marks a part of a step, one of `PHASES`; costs almost nothing if no clock is running."""
     return _NOTHING if _running is None else _running.phase(name)
 
 
-class Clock(ABC):
-    """Records when phases begin and end, and computes how long each was open."""
+class Clock:
+    """Records when phases begin and end, and computes how long each was open: here by the host's clock."""
 
     def __init__(self) -> None:
         self._open = [REST]
@@ -72,20 +67,11 @@ class Clock(ABC):
             spent[name] += self._between(begin, end)
         return spent
 
-    @abstractmethod
-    def _now(self) -> Any: ...
-
-    @abstractmethod
-    def _between(self, begin: Any, end: Any) -> float: ...
-
-
-class HostClock(Clock):
-    """Reads the host's clock: correct where the host itself computes."""
-
-    def _now(self) -> float:
+    def _now(self) -> Any:
         return time.perf_counter()
 
-    def _between(self, begin: float, end: float) -> float:
+    def _between(self, begin: Any, end: Any) -> float:
+        """Seconds from one moment to the next."""
         return end - begin
 
 
@@ -112,4 +98,4 @@ class CUDAClock(Clock):
 
 def clock_for(device: torch.device) -> Clock:
     """Returns the right clock for steps on `device`."""
-    return CUDAClock(device) if device.type == "cuda" else HostClock()
+    return CUDAClock(device) if device.type == "cuda" else Clock()

@@ -10,9 +10,10 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
-import importlib
+import importlib.metadata
 import importlib.util
 import inspect
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,37 +22,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import importlib_metadata
-
 from sslcli.contracts.errors import UserError
 
 
 @dataclass(frozen=True)
 class Group:
-    """A plugin group: what one member is called, and the contracts that its classes inherit from."""
+    """A plugin group: what one member is called, and what its classes inherit from (`method:Method`)."""
 
     name: str
     noun: str
-    contracts: tuple[tuple[str, str], ...]
+    contracts: tuple[str, ...]
 
     @property
     def entry_points(self) -> str:
         return f"sslcli.{self.name}"
 
 
-_GROUPS = (
-    Group("methods", "method", (("method", "Method"),)),
-    Group("backbones", "backbone", (("backbone", "Backbone"), ("backbone", "BackboneProvider"))),
-    Group("datasets", "data set", (("data", "Dataset"),)),
-    Group("augmentations", "view operation or preset", (("views", "Operation"), ("views", "Preset"))),
-    Group("optimizers", "optimizer", (("optimizer", "OptimizerPlugin"),)),
-    Group("schedules", "schedule", (("optimizer", "Schedule"),)),
-    Group("evaluators", "evaluator", (("evaluation", "Evaluator"),)),
-    Group("exporters", "exporter", (("export", "Exporter"),)),
-    Group("callbacks", "callback", (("callback", "Callback"),)),
-)
-#: By short name: `methods`, `backbones`, …
-GROUPS: dict[str, Group] = {group.name: group for group in _GROUPS}
+#: By short name.
+GROUPS: dict[str, Group] = {
+    group.name: group
+    for group in (
+        Group("methods", "method", ("method:Method",)),
+        Group("backbones", "backbone", ("backbone:Backbone", "backbone:BackboneProvider")),
+        Group("datasets", "data set", ("data:Dataset",)),
+        Group("augmentations", "view operation or preset", ("views:Operation", "views:Preset")),
+        Group("optimizers", "optimizer", ("optimizer:OptimizerPlugin",)),
+        Group("schedules", "schedule", ("optimizer:Schedule",)),
+        Group("evaluators", "evaluator", ("evaluation:Evaluator",)),
+        Group("exporters", "exporter", ("export:Exporter",)),
+        Group("callbacks", "callback", ("callback:Callback",)),
+    )
+}
 
 
 class PluginError(UserError):
@@ -72,11 +73,10 @@ class FoundPlugin:
         return f"{self.package} {self.version} ({self.target})"
 
 
-_from_files: dict[str, list[tuple[FoundPlugin, type]]] = {}
-
+#: Classes without a package; of equal ones the last counts.
+_registered: list[tuple[FoundPlugin, type]] = []
 #: The "package" of what a Python program has given as an object: `python:MyNet`.
 PYTHON = "python"
-_given: list[tuple[FoundPlugin, type]] = []
 _GIVE_AGAIN = {
     "backbones": "load it with sslcli.load_backbone(path, into=module), or give it again: sslcli.Run(path, backbone=…)",
     "datasets": "give it again in Python, or name other data with data.name=…",
@@ -107,7 +107,7 @@ def suggest(name: str, known: list[str], *, otherwise: bool = False) -> str:
 def _installed() -> tuple[FoundPlugin, ...]:
     found: list[FoundPlugin] = []
     seen: set[str] = set()
-    for distribution in importlib_metadata.distributions():
+    for distribution in importlib.metadata.distributions():
         try:
             package = distribution.metadata["Name"]
             # The same distribution can be on the path twice (an editable and a wheel install): Python imports the
@@ -128,16 +128,16 @@ def _normal(package: str) -> str:
 
 
 def clear_cache() -> None:
-    """Forgets what was found (for tests that change the path, and `register_file`)."""
+    """Forgets what was found and registered (for tests that change the path)."""
     _installed.cache_clear()
-    _from_files.clear()
+    _registered.clear()
 
 
 def find(group: str) -> list[FoundPlugin]:
-    """Lists the plugins of a group, sorted, importing none of them."""
+    """Lists the plugins of a group, sorted, importing none of them; without the objects of a Python program."""
     full = get_group(group).entry_points
-    files = [plugin for plugin, _ in _from_files.get(full, [])]
-    return sorted([plugin for plugin in _installed() if plugin.group == full] + files)
+    files = [plugin for plugin, _ in _registered if plugin.package != PYTHON]
+    return sorted(plugin for plugin in [*_installed(), *files] if plugin.group == full)
 
 
 def choose(group: str, name: str) -> FoundPlugin:
@@ -145,7 +145,11 @@ def choose(group: str, name: str) -> FoundPlugin:
     info = get_group(group)
     package, _, plain = name.rpartition(":")
     if package == PYTHON:
-        return _choose_given(info, plain)
+        for plugin, _ in reversed(_registered):
+            if (plugin.package, plugin.group, plugin.name) == (PYTHON, info.entry_points, plain):
+                return plugin
+        advice = _GIVE_AGAIN.get(info.name, "give it again in Python")
+        raise PluginError(f"{info.noun} {name!r} was an object of the Python program that trained: {advice}")
     candidates = [p for p in find(group) if p.name == plain and _normal(package) in ("", _normal(p.package))]
     if len(candidates) == 1:
         return candidates[0]
@@ -157,14 +161,6 @@ def choose(group: str, name: str) -> FoundPlugin:
     raise PluginError(f"{info.noun} {plain!r} is registered by {packages}; write {choices}")
 
 
-def _choose_given(group: Group, name: str) -> FoundPlugin:
-    found = [plugin for plugin, _ in _given if (plugin.group, plugin.name) == (group.entry_points, name)]
-    if found:
-        return found[-1]
-    advice = _GIVE_AGAIN.get(group.name, "give it again in Python")
-    raise PluginError(f"{group.noun} '{PYTHON}:{name}' was an object of the Python program that trained: {advice}")
-
-
 @contextmanager
 def registered(classes: Mapping[tuple[str, str], type]) -> Iterator[None]:
     """Registers classes for a `with` block: `("backbones", "MyNet")` is found as `python:MyNet`, never as `MyNet`."""
@@ -172,30 +168,26 @@ def registered(classes: Mapping[tuple[str, str], type]) -> Iterator[None]:
         (FoundPlugin(name, PYTHON, "", f"{cls.__module__}:{cls.__qualname__}", get_group(group).entry_points), cls)
         for (group, name), cls in classes.items()
     ]
-    _given.extend(now)
+    _registered.extend(now)
     try:
         yield
     finally:
         for one in now:
-            _given.remove(one)
+            _registered.remove(one)
 
 
 def load_found(plugin: FoundPlugin) -> type:
-    """Imports a found plugin.
-
-    Raises:
-        PluginError: naming the package, if importing fails or the object is of another kind than its group's.
-    """
-    for known, cls in [*reversed(_given), *_from_files.get(plugin.group, [])]:
-        if known == plugin:
-            return cls
+    """Imports a found plugin; PluginError, naming the package, if that fails or it does not belong in its group."""
+    given = dict(_registered).get(plugin)
+    if given is not None:
+        return given
     info = get_group(plugin.group)
     try:
-        loaded = importlib_metadata.EntryPoint(plugin.name, plugin.target, plugin.group).load()
+        loaded = importlib.metadata.EntryPoint(plugin.name, plugin.target, plugin.group).load()
     except (Exception, SystemExit) as error:  # whatever a third party's module raises affects only this name
         raise PluginError(f"{info.noun} {plugin.name!r} of {plugin} cannot be loaded: {_reason(error)}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, contracts(info))):
-        wanted = " or ".join(name for _, name in info.contracts)
+        wanted = " or ".join(each.__name__ for each in contracts(info))
         raise PluginError(f"{info.noun} {plugin.name!r} of {plugin} is not a subclass of {wanted}")
     return loaded
 
@@ -205,45 +197,33 @@ def _reason(error: BaseException) -> str:
 
 
 def load(group: str, name: str) -> Any:
-    """Returns the class that `name` means in `group`.
-
-    Args:
-        group: `methods` or `sslcli.methods`.
-        name: `NAME`, `PACKAGE:NAME`, or for a provider of many `PROVIDER/NAME`.
+    """Returns the class that `name` means: `NAME`, `PACKAGE:NAME`, or for a provider of many `PROVIDER/NAME`.
 
     Raises:
         PluginError: unknown name (with the nearest ones), two packages with this name, or a broken package.
     """
     provider, slash, rest = name.partition("/")
-    cls: Any = load_found(choose(group, provider))
-    if not _is_provider(get_group(group), cls):
+    info, cls = get_group(group), load_found(choose(group, provider))
+    if info.name != "backbones" or not issubclass(cls, contracts(info)[1]):
         if slash:
-            raise PluginError(f"{provider!r} is a single {get_group(group).noun}; write {provider} without /{rest}")
+            raise PluginError(f"{provider!r} is a single {info.noun}; write {provider} without /{rest}")
         return cls
+    many: Any = cls
     try:
-        known = sorted(cls.names())
+        known = sorted(many.names())
         if rest in known:
-            return cls.get(rest)
+            return many.get(rest)
     except Exception as error:
-        raise PluginError(f"{get_group(group).noun} provider {name!r} cannot be loaded: {_reason(error)}") from error
+        raise PluginError(f"{info.noun} provider {name!r} cannot be loaded: {_reason(error)}") from error
     if not rest:
         example = f", such as {provider}/{known[0]}" if known else ""
         raise PluginError(f"{provider!r} provides many; write {provider}/NAME{example}")
-    near = [f"{provider}/{each}" for each in difflib.get_close_matches(rest, known)]
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise PluginError(f"{get_group(group).noun} provider {provider!r} has no {rest!r}{hint}")
-
-
-def _is_provider(group: Group, cls: type) -> bool:
-    providers = tuple(contract for contract in contracts(group) if contract.__name__.endswith("Provider"))
-    return issubclass(cls, providers)
+    raise PluginError(f"{info.noun} provider {provider!r} has no {rest!r}{suggest(rest, known)}")
 
 
 def contracts(group: Group) -> tuple[type, ...]:
     """Returns what the plugins of a group inherit from."""
-    return tuple(
-        getattr(importlib.import_module(f"sslcli.contracts.{module}"), name) for module, name in group.contracts
-    )
+    return tuple(pkgutil.resolve_name(f"sslcli.contracts.{each}") for each in group.contracts)
 
 
 @dataclass(frozen=True)
@@ -259,10 +239,8 @@ def register_file(path: Path) -> PluginFile:
     """Runs a Python file and registers the plugin classes that it defines.
 
     A class is registered under its attribute `plugin_name`, or else under its own name in snake case. The file stands
-    for a package (`my_method.py` → package `my_method`).
-
-    Raises:
-        PluginError: no such file, an error while it runs, or no plugin class in it.
+    for a package (`my_method.py` → package `my_method`). PluginError if there is no such file, it fails, or it defines
+    no plugin class.
     """
     path = path.expanduser()
     try:
@@ -271,7 +249,7 @@ def register_file(path: Path) -> PluginFile:
         raise PluginError(f"--plugin {path}: cannot be read ({error.strerror})") from error
     digest = hashlib.sha256(source).hexdigest()
     module_name = f"sslcli_plugin_{digest[:16]}"
-    again = tuple(p for found in _from_files.values() for p, cls in found if cls.__module__ == module_name)
+    again = tuple(plugin for plugin, cls in _registered if cls.__module__ == module_name)
     if again:  # named twice, or in an earlier call from Python
         return PluginFile(path, digest, again)
     spec = importlib.util.spec_from_file_location(module_name, path)
@@ -284,17 +262,15 @@ def register_file(path: Path) -> PluginFile:
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise PluginError(f"--plugin {path}: {_reason(error)}") from error
-    registered = []
-    for group in _GROUPS:
-        for name, cls in inspect.getmembers(module, inspect.isclass):
-            if cls.__module__ != module_name or inspect.isabstract(cls) or not issubclass(cls, contracts(group)):
-                continue
-            public = getattr(cls, "plugin_name", None) or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-            plugin = FoundPlugin(public, path.stem, digest[:8], f"{path.name}:{name}", group.entry_points)
-            known = _from_files.setdefault(group.entry_points, [])
-            known[:] = [(other, its) for other, its in known if other != plugin]
-            known.append((plugin, cls))
-            registered.append(plugin)
-    if not registered:
+    classes = inspect.getmembers(module, lambda each: inspect.isclass(each) and each.__module__ == module_name)
+    defined = []
+    for group in GROUPS.values():
+        for name, cls in classes:
+            if issubclass(cls, contracts(group)) and not inspect.isabstract(cls):
+                public = getattr(cls, "plugin_name", None) or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+                plugin = FoundPlugin(public, path.stem, digest[:8], f"{path.name}:{name}", group.entry_points)
+                defined.append((plugin, cls))
+    if not defined:
         raise PluginError(f"--plugin {path}: defines no plugin class (a subclass of Method, Backbone, Dataset, …)")
-    return PluginFile(path, digest, tuple(registered))
+    _registered.extend(defined)
+    return PluginFile(path, digest, tuple(plugin for plugin, _ in defined))

@@ -67,6 +67,10 @@ def scaled(factor: Any) -> Any:
     return changed_step(lambda self, step: setattr(step, "loss", step.loss * factor(self)))
 
 
+def count_steps(self: Any, carry: Any, progress: Any) -> None:
+    self.steps += 1
+
+
 def without_gradient(self: Any, batch: Any) -> Step:
     with torch.no_grad():
         features = self.backbone(batch.views[0].image).pooled
@@ -103,9 +107,10 @@ METHODS = [
            forward=changed_step(lambda self, step: setattr(step, "features", step.features.repeat(2, 1)))),
     broken("CountsInForward", SimCLR, "forward changes 'seen'; state changes in after_step", SMALL,
            __init__=with_buffer, forward=changed_step(lambda self, step: self.seen.add_(1))),
-    broken("Forgets", SimCLR, "a resumed run has other losses; is there state", SMALL, steps=0,
-           forward=scaled(lambda self: 1 + self.steps),
-           after_step=lambda self, carry, progress: setattr(self, "steps", self.steps + 1)),
+    broken("Forgets", SimCLR, "a resumed run has other losses; is there state", SMALL, steps=0, after_step=count_steps,
+           forward=scaled(lambda self: 1 + self.steps)),
+    broken("Diverges", SimCLR, "the loss of step 3 is nan", SMALL, steps=0, after_step=count_steps,
+           forward=scaled(lambda self: 1 if self.steps < 2 else float("nan"))),
     broken("LeavesOut", SimCLR, "parameter_groups: 'projector.* is left out", SMALL, parameter_groups=lambda self: [
         ParameterGroup(dict(self.backbone.named_parameters(prefix="backbone")))]),
     broken("OwnRandomness", SimCLR, "equal seeds give different losses", SMALL,

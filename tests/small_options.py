@@ -1,10 +1,11 @@
-"""Options that make any plugin small enough for a test, whatever they are called."""
+"""Options that make any plugin small enough for a test, whatever they are called, and a learning rate that is given."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from sslcli.contracts.optimizer import Schedule, ScheduleOptions
 from sslcli.contracts.options import Options
 from sslcli.plugins import find, load
 
@@ -46,3 +47,14 @@ def method_case(case: str) -> tuple[str, dict[str, Any]]:
     """The method's name, and its small options with the switch on."""
     name, _, switch = case.partition(" ")
     return name, {**small(load("methods", name).Options), **({switch: True} if switch else {})}
+
+
+class Value(Schedule):
+    """One learning rate for every step, and the base that groups with `constant_lr` get."""
+
+    def __init__(self, value: float, base: float = 1.0) -> None:
+        super().__init__(ScheduleOptions(), base, total_steps=1, steps_per_epoch=1)
+        self.value = value
+
+    def __call__(self, step: int) -> float:
+        return self.value

@@ -1,4 +1,4 @@
-"""Objects in the place of names: a module as backbone, a data set, callbacks, plugin classes.
+"""Objects instead of names: a module as backbone, a data set, callbacks, plugin classes.
 
 There is one schema, the config's. An object is registered as a plugin `python:CLASS` for as long as it is needed, and a
 section that holds it becomes one that names it.
@@ -54,10 +54,8 @@ class Objects:
                 plain[section] = self._choice(section, value)
             elif section == "callbacks":
                 plain[section] = self._callbacks(value)
-            elif section == "views":
-                plain[section] = as_plain(section, self._with_names(value))
             else:
-                plain[section] = as_plain(section, value)
+                plain[section] = as_plain(section, self._with_names(value) if section == "views" else value)
         if self._labeled is not None and not self.given:
             raise UserError("labeled: needs a data set that is given as an object; a named one has its own labels")
         return plain
@@ -72,26 +70,14 @@ class Objects:
         if isinstance(name, type) and issubclass(name, contracts(get_group(group))):
             return {"name": self._keep(group, name), **plain}
         if section == "data" and not isinstance(name, type):
-            return {"name": self._keep_data(name), "count": self.given["train"].length, **plain}
-        cls = self._backbone(name) if section == "backbone" else _refused(section, name)
-        return {"name": self._keep(group, cls), **plain}
-
-    def _backbone(self, module: Any) -> type:
-        from torch import nn
-
-        from sslcli.backbones.wrapped import wrap
-
-        if isinstance(module, type) and issubclass(module, nn.Module):
-            raise UserError(f"backbone: give an instance, not the class: {module.__name__}(…)")
-        if not isinstance(module, nn.Module):
-            _refused("backbone", module)
-        return wrap(module, f"{PYTHON}:{type(module).__name__}")
-
-    def _keep_data(self, dataset: Any) -> str:
-        pair = dict(zip(("labeled", "test"), self._labeled, strict=True)) if self._labeled is not None else {}
-        name, classes, self.given = data_classes({"train": dataset, **pair})
-        self.classes |= classes
-        return name
+            pair = dict(zip(("labeled", "test"), self._labeled, strict=True)) if self._labeled is not None else {}
+            name, classes, self.given = data_classes({"train": name, **pair})
+            self.classes |= classes
+            return {"name": name, "count": self.given["train"].length, **plain}
+        return {
+            "name": self._keep(group, _wrapped(name) if section == "backbone" else _refused(section, name)),
+            **plain,
+        }
 
     def _callbacks(self, value: Any) -> dict[str, Any]:
         """Callbacks as in the config (options by name), or a list of objects, classes and names."""
@@ -103,14 +89,14 @@ class Objects:
         for each in value:
             if isinstance(each, str):
                 plain[each] = {}
-            elif isinstance(each, Mapping):
+            elif not isinstance(each, Mapping):
+                plain[self._keep("callbacks", _callback(each))] = {}
+            else:
                 for name, options in each.items():
                     if options is None or isinstance(options, Mapping):
                         plain[name] = as_plain(f"callbacks.{name}", options)
                     else:
                         plain[self._keep("callbacks", _callback(options), name)] = {}
-            else:
-                plain[self._keep("callbacks", _callback(each))] = {}
         return plain
 
     def _with_names(self, value: Any) -> Any:
@@ -176,6 +162,18 @@ def as_plain(section: str, value: Any) -> Any:
     return json.loads(json.dumps(value, default=plain))
 
 
+def _wrapped(module: Any) -> type:
+    from torch import nn
+
+    from sslcli.backbones.wrapped import wrap
+
+    if isinstance(module, type) and issubclass(module, nn.Module):
+        raise UserError(f"backbone: give an instance, not the class: {module.__name__}(…)")
+    if not isinstance(module, nn.Module):
+        _refused("backbone", module)
+    return wrap(module, f"{PYTHON}:{type(module).__name__}")
+
+
 def _callback(value: Any) -> type:
     from .callbacks import hold
 
@@ -186,7 +184,7 @@ def _callback(value: Any) -> type:
 
 def _refused(section: str, value: Any) -> type:
     group = get_group(PLUGIN_SECTIONS.get(section, section))
-    wanted = " or ".join(contract for _, contract in group.contracts)
+    wanted = " or ".join(contract.__name__ for contract in contracts(group))
     what = f"the class {value.__name__}" if isinstance(value, type) else f"an object of type {type(value).__name__}"
     more = {"backbone": ", or any nn.Module", "data": ", or any object with __len__ and __getitem__"}.get(section, "")
     raise UserError(f"{section}: should be a name, a mapping with `name`, a subclass of {wanted}{more}; not {what}")

@@ -1,24 +1,34 @@
-"""`Run`: a run directory as an object."""
+"""`Run`, a run directory as an object; `load_backbone`, `evaluate`, `evaluate_all` and `export`."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from sslcli.config.document import read_file
+from sslcli.config.merge import as_arguments
 from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.errors import UserError
-from sslcli.plugins import PYTHON
+from sslcli.logs import on_console
+from sslcli.plugins import PYTHON, registered
 
-from .objects import Classes, Objects
+from .objects import Classes, Objects, as_plain, by_key, data_classes
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from sslcli.contracts.backbone import Backbone
     from sslcli.contracts.evaluation import EvaluationResult
     from sslcli.contracts.export import BackboneCard, Exported
+    from sslcli.evaluation.tables import Row
     from sslcli.training.train import TrainResult
+
+    Target: TypeAlias = "Run | str | Path"
+
+#: The name of data sets that are given to be evaluated on; no class can have this name.
+EVALUATED = "for-evaluation"
 
 
 class Run:
@@ -28,6 +38,7 @@ class Run:
         path: the directory.
         classes: plugin classes that wrap the objects, by group and the name after `python:` in the config.
         signal: number of the signal that interrupted the training run; None if it ended, or was opened.
+        total_steps: optimizer steps in all epochs; None for a run that was opened.
     """
 
     def __init__(
@@ -51,7 +62,8 @@ class Run:
         """
         self.path = Path(path).expanduser()
         self.signal: int | None = None
-        self._ended: tuple[int, int] | None = None
+        self.total_steps: int | None = None
+        self._step: int | None = None
         if not (self.path / "config.yaml").is_file():
             raise UserError(f"{self.path}: is not a run directory (it has no config.yaml)")
         self.classes: Classes = {}
@@ -69,7 +81,7 @@ class Run:
         """What `train` returns: a run with its objects, and the step at which training ended."""
         run = cls(result.directory)
         run.classes, run.signal = classes, result.signal
-        run._ended = result.step, result.total_steps
+        run._step, run.total_steps = result.step, result.total_steps
         return run
 
     def __repr__(self) -> str:
@@ -86,17 +98,12 @@ class Run:
     @property
     def step(self) -> int:
         """Optimizer steps made; for a run that was opened, the step of its newest checkpoint (0 if it has none)."""
-        if self._ended is not None:
-            return self._ended[0]
+        if self._step is not None:
+            return self._step
         from sslcli.runs.checkpoint import list_checkpoints
 
         newest = next(iter(list_checkpoints(self.path / "checkpoints")), None)
         return 0 if newest is None else int(newest.stem.removeprefix("step-"))
-
-    @property
-    def total_steps(self) -> int | None:
-        """Optimizer steps in all epochs; None for a run that was opened."""
-        return None if self._ended is None else self._ended[1]
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -133,8 +140,6 @@ class Run:
         Raises:
             UserError: nothing trained yet, or the module is missing or does not fit.
         """
-        from .trained import load_backbone
-
         return load_backbone(self, module) if module is not None else load_backbone(self)
 
     def evaluate(self, method: str = "knn", *, train: Any = None, eval: Any = None, **options: Any) -> EvaluationResult:  # noqa: A002
@@ -146,19 +151,145 @@ class Run:
             eval: likewise, the test images.
             options: `device`, `seed`, `seeds`, and the evaluator's options by name; `data={…}` for other data by name.
         """
-        from .trained import evaluate
-
         known = {name: options.pop(name) for name in ("device", "seed", "seeds") if name in options}
         return evaluate(self, method, options, train=train, eval=eval, **known)
 
     def export(self, exporter: str = "backbone", path: str | Path | None = None, **options: Any) -> Exported:
-        """Exports like `sslcli.export`.
-
-        Args:
-            exporter: name of the exporter.
-            path: the file; by default the one that `ssl export` writes, in the run directory.
-            options: the exporter's.
-        """
-        from .trained import export
-
+        """Exports like `sslcli.export`; by default to the file in the run directory that `ssl export` writes."""
         return export(self, exporter, path, **options)
+
+
+@overload
+def load_backbone(path: Target, into: None = None) -> Backbone: ...
+@overload
+def load_backbone(path: Target, into: nn.Module) -> nn.Module: ...
+def load_backbone(path: Target, into: nn.Module | None = None) -> nn.Module:
+    """Loads a trained backbone, from a file alone.
+
+    Args:
+        path: a backbone file (`backbone.safetensors`), a checkpoint, a run directory, or a `Run`.
+        into: for a backbone that was given as a module: a module like it, on the CPU, which receives the weights.
+
+    Returns:
+        the module, on the CPU, in `eval()`; called with normalized images (N, C, H, W) it returns `Features`, whose
+        `pooled` is (N, D). For a backbone that was given as a module: `into`, or for a `Run` a copy of the given one.
+
+    Raises:
+        sslcli.contracts.errors.UserError: no such file, a damaged one, a backbone whose plugin is not installed, or one
+            that was given as a module while `into` is missing.
+    """
+    from sslcli.backbones.wrapped import WrappedBackbone, wrap
+    from sslcli.runs.trained import load_trained, stored_card
+
+    file, classes = _path(path), _classes([path], {})
+    if into is not None:
+        name = str(stored_card(file).backbone.get("name"))
+        if not name.startswith(f"{PYTHON}:"):
+            raise UserError(f"{file}: its backbone is {name!r}, which needs no module to be loaded into")
+        classes["backbones", name.removeprefix(f"{PYTHON}:")] = wrap(into, name, in_place=True)
+    with on_console(), registered(classes):
+        backbone = load_trained(file).backbone
+    return backbone.network if isinstance(backbone, WrappedBackbone) else backbone
+
+
+def evaluate(
+    target: Target,
+    method: str = "knn",
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    train: Any = None,
+    eval: Any = None,  # noqa: A002
+    device: str = "auto",
+    seed: int = 0,
+    seeds: int = 1,
+) -> EvaluationResult:
+    """Evaluates like `ssl eval`: `evaluate(run, "knn", {"k": [20]}).metrics["top1"]`.
+
+    Args:
+        target: a `Run`, a run directory, a checkpoint, a backbone file, or the name of a backbone.
+        method: name of the evaluator.
+        overrides: its options, and those of the data (`"data.limit"`), by dotted key.
+        train: labeled data set, as an object, to fit on; together with `eval`, instead of the run's own data.
+        eval: likewise, the test images.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`.
+        seed: the first random seed.
+        seeds: the number of seeds; with several, metrics are means, and `spread` has their standard deviations.
+
+    Raises:
+        UserError: nothing trained there, no such evaluator, wrong options, no labeled data.
+    """
+    if method == "all":
+        raise UserError("evaluate runs one evaluation; sslcli.evaluate_all(run) runs all of them")
+    rows = evaluate_all(target, method, overrides, train=train, eval=eval, device=device, seed=seed, seeds=seeds)
+    return rows[0].result
+
+
+def evaluate_all(
+    targets: Target | Sequence[Target],
+    method: str = "all",
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    train: Any = None,
+    eval: Any = None,  # noqa: A002
+    device: str = "auto",
+    seed: int = 0,
+    seeds: int = 1,
+) -> list[Row]:
+    """Evaluates one or several targets on the same data, with one evaluator or all of them; see `evaluate`.
+
+    Returns:
+        a row for each target and evaluator, with `target`, `method` and `result`.
+    """
+    from sslcli.evaluation.evaluate import evaluate_all as run_evaluations
+
+    chosen = by_key(overrides)
+    if (train is None) != (eval is None):
+        raise UserError("train and eval: data sets as objects go together; give both")
+    given = {} if train is None else {"labeled": train, "test": eval}
+    if given:
+        chosen["data.name"] = f"{PYTHON}:{EVALUATED}"
+    several = list(targets) if isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]
+    words = as_arguments(chosen)
+    with on_console(), registered(_classes(several, given)):
+        paths = [_path(target) for target in several]
+        return run_evaluations(paths, method, words, device=device, seed=seed, seeds=seeds)
+
+
+def _classes(targets: Sequence[Any], datasets: Mapping[str, Any]) -> Classes:
+    """The classes that the targets' configs call `python:…`, and those of the data sets to evaluate on, by split."""
+    classes: Classes = dict(data_classes(datasets, EVALUATED)[1]) if datasets else {}
+    for target in targets:
+        for key, cls in (target.classes if isinstance(target, Run) else {}).items():
+            if classes.setdefault(key, cls) is not cls:
+                raise UserError(f"two runs have different objects named {PYTHON}:{key[1]}: evaluate them one by one")
+    return classes
+
+
+def export(target: Target, exporter: str = "backbone", path: str | Path | None = None, **options: Any) -> Exported:
+    """Exports like `ssl export`; replaces `path` if it exists.
+
+    Args:
+        target: a `Run`, a run directory, a checkpoint or a backbone file.
+        exporter: its name.
+        path: the file; by default in the run directory, or next to the file.
+        options: the exporter's.
+
+    Returns:
+        the file's path, and Python lines that load it (`how_to_load`).
+
+    Raises:
+        UserError: unknown exporter, nothing trained there, wrong options, or a file that cannot be written.
+    """
+    from sslcli.evaluation.export import export as run_export
+
+    arguments = as_arguments(as_plain("options", options))
+    with on_console(), registered(_classes([target], {})):
+        return run_export(exporter, _path(target), None if path is None else Path(path), arguments)
+
+
+def _path(target: Target) -> Path:
+    if isinstance(target, Run):
+        return target.path
+    if not isinstance(target, str | Path):
+        raise UserError(f"should be a Run, a path or a name, not {type(target).__name__}")
+    return Path(target).expanduser()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sslcli.contracts.options import Options
 from sslcli.contracts.views import Preset
 
 #: What BYOL's two views have in common; they differ in blur and solarize.
@@ -22,6 +21,4 @@ class BYOLPreset(Preset):
     """BYOL's two different views, also used by Barlow Twins and VICReg (Grill et al., https://arxiv.org/abs/2006.07733,
     appendix B)."""
 
-    @classmethod
-    def views(cls, options: Options, size: int) -> list[dict[str, Any]]:
-        return [{**COMMON, "blur": 1.0}, {**COMMON, "blur": 0.1, "solarize": 0.2}]
+    fixed = [{**COMMON, "blur": 1.0}, {**COMMON, "blur": 0.1, "solarize": 0.2}]

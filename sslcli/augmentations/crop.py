@@ -90,13 +90,8 @@ def crop_boxes(uniform: Tensor, sizes: Tensor, scale: tuple[float, float], ratio
     center_width = torch.minimum(full_width, (full_height * ratio[1]).round()).clamp_min(1)
     center_height = torch.minimum(full_height, (full_width / ratio[0]).round()).clamp_min(1)
     found = fits.any(1, keepdim=True)
-    box = torch.cat(
-        [
-            torch.where(found, height.gather(1, attempt), center_height),
-            torch.where(found, width.gather(1, attempt), center_width),
-        ],
-        1,
-    )
+    drawn = torch.cat([height.gather(1, attempt), width.gather(1, attempt)], 1)
+    box = torch.where(found, drawn, torch.cat([center_height, center_width], 1))
     room = full - box
     corner = torch.where(found, (uniform[:, -2:] * (room + 1)).floor(), (room / 2).floor())
     return torch.cat([corner, box], 1)

@@ -1,10 +1,5 @@
 """The preset `moco_v1`."""
 
-from __future__ import annotations
-
-from typing import Any
-
-from sslcli.contracts.options import Options
 from sslcli.contracts.views import Preset
 
 
@@ -14,17 +9,15 @@ class MoCoV1Preset(Preset):
     Grayscale comes before the jitter, so that only brightness and contrast change a gray view.
     """
 
-    @classmethod
-    def views(cls, options: Options, size: int) -> list[dict[str, Any]]:
-        return [
-            {
-                "count": 2,
-                "crop_scale": [0.2, 1.0],
-                "interpolation": "bilinear",
-                # The authors' code flips last; a flip commutes with the others, and right after the crop it is free.
-                "order": ["flip", "grayscale", "jitter"],
-                "flip": 0.5,
-                "grayscale": 0.2,
-                "jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.4, "p": 1.0},
-            }
-        ]
+    fixed = [
+        {
+            "count": 2,
+            "crop_scale": [0.2, 1.0],
+            "interpolation": "bilinear",
+            # The authors' code flips last; a flip commutes with the others, and right after the crop it is free.
+            "order": ["flip", "grayscale", "jitter"],
+            "flip": 0.5,
+            "grayscale": 0.2,
+            "jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.4, "p": 1.0},
+        }
+    ]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 
-from .family import member
+from .family import member, refuse_mask
 
 #: Two stages halve the image: the smallest side whose last map has one pixel.
 MINIMUM_SIZE = 4
@@ -87,13 +87,8 @@ class CIFARResNet(Backbone):
         return cls(options, channels)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Returns pooled features (N, 4·width) of images (N, C, H, W).
-
-        Raises:
-            UserError: if a mask is given.
-        """
-        if mask is not None:
-            raise UserError(f"backbone: {self.name} has no tokens to mask: use a backbone with tokens for masked views")
+        """Returns pooled features (N, 4·width) of images (N, C, H, W); UserError if a mask is given."""
+        refuse_mask(mask, self.name)
         x = F.relu(self.bn1(self.conv1(x)))
         return Features(pooled=self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3)))
 

@@ -1,10 +1,13 @@
-"""Makes the backbone classes of one architecture from a table of their sizes."""
+"""What the built-in backbones share: classes from a table of sizes, and the refusal of masks."""
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.errors import UserError
 
 BackboneT = TypeVar("BackboneT", bound=Backbone)
 
@@ -19,3 +22,9 @@ def member(base: type[BackboneT], class_name: str, about: str, **attributes: Any
         attributes: class attributes such as `name`.
     """
     return type(class_name, (base,), {"__doc__": about, "__module__": base.__module__, **attributes})
+
+
+def refuse_mask(mask: Tensor | None, name: str) -> None:
+    """Raises UserError if a mask is given to the backbone of this name, which has no tokens."""
+    if mask is not None:
+        raise UserError(f"backbone: {name} has no tokens to mask: use a backbone with tokens for masked views")

@@ -16,7 +16,7 @@ from torchvision.models import resnet
 from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 
-from .family import member
+from .family import member, refuse_mask
 from .published import PublishedOptions, published_state
 
 #: Smallest image side for each stem: the factor by which the network downsamples, so that its last map has one pixel.
@@ -135,13 +135,8 @@ class ResidualBackbone(Backbone):
         return cls(options, channels)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Returns pooled features (N, 8·width·expansion) of images (N, C, H, W).
-
-        Raises:
-            UserError: if a mask is given.
-        """
-        if mask is not None:
-            raise UserError(f"backbone: {self.name} has no tokens to mask: use a backbone with tokens for masked views")
+        """Returns pooled features (N, 8·width·expansion) of images (N, C, H, W); UserError if a mask is given."""
+        refuse_mask(mask, self.name)
         return Features(pooled=self.network(x))
 
     def export_state(self) -> tuple[dict[str, Tensor], str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from sslcli.contracts.backbone import Backbone, BackboneProvider, BackboneSpec, 
 from sslcli.contracts.errors import UserError
 from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCheckpointingOptions
 
+from .family import member, refuse_mask
 from .published import PublishedOptions, published_state
 from .resnet import RESNETS
 
@@ -57,13 +59,16 @@ class TorchvisionBackbone(Backbone):
         self.options = options
         arguments = self._arguments(image_size)
         self.network: Any = models.get_model(self.name, weights=None, **arguments)
-        shown = ", ".join(f"{key}={value!r}" for key, value in {**arguments, **self._uninitialized()}.items())
+        # The exported lines skip an initialization that takes seconds.
+        exported = {**arguments, **({"init_weights": False} if self.name in AUXILIARY else {})}
+        shown = ", ".join(f"{key}={value!r}" for key, value in exported.items())
         self._lines = ["import torch", "import torchvision", f"model = torchvision.models.{self.name}({shown})"]
         dim = self._cut_classifier()
         if channels != 3:
             self._replace_first_convolution(channels)
         if isinstance(options, TorchvisionViTOptions) and options.gradient_checkpointing:
-            self.network.encoder.layers = CheckpointedBlocks.of(self.network.encoder.layers.named_children())
+            blocks = OrderedDict(self.network.encoder.layers.named_children())
+            self.network.encoder.layers = CheckpointedBlocks(blocks)
         self._side = image_size if self._family() in ONE_SIZE else None
         least = self._side or LARGER_MINIMUM.get(self.name, MINIMUM_SIZE)
         self.spec = BackboneSpec(dim, channels, minimum_size=least, size_multiple=self._multiple())
@@ -102,10 +107,6 @@ class TorchvisionBackbone(Backbone):
         if self.name in AUXILIARY and self.options.pretrained:
             arguments["transform_input"] = True  # the published weights expect another normalization than ImageNet's
         return arguments
-
-    def _uninitialized(self) -> dict[str, Any]:
-        """Arguments with which the exported lines skip an initialization that takes seconds."""
-        return {"init_weights": False} if self.name in AUXILIARY else {}
 
     def _set(self, name: str, module: nn.Module, written: str) -> None:
         setattr(self.network, name, module)
@@ -162,8 +163,7 @@ class TorchvisionBackbone(Backbone):
         Raises:
             UserError: if a mask is given, or if a ViT or MaxViT gets images of a size it was not built for.
         """
-        if mask is not None:
-            raise UserError(f"backbone: torchvision/{self.name} has no tokens to mask: use vit_small or the like")
+        refuse_mask(mask, f"torchvision/{self.name}")
         if self._side is not None and tuple(x.shape[-2:]) != (self._side, self._side):
             raise UserError(
                 f"backbone: torchvision/{self.name} was built for images of {self._side} pixels, not "
@@ -208,5 +208,4 @@ def _backbone(name: str) -> type[TorchvisionBackbone]:
         raise KeyError(name)
     about = f"torchvision's {name} without its classifier."
     options = TorchvisionViTOptions if name.startswith("vit_") else PublishedOptions
-    members = {"__doc__": about, "__module__": __name__, "name": name, "Options": options}
-    return type(name, (TorchvisionBackbone,), members)
+    return member(TorchvisionBackbone, name, about, name=name, Options=options)

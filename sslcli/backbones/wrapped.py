@@ -12,6 +12,8 @@ from torch.nn.parameter import is_lazy
 from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 
+from .family import refuse_mask
+
 
 class WrappedBackbone(Backbone):
     """A module of the user's own; `network` is a copy of it, or the module itself if weights are to be loaded into it.
@@ -52,10 +54,7 @@ class WrappedBackbone(Backbone):
         if isinstance(self.network, Backbone):
             features: Features = self.network(x, mask)
             return features
-        if mask is not None:
-            raise UserError(
-                f"backbone: {self.title} has no tokens to mask: use a backbone with tokens for masked views"
-            )
+        refuse_mask(mask, self.title)
         return Features(pooled=_pooled(self.network(x), self.title))
 
     def export_state(self) -> tuple[dict[str, Tensor], str]:

@@ -41,8 +41,8 @@ class KNNMonitorOptions(Options):
 
 
 class KNNMonitor(EpochMonitor):
-    """Logs `knn_top1`, a number to watch; the one to report is that of `ssl eval --method knn`. It takes 1.6 % of the
-    time of the training steps (the online probe 0.6 %), and less with more training images."""
+    """Logs `knn_top1`, a number to watch; the one to report is that of `ssl eval --method knn`. It takes 1.6% of the
+    time of the training steps (the online probe 0.6%), and less with more training images."""
 
     Options = KNNMonitorOptions
     options: KNNMonitorOptions

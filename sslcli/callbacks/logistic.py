@@ -37,7 +37,7 @@ class LogisticMonitorOptions(Options):
 
 class LogisticMonitor(EpochMonitor):
     """Logs `logistic_top1`, a number to watch, of images that a probe is otherwise tested on; the one to report is that
-    of `ssl eval --method logistic`. It takes 2.4 % of the time of the training steps (the kNN monitor 1.6 %), and is
+    of `ssl eval --method logistic`. It takes 2.4% of the time of the training steps (the kNN monitor 1.6%), and is
     off by default."""
 
     Options = LogisticMonitorOptions

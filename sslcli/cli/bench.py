@@ -23,7 +23,7 @@ def bench(
     output: Annotated[Path | None, typer.Option(help="Write the results to a JSON file.", metavar="FILE")] = None,
     plugin: PluginFiles = None,
 ) -> int:
-    """Measure training speed: whole steps, steps on precomputed views, each phase of a step, and peak memory.
+    """Measure training speed: whole steps, steps on prepared views, each phase of a step, and peak memory.
 
     Trains in one process, without callbacks, and saves nothing.
 

@@ -7,16 +7,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sslcli.contracts.errors import UserError
 
 from .arguments import Device
-
-if TYPE_CHECKING:
-    from sslcli.evaluation.tables import Row
 
 
 def evaluate(
@@ -63,16 +60,22 @@ def evaluate(
         choose("evaluators", method)  # so that a typo is reported before torch is imported
     targets, overrides = split_words(words)
 
+    from rich.console import Console
+
+    from sslcli.evaluation import tables
     from sslcli.evaluation.evaluate import evaluate_all
-    from sslcli.evaluation.tables import as_json as several_as_json
 
     output = output.expanduser() if output is not None else None
     rows = evaluate_all(targets, method, overrides, device=device, seed=seed, seeds=seeds, output=output)
     single = len(targets) == 1 and method != "all"
     if as_json:
-        print(json.dumps(rows[0].plain() if single else several_as_json(rows)))
+        print(json.dumps(rows[0].plain() if single else tables.as_json(rows)))
+    elif single:
+        print("\n".join(tables.lines(rows[0].result)))
+    elif sys.stdout.isatty():
+        Console().print(tables.rich_table(rows))
     else:
-        _show(rows, single)
+        print("\n".join(tables.plain_table(rows)))
     return 0
 
 
@@ -90,16 +93,3 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     if not targets:
         raise UserError("nothing to evaluate: name a run, a backbone file or a backbone before the options")
     return targets, overrides
-
-
-def _show(rows: list[Row], single: bool) -> None:
-    from rich.console import Console
-
-    from sslcli.evaluation.tables import lines, plain_table, rich_table
-
-    if single:
-        print("\n".join(lines(rows[0].result)))
-    elif sys.stdout.isatty():
-        Console().print(rich_table(rows))
-    else:
-        print("\n".join(plain_table(rows)))

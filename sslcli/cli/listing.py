@@ -66,8 +66,7 @@ def _checked(group: str) -> list[dict[str, Any]]:
         except PluginError as error:
             problem = str(error)
         rivals = [other.package for other in plugins if other.name == plugin.name and other != plugin]
-        row = {"group": group, **_plain(plugin), "ok": problem is None, "error": problem, "clashes_with": rivals}
-        rows.append(row)
+        rows.append({"group": group, **_plain(plugin), "ok": not problem, "error": problem, "clashes_with": rivals})
     return rows
 
 
@@ -116,6 +115,7 @@ def _help(cls: type) -> str:
 def option_rows(options: type[Options], prefix: str = "") -> list[dict[str, Any]]:
     """Lists options with their types, defaults and help; those of nested sections with dotted names."""
     from pydantic import BaseModel
+    from pydantic_core import to_jsonable_python
 
     rows: list[dict[str, Any]] = []
     for name, field in options.model_fields.items():
@@ -129,21 +129,11 @@ def option_rows(options: type[Options], prefix: str = "") -> list[dict[str, Any]
                 "name": prefix + name,
                 "type": _type_name(annotation),
                 "required": field.is_required(),
-                "default": _plain_default(default),
+                "default": to_jsonable_python(default, fallback=str),
                 "help": " ".join((field.description or "").split()),
             }
         )
     return rows
-
-
-def _plain_default(value: Any) -> Any:
-    from pydantic import BaseModel
-
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, tuple | list):
-        return list(value)
-    return value if isinstance(value, str | int | float | bool | dict | None) else str(value)
 
 
 def _type_name(annotation: Any) -> str:

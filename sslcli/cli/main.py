@@ -45,8 +45,9 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
             with on_console(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO):
                 code = command(*args, **kwargs)
         except SslError as error:
-            for line in str(error).splitlines() if _speaks() else []:
-                print(f"ssl: {line}", file=sys.stderr)
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # all processes on a machine have the same error
+                for line in str(error).splitlines():
+                    print(f"ssl: {line}", file=sys.stderr)
             code = error.exit_code
         except KeyboardInterrupt:
             print("ssl: interrupted", file=sys.stderr)
@@ -68,11 +69,6 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
     run.__annotations__ = {**command.__annotations__, **VERBOSITY}
     return run
-
-
-def _speaks() -> bool:
-    """Only the first of several processes on a machine prints an error: all of them have the same one."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _version(value: bool) -> None:

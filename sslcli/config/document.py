@@ -42,18 +42,16 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[Any, Any] = {}  # the stubs declare an instance variable
 
 
-def _integer(text: str) -> int:
-    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-    return int(text[2:] if base != 10 else text, base)
-
-
 _NUMBER = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _PREFIX = "tag:yaml.org,2002:"
 #: The text of each type of scalar, and the function that reads it.
 _SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
     "null": (re.compile(r"^(?:~|null|Null|NULL|)$"), lambda text: None),
     "bool": (re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), lambda text: text.lower() == "true"),
-    "int": (re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), _integer),
+    "int": (
+        re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"),
+        lambda text: int(text, 0 if text[:2] in ("0o", "0x") else 10),
+    ),
     "float": (
         re.compile(rf"^(?:{_NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
         lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
@@ -75,17 +73,11 @@ _Dumper.yaml_implicit_resolvers = {first: [*_OURS, *rules] for first, rules in _
 _BREAKS = re.compile("[\n\r\x85\u2028\u2029]")
 
 
-def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
-    text = {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value), repr(value))
-    return dumper.represent_scalar(_PREFIX + "float", text)
-
-
 def _represent_str(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
     # Escape all line breaks: single quotes would fold them, and lose a NEL.
     return dumper.represent_scalar(_PREFIX + "str", value, style='"' if _BREAKS.search(value) else None)
 
 
-_Dumper.add_representer(float, _represent_float)
 _Dumper.add_representer(str, _represent_str)
 
 
@@ -103,26 +95,18 @@ def dump_value(value: Any) -> str:
 
 
 def read_file(path: Path) -> Document:
-    """Reads a YAML file that contains a mapping.
-
-    Raises:
-        ConfigError: if it cannot be read or parsed; lists every duplicate key.
-    """
+    """Reads a YAML file that contains a mapping; ConfigError if it cannot be parsed, with every duplicate key."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError([f"{path}: no such file"]) from None
-    except IsADirectoryError:
-        raise ConfigError([f"{path}: is a directory, not a YAML file"]) from None
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: is not a text file in UTF-8 (byte {error.start})"]) from None
     except OSError as error:
-        raise ConfigError([f"{path}: cannot be read ({error.strerror})"]) from None
+        raise ConfigError([f"{path}: {str(error.strerror).lower()}"]) from None
     document = parse(text, str(path), numbered=True)
     if document.data is None:
         raise ConfigError([f"{path}: is empty"])
     if not isinstance(document.data, dict):
-        raise ConfigError([f"{path}:1: a config is a mapping of keys to values, not a {_kind(document.data)}"])
+        raise ConfigError([f"{path}:1: a config is a mapping of keys to values"])
     return document
 
 
@@ -164,31 +148,30 @@ class _Reader:
     def origin(self, node: yaml.Node) -> str:
         return f"{self.source}:{node.start_mark.line + 1}" if self.numbered else self.source
 
-    def complain(self, node: yaml.Node, key: Key, message: str) -> None:
+    def complain(self, node: yaml.Node, key: Key, message: str) -> Any:
+        """Adds a problem; returns None, which stands for the value."""
         self.problems.append(": ".join([self.origin(node), *([".".join(key)] if key else []), message]))
 
     def value(self, node: yaml.Node, key: Key) -> Any:
         self.where.setdefault(key, self.origin(node))
         self.count += 1
         if self.count > _MOST_VALUES:
-            if self.count == _MOST_VALUES + 1:  # reported once, not for every further value
-                self.complain(node, key, f"more than {_MOST_VALUES:,} values; are there aliases of aliases?")
-            return None
+            self.complain(node, key, f"more than {_MOST_VALUES:,} values; are there aliases of aliases?")
+            raise ConfigError(self.problems)
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node, key)
         if id(node) in self.open:
-            self.complain(node, key, "an alias that contains itself")
-            return None
+            return self.complain(node, key, "an alias that contains itself")
+        if node.tag not in (_PREFIX + "map", _PREFIX + "seq"):
+            return self.complain(node, key, f"the tag {_short(node.tag)} is not supported")
         self.open.add(id(node))
-        try:
-            if isinstance(node, yaml.ScalarNode):
-                return self.scalar(node, key)
-            if node.tag not in (_PREFIX + "map", _PREFIX + "seq"):
-                self.complain(node, key, f"the tag {_short(node.tag)} is not supported")
-                return None
-            if isinstance(node, yaml.MappingNode):
-                return self.mapping(node, key)
-            return [self.value(child, (*key, str(index))) for index, child in enumerate(node.value)]
-        finally:
-            self.open.discard(id(node))
+        data: Any
+        if isinstance(node, yaml.MappingNode):
+            data = self.mapping(node, key)
+        else:
+            data = [self.value(child, (*key, str(index))) for index, child in enumerate(node.value)]
+        self.open.remove(id(node))
+        return data
 
     def mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -211,14 +194,8 @@ class _Reader:
         if tag == "str":
             return text
         if tag not in _SCALARS:
-            self.complain(node, key, f"the tag {_short(node.tag)} is not supported")
-            return None
+            return self.complain(node, key, f"the tag {_short(node.tag)} is not supported")
         pattern, read = _SCALARS[tag]
         if pattern.match(text) and not (tag == "int" and len(text) > _MOST_DIGITS):
             return read(text)
-        self.complain(node, key, f"{text[:40]!r} is not a valid {tag}")
-        return None
-
-
-def _kind(value: Any) -> str:
-    return {list: "list", str: "string", bool: "boolean"}.get(type(value), "number")
+        return self.complain(node, key, f"{text[:40]!r} is not a valid {tag}")

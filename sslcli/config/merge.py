@@ -14,9 +14,7 @@ from typing import Any
 from sslcli.contracts.errors import ConfigError
 
 from .document import Document, Key, dump_value, parse, read_file
-
-#: Sections that name one plugin: `method: simclr` is short for `method: {name: simclr}`.
-CHOICES = ("method", "backbone", "data", "optimizer", "schedule")
+from .schema import PLUGIN_SECTIONS
 
 _COMMAND_LINE = "command line"
 
@@ -24,8 +22,7 @@ _COMMAND_LINE = "command line"
 def read_config(path: Path, overrides: list[str]) -> Document:
     """Reads a config file with everything it extends, and applies overrides (`key.path=value`).
 
-    Raises:
-        ConfigError: a file cannot be read, or overrides are malformed.
+    Raises ConfigError if a file cannot be read, or overrides are malformed.
     """
     document = _read_with_bases(path.expanduser(), ())
     apply_overrides(document, overrides)
@@ -54,7 +51,8 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Document:
 
 
 def _expand_shorthands(document: Document) -> None:
-    for name in CHOICES:
+    """`method: simclr` is short for `method: {name: simclr}`."""
+    for name in PLUGIN_SECTIONS:
         value = document.data.get(name)
         if isinstance(value, str):
             document.data[name] = {"name": value}
@@ -68,17 +66,9 @@ def merge(base: Document, over: Document) -> None:
 
 def _merged(base: Document, over: Document, old: Any, new: Any, key: Key) -> Any:
     if not (isinstance(old, dict) and isinstance(new, dict)) or _renamed(old, new, key):
-        _forget(base, key)
         _adopt(base, over, key)
         return new
-    result = dict(old)
-    for name, value in new.items():
-        child = (*key, name)
-        if name in old:
-            result[name] = _merged(base, over, old[name], value, child)
-        else:
-            result[name] = value
-            _adopt(base, over, child)
+    result = old | {name: _merged(base, over, old.get(name), value, (*key, name)) for name, value in new.items()}
     if key in over.where:
         base.where[key] = over.where[key]
     return result
@@ -86,28 +76,21 @@ def _merged(base: Document, over: Document, old: Any, new: Any, key: Key) -> Any
 
 def _renamed(old: dict[str, Any], new: dict[str, Any], key: Key) -> bool:
     """Whether `new` names another plugin (or preset) than `old`, to which the old options don't belong."""
-    tag = "name" if len(key) == 1 and key[0] in CHOICES else "preset" if key == ("views",) else None
+    tag = "name" if len(key) == 1 and key[0] in PLUGIN_SECTIONS else "preset" if key == ("views",) else None
     return tag is not None and tag in new and new[tag] != old.get(tag)
 
 
-def _forget(document: Document, key: Key) -> None:
-    for known in [k for k in document.where if k[: len(key)] == key]:
-        del document.where[known]
-
-
 def _adopt(base: Document, over: Document, key: Key) -> None:
+    """Replaces the origins of a key and of everything below it by those in `over`."""
     origins = {k: origin for k, origin in over.where.items() if k[: len(key)] == key}
-    if origins and key not in base.where:
+    base.where = {k: origin for k, origin in base.where.items() if k[: len(key)] != key}
+    if origins:
         base.where[key] = next(iter(origins.values()))  # `optimizer.name=adamw` creates the section
     base.where.update(origins)
 
 
 def apply_overrides(document: Document, overrides: list[str]) -> None:
-    """Applies `key.path=value` arguments in order; each value is parsed as YAML.
-
-    Raises:
-        ConfigError: with every argument that is malformed or has an invalid path.
-    """
+    """Applies `key.path=value` arguments, the values in YAML, in order; ConfigError with every invalid argument."""
     problems: list[str] = []
     for text in overrides:
         try:
@@ -132,14 +115,14 @@ def _apply(document: Document, text: str) -> None:
     if key[0] == "extends":
         raise ConfigError([f"{_COMMAND_LINE}: extends: is only allowed in a file"])
     value = parse(value_text, f"{_COMMAND_LINE}: {path}")
-    if len(key) == 1 and key[0] in CHOICES and isinstance(value.data, str):
+    if len(key) == 1 and key[0] in PLUGIN_SECTIONS and isinstance(value.data, str):
         value.data = {"name": value.data}
     parent = _parent(document, key, path)
+    over = Document({}, {(*key, *part): _COMMAND_LINE for part in value.where})
     if isinstance(parent, list):
-        parent[_index(parent, key[-1], key)] = value.data
-        _forget(document, key)
+        parent[_step(parent, key[-1], key)] = value.data
+        _adopt(document, over, key)
     else:
-        over = Document({}, {(*key, *part): _COMMAND_LINE for part in value.where})
         updated = _merged(document, over, parent, {key[-1]: value.data}, key[:-1])
         parent.clear()
         parent.update(updated)
@@ -149,23 +132,23 @@ def _apply(document: Document, text: str) -> None:
 def _parent(document: Document, key: Key, path: str) -> Any:
     """The mapping or list that contains a key's last part; created if there is none."""
     parent: Any = document.data
-    for depth, part in enumerate(key[:-1]):
-        here = key[: depth + 1]
-        step: Any = _index(parent, part, here) if isinstance(parent, list) else part
-        child = parent[step] if isinstance(parent, list) else parent.get(part)
-        if isinstance(child, str) and here == (part,) and part in CHOICES:
-            child = {"name": child}
-        elif child is None:
-            child = {}
-        elif not isinstance(child, dict | list):
-            raise ConfigError([f"{_COMMAND_LINE}: {path}: {'.'.join(here)} is {child!r}, not a mapping or a list"])
-        parent[step] = child
-        parent = child
+    for depth, part in enumerate(key[:-1], start=1):
+        here = key[:depth]
+        step = _step(parent, part, here)
+        if parent[step] is None:
+            parent[step] = {}
+        parent = parent[step]
+        if not isinstance(parent, dict | list):
+            raise ConfigError([f"{_COMMAND_LINE}: {path}: {'.'.join(here)} is {parent!r}, not a mapping or a list"])
     return parent
 
 
-def _index(items: list[Any], part: str, key: Key) -> int:
-    if not part.isdecimal() or int(part) >= len(items):
-        problem = f"should be an index from 0 to {len(items) - 1}" if items else "the list is empty"
+def _step(parent: Any, part: str, key: Key) -> Any:
+    """What finds a key's part in a mapping, to which it is added if it is missing, or in a list."""
+    if isinstance(parent, dict):
+        parent.setdefault(part)
+        return part
+    if not part.isdecimal() or int(part) >= len(parent):
+        problem = f"should be an index from 0 to {len(parent) - 1}" if parent else "the list is empty"
         raise ConfigError([f"{_COMMAND_LINE}: {'.'.join(key)}: {problem}"])
     return int(part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +49,11 @@ class RunConfig:
 
     def plain(self) -> dict[str, Any]:
         """Returns the config as plain data, without `output`; `resolve` makes an equal config of it."""
-        return {
-            "seed": self.seed,
-            "method": self.method.plain(),
-            "backbone": self.backbone.plain(),
-            "data": self.data.plain(),
+        values = {section: getattr(self, section) for section in SECTIONS if section != "output"}
+        return {section: value.plain() if hasattr(value, "plain") else value for section, value in values.items()} | {
             "views": [_plain_view(view) for view in self.views],
-            "optimizer": self.optimizer.plain(),
-            "schedule": self.schedule.plain(),
-            "training": self.training.plain(),
-            "checkpoints": self.checkpoints.plain(),
             "callbacks": {
-                name: choice.options.plain() if (choice := self.callbacks.get(name)) is not None else None
+                name: self.callbacks[name].options.plain() if name in self.callbacks else None
                 for name in sorted({*self.callbacks, *schema.DEFAULT_CALLBACKS})
             },
         }
@@ -75,18 +68,11 @@ def _plain_view(view: Any) -> dict[str, Any]:
     return {"count": view.count, "size": view.size, "operations": operations}
 
 
-_SECTIONS = (
-    "seed", "method", "backbone", "data", "views", "optimizer", "schedule", "training", "checkpoints", "callbacks",
-    "output",
-)  # fmt: skip
+SECTIONS = [each.name for each in fields(RunConfig)]
 
 
 def load_config(path: Path, overrides: list[str]) -> RunConfig:
-    """Reads, merges, overrides, resolves and validates a config file.
-
-    Raises:
-        ConfigError: with every problem, each as `file:line: key: what is wrong`.
-    """
+    """Reads and resolves a config file; ConfigError with every problem, each as `file:line: key: what is wrong`."""
     return resolve(read_config(path, overrides))
 
 
@@ -95,27 +81,26 @@ def resolve(document: Document) -> RunConfig:
     problems = Problems(document)
     data = {key: value for key, value in document.data.items() if value is not None}
     for key in data:
-        if key not in _SECTIONS:
-            problems.add((key,), f"unknown section{suggest(key, list(_SECTIONS), otherwise=True)}")
-    reader = _SectionReader(problems)
+        if key not in SECTIONS:
+            problems.add((key,), f"unknown section{suggest(key, SECTIONS, otherwise=True)}")
     for required, example in (("method", "method: simclr"), ("data", "data: {name: cifar10, root: ./data}")):
         if required not in data:
-            problems.add_missing(required, f"missing; write `{example}`")
-    method = reader.choice("method", "methods", data.get("method"))
-    defaults = method.cls.defaults if method is not None else {}
-    if method is not None and "optimizer" not in data and "optimizer" not in defaults:
-        problems.add_missing("optimizer", f"missing; {method.name!r} has no default for it")
-    backbone = reader.choice("backbone", "backbones", data.get("backbone"), schema.DEFAULT_BACKBONE)
-    source = reader.choice("data", "datasets", data.get("data"))
-    optimizer = reader.choice("optimizer", "optimizers", data.get("optimizer"), defaults.get("optimizer"))
-    schedule_default = defaults.get("schedule", schema.DEFAULT_SCHEDULE)
-    schedule = reader.choice("schedule", "schedules", data.get("schedule"), schedule_default)
+            problems.add((required,), f"missing; write `{example}`")
+    method = _choice("method", "methods", data.get("method"), None, problems)
+    defaults = {**schema.DEFAULTS, **(method.cls.defaults if method is not None else {})}
+    if method is not None and "optimizer" not in {**data, **defaults}:
+        problems.add(("optimizer",), f"missing; {method.name!r} has no default for it")
+    chosen = {
+        section: _choice(section, group, data.get(section), defaults.get(section), problems)
+        for section, group in schema.PLUGIN_SECTIONS.items()
+        if section != "method"
+    }
     asked = data.get("training", {})
     asked = {**defaults.get("training", {}), **asked} if isinstance(asked, dict) else asked
-    training = reader.core("training", schema.TrainingOptions, asked)
-    checkpoints = reader.core("checkpoints", schema.CheckpointOptions, data.get("checkpoints", {}))
-    callbacks = reader.callbacks(data.get("callbacks", {}))
-    views = _views(data.get("views"), method, source, problems)
+    training = _options("training", schema.TrainingOptions, asked, problems)
+    checkpoints = _options("checkpoints", schema.CheckpointOptions, data.get("checkpoints", {}), problems)
+    callbacks = _callbacks(data.get("callbacks", {}), problems)
+    views = _views(data.get("views"), method, chosen["data"], problems)
     seed = data.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         problems.add(("seed",), f"should be a whole number from 0, not {show(seed)}")
@@ -123,10 +108,10 @@ def resolve(document: Document) -> RunConfig:
     if output is not None and not isinstance(output, str):
         problems.add(("output",), f"should be the path of a directory, not {show(output)}")
     problems.raise_any()
+    output = None if output is None else Path(output).expanduser()
     return RunConfig(
-        seed=seed, method=method, backbone=backbone, data=source, views=views, optimizer=optimizer, schedule=schedule,
-        training=training, checkpoints=checkpoints, callbacks=callbacks,
-        output=None if output is None else Path(output).expanduser(),
+        seed=seed, method=method, views=views, training=training, checkpoints=checkpoints, callbacks=callbacks,
+        output=output, **chosen,
     )  # fmt: skip
 
 
@@ -150,52 +135,44 @@ def _views(section: Any, method: Choice | None, source: Choice | None, problems:
     return views
 
 
-class _SectionReader:
-    """Resolves sections, each of them to None if it has a problem."""
+def _choice(section: str, group: str, value: Any, default: Mapping[str, Any] | None, problems: Problems) -> Any:
+    """Resolves a section that names a plugin; without a name (`optimizer.lr=0.1` alone) it modifies the default.
 
-    def __init__(self, problems: Problems) -> None:
-        self.problems = problems
+    None without a value and a default, or after adding a problem, as of the functions below.
+    """
+    if default is not None and (value is None or (isinstance(value, dict) and value.get("name") is None)):
+        value = {**default, **(value or {}), "name": default["name"]}
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        problems.add((section,), f"should be a name, or a mapping with `name`; see `ssl list {group}`")
+        return None
+    options = {k: v for k, v in value.items() if k != "name"}
+    return _plugin((section,), group, value["name"], options, (section, "name"), problems)
 
-    def choice(self, section: str, group: str, value: Any, default: Mapping[str, Any] | None = None) -> Any:
-        """Resolves a section that names a plugin; without a name (`optimizer.lr=0.1` alone) it modifies the default."""
-        if value is None:
-            value = default
-        elif isinstance(value, dict) and value.get("name") is None and default is not None:
-            value = {**default, **value, "name": default["name"]}
-        if value is None:
-            return None
-        if isinstance(value, str):
-            value = {"name": value}
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            self.problems.add((section,), f"should be a name, or a mapping with `name`; see `ssl list {group}`")
-            return None
-        options = {k: v for k, v in value.items() if k != "name"}
-        return self.plugin((section,), group, value["name"], options, (section, "name"))
 
-    def plugin(self, key: Key, group: str, name: str, options: dict[str, Any], name_key: Key) -> Choice | None:
-        cls = self.problems.load(group, name, name_key)
-        parsed = cls and parse_into(self.problems, cls.Options, options, repr(name), key)
-        return Choice(name, cls, parsed) if parsed is not None else None
+def _plugin(key: Key, group: str, name: str, options: Any, name_key: Key, problems: Problems) -> Choice | None:
+    cls = problems.load(group, name, name_key)
+    parsed = cls and parse_into(problems, cls.Options, options, repr(name), key)
+    return Choice(name, cls, parsed) if parsed is not None else None
 
-    def core(self, section: str, model: type[Options], value: Any) -> Any:
-        if not isinstance(value, dict):
-            self.problems.add((section,), f"should be a mapping of options, not {show(value)}")
-            return None
-        return parse_into(self.problems, model, value, repr(section), (section,))
 
-    def callbacks(self, value: Any) -> dict[str, Choice]:
-        if not isinstance(value, dict):
-            self.problems.add(("callbacks",), f"should be a mapping of names to options, not {show(value)}")
-            return {}
-        chosen: dict[str, Choice] = {}
-        for name, options in {**schema.DEFAULT_CALLBACKS, **value}.items():
-            if options is None:
-                continue  # disabled
-            key = ("callbacks", name)
-            if not isinstance(options, dict):
-                self.problems.add(key, f"should be a mapping of options, or null to disable it, not {show(options)}")
-                continue
-            choice = self.plugin(key, "callbacks", name, options, key)
-            if choice is not None:
-                chosen[name] = choice
-        return chosen
+def _options(section: str, model: type[Options], value: Any, problems: Problems) -> Any:
+    if isinstance(value, dict):
+        return parse_into(problems, model, value, repr(section), (section,))
+    problems.add((section,), f"should be a mapping of options, not {show(value)}")
+    return None
+
+
+def _callbacks(value: Any, problems: Problems) -> dict[str, Choice]:
+    if not isinstance(value, dict):
+        problems.add(("callbacks",), f"should be a mapping of names to options, not {show(value)}")
+        return {}
+    chosen: dict[str, Any] = {}
+    for name, options in {**schema.DEFAULT_CALLBACKS, **value}.items():
+        key = ("callbacks", name)
+        if isinstance(options, dict):
+            chosen[name] = _plugin(key, "callbacks", name, options, key, problems)
+        elif options is not None:
+            problems.add(key, f"should be a mapping of options, or null to disable it, not {show(options)}")
+    return chosen

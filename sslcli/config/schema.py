@@ -80,13 +80,8 @@ class CheckpointOptions(Options):
 
 #: Callbacks that are enabled unless a config disables them with null.
 DEFAULT_CALLBACKS: dict[str, dict[str, Any]] = {
-    "progress": {},
-    "tensorboard": {},
-    "knn": {},
-    "online_probe": {},
-    "collapse": {},
+    name: {} for name in ("progress", "tensorboard", "knn", "online_probe", "collapse")
 }
 
 #: Sections for which neither the config nor the method has a value.
-DEFAULT_BACKBONE: dict[str, Any] = {"name": "resnet18"}
-DEFAULT_SCHEDULE: dict[str, Any] = {"name": "cosine"}
+DEFAULTS: dict[str, Any] = {"backbone": {"name": "resnet18"}, "schedule": {"name": "cosine"}}

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sslcli.contracts.errors import UserError
 from sslcli.contracts.views import OperationSpec, ViewSpec
-from sslcli.plugins import find, load, suggest
+from sslcli.plugins import load
 
 from .document import Key
 from .options import parse_into
@@ -20,6 +19,7 @@ from .problems import Problems, show
 DEFAULT_ORDER = ("flip", "jitter", "grayscale", "blur", "solarize")
 #: Short keys of the random resized crop, and the option that each sets.
 CROP_KEYS = {"crop_scale": "scale", "crop_ratio": "ratio", "interpolation": "interpolation"}
+_KEYS_OF_CROP = {option: key for key, option in CROP_KEYS.items()}
 SHORT_KEYS = (*CROP_KEYS, *DEFAULT_ORDER)
 
 
@@ -32,15 +32,13 @@ def resolve_views(
         section: the config's `views:`: None, a mapping or a list of view specs.
         recipe: the method's own section, used if the config names no preset and lists no views.
         default_size: side of views in pixels if it is not set.
-        problems: where problems are added.
     """
     key: Key = ("views",)
     if isinstance(section, list):
-        keys = [(*key, str(index)) for index in range(len(section))]
-        views = [_as_view(item, child, problems) for item, child in zip(section, keys, strict=True)]
-        if not views:
+        if not section:
             problems.add(key, "should have one view or more")
-        return _build_all(views, keys, default_size, problems)
+        listed = [((*key, str(index)), item) for index, item in enumerate(section)]
+        return _build_all([(child, _as_view(item, child, problems)) for child, item in listed], default_size, problems)
     if not isinstance(section, dict | None):
         problems.add(key, f"should be a mapping or a list of views, not {show(section)}")
         return ()
@@ -58,17 +56,16 @@ def resolve_views(
     views = _preset_views(name, section, size, key, problems)
     if not views:
         return ()
-    keys = [key] * len(views)
     if single:
         views = [{**view, "count": 1} for view in views for _ in range(view.get("count", 1))]
-        keys = [(*key, str(i)) if str(i) in single else key for i in range(len(views))]
     for index, changes in single.items():
         child = (*key, index)
         if int(index) >= len(views):
             problems.add(child, f"out of range: {len(views)} views, numbered from 0")
             continue
         views[int(index)] = _changed(views[int(index)], _as_view(changes, child, problems))
-    return _build_all(views, keys, size, problems)
+    keyed = [((*key, str(i)) if str(i) in single else key, view) for i, view in enumerate(views)]
+    return _build_all(keyed, size, problems)
 
 
 def _changed(view: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -115,35 +112,26 @@ def _preset_views(name: str, section: dict[str, Any], size: int, key: Key, probl
     own = preset.Options.model_fields
     short = {k: v for k, v in section.items() if k in SHORT_KEYS and (k not in own or isinstance(v, dict | list))}
     options = {k: v for k, v in section.items() if k not in short}
-    unknown = [k for k in options if k not in own]
-    for option in unknown:
-        known = [*own, *SHORT_KEYS, "size", "preset"]
-        problems.add((*key, option), f"unknown option of 'views'{suggest(option, known, otherwise=True)}")
-    known_options = {k: v for k, v in options.items() if k not in unknown}
-    parsed = parse_into(problems, preset.Options, known_options, repr(name), key)
-    if unknown or parsed is None:
-        return []
-    return [_changed(view, short) for view in preset.views(parsed, size)]
+    parsed = parse_into(problems, preset.Options, options, "'views'", key, also=[*SHORT_KEYS, "size", "preset"])
+    return [] if parsed is None else [_changed(view, short) for view in preset.views(parsed, size)]
 
 
-def _build_all(views: list[dict[str, Any]], keys: list[Key], size: int, problems: Problems) -> tuple[ViewSpec, ...]:
-    built = [_build(dict(view), key, size, problems) for view, key in zip(views, keys, strict=True)]
+def _build_all(views: list[tuple[Key, dict[str, Any]]], size: int, problems: Problems) -> tuple[ViewSpec, ...]:
+    built = [_build(dict(view), key, size, problems) for key, view in views]
     return tuple(view for view in built if view is not None)
 
 
 def _build(view: dict[str, Any], key: Key, size: int, problems: Problems) -> ViewSpec | None:
     before = len(problems.lines)
-    listed = view.get("operations") is not None
     items = _items(view, key, problems)
-    specs = [spec for child, item in items if (spec := _operation(child, item, listed, problems)) is not None]
-    for name in [k for k in view if k not in ("count", "size")]:
-        known = ["count", "size", "operations", "order", *SHORT_KEYS]
-        problems.add((*key, name), f"unknown option of a view{suggest(name, known, otherwise=True)}")
-    if len(problems.lines) > before:
-        return None
-    _check_geometry(specs, key, problems)
-    data = {"size": size, **{k: v for k, v in view.items() if v is not None}}
-    return parse_into(problems, ViewSpec, {**data, "operations": [spec.plain() for spec in specs]}, "a view", key)
+    specs = [spec for child, item in items if (spec := _operation(child, item, problems)) is not None]
+    geometric = [load("augmentations", spec.name).geometric for spec in specs]
+    if len(problems.lines) == before and geometric != [True] + [False] * (len(specs) - 1):
+        problems.add(key, "a view needs exactly one geometric operation (such as crop or resize), as its first")
+    data = {**view, "operations": [spec.plain() for spec in specs]}
+    data["size"] = size if view.get("size") is None else view["size"]
+    found = parse_into(problems, ViewSpec, data, "a view", key, also=["order", *SHORT_KEYS])
+    return found if len(problems.lines) == before else None
 
 
 def _items(view: dict[str, Any], key: Key, problems: Problems) -> list[tuple[Key, dict[str, Any]]]:
@@ -180,7 +168,7 @@ def _from_short_keys(view: dict[str, Any], key: Key, problems: Problems) -> list
     for name in dict.fromkeys([*order, *DEFAULT_ORDER]):
         value = view.pop(name, None)
         child = (*key, name)
-        if value is None or value is False or (isinstance(value, int | float) and value == 0):
+        if value in (None, 0):
             continue
         options = _as_options(name, value)
         if options is not None:
@@ -190,7 +178,7 @@ def _from_short_keys(view: dict[str, Any], key: Key, problems: Problems) -> list
     return items
 
 
-def _operation(key: Key, item: dict[str, Any], listed: bool, problems: Problems) -> OperationSpec | None:
+def _operation(key: Key, item: dict[str, Any], problems: Problems) -> OperationSpec | None:
     name = item["name"]
     operation = problems.load("augmentations", name, key)
     if operation is None:
@@ -199,20 +187,6 @@ def _operation(key: Key, item: dict[str, Any], listed: bool, problems: Problems)
         problems.add(key, f"{name!r} is a preset, not an operation")
         return None
     values = {option: value for option, value in item.items() if option != "name"}
-    renamed = {} if listed or name != "crop" else {option: short for short, option in CROP_KEYS.items()}
+    renamed = _KEYS_OF_CROP if name == "crop" and "operations" not in key else {}
     options = parse_into(problems, operation.Options, values, repr(name), key, renamed)
     return None if options is None else OperationSpec(name=name, options=options.plain())
-
-
-def _check_geometry(specs: list[OperationSpec], key: Key, problems: Problems) -> None:
-    geometric = [bool(load("augmentations", spec.name).geometric) for spec in specs]
-    if not geometric or not geometric[0] or any(geometric[1:]):
-        names = ", ".join(p.name for p in find("augmentations") if _is_geometric(p.name))
-        problems.add(key, f"a view needs exactly one geometric operation ({names}), as its first")
-
-
-def _is_geometric(name: str) -> bool:
-    try:
-        return bool(getattr(load("augmentations", name), "geometric", False))
-    except UserError:
-        return False

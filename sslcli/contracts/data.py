@@ -170,8 +170,7 @@ class Source(ABC):
     def prepare(self, tell: object = None) -> None:
         """Does what takes long before the first batch, once, on every process; `batches` does it otherwise.
 
-        Args:
-            tell: ignored; messages go to the logger.
+        `tell` is ignored; messages go to the logger.
         """
 
     @abstractmethod
@@ -185,8 +184,7 @@ class Source(ABC):
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and standard deviation per channel, in [0, 1], of uint8 images (N, C, H, W)."""
     count = images.shape[0] * images.shape[2] * images.shape[3]
-    total = torch.zeros(images.shape[1], dtype=torch.float64)
-    square = torch.zeros_like(total)
+    total, square = torch.zeros(2, images.shape[1], dtype=torch.float64)
     for part in torch.split(images, 4096):  # a float64 copy of everything would be eight times the data set
         values = part.double() / 255
         total += values.sum(dim=(0, 2, 3))

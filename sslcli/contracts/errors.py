@@ -19,11 +19,11 @@ class ConfigError(UserError):
     """Every problem of a configuration at once, one line each (`file:line: key: problem`)."""
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
+        super().__init__(problems)
         self.problems = problems
 
-    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
-        return type(self), (self.problems,)
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
 
 
 class UnreadableImage(Exception):
@@ -35,10 +35,8 @@ class UnreadableImage(Exception):
     """
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
+        super().__init__(path, reason)  # both, so that it can be unpickled in the main process
+        self.path, self.reason = path, reason
 
-    def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str]]:
-        # Without this, an exception with two arguments cannot be unpickled in the main process.
-        return type(self), (self.path, self.reason)
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"

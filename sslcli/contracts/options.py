@@ -40,8 +40,7 @@ class Options(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """Returns the options as plain data, the inverse of `parse`."""
-        values: dict[str, Any] = json.loads(self.model_dump_json())
-        return values
+        return self.model_dump(mode="json")
 
     @classmethod
     def resume_rule(cls, field: str) -> ResumeRule:

@@ -8,6 +8,7 @@ processes and devices use the same numbers.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -102,18 +103,24 @@ class OperationSpec(Options):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class Preset(ABC):
-    """A named recipe. It returns views as a config would list them (short keys allowed)."""
+class Preset:
+    """A named recipe. It returns views as a config would list them (short keys allowed).
+
+    Attributes:
+        Options: the options' class.
+        fixed: what `views` returns, for a preset whose views depend on nothing.
+    """
 
     Options: ClassVar[type[Options]] = Options
+    fixed: ClassVar[list[dict[str, Any]]] = []
 
     @classmethod
-    @abstractmethod
     def views(cls, options: Any, size: int) -> list[dict[str, Any]]:
         """Returns a list of views such as `{"count": 2, "crop_scale": [0.08, 1.0], "flip": 0.5}`.
 
         A view without `size` has the side `size`.
         """
+        return copy.deepcopy(cls.fixed)
 
 
 #: What `Method.recipe` returns: a `views:` section as a config would hold it.

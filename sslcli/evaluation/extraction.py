@@ -63,7 +63,7 @@ def load_images(dataset: Dataset, image_size: int) -> tuple[Tensor, Tensor]:
         uint8 (K, C, image_size, image_size) on the CPU, and the (K,) indices of those that could be read.
 
     Raises:
-        UserError: more than 1 % of them cannot be read.
+        UserError: more than 1% of them cannot be read.
     """
     block = next(_read(dataset, image_size, max(1, len(dataset))), None)
     if block is None:
@@ -87,7 +87,7 @@ def extract_features(
         features (N, D) float32 and labels, both on the device.
 
     Raises:
-        UserError: more than 1 % of the images cannot be read.
+        UserError: more than 1% of the images cannot be read.
     """
     labels = None if isinstance(images, Tensor) else images.labels
     result, done = torch.empty(0), 0
@@ -116,7 +116,7 @@ def feature_blocks(
         unreadable images are left out.
 
     Raises:
-        UserError: more than 1 % of the images cannot be read.
+        UserError: more than 1% of the images cannot be read.
     """
     for block, indices in _read(images, inputs.image_size, batch_size):
         # Entered anew for each block, since the caller's code runs between two blocks.

@@ -35,7 +35,7 @@ def check_overlap(train: Dataset, test: Dataset) -> dict[str, Any]:
         what the protocol says of it.
 
     Raises:
-        UserError: more than 1 % of the test images are training images too.
+        UserError: more than 1% of the test images are training images too.
     """
     found, compared = find_overlap(train, test)
     if found:

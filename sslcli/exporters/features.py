@@ -77,7 +77,7 @@ class FeaturesExporter(Exporter):
         """Writes `path` whole or not at all.
 
         Raises:
-            UserError: no such data, images with other channels, more than 1 % that cannot be read, features that are
+            UserError: no such data, images with other channels, more than 1% that cannot be read, features that are
                 not finite, or a file that cannot be written.
         """
         path = path.expanduser()

@@ -1,21 +1,19 @@
 """Losses as pure functions: tensors in, a scalar out, in float32 at least whatever the autocast.
 
 `X_and_metrics` returns the loss `X` and a dictionary of its monitors, 0-dim tensors without gradient: what a method's
-`Step` takes. `mean_over` averages several such results, `mean_cosines` makes the monitors of losses without negatives.
+`Step` takes. `mean_over` averages several such results; `mean_cosines` and `class_cosines` serve the other losses.
 """
 
 from .barlow_twins import barlow_twins, barlow_twins_and_metrics
-from .byol_regression import byol_regression
+from .cosine_losses import byol_regression, negative_cosine
 from .dino import dino, dino_and_metrics
-from .eqco import eqco
-from .info_nce import batch_info_nce, batch_info_nce_and_metrics, info_nce
-from .monitors import mean_cosines, mean_over
-from .negative_cosine import negative_cosine
+from .info_nce import batch_info_nce, batch_info_nce_and_metrics, eqco, info_nce
+from .monitors import class_cosines, mean_cosines, mean_over
 from .nt_xent import nt_xent, nt_xent_and_metrics
 from .queue_info_nce import queue_info_nce_and_metrics
 from .rows import unit_rows
 from .sinkhorn import sinkhorn
-from .sup_con import sup_con, sup_con_and_metrics
+from .sup_con import sup_con
 from .swapped_prediction import swapped_prediction
 from .vicreg import vicreg, vicreg_and_metrics
 
@@ -25,6 +23,7 @@ __all__ = [
     "batch_info_nce",
     "batch_info_nce_and_metrics",
     "byol_regression",
+    "class_cosines",
     "dino",
     "dino_and_metrics",
     "eqco",
@@ -37,7 +36,6 @@ __all__ = [
     "queue_info_nce_and_metrics",
     "sinkhorn",
     "sup_con",
-    "sup_con_and_metrics",
     "swapped_prediction",
     "unit_rows",
     "vicreg",

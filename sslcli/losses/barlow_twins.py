@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sslcli.distributed import world_size
 
-from .dimensions import check_views, check_weights, dimension_products, gather_centered, in_common_precision
+from .dimensions import check_weights, checked_views, dimension_products, gather_centered
 
 #: Added to the variances, as the batch norm of the authors' code does.
 EPS = 1e-5
@@ -59,11 +59,9 @@ def barlow_twins_and_metrics(
         ValueError: if the shapes are not equal (N, D), there is no pair, or λ is negative.
     """
     check_weights(lambda_=lambda_)
-    check_views(views, pairs)
-    with torch.autocast(views[0].device.type, enabled=False):
-        standardized = [
-            z * (z.square().mean(dim=0) + EPS).rsqrt() for z in gather_centered(in_common_precision(views))
-        ]  # B×D each
+    own = checked_views(views, pairs)
+    with torch.autocast(own[0].device.type, enabled=False):
+        standardized = [z * (z.square().mean(dim=0) + EPS).rsqrt() for z in gather_centered(own)]  # B×D each
         on_diagonal, off_diagonal = [], []
         for i, j in pairs:
             diagonal, others = dimension_products(standardized[i], standardized[j], len(standardized[i]))

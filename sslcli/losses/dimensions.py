@@ -18,9 +18,12 @@ from torch import Tensor
 from sslcli.distributed import all_gather, rank, world_size
 
 
-def check_views(views: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> None:
-    """Raises ValueError unless all are floating (N, D) of one shape with at least one row and one dimension, and there
-    is a pair of them."""
+def checked_views(views: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Returns the views in their common type, float32 at least.
+
+    Raises:
+        ValueError: if not all are floating (N, D) of one shape with a row and a dimension, or there is no pair of them.
+    """
     shape = views[0].shape
     if len(shape) != 2 or any(view.shape != shape for view in views) or 0 in shape:
         shapes = " and ".join(str(tuple(view.shape)) for view in views)
@@ -29,6 +32,8 @@ def check_views(views: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> No
         raise ValueError("embeddings must be floating, not whole numbers")
     if not pairs:
         raise ValueError("at least one pair of views is needed")
+    dtype = reduce(torch.promote_types, (view.dtype for view in views), torch.float32)
+    return [view.to(dtype) for view in views]
 
 
 def check_weights(**weights: float) -> None:
@@ -36,12 +41,6 @@ def check_weights(**weights: float) -> None:
     for name, value in weights.items():
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be a number of 0 or more, not {value}")
-
-
-def in_common_precision(views: Sequence[Tensor]) -> list[Tensor]:
-    """Returns the views in their common type, float32 at least."""
-    dtype = reduce(torch.promote_types, (view.dtype for view in views), torch.float32)
-    return [view.to(dtype) for view in views]
 
 
 def gather_centered(views: Sequence[Tensor]) -> list[Tensor]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .rows import check_temperature
-from .swapped_prediction import swapped_prediction
+from .swapped_prediction import check_swapped, swapped_prediction
 
 
 def dino(
@@ -59,7 +59,10 @@ def dino_and_metrics(
     always names one prototype, log K if it is indifferent; either of them for all images is one of the two ways to
     collapse. `kl`: the loss less that, which is the mean Kullback-Leibler divergence of student and teacher.
     """
-    _check(student, teacher, center)
+    check_swapped(student, teacher)
+    prototypes = student[0].shape[1]
+    if tuple(center.shape) not in ((prototypes,), (1, prototypes)):
+        raise ValueError(f"the center of {prototypes} prototypes must be ({prototypes},), not {tuple(center.shape)}")
     check_temperature(student_temperature, "student's temperature")
     check_temperature(teacher_temperature, "teacher's temperature")
     with torch.autocast(student[0].device.type, enabled=False), torch.no_grad():
@@ -68,16 +71,3 @@ def dino_and_metrics(
         entropy = torch.stack([torch.special.entr(q).sum(dim=1).mean() for q in targets]).mean()
     loss = swapped_prediction(student, targets, student_temperature)
     return loss, {"teacher_entropy": entropy, "kl": loss.detach() - entropy}
-
-
-def _check(student: Sequence[Tensor], teacher: Sequence[Tensor], center: Tensor) -> None:
-    if len(student) < 2 or not 1 <= len(teacher) <= len(student):
-        raise ValueError(
-            f"the teacher's views are the first of the student's two or more, not {len(teacher)} of {len(student)}"
-        )
-    shapes = sorted({tuple(logits.shape) for logits in (*student, *teacher)})
-    if len(shapes) > 1 or len(shapes[0]) != 2 or 0 in shapes[0]:
-        raise ValueError(f"(N, K) logits of one shape are needed, not {', '.join(map(str, shapes))}")
-    prototypes = shapes[0][1]
-    if tuple(center.shape) not in ((prototypes,), (1, prototypes)):
-        raise ValueError(f"the center of {prototypes} prototypes must be ({prototypes},), not {tuple(center.shape)}")

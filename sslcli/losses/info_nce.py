@@ -1,7 +1,8 @@
-"""InfoNCE as MoCo uses it: find a query's key among the key and many negatives, or among a whole batch's keys.
+"""InfoNCE as MoCo uses it: find a query's key among the key and many negatives, or among a whole batch's keys; and
+EqCo's loss, where few negatives are weighted as if there were many.
 
 He et al. (MoCo), https://arxiv.org/abs/1911.05722, equation 1; Chen, Xie, He (MoCo v3),
-https://arxiv.org/abs/2104.02057, equation 1 and algorithm 1.
+https://arxiv.org/abs/2104.02057, equation 1 and algorithm 1; Zhu et al. (EqCo), https://arxiv.org/abs/2010.01929.
 """
 
 from __future__ import annotations
@@ -37,17 +38,32 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float |
     Raises:
         ValueError: if the shapes don't fit together, or a temperature given as a number is not positive.
     """
-    return contrast_loss(*contrast_logits(query, key, negatives, temperature))
+    return contrast_loss(*_logits(query, key, negatives, temperature))
 
 
-def contrast_logits(
-    query: Tensor, key: Tensor, negatives: Tensor, temperature: float | Tensor
-) -> tuple[Tensor, Tensor]:
-    """Returns what `info_nce` compares, cosine / τ: with the key (N,), and with the negatives (N, K).
+def eqco(query: Tensor, key: Tensor, negatives: Tensor, temperature: float | Tensor, alpha: float = 65536.0) -> Tensor:
+    """Returns −log( e^{l₊} / (e^{l₊} + (α/K)·Σ e^{l₋}) ), l = cos/τ, the mean over the N queries.
 
-    Apart, since a joined (N, 1 + K) would be a second copy of something large. Arguments, types and errors as for
-    `info_nce`.
+    The same as a margin of τ·log(α/K) that the positive's cosine must have over the negatives'. With α = K it is
+    `info_nce`, whose other arguments, result and errors it has.
+
+    Args:
+        query: (N, D), floating.
+        key: (N, D), row i the positive of query i.
+        negatives: (K, D) with K ≥ 1, those really used.
+        temperature: τ > 0.
+        alpha: α > 0, how many negatives there should seem to be.
+
+    Raises:
+        ValueError: if the shapes don't fit together, or a number is not positive.
     """
+    if not alpha > 0:
+        raise ValueError(f"alpha must be positive, not {alpha}")
+    return contrast_loss(*_logits(query, key, negatives, temperature), alpha / len(negatives))
+
+
+def _logits(query: Tensor, key: Tensor, negatives: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine / τ with the key (N,), and with the negatives (N, K): joined they would be a second copy of the latter."""
     check_pair(query, key)
     check_temperature(temperature)
     check_negatives(query, negatives)
@@ -88,7 +104,7 @@ def batch_info_nce(query: Tensor, keys: Tensor, temperature: float | Tensor) -> 
     Raises:
         ValueError: if the shapes are not two equal (N, D), or a temperature given as a number is not positive.
     """
-    return _batch_loss(_batch_logits(query, keys, temperature))
+    return batch_info_nce_and_metrics(query, keys, temperature)[0]
 
 
 def batch_info_nce_and_metrics(
@@ -99,28 +115,18 @@ def batch_info_nce_and_metrics(
     `contrast_top1`, `contrast_top5`: how often a query's key is found among all processes' (see `found_among`).
     `pos_cos`, `neg_cos`: mean cosine of the positive and of the negative pairs (0 where there is none).
     """
-    logits = _batch_logits(query, keys, temperature)
+    check_pair(query, keys)
+    check_temperature(temperature)
+    with torch.autocast(query.device.type, enabled=False):
+        logits = (unit_rows(query) / temperature) @ all_gather(unit_rows(keys.detach())).T  # N×N·world
+        own = len(logits) * rank()  # query i's key is in column own + i
+        loss = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) + own)
     with torch.no_grad():
-        positive = logits.diagonal(len(logits) * rank())
+        positive = logits.diagonal(own)
         count = max(logits.numel() - len(positive), 1)
         metrics = {
             **found_among(positive, logits, among=True),
             "pos_cos": positive.mean() * temperature,
             "neg_cos": (logits.sum() - positive.sum()) / count * temperature,
         }
-    return _batch_loss(logits), metrics
-
-
-def _batch_logits(query: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
-    """Cosine / τ of this process's queries with all keys (N, N·world); query i's key is in column i + N·rank."""
-    check_pair(query, keys)
-    check_temperature(temperature)
-    with torch.autocast(query.device.type, enabled=False):
-        everyone = all_gather(unit_rows(keys.detach()))
-        return (unit_rows(query) / temperature) @ everyone.T
-
-
-def _batch_loss(logits: Tensor) -> Tensor:
-    labels = torch.arange(len(logits), device=logits.device) + len(logits) * rank()
-    with torch.autocast(logits.device.type, enabled=False):
-        return F.cross_entropy(logits, labels)
+    return loss, metrics

@@ -35,6 +35,38 @@ def mean_cosines(pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def class_cosines(z: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    """Returns `pos_cos` and `neg_cos`, the mean cosine of any two embeddings of one label (of one image without
+    labels), and of any two others: 0-dim without gradient, float32 at least; 0 where there is no such pair.
+
+    Args:
+        z: (N, V, D) embeddings of V views of N images; they are L2-normalized here.
+        labels: (N,) integers, or None.
+    """
+    images, views = z.shape[:2]
+    with torch.autocast(z.device.type, enabled=False):
+        u = unit_rows(z)
+        # Sums over an image's views come first, so that the largest product is N×N and not VN×VN.
+        sums = u.sum(dim=1)  # N×D
+        total = sums.sum(dim=0).square().sum()
+        if labels is None:
+            alike, pairs = sums.square().sum(), z.new_full((), images * views**2, dtype=torch.int64)
+        else:
+            same = labels[:, None] == labels
+            alike = torch.where(same, sums @ sums.T, 0).sum()
+            pairs = same.sum() * views**2
+        positives = pairs - images * views  # a pair has two different embeddings
+        negatives = (images * views) ** 2 - pairs
+        pos_cos = (alike - u.square().sum()) / positives.clamp_min(1)
+        neg_cos = (total - alike) / negatives.clamp_min(1)
+        # The sum over no pairs is not exactly 0: rounding remains.
+        return {
+            "pos_cos": torch.where(positives > 0, pos_cos, 0).to(u.dtype),
+            "neg_cos": torch.where(negatives > 0, neg_cos, 0).to(u.dtype),
+        }
+
+
+@torch.no_grad()
 def found_among(positive: Tensor, candidates: Tensor, *, among: bool) -> dict[str, Tensor]:
     """Returns `contrast_top1` and `contrast_top5`: the share of rows whose positive is the best, or one of the best
     five, of all candidates; 0-dim. A candidate that ties with the positive, as all do in a collapse, ranks before it.

@@ -38,7 +38,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes are not two equal (N, D), or a temperature given as a number is not positive.
     """
-    return _cross_entropy(*_logits(z1, z2, temperature)[1:])
+    return nt_xent_and_metrics(z1, z2, temperature)[0]
 
 
 def nt_xent_and_metrics(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -48,41 +48,24 @@ def nt_xent_and_metrics(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> 
     (see `found_among`). `pos_cos`, `neg_cos`: mean cosine of the positive pairs, and of any two embeddings of different
     images, within this process's batch (0 where there is one image).
     """
-    u, logits, positives = _logits(z1, z2, temperature)
-    with torch.no_grad():
-        metrics = found_among(logits.gather(1, positives.unsqueeze(1)).squeeze(1), logits, among=True)
-    return _cross_entropy(logits, positives), {**metrics, **_cosines(u)}
-
-
-def _logits(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The unit vectors u (2N, D); uᵢ·u_k/τ of this process's anchors with all embeddings (2N, 2N·world), −∞ where k is
-    i; and j(i), the column of each anchor's positive (2N,)."""
     check_pair(z1, z2)
     check_temperature(temperature)
     with torch.autocast(z1.device.type, enabled=False):
         u = unit_rows(torch.cat((z1, z2)))  # 2N×D
         # Dividing the 2N×D factor is cheaper than dividing the 2N×2NW product.
         logits = (u / temperature) @ all_gather(u, gradient=True).T  # 2N×2NW
-    start = len(u) * rank()
-    logits.diagonal(start).fill_(float("-inf"))
-    return u, logits, torch.arange(len(u), device=u.device).roll(len(z1)) + start
-
-
-def _cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:
-    with torch.autocast(logits.device.type, enabled=False):
-        return F.cross_entropy(logits, positives)
-
-
-@torch.no_grad()
-def _cosines(u: Tensor) -> dict[str, Tensor]:
-    """The sum over the negative pairs is |Σu|² − Σ|u|² − 2·Σ u₁·u₂, so that no 2N×2N product is needed."""
-    with torch.autocast(u.device.type, enabled=False):
-        u1, u2 = u.chunk(2)
-        images = len(u1)
-        positive = (u1 * u2).sum()
-        negative = u.sum(dim=0).square().sum() - u.square().sum() - 2 * positive
-        pairs = 2 * images * (2 * images - 2)
-        return {
-            "pos_cos": positive / images,
-            "neg_cos": negative / pairs if pairs else torch.zeros_like(positive),
-        }
+        start, images = len(u) * rank(), len(z1)
+        logits.diagonal(start).fill_(float("-inf"))
+        j = torch.arange(len(u), device=u.device).roll(images) + start  # the column of each anchor's positive
+        loss = F.cross_entropy(logits, j)
+        with torch.no_grad():
+            # The sum over the negative pairs is |Σu|² − Σ|u|² − 2·Σ u₁·u₂: no product of all with all is needed.
+            positive = (u[:images] * u[images:]).sum()
+            negative = u.sum(dim=0).square().sum() - u.square().sum() - 2 * positive
+            pairs = 2 * images * (2 * images - 2)
+            metrics = {
+                **found_among(logits.gather(1, j.unsqueeze(1)).squeeze(1), logits, among=True),
+                "pos_cos": positive / images,
+                "neg_cos": negative / pairs if pairs else torch.zeros_like(positive),
+            }
+    return loss, metrics

@@ -18,18 +18,6 @@ def unit_rows(x: Tensor) -> Tensor:
         return F.normalize(in_full_precision(x), dim=-1)
 
 
-def row_cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Returns the cosine of each row of `a` (N, D) with the same row of `b` (N, D): (N,), in float32 at least.
-
-    A row of zeros has cosine 0 with everything.
-
-    Raises:
-        ValueError: if the shapes are not two equal (N, D).
-    """
-    check_pair(a, b)
-    return (unit_rows(a) * unit_rows(b)).sum(dim=1)
-
-
 def check_pair(a: Tensor, b: Tensor) -> None:
     """Raises ValueError unless both are (N, D) of one shape."""
     if a.ndim != 2 or a.shape != b.shape:

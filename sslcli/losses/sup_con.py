@@ -63,59 +63,20 @@ def sup_con(
     with torch.autocast(z.device.type, enabled=False):
         own = unit_rows(z).transpose(0, 1).flatten(0, 1)  # VN×D, view after view
         everyone = all_gather(own, gradient=True)  # WVN×D
-        classes, all_classes = _classes(labels, own, everyone, images)
+        # Without labels every process numbers its images differently.
+        ids = torch.arange(images, device=z.device) + images * rank() if labels is None else labels
+        classes = ids.repeat(views)
         anchors = images if contrast == "one" else images * views
         # Dividing the anchors is cheaper than dividing the product, which is the only matrix of its size.
         logits = (own[:anchors] / temperature) @ everyone.T
         itself = own.shape[0] * rank()
         logits.diagonal(itself).fill_(float("-inf"))
-        positive = classes[:anchors, None] == all_classes
+        positive = classes[:anchors, None] == all_gather(classes)
         positive.diagonal(itself).fill_(False)
         count = positive.sum(dim=1)
         attraction = torch.where(positive, logits, 0).sum(dim=1) / count.clamp_min(1)
         per_anchor = torch.where(count > 0, logits.logsumexp(dim=1) - attraction, 0)
         return (per_anchor * (temperature / base_temperature)).mean()
-
-
-def sup_con_and_metrics(
-    z: Tensor,
-    labels: Tensor | None,
-    temperature: float | Tensor,
-    base_temperature: float | Tensor = 0.07,
-    contrast: Anchors = "all",
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns `sup_con` and its monitors, 0-dim without gradient; arguments and errors as for `sup_con`.
-
-    `pos_cos`, `neg_cos`: the mean cosine of any two embeddings of one label (of one image without labels), and of any
-    two others, within this process's batch; 0 where there is no such pair.
-    """
-    return sup_con(z, labels, temperature, base_temperature, contrast), _cosines(z.detach(), labels)
-
-
-@torch.no_grad()
-def _cosines(z: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-    """Sums over an image's views come first, so that the largest product is N×N and not VN×VN; without labels there is
-    none."""
-    images, views = z.shape[:2]
-    with torch.autocast(z.device.type, enabled=False):
-        u = unit_rows(z)
-        sums = u.sum(dim=1)  # N×D
-        total = sums.sum(dim=0).square().sum()
-        if labels is None:
-            alike, pairs = sums.square().sum(), z.new_full((), images * views**2, dtype=torch.int64)
-        else:
-            same = labels[:, None] == labels
-            alike = torch.where(same, sums @ sums.T, 0).sum()
-            pairs = same.sum() * views**2
-        positives = pairs - images * views  # a pair has two different embeddings
-        negatives = (images * views) ** 2 - pairs
-        pos_cos = (alike - u.square().sum()) / positives.clamp_min(1)
-        neg_cos = (total - alike) / negatives.clamp_min(1)
-        # The sum over no pairs is not exactly 0: rounding remains.
-        return {
-            "pos_cos": torch.where(positives > 0, pos_cos, 0).to(u.dtype),
-            "neg_cos": torch.where(negatives > 0, neg_cos, 0).to(u.dtype),
-        }
 
 
 def _check(z: Tensor, labels: Tensor | None) -> None:
@@ -125,15 +86,3 @@ def _check(z: Tensor, labels: Tensor | None) -> None:
         raise ValueError(f"one label for each of {z.shape[0]} images is needed, not {tuple(labels.shape)}")
     if labels is not None and (labels.is_floating_point() or labels.is_complex()):
         raise ValueError(f"labels must be whole numbers, not {labels.dtype}")
-
-
-def _classes(labels: Tensor | None, own: Tensor, everyone: Tensor, images: int) -> tuple[Tensor, Tensor]:
-    """The class of each of this process's rows (VN,) and of everyone's (WVN,)."""
-    rows = own.shape[0]
-    if labels is not None:
-        classes = labels.repeat(rows // images)
-        return classes, all_gather(classes)
-    row = torch.arange(everyone.shape[0], device=own.device)
-    ids = row // rows * images + row % images  # every process numbers its images differently
-    start = rows * rank()
-    return ids[start : start + rows], ids

@@ -36,7 +36,7 @@ def swapped_prediction(
     Raises:
         ValueError: if shapes or counts are not as above, or a temperature given as a number is not positive.
     """
-    _check(scores, assignments)
+    check_swapped(scores, assignments)
     check_temperature(temperature)
     with torch.autocast(scores[0].device.type, enabled=False):
         dtype = torch.promote_types(scores[0].dtype, torch.float32)
@@ -49,12 +49,10 @@ def swapped_prediction(
         return torch.stack(terms).sum() / (len(targets) * (len(scores) - 1))
 
 
-def _check(scores: Sequence[Tensor], assignments: Sequence[Tensor]) -> None:
-    if len(scores) < 2 or not 1 <= len(assignments) <= len(scores):
-        raise ValueError(
-            "two views or more and assignments of one or more of them are needed, "
-            f"not {len(scores)} views and {len(assignments)} assignments"
-        )
-    shapes = [tuple(tensor.shape) for tensor in (*scores, *assignments)]
-    if len(shapes[0]) != 2 or any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"scores and assignments must be (N, K) and alike, not {', '.join(map(str, shapes))}")
+def check_swapped(scores: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Raises ValueError unless they are of two or more views and of one or more of the first of them, and one shape."""
+    if len(scores) < 2 or not 1 <= len(targets) <= len(scores):
+        raise ValueError(f"targets of some of two views or more are needed, not of {len(targets)} of {len(scores)}")
+    shapes = sorted({tuple(each.shape) for each in (*scores, *targets)})
+    if len(shapes) > 1 or len(shapes[0]) != 2 or 0 in shapes[0]:
+        raise ValueError(f"(N, K) tensors of one shape are needed, not {', '.join(map(str, shapes))}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sslcli.distributed import world_size
 
-from .dimensions import check_views, check_weights, dimension_products, gather_centered, in_common_precision
+from .dimensions import check_weights, checked_views, dimension_products, gather_centered
 
 
 def vicreg(
@@ -66,20 +66,16 @@ def vicreg_and_metrics(
     Args:
         views: (N, D) each. A view is gathered, and its statistics made, once, however many pairs it is in.
         pairs: indices into `views`, at least one pair.
-        invariance: as for `vicreg`.
-        variance: as for `vicreg`.
-        covariance: as for `vicreg`.
-        epsilon: as for `vicreg`.
+        invariance, variance, covariance, epsilon: as for `vicreg`.
 
     Raises:
         ValueError: if the shapes are not equal (N, D), there is no pair, or a number is out of its range.
     """
     check_weights(invariance=invariance, variance=variance, covariance=covariance)
-    check_views(views, pairs)
+    own = checked_views(views, pairs)
     if not 0 < epsilon < float("inf"):
         raise ValueError(f"epsilon must be positive, not {epsilon}")
-    with torch.autocast(views[0].device.type, enabled=False):
-        own = in_common_precision(views)
+    with torch.autocast(own[0].device.type, enabled=False):
         distance = torch.stack([F.mse_loss(own[i], own[j]) for i, j in pairs]).mean()
         v, c = zip(*(_statistics(z, epsilon) for z in gather_centered(own)), strict=True)
         hinge = torch.stack([(v[i] + v[j]) / 2 for i, j in pairs]).mean()

@@ -14,10 +14,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunInfo, Step
+from sslcli.contracts.method import Batch, Method, Progress, RunInfo, Step
 from sslcli.distributed import all_gather
 from sslcli.losses import mean_over, queue_info_nce_and_metrics, unit_rows
-from sslcli.modules import MomentumEncoder, Queue, cosine_momentum, each_view, global_and_local
+from sslcli.modules import MomentumEncoder, MomentumOptions, Queue, each_view, global_and_local
 from sslcli.modules.shuffle import encode_shuffled
 
 #: MoCo v1 and v2 decay every parameter, biases and norms too.
@@ -31,7 +31,7 @@ SGD: Mapping[str, Any] = {
 }
 
 
-class KeyOptions(MethodOptions):
+class KeyOptions(MomentumOptions):
     """Options of keys from a momentum encoder, of a queue of them, and of how queries are compared with keys."""
 
     temperature: float = Field(default=0.2, gt=0)
@@ -40,7 +40,7 @@ class KeyOptions(MethodOptions):
     """Keys in the queue: the negatives of every query. It need not be a multiple of the batch."""
     momentum: float = Field(default=0.999, ge=0, lt=1)
     """EMA momentum of the momentum encoder (initial momentum, if `final_momentum` is set)."""
-    final_momentum: float | None = Field(default=None, ge=0, le=1)
+    final_momentum: float | None = Field(default=None, ge=0, le=1)  # type: ignore[assignment]
     """EMA momentum at the end of the run, approached along a cosine; null: constant."""
     shuffle_bn: bool = True
     """On several processes whose batch norms are not synchronized, encode the keys in shuffled groups."""
@@ -85,11 +85,8 @@ class QueueContrast(Method):
         return 1.0
 
     def forward(self, batch: Batch) -> Step:
-        """Returns the loss, how well keys are found among 1 + K, and the first view's features.
-
-        Raises:
-            UserError: if there are not two global views or more, the first ones.
-        """
+        """Returns the loss, how well keys are found among 1 + K, and the first view's features. Raises UserError if
+        there are not two global views or more, the first ones."""
         x, global_views = global_and_local(batch, self.label)
         options = self.options
         # One view at a time, so that batch norm sees one at a time; small views of one size together.
@@ -119,6 +116,4 @@ class QueueContrast(Method):
             for each in carry:
                 queue.push(all_gather(each[f"keys{direction}"]))
         # The papers update before the next keys are computed, with the same weights: the same numbers.
-        options = self.options
-        m = cosine_momentum(options.momentum, progress.step, self.run.total_steps, options.final_momentum)
-        self.momentum_encoder.update(self.backbone, self.projector, m)
+        self.momentum_encoder.update(self.backbone, self.projector, self.options.momentum_at(progress))

@@ -54,11 +54,8 @@ class BarlowTwins(Method):
         return {"preset": "cifar_asym" if image_size <= 64 else "byol"}
 
     def forward(self, batch: Batch) -> Step:
-        """Returns the loss, its two terms, the mean cosines of pairs, and the first view's features.
-
-        Raises:
-            UserError: if there are not two global views or more, the first ones.
-        """
+        """Returns the loss, its two terms, the mean cosines of pairs, and the first view's features. Raises UserError
+        if there are not two global views or more, the first ones."""
         x, global_views = global_and_local(batch, "barlow_twins")
         together = self.options.views_together
         h = each_view(self.backbone, x, together)  # N×D each

@@ -20,7 +20,6 @@ from sslcli.modules import (
     MomentumOptions,
     ViewsTogetherOptions,
     build_head,
-    cosine_momentum,
     each_view,
     global_and_local,
 )
@@ -74,11 +73,8 @@ class BYOL(Method):
         return {"preset": "cifar_asym" if image_size <= 64 else "byol"}
 
     def forward(self, batch: Batch) -> Step:
-        """Returns the loss, the mean cosines of pairs, and the first view's features.
-
-        Raises:
-            UserError: if there are not two global views or more, the first ones.
-        """
+        """Returns the loss, the mean cosines of pairs, and the first view's features. Raises UserError if there are not
+        two global views or more, the first ones."""
         x, global_views = global_and_local(batch, "byol")
         together = self.options.views_together
         h = each_view(self.backbone, x, together)  # N×D each
@@ -90,6 +86,4 @@ class BYOL(Method):
         return Step(loss, mean_cosines(pairs), features=h[0].detach())
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
-        options = self.options
-        tau = cosine_momentum(options.momentum, progress.step, self.run.total_steps, options.final_momentum)
-        self.momentum_encoder.update(self.backbone, self.projector, tau)
+        self.momentum_encoder.update(self.backbone, self.projector, self.options.momentum_at(progress))

@@ -17,7 +17,7 @@ from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import all_reduce_mean
 from sslcli.losses import dino_and_metrics, mean_cosines
-from sslcli.modules import MomentumEncoder, MomentumOptions, cosine_momentum, each_view, global_and_local
+from sslcli.modules import MomentumEncoder, MomentumOptions, each_view, global_and_local
 from sslcli.modules.dino_head import DINOHead
 from sslcli.modules.drop_path import drop_path_rates, grow_drop_path, set_drop_path
 from sslcli.modules.heads import Norm
@@ -162,11 +162,9 @@ class DINO(Method):
                 parameter.grad = None
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
-        options = self.options
-        m = cosine_momentum(options.momentum, progress.step, self.run.total_steps, options.final_momentum)
-        self.teacher.update(self.backbone, self.head, m)
+        self.teacher.update(self.backbone, self.head, self.options.momentum_at(progress))
         mean = all_reduce_mean(torch.stack([each["teacher_mean"] for each in carry]).mean(dim=0))
-        self.center.lerp_(mean, 1 - options.center_momentum)
+        self.center.lerp_(mean, 1 - self.options.center_momentum)
 
     def encoder(self) -> Backbone:
         """The teacher's backbone, which the paper finds to be better than the student's throughout (section 5.3)."""

@@ -19,7 +19,6 @@ from sslcli.modules import (
     MomentumOptions,
     ViewsTogetherOptions,
     build_head,
-    cosine_momentum,
     each_view,
     global_and_local,
 )
@@ -115,11 +114,8 @@ class MoCoV3(Method):
         return {"preset": "byol", "crop_scale": [0.2, 1.0], "interpolation": "bilinear"}
 
     def forward(self, batch: Batch) -> Step:
-        """Returns the loss, how well keys are found among the batch's, and the first view's features.
-
-        Raises:
-            UserError: if there are not two global views or more, the first ones.
-        """
+        """Returns the loss, how well keys are found among the batch's, and the first view's features. Raises UserError
+        if there are not two global views or more, the first ones."""
         x, global_views = global_and_local(batch, "moco_v3")
         together = self.options.views_together
         if together:
@@ -142,6 +138,4 @@ class MoCoV3(Method):
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
         # The paper updates before the next keys are computed, with the same weights: the same numbers.
-        options = self.options
-        m = cosine_momentum(options.momentum, progress.step, self.run.total_steps, options.final_momentum)
-        self.momentum_encoder.update(self.backbone, self.projector, m)
+        self.momentum_encoder.update(self.backbone, self.projector, self.options.momentum_at(progress))

@@ -14,7 +14,7 @@ from pydantic import Field
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.method import Batch, Method, MethodOptions, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
-from sslcli.losses import nt_xent_and_metrics, sup_con_and_metrics
+from sslcli.losses import class_cosines, nt_xent_and_metrics, sup_con
 from sslcli.modules import ProjectorOptions, each_view, global_and_local
 from sslcli.modules.heads import contrastive_projector
 
@@ -67,5 +67,6 @@ class SimCLR(Method):
         if len(z) == 2:
             loss, metrics = nt_xent_and_metrics(z[0], z[1], tau)
         else:  # several positives for each anchor
-            loss, metrics = sup_con_and_metrics(torch.stack(z, dim=1), None, tau, base_temperature=tau)
+            views = torch.stack(z, dim=1)  # N×V×E
+            loss, metrics = sup_con(views, None, tau, base_temperature=tau), class_cosines(views, None)
         return Step(loss, metrics, features=h[0].detach())

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
+from torch import nn
 
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.method import RunInfo
 from sslcli.modules import ProjectorOptions
 from sslcli.modules.headed import HeadedBackbone, KeptLayersOptions
-from sslcli.modules.heads import split_head
 
 from .simclr import SimCLR, SimCLROptions
 
@@ -62,8 +62,11 @@ class SimCLRv2(SimCLR):
     def __init__(self, backbone: Backbone, options: SimCLRv2Options, run: RunInfo) -> None:
         super().__init__(backbone, options, run)
         if options.keep_projector_layers:
-            # The kept layers move from one module to the other after they were made: the same weights in either place.
-            kept, self.projector = split_head(self.projector, options.keep_projector_layers)
+            # The kept layers move from one module to the other after they were made: the same weights in either place,
+            # and the same names (numbers) in the projector.
+            hidden = [index for index, part in enumerate(self.projector) if isinstance(part, nn.ReLU)]
+            end = hidden[options.keep_projector_layers - 1] + 1
+            kept, self.projector = self.projector[:end], self.projector[end:]
             what = KeptLayersOptions(
                 layers=options.keep_projector_layers,
                 hidden_dim=options.projector.hidden_dim or backbone.spec.feature_dim,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.method import Batch, Method, ParameterGroup, RunInfo, Step
@@ -92,11 +91,8 @@ class SimSiam(Method):
         return {"preset": "moco_v2", "blur": 0.0} if image_size <= 64 else {"preset": "moco_v2"}
 
     def forward(self, batch: Batch) -> Step:
-        """Returns the loss, the mean cosines of pairs, and the first view's features.
-
-        Raises:
-            UserError: if there are not two global views or more, the first ones.
-        """
+        """Returns the loss, the mean cosines of pairs, and the first view's features. Raises UserError if there are not
+        two global views or more, the first ones."""
         x, global_views = global_and_local(batch, "simsiam")
         together = self.options.views_together
         h = each_view(self.backbone, x, together)  # N×D each
@@ -108,10 +104,7 @@ class SimSiam(Method):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The predictor is a group of its own: its learning rate does not decay (section 4.2)."""
-        main: dict[str, nn.Parameter] = {}
-        predictor: dict[str, nn.Parameter] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                (predictor if name.startswith("predictor.") else main)[name] = parameter
+        (main,) = super().parameter_groups()
+        predictor = {n: main.parameters.pop(n) for n in [*main.parameters] if n.startswith("predictor.")}
         constant = self.options.predictor.constant_lr
-        return [ParameterGroup(main), ParameterGroup(predictor, name="predictor", constant_lr=constant)]
+        return [main, ParameterGroup(predictor, name="predictor", constant_lr=constant)]

@@ -12,7 +12,7 @@ from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, Method, MethodOptions, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
-from sslcli.losses import sup_con_and_metrics
+from sslcli.losses import class_cosines, sup_con
 from sslcli.losses.sup_con import Anchors
 from sslcli.modules import ProjectorOptions, each_view, global_and_local
 from sslcli.modules.heads import contrastive_projector
@@ -63,18 +63,13 @@ class SupCon(Method):
         return {"preset": "supcon"}
 
     def forward(self, batch: Batch) -> Step:
-        """Returns the loss, the mean cosines of pairs of one class and of two, and the first views' features.
-
-        Raises:
-            UserError: if there are no labels, or not two global views or more, the first ones.
-        """
+        """Returns the loss, the mean cosines of pairs of one class and of two, and the first views' features. Raises
+        UserError if there are no labels, or not two global views or more, the first ones."""
         if batch.labels is None:
             raise UserError("method: supcon needs labels, and these images have none: use labeled data, or simclr")
         x, _ = global_and_local(batch, "supcon")
         h = each_view(self.backbone, x)  # N×D each
         z = torch.stack(each_view(self.projector, h), dim=1)  # N×V×E
         options = self.options
-        loss, metrics = sup_con_and_metrics(
-            z, batch.labels, options.temperature, options.base_temperature, options.contrast
-        )
-        return Step(loss, metrics, features=h[0].detach())
+        loss = sup_con(z, batch.labels, options.temperature, options.base_temperature, options.contrast)
+        return Step(loss, class_cosines(z, batch.labels), features=h[0].detach())

@@ -106,10 +106,7 @@ class SwAV(Method):
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, `pos_cos` and `neg_cos` of the first two views' embeddings, and `prototype_use`, the
         perplexity of the first view's mean prediction: the number of prototypes if all are predicted equally often.
-
-        Raises:
-            UserError: if fewer than two views, or than `assigned_views`, come first and are the largest.
-        """
+        Raises UserError if fewer than two views, or than `assigned_views`, come first and are the largest."""
         assigned = self.options.assigned_views
         x, _ = global_and_local(batch, "swav", least=max(assigned, 2))
         h = each_view(self.backbone, x)  # N×D each

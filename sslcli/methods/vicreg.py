@@ -63,11 +63,8 @@ class VICReg(Method):
         return {"preset": "cifar_asym" if image_size <= 64 else "byol"}
 
     def forward(self, batch: Batch) -> Step:
-        """Returns the loss, its three terms, the mean cosines of pairs, and the first view's features.
-
-        Raises:
-            UserError: if there are not two global views or more, the first ones.
-        """
+        """Returns the loss, its three terms, the mean cosines of pairs, and the first view's features. Raises UserError
+        if there are not two global views or more, the first ones."""
         options, together = self.options, self.options.views_together
         x, global_views = global_and_local(batch, "vicreg")
         h = each_view(self.backbone, x, together)  # N×D each

@@ -4,7 +4,7 @@ Methods of plugins may use everything in here; what most of them need can be imp
 """
 
 from .heads import ProjectorOptions, build_head, mlp
-from .momentum import MomentumEncoder, MomentumOptions, cosine_momentum
+from .momentum import MomentumEncoder, MomentumOptions
 from .pairs import ViewsTogetherOptions, each_view, global_and_local, two_views
 from .prototypes import Prototypes
 from .queue import Queue
@@ -18,7 +18,6 @@ __all__ = [
     "Queue",
     "ViewsTogetherOptions",
     "build_head",
-    "cosine_momentum",
     "each_view",
     "global_and_local",
     "mlp",

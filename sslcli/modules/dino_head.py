@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from sslcli.contracts.optimizer import Role
 
-from .heads import Norm
-from .norms import build_norm
+from .heads import Norm, mlp
 
 
 class WeightNormLinear(nn.Module):
@@ -89,24 +88,12 @@ class DINOHead(nn.Module):
             ValueError: if there is no layer.
         """
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"the head needs at least one layer, not {layers}")
-        parts: list[nn.Module] = []
-        width = input_dim
-        for _ in range(layers - 1):
-            # A batch norm would cancel a bias.
-            parts.append(nn.Linear(width, hidden_dim, bias=norm == "none"))
-            if (between := build_norm(norm, hidden_dim)) is not None:
-                parts.append(between)
-            parts.append(nn.GELU())
-            width = hidden_dim
-        parts.append(nn.Linear(width, bottleneck_dim))
-        for part in parts:
+        self.mlp = mlp(input_dim, hidden_dim, bottleneck_dim, layers, norm=norm, activation=nn.GELU)
+        for part in self.mlp:
             if isinstance(part, nn.Linear):
                 nn.init.trunc_normal_(part.weight, std=0.02)
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
-        self.mlp = nn.Sequential(*parts)
         self.last_layer = WeightNormLinear(bottleneck_dim, prototypes, fixed_gain=norm_last_layer)
 
     def embed(self, features: Tensor) -> Tensor:

@@ -5,9 +5,6 @@ Chen et al., *Training Deep Nets with Sublinear Memory Cost*, https://arxiv.org/
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Self
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -32,14 +29,6 @@ class CheckpointedBlocks(nn.Sequential):
     mode and where no gradient is needed (a momentum encoder). No block may change a buffer in its forward pass, as
     batch norm does: it runs twice.
     """
-
-    @classmethod
-    def of(cls, blocks: Iterable[tuple[str, nn.Module]]) -> Self:
-        """Takes over the blocks of another module, under their names."""
-        found = cls()
-        for name, block in blocks:
-            found.add_module(name, block)
-        return found
 
     def forward(self, x: Tensor) -> Tensor:
         """Whatever the blocks take and return: a ViT's have (N, L, D) → (N, L, D)."""

@@ -16,7 +16,7 @@ from sslcli.contracts.backbone import Backbone, Features
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options
 
-from .heads import hidden_layers
+from .heads import mlp
 
 
 class KeptLayersOptions(Options):
@@ -51,10 +51,9 @@ class HeadedBackbone(Backbone):
         super().__init__()
         self.options = options
         self.backbone = backbone
-        if head is None:
-            head = hidden_layers(backbone.spec.feature_dim, options.hidden_dim, options.layers, norm=options.norm)
-        self.head = head
-        self.spec = dataclasses.replace(backbone.spec, feature_dim=options.hidden_dim, patch_size=None)
+        width = options.hidden_dim
+        self.head = head or mlp(backbone.spec.feature_dim, width, width, options.layers + 1, norm=options.norm)[:-1]
+        self.spec = dataclasses.replace(backbone.spec, feature_dim=width, patch_size=None)
 
     @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> Backbone:

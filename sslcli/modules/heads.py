@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field
@@ -13,6 +15,7 @@ from .norms import NormName, StandardizedLinear, build_norm
 
 #: The norms of most methods' heads; `mlp` itself knows every `NormName`.
 Norm = Literal["batch", "none"]
+RELU = partial(nn.ReLU, inplace=True)
 #: What follows the last linear layer: nothing, or a batch norm that is complete, without β, or without γ and β.
 LastNorm = Literal["none", "full", "no_bias", "no_affine"]
 
@@ -70,8 +73,9 @@ def mlp(
     last_bias: bool = True,
     groups: int = 32,
     weight_standardization: bool = False,
+    activation: Callable[[], nn.Module] = RELU,
 ) -> nn.Sequential:
-    """Builds `layers` linear layers with ReLU between them: (N, input_dim) → (N, output_dim).
+    """Builds `layers` linear layers with an activation between them: (N, input_dim) → (N, output_dim).
 
     A linear layer that a batch norm follows has no bias, since the norm would cancel it.
 
@@ -85,6 +89,7 @@ def mlp(
         last_bias: whether the last linear layer has a bias; ignored where a batch norm follows.
         groups: number of groups of the norm `group`.
         weight_standardization: whether every linear layer is a `StandardizedLinear`.
+        activation: makes what follows each hidden linear layer and its norm.
 
     Raises:
         ValueError: if there is no layer.
@@ -100,7 +105,7 @@ def mlp(
         parts.append(linear(width, hidden_dim, bias=hidden_bias))
         if (layer := build_norm(norm, hidden_dim, groups=groups)) is not None:
             parts.append(layer)
-        parts.append(nn.ReLU(inplace=True))
+        parts.append(activation())
         width = hidden_dim
     parts.append(linear(width, output_dim, bias=last_bias and last_norm == "none"))
     if last_norm != "none":
@@ -133,25 +138,6 @@ def contrastive_projector(options: ProjectorOptions, feature_dim: int) -> nn.Seq
     """
     last_norm = "no_bias" if options.norm == "batch" else "none"
     return build_head(options, feature_dim, last_norm=last_norm, last_bias=False)
-
-
-def hidden_layers(input_dim: int, hidden_dim: int, layers: int, *, norm: NormName = "batch") -> nn.Sequential:
-    """Builds the first hidden layers of `mlp`, up to the ReLU of the last of them: (N, input_dim) → (N, hidden_dim)."""
-    return mlp(input_dim, hidden_dim, hidden_dim, layers + 1, norm=norm)[:-1]
-
-
-def split_head(head: nn.Sequential, layers: int) -> tuple[nn.Sequential, nn.Sequential]:
-    """Splits an MLP after the ReLU of its hidden layer number `layers`, counted from 1.
-
-    The parts hold the head's own modules, under the names (numbers) that they have in it.
-
-    Raises:
-        ValueError: if it has fewer hidden layers, or `layers` is less than 1.
-    """
-    ends = [index + 1 for index, part in enumerate(head) if isinstance(part, nn.ReLU)]
-    if not 1 <= layers <= len(ends):
-        raise ValueError(f"cannot split after hidden layer {layers} of a head that has {len(ends)}")
-    return head[: ends[layers - 1]], head[ends[layers - 1] :]
 
 
 def _last_batch_norm(dim: int, kind: LastNorm) -> nn.BatchNorm1d:

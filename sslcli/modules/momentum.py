@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslcli.contracts.method import MethodOptions
+from sslcli.contracts.method import MethodOptions, Progress
 
 from .cosine import half_cosine
 
@@ -25,20 +25,14 @@ class MomentumOptions(MethodOptions):
     final_momentum: float = Field(default=1.0, ge=0, le=1)
     """EMA momentum at the end of the run, approached along a cosine; equal to `momentum`: constant."""
 
+    def momentum_at(self, progress: Progress) -> float:
+        """Returns m(t) = m_T − (m_T − m₀)·(1 + cos(π·t/T))/2 with t steps done of T: BYOL's formula where m_T is 1.
 
-def cosine_momentum(start: float, step: int, total_steps: int, final: float | None = 1.0) -> float:
-    """Returns m(t) = m_T − (m_T − m₀)·(1 + cos(π·t/T))/2: m₀ at t = 0, m_T at t = T and after.
-
-    BYOL's formula where m_T is 1; with m_T = m₀ it is exactly m₀ throughout (MoCo's fixed momentum).
-
-    Args:
-        start: m₀.
-        step: t, optimizer steps done. An update after step t (counted from 0) uses m(t + 1), which is the value that
-            an update before the next forward would use, so that both ways give the same numbers.
-        total_steps: T, of the whole run (`RunInfo.total_steps`): a session may be asked to stop earlier.
-        final: m_T; None: m₀.
-    """
-    return half_cosine(start, start if final is None else final, step, total_steps)
+        With m_T = m₀, or None, it is exactly m₀ throughout (MoCo's fixed momentum). An update after step t (counted
+        from 0) uses m(t + 1), which is what an update before the next forward would use: the same numbers.
+        """
+        final = self.momentum if self.final_momentum is None else self.final_momentum
+        return half_cosine(self.momentum, final, progress.step, progress.total_steps)
 
 
 class MomentumEncoder(nn.Module):

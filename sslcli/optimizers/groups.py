@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslcli.contracts.errors import SslError
 from sslcli.contracts.method import Method, ParameterGroup, StepFunction
-from sslcli.contracts.optimizer import OptimizerOptions, Role
+from sslcli.contracts.optimizer import OptimizerOptions, Role, Schedule
 from sslcli.modules.cosine import half_cosine
 from sslcli.modules.roles import parameter_roles
 
@@ -88,24 +88,6 @@ def effective_lr(options: OptimizerOptions, batch_size: int) -> float:
     return options.lr
 
 
-def set_lr(optimizer: torch.optim.Optimizer, schedule: StepFunction, step: int, base_lr: float) -> float:
-    """Sets every group's learning rate for step `step`, before the optimizer's step; returns the schedule's value.
-
-    A group gets the schedule's value, or `base_lr` with `constant_lr`, times its `lr_multiplier`.
-
-    Args:
-        optimizer: its groups may lack `constant_lr` and `lr_multiplier`.
-        schedule: the learning rate by step, counted from 0.
-        step: optimizer steps done so far.
-        base_lr: see `effective_lr`.
-    """
-    value = schedule(step)
-    for group in optimizer.param_groups:
-        lr = (base_lr if group.get("constant_lr", False) else value) * group.get("lr_multiplier", 1.0)
-        _set(group, "lr", lr)
-    return value
-
-
 def weight_decay_schedule(options: OptimizerOptions, total_steps: int) -> StepFunction | None:
     """Returns the weight decay by step, or None if it never changes.
 
@@ -122,16 +104,27 @@ def weight_decay_schedule(options: OptimizerOptions, total_steps: int) -> StepFu
     return partial(half_cosine, start, final, steps=total_steps)
 
 
-def set_weight_decay(optimizer: torch.optim.Optimizer, schedule: StepFunction, step: int) -> float:
-    """Sets the weight decay of every group that is not excluded for step `step`, before the optimizer's step.
+def set_rates(
+    optimizer: torch.optim.Optimizer, step: int, schedule: Schedule, weight_decay: StepFunction | None
+) -> None:
+    """Sets every group's learning rate and weight decay for a step, before the optimizer makes it.
 
-    Returns the schedule's value. Excluded groups keep their 0.
+    The learning rate is the schedule's value, or its base with `constant_lr`, times the group's `lr_multiplier`.
+    Excluded groups keep a weight decay of 0.
+
+    Args:
+        optimizer: its groups may lack `constant_lr`, `lr_multiplier` and `excluded`.
+        step: optimizer steps done so far.
+        schedule: the learning rate by step.
+        weight_decay: see `weight_decay_schedule`.
     """
     value = schedule(step)
+    decay = None if weight_decay is None else weight_decay(step)
     for group in optimizer.param_groups:
-        if not group.get("excluded", False):
-            _set(group, "weight_decay", value)
-    return value
+        lr = (schedule.base if group.get("constant_lr", False) else value) * group.get("lr_multiplier", 1.0)
+        _set(group, "lr", lr)
+        if decay is not None and not group.get("excluded", False):
+            _set(group, "weight_decay", decay)
 
 
 def _set(group: dict[str, Any], key: str, value: float) -> None:

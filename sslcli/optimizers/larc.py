@@ -66,9 +66,6 @@ class LARC(LayerwiseSGD):
             {"clip": clip, "exclude_1d": exclude_1d, "eps": eps, "nesterov": nesterov},
         )  # fmt: skip
 
-    def is_scaled(self, parameter: Tensor, group: dict[str, Any]) -> bool:
-        return parameter.ndim >= 2 or not group["exclude_1d"]
-
     def update(self, parameters: list[Tensor], group: dict[str, Any], *, scaled: bool) -> None:
         weight_decay, lr, momentum = group["weight_decay"], group["lr"], group["momentum"]
         direction: Tensors

@@ -37,18 +37,18 @@ class LARS(LayerwiseSGD):
         ValueError: if a number is out of its range.
     """
 
-    def is_scaled(self, parameter: Tensor, group: dict[str, Any]) -> bool:
-        return parameter.ndim >= 2
+    lr_in_momentum: ClassVar[bool] = False
 
     def update(self, parameters: list[Tensor], group: dict[str, Any], *, scaled: bool) -> None:
+        inside, outside = (group["lr"], 1.0) if self.lr_in_momentum else (1.0, group["lr"])
         direction = decayed(parameters, group["weight_decay"])
         buffers = self.buffers(parameters)
         torch._foreach_mul_(buffers, group["momentum"])
         if scaled:
-            add_each(buffers, direction, _trust_ratios(parameters, direction, group))
+            add_each(buffers, direction, _trust_ratios(parameters, direction, group) * inside)
         else:
-            torch._foreach_add_(buffers, direction)
-        add_all(parameters, buffers, -group["lr"])
+            add_all(buffers, direction, inside)
+        add_all(parameters, buffers, -outside)
 
 
 class LARSSimCLR(LARS):
@@ -60,15 +60,7 @@ class LARSSimCLR(LARS):
     The two are the same for a constant learning rate. When it falls, the momentum still contains steps at the old one.
     """
 
-    def update(self, parameters: list[Tensor], group: dict[str, Any], *, scaled: bool) -> None:
-        direction = decayed(parameters, group["weight_decay"])
-        buffers = self.buffers(parameters)
-        torch._foreach_mul_(buffers, group["momentum"])
-        if scaled:
-            add_each(buffers, direction, _trust_ratios(parameters, direction, group) * group["lr"])
-        else:
-            add_all(buffers, direction, group["lr"])
-        torch._foreach_sub_(parameters, buffers)
+    lr_in_momentum = True
 
 
 def _trust_ratios(parameters: list[Tensor], direction: tuple[Tensor, ...], group: dict[str, Any]) -> Tensor:

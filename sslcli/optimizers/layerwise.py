@@ -17,22 +17,12 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 class LayerwiseSGD(torch.optim.Optimizer):
-    """Base of optimizers that scale the step of each tensor; a subclass says which tensors and how.
+    """Base of optimizers that scale the step of each tensor; a subclass says how, and documents the arguments.
 
-    A group's `excluded: True` means that none of its tensors is scaled. Parameters whose gradient is None are skipped.
-    State: `momentum_buffer` per parameter, created at once, so that a first step that the GradScaler skips or a
-    parameter that is frozen at first makes no difference.
-
-    Args:
-        params: parameters or groups; extra keys are kept.
-        lr: learning rate; a number or a 0-dim tensor.
-        momentum: μ in [0, 1).
-        weight_decay: L2 penalty.
-        trust_coefficient: η.
-        defaults: further keys of a group.
-
-    Raises:
-        ValueError: if a number is out of its range.
+    Tensors of fewer than 2 dimensions are not scaled, unless their group has `exclude_1d: False`, nor are those of a
+    group with `excluded: True`. Parameters whose gradient is None are skipped. State: `momentum_buffer` per parameter,
+    created at once, so that a first step that the GradScaler skips or a parameter that is frozen at first makes no
+    difference.
     """
 
     def __init__(
@@ -76,17 +66,12 @@ class LayerwiseSGD(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             used = [parameter for parameter in group["params"] if parameter.grad is not None]
-            scaled = [p for p in used if not group["excluded"] and self.is_scaled(p, group)]
-            plain = [p for p in used if group["excluded"] or not self.is_scaled(p, group)]
-            if scaled:
-                self.update(scaled, group, scaled=True)
-            if plain:
-                self.update(plain, group, scaled=False)
+            least = 2 if group.get("exclude_1d", True) else 0
+            for scaled in (True, False):
+                some = [p for p in used if (not group["excluded"] and p.ndim >= least) == scaled]
+                if some:
+                    self.update(some, group, scaled=scaled)
         return loss
-
-    @abstractmethod
-    def is_scaled(self, parameter: Tensor, group: dict[str, Any]) -> bool:
-        """Returns whether a parameter is scaled unless its group is excluded."""
 
     @abstractmethod
     def update(self, parameters: list[Tensor], group: dict[str, Any], *, scaled: bool) -> None:

@@ -93,8 +93,7 @@ class RunDirectory:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.close()
-            self._lock = None
+            self.close()
             raise UserError(f"{self.path}: another process is training this run") from None
         except OSError:
             pass  # a file system without locks, as some network ones: run without one

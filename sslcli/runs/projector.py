@@ -17,7 +17,7 @@ from sslcli.contracts.method import Method, RunInfo
 from sslcli.plugins import load
 
 from . import files
-from .card import build_backbone
+from .backbone_file import build_backbone
 
 _METHOD = "method."
 

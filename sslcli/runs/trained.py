@@ -10,8 +10,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import BackboneCard, Trained
 
 from . import files
-from .backbone_file import load_backbone_file
-from .card import build_backbone, read_card
+from .backbone_file import build_backbone, load_backbone_file, read_card
 from .checkpoint import list_checkpoints, newest_intact, read_checkpoint
 from .directory import RunDirectory
 
@@ -33,8 +32,14 @@ def load_trained(target: Path) -> Trained:
         UserError: nothing there to load, or the backbone's plugin is missing or has changed.
     """
     target = target.expanduser()
+    run = RunDirectory(target)
+    if run.is_run():
+        trained = newest_intact(run.checkpoints, lambda path: _from_checkpoint(path, target), UserError)
+        if trained is None:
+            raise UserError(f"{target}: has no checkpoint yet; train it first, with `ssl train {target} --resume`")
+        return trained
     if target.is_dir():
-        return _from_run(target)
+        raise UserError(f"{target}: is not a run directory (it has no config.yaml)")
     if not target.exists():
         raise UserError(f"{target}: no such run or file")
     if target.suffix in _OTHER_KINDS:
@@ -45,20 +50,10 @@ def load_trained(target: Path) -> Trained:
             raise UserError(f"{target}: holds features of images, not a network; name the run or a backbone file")
         if "encoder" not in document:
             return load_backbone_file(target)
-        run = target.parent.parent
-        return _from_checkpoint(target, run if RunDirectory(run).is_run() else None)
+        run = RunDirectory(target.parent.parent)
+        return _from_checkpoint(target, run.path if run.is_run() else None)
     except files.DamagedFile as error:
         raise UserError(str(error)) from error
-
-
-def _from_run(target: Path) -> Trained:
-    run = RunDirectory(target)
-    if not run.is_run():
-        raise UserError(f"{target}: is not a run directory (it has no config.yaml)")
-    trained = newest_intact(run.checkpoints, lambda path: _from_checkpoint(path, target), UserError)
-    if trained is None:
-        raise UserError(f"{target}: has no checkpoint yet; train it first, with `ssl train {target} --resume`")
-    return trained
 
 
 def _from_checkpoint(path: Path, run: Path | None) -> Trained:

@@ -35,7 +35,7 @@ def start_from(backbone: Backbone, name: str, options: Any) -> None:
     path = getattr(options, "weights", None)
     if path is not None:
         source = f"backbone.weights: {path}"
-        state = read_weights(path)
+        state = _read(path)
     else:
         published = backbone.published_state()
         if published is None:
@@ -51,15 +51,8 @@ def start_from(backbone: Backbone, name: str, options: Any) -> None:
     log.info(f"{source}: the backbone starts from these weights{without}")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads any safetensors file; one written by `ssl` is checked against its hashes, and its card is ignored.
-
-    Args:
-        path: relative to the working directory; `~` is expanded.
-
-    Raises:
-        UserError: no such file, a damaged one, or a checkpoint.
-    """
+def _read(path: Path) -> dict[str, Tensor]:
+    """Reads any safetensors file; one written by `ssl` is checked against its hashes, and its card is ignored."""
     source = f"backbone.weights: {path}"
     path = path.expanduser()
     if path.is_dir():
@@ -78,13 +71,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def fit(
     state: dict[str, Tensor], wanted: dict[str, Tensor], source: str, name: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Selects from a state the weights that a network needs.
-
-    Args:
-        state: the available weights.
-        wanted: the network's own state, under the same names.
-        source: of the weights, for messages.
-        name: of the network in the config.
+    """Selects from a state the weights that a network, whose own state is `wanted`, needs.
 
     Returns:
         the state under the network's names, and the classifier's names that were left out.
@@ -95,7 +82,7 @@ def fit(
     fitting: dict[str, Tensor] = {}
     for key, own in wanted.items():
         found = state.get(key)
-        if found is None and key.rpartition(".")[2] == _COUNTER:
+        if found is None and key.endswith(_COUNTER):
             found = own
         if found is None:
             raise UserError(f"{source}: has no {key!r}, which {name!r} needs: {_advice(state)}")

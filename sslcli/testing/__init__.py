@@ -23,19 +23,9 @@ from .methods import check_method
 from .optimizers import check_optimizer, check_schedule
 
 __all__ = [
-    "check_backbone",
-    "check_callback",
-    "check_dataset",
-    "check_evaluator",
-    "check_exporter",
-    "check_method",
-    "check_operation",
-    "check_optimizer",
-    "check_plugin",
-    "check_preset",
-    "check_provider",
-    "check_schedule",
-]
+    "check_backbone", "check_callback", "check_dataset", "check_evaluator", "check_exporter", "check_method",
+    "check_operation", "check_optimizer", "check_plugin", "check_preset", "check_provider", "check_schedule",
+]  # fmt: skip
 
 _CHECKS: dict[str, Callable[..., None]] = {
     "methods": check_method,

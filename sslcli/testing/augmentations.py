@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslcli.contracts.views import Operation, Parameters, Preset
+from sslcli.config.document import Document
+from sslcli.config.problems import Problems
+from sslcli.config.views_section import resolve_views
+from sslcli.contracts.views import Operation, Parameters, Preset, ViewSpec
 from sslcli.randomness import uniform
 from sslcli.views.pipeline import ViewMaker
 
-from .common import check_options, check_views, equal, kind, reported, require, require_is, require_same
+from .common import check_options, equal, kind, reported, require, require_is, require_same
 from .stand_ins import MEAN, STD, pixels, sizes_of
 
 #: Enough samples that one with a small probability is among them.
@@ -26,7 +29,6 @@ def check_operation(cls: type[Operation], options: Mapping[str, Any] | None = No
     """Checks shapes, types and ranges, separate random numbers per sample, and that the result depends on nothing else.
 
     Args:
-        cls: the class.
         options: plain data with which it changes at least one image in twenty.
         size: side of the view in pixels.
 
@@ -34,10 +36,8 @@ def check_operation(cls: type[Operation], options: Mapping[str, Any] | None = No
         AssertionError: with what is wrong.
     """
     label, parsed, channels = cls.__name__, check_options(cls, options), cls.channels
-    require(
-        channels is None or (isinstance(channels, frozenset) and bool(channels)),
-        f"{label}.channels must be None or a frozenset of channel counts",
-    )
+    good = channels is None or (isinstance(channels, frozenset) and bool(channels))
+    require(good, f"{label}.channels must be None or a frozenset of channel counts")
     operation = cls(parsed, size)
     state = torch.get_rng_state()
     for count in sorted(channels or {1, 3, 4}):
@@ -50,16 +50,20 @@ def check_operation(cls: type[Operation], options: Mapping[str, Any] | None = No
         _check_apply(operation, images, parameters)
         if cls.geometric:
             _check_apply_one(operation, images[:8], _rows(parameters, slice(0, 8)))
-    require(
-        equal(state, torch.get_rng_state()),
-        f"{label} draws from torch's generator; all randomness must come from `uniform`",
-    )
+    drew = not equal(state, torch.get_rng_state())
+    require(not drew, f"{label} draws from torch's generator; all randomness must come from `uniform`")
     _check_each_sample(operation, min(channels or {3}))
     side = operation.source_side()
-    require(
-        side is None or (cls.geometric and isinstance(side, int) and side > 0),
-        f"{label}.source_side must return None or, for a geometric operation, a side in pixels, not {side!r}",
-    )
+    good = side is None or (cls.geometric and isinstance(side, int) and side > 0)
+    require(good, f"{label}.source_side must return None, or a geometric operation's side in pixels, not {side!r}")
+
+
+def check_views(label: str, section: Any, size: int) -> tuple[ViewSpec, ...]:
+    """Returns the views that a `views:` section or list means; AssertionError with every problem in it."""
+    problems = Problems(Document({}, {(): label}))
+    specs = resolve_views(section, {}, size, problems)
+    require(not problems.lines, f"{label} cannot be resolved: {'; '.join(problems.lines)}")
+    return specs
 
 
 def check_preset(
@@ -68,7 +72,6 @@ def check_preset(
     """Checks that a preset's views can be resolved and made.
 
     Args:
-        cls: the class.
         options: plain data.
         sizes: sides in pixels to request from it.
 
@@ -78,7 +81,7 @@ def check_preset(
     parsed, label = check_options(cls, options), cls.__name__
     for size in sizes:
         views = cls.views(parsed, size)
-        require(isinstance(views, list) and bool(views), f"{label}.views must return a list of views")
+        require(isinstance(views, list) and views, f"{label}.views must return a list of views")
         require(cls.views(parsed, size) == views, f"{label}.views returns a different list in each call")
         specs = check_views(f"{label}.views", views, size)
         require(cls.views(parsed, size) == views, f"{label}.views returns an object that the caller can change")
@@ -105,10 +108,8 @@ def _check_parameters(operation: Operation, images: Tensor, draws: Tensor) -> No
     found = operation.parameters(draws, sizes)
     require(equal(given, draws), f"{label} changes its input `uniform`")
     for name, value in found.items():
-        require(
-            isinstance(value, Tensor) and value.device.type == "cpu" and value.shape[:1] == (len(images),),
-            f"{label}: {name!r} must be a tensor on the CPU with one row per sample",
-        )
+        good = isinstance(value, Tensor) and value.device.type == "cpu" and value.shape[:1] == (len(images),)
+        require(good, f"{label}: {name!r} must be a tensor on the CPU with one row per sample")
     require_same(found, operation.parameters(draws, sizes), f"{label}: {{}} differs for the same numbers")
     for rows in (slice(0, 3), slice(3, None)):
         some = operation.parameters(draws[rows], sizes[rows])
@@ -127,9 +128,8 @@ def _check_apply(operation: Operation, images: Tensor, parameters: Parameters) -
     require(equal(operation.apply(images, parameters), made), f"{label}.apply returns something else in each call")
     for rows in (slice(0, 3), slice(5, 6)):
         alone = operation.apply(images[rows], _rows(parameters, rows))
-        require(
-            torch.allclose(alone, made[rows], atol=1e-5), f"{label}.apply: a sample depends on the others in its batch"
-        )
+        close = torch.allclose(alone, made[rows], atol=1e-5)
+        require(close, f"{label}.apply: a sample depends on the others in its batch")
     copied: Operation = pickle.loads(pickle.dumps(operation))
     require(equal(copied.apply(images, parameters), made), f"{label} gives another result after pickling")
 
@@ -140,11 +140,8 @@ def _check_each_sample(operation: Operation, channels: int) -> None:
     images = _images(operation, channels)[:1].expand(SAMPLES, -1, -1, -1).contiguous()
     draws = uniform(0, 0, torch.arange(SAMPLES), count=operation.draws)
     made = operation.apply(images, operation.parameters(draws, sizes_of(images)))
-    require(
-        bool((made != made[:1]).any()),
-        f"{type(operation).__name__}: {SAMPLES} equal images give equal results; each sample needs its own random "
-        "numbers (or the options do nothing)",
-    )
+    hint = "each sample needs its own random numbers (or the options do nothing)"
+    require((made != made[:1]).any(), f"{type(operation).__name__}: {SAMPLES} equal images give equal results; {hint}")
 
 
 def _check_apply_one(operation: Operation, images: Tensor, parameters: Parameters) -> None:

@@ -25,8 +25,7 @@ def check_backbone(
     """Checks shapes against the spec, determinism, copies, masks, and export and import of the weights.
 
     Args:
-        cls: the class; its network should be small with these options.
-        options: plain data.
+        options: plain data with which the network is small.
         channels: image channels to build it for, in turn.
         image_size: side of the images in pixels.
 
@@ -45,13 +44,11 @@ def check_backbone(
 def check_provider(cls: type[BackboneProvider]) -> None:
     """Checks that a provider lists names, returns a backbone class for one, and raises KeyError for any other."""
     label, names = cls.__name__, cls.names()
-    require(bool(names), f"{label}.names() is empty")
+    require(names, f"{label}.names() is empty")
     require(len(set(names)) == len(names), f"{label}.names() has a name twice")
     found = cls.get(names[0])
-    require(
-        isinstance(found, type) and issubclass(found, Backbone),
-        f"{label}.get({names[0]!r}) is not a subclass of Backbone",
-    )
+    good = isinstance(found, type) and issubclass(found, Backbone)
+    require(good, f"{label}.get({names[0]!r}) is not a subclass of Backbone")
     try:
         cls.get("no/such-backbone")
     except KeyError:
@@ -68,15 +65,12 @@ def _build(cls: type[Backbone], options: Any, channels: int, image_size: int, se
 def _check_build(cls: type[Backbone], options: Any, channels: int, image_size: int) -> None:
     label = cls.__name__
     backbone = _build(cls, options, channels, image_size)
-    spec = getattr(backbone, "spec", None)
+    spec: Any = getattr(backbone, "spec", None)
     require(isinstance(spec, BackboneSpec), f"{label}.spec is not set to a BackboneSpec by __init__")
-    assert isinstance(spec, BackboneSpec)
     require_is(f"{label}.spec.channels", spec.channels, channels)
-    require(
-        image_size >= spec.minimum_size and image_size % spec.size_multiple == 0,
-        f"{label} takes sides from {spec.minimum_size} in multiples of {spec.size_multiple}; check it with such an "
-        "image_size",
-    )
+    sides = f"sides from {spec.minimum_size} in multiples of {spec.size_multiple}"
+    good = image_size >= spec.minimum_size and image_size % spec.size_multiple == 0
+    require(good, f"{label} takes {sides}; check it with such an image_size")
     found = backbone.train()(torch.randn(2, channels, image_size, image_size))
     require(isinstance(found, Features), f"{label}.forward returns {type(found).__name__}, not Features")
     require_is(f"{label}: the pooled features' type", kind(found.pooled), f"torch.float32 {(2, spec.feature_dim)}")
@@ -88,45 +82,35 @@ def _check_build(cls: type[Backbone], options: Any, channels: int, image_size: i
     first, second = (snapshot(_build(cls, options, channels, image_size)) for _ in range(2))
     require_same(first, second, f"{label}.build draws {{}} from something other than torch's generator")
     other = snapshot(_build(cls, options, channels, image_size, seed=1))
-    require(bool(changed(first, other)), f"{label}.build makes the same weights whatever the seed")
+    require(changed(first, other), f"{label}.build makes the same weights whatever the seed")
 
 
 def _pooled(backbone: Backbone, images: Tensor) -> Tensor:
     with torch.no_grad():
-        found: Features = backbone(images)
-    return found.pooled
+        return backbone(images).pooled
 
 
 def _check_evaluation(backbone: Backbone, images: Tensor) -> None:
     label = type(backbone).__name__
     before = snapshot(backbone.eval())
     first = _pooled(backbone, images)
-    require(bool(first.isfinite().all()), f"{label}: features in eval() are not all finite")
+    require(first.isfinite().all(), f"{label}: features in eval() are not all finite")
     require(equal(first, _pooled(backbone, images)), f"{label}: two passes over the same images in eval() differ")
     require_same(before, snapshot(backbone), f"{label}: a pass in eval() changes {{}}")
-    require(
-        torch.allclose(_pooled(backbone, images[:1]), first[:1], rtol=1e-3, atol=1e-4),
-        f"{label}: in eval() an image's features depend on the others in its batch",
-    )
-    require(
-        equal(_pooled(copy.deepcopy(backbone), images), first),
-        f"{label}: a deep copy gives other features (momentum encoders are deep copies)",
-    )
+    close = torch.allclose(_pooled(backbone, images[:1]), first[:1], rtol=1e-3, atol=1e-4)
+    require(close, f"{label}: in eval() an image's features depend on the others in its batch")
+    copied = _pooled(copy.deepcopy(backbone), images)
+    require(equal(copied, first), f"{label}: a deep copy gives other features (momentum encoders are deep copies)")
     if backbone(images).tokens is None:
-        mask = torch.zeros(len(images), 4, dtype=torch.bool)
-        require(
-            refusal(lambda: backbone(images, mask)) is not None,
-            f"{label} has no tokens, and must reject a mask with a UserError of one line",
-        )
+        said = refusal(lambda: backbone(images, torch.zeros(len(images), 4, dtype=torch.bool)))
+        require(said, f"{label} has no tokens, and must reject a mask with a UserError of one line")
 
 
 def _check_export(cls: type[Backbone], options: Any, backbone: Backbone, images: Tensor) -> None:
     label = f"{cls.__name__}.export_state"
     exported = backbone.export_state()
-    require(
-        isinstance(exported, tuple) and len(exported) == 2,
-        f"{label} must return the weights and the lines that load them",
-    )
+    good = isinstance(exported, tuple) and len(exported) == 2
+    require(good, f"{label} must return the weights and the lines that load them")
     state, lines = exported
     with reported(f"{label} cannot be written to a file", ValueError):
         saved = files.snapshot(state)
@@ -134,10 +118,8 @@ def _check_export(cls: type[Backbone], options: Any, backbone: Backbone, images:
         compile(lines, "export_state", "exec")
     fresh = _build(cls, options, backbone.spec.channels, images.shape[-1], seed=1).eval()
     fresh.import_state(dict(saved))
-    require(
-        equal(_pooled(fresh, images), _pooled(backbone, images)),
-        f"{cls.__name__}: import_state of what export_state returned gives other features",
-    )
+    same = equal(_pooled(fresh, images), _pooled(backbone, images))
+    require(same, f"{cls.__name__}: import_state of what export_state returned gives other features")
     fresh.load_state_dict(backbone.state_dict(), strict=True)
     name = next(iter(saved))
     try:

@@ -19,7 +19,6 @@ def check_callback(cls: type[Callback], options: Mapping[str, Any] | None = None
     """Checks that a callback works in every kind of run, does not change the encoder, and restores its state.
 
     Args:
-        cls: the class.
         options: plain data with which it acts within 6 steps and 2 epochs.
 
     Raises:
@@ -28,14 +27,11 @@ def check_callback(cls: type[Callback], options: Mapping[str, Any] | None = None
     parsed, label = check_options(cls, options), cls.__name__
     with tempfile.TemporaryDirectory() as folder:
         run = WatchedRun(Path(folder))
-        before, modes = snapshot(run.encoder()), [module.training for module in run.encoder().modules()]
-        watched = cls(parsed)
+        before, watched = snapshot(run.encoder()), cls(parsed)
         _go(watched, run, 0, 6, "done")
         require_same(before, snapshot(run.encoder()), f"{label} changes {{}} of the encoder")
-        require(
-            modes == [module.training for module in run.encoder().modules()],
-            f"{label} leaves the encoder in another mode; restore `training` of each module",
-        )
+        same = all(module.training for module in run.encoder().modules())
+        require(same, f"{label} leaves the encoder in another mode; restore `training` of each module")
         _check_state(cls, parsed, watched)
         _go(cls(parsed), WatchedRun(Path(folder), labels=False), 0, 6, "done")
     with tempfile.TemporaryDirectory() as folder:

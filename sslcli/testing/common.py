@@ -7,20 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from sslcli.config.document import Document
-from sslcli.config.problems import Problems
-from sslcli.config.views_section import resolve_views
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options
-from sslcli.contracts.views import ViewSpec
 from sslcli.runs import files
 
 
-def require(condition: bool, sentence: str) -> None:
+def require(condition: object, sentence: str) -> None:
     """Raises AssertionError with the sentence unless the condition holds (also under `python -O`)."""
     if not condition:
         raise AssertionError(sentence)
@@ -54,26 +49,12 @@ def reported(sentence: str, kinds: type[Exception] | tuple[type[Exception], ...]
 
 
 def check_options(cls: Any, values: Mapping[str, Any] | None, base: type[Options] = Options) -> Any:
-    """Checks a plugin class's own docstring and options.
-
-    Args:
-        cls: the plugin class.
-        values: options as plain data; None for none.
-        base: what the class's `Options` must inherit from.
-
-    Returns:
-        the parsed options.
-
-    Raises:
-        AssertionError: no docstring, undocumented options, or options that change when they are written and read.
-    """
+    """Checks a plugin class's docstring and its `Options`, which inherit from `base`; returns those parsed."""
     label = cls.__name__
-    require(bool((cls.__doc__ or "").strip()), f"{label} has no docstring; `ssl list` shows its first paragraph")
+    require((cls.__doc__ or "").strip(), f"{label} has no docstring; `ssl list` shows its first paragraph")
     options = cls.Options
-    require(
-        isinstance(options, type) and issubclass(options, base),
-        f"{label}.Options must be a class that inherits from {base.__name__}",
-    )
+    good = isinstance(options, type) and issubclass(options, base)
+    require(good, f"{label}.Options must be a class that inherits from {base.__name__}")
     for name in _undocumented(options):
         raise AssertionError(f"{label}.Options.{name} has no docstring below it, or no type that pydantic reads")
     try:
@@ -103,18 +84,9 @@ def _undocumented(model: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
-def check_views(label: str, section: Any, size: int) -> tuple[ViewSpec, ...]:
-    """Returns the views that a `views:` section or list means; AssertionError with every problem in it."""
-    problems = Problems(Document({}, {(): label}))
-    specs = resolve_views(section, {}, size, problems)
-    require(not problems.lines, f"{label} cannot be resolved: {'; '.join(problems.lines)}")
-    return specs
-
-
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
     """Copies parameters and buffers by name."""
-    named = [*module.named_parameters(), *module.named_buffers()]
-    return {name: tensor.detach().clone() for name, tensor in named}
+    return {name: tensor.detach().clone() for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
 
 
 def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
@@ -131,24 +103,21 @@ def require_same(before: Mapping[str, Tensor], after: Mapping[str, Tensor], sent
 
 def require_finite(tensors: Mapping[str, Tensor], sentence: str) -> None:
     """Requires finite tensors; a `{}` in the sentence becomes the name of the first that is not."""
-    bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     require(not bad, sentence.replace("{}", "".join(map(repr, bad[:1]))))
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
     """Tells whether two tensors are equal in type, shape and every bit (NaN equals NaN)."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
+    same = a.dtype == b.dtype and a.shape == b.shape
+    return same and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def refusal(call: Callable[[], object]) -> str | None:
     """Returns the message of the call's UserError if it is one line; None if the call ends in any other way."""
     try:
         call()
-    except UserError as error:
-        text = str(error)
-        return text if text and "\n" not in text else None
-    except Exception:
-        return None
+    except Exception as error:
+        lines = str(error).splitlines() if isinstance(error, UserError) else []
+        return lines[0] if len(lines) == 1 else None
     return None

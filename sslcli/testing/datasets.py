@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -22,7 +22,6 @@ def check_dataset(cls: type[Dataset], options: Mapping[str, Any] | None = None) 
     """Checks images, labels, `limit`, pickling and the message for missing data.
 
     Args:
-        cls: the class.
         options: plain data with which the data can be opened; a small part of them is enough.
 
     Raises:
@@ -32,25 +31,17 @@ def check_dataset(cls: type[Dataset], options: Mapping[str, Any] | None = None) 
     size = cls.view_size(parsed)
     require(isinstance(size, int) and size > 0, f"{label}.view_size returns {size!r}, not a side in pixels")
     if isinstance(parsed, RootedOptions):
-        moved = parsed.model_copy(update={"root": _NOWHERE})
-        said = refusal(lambda: cls.open(moved))
-        require(
-            said is not None and str(_NOWHERE) in said,
-            f"{label}: without data at root, opening must raise UserError, one line that names the folder",
-        )
-    dataset = cls.open(parsed)
+        said = refusal(lambda: cls.open(parsed.model_copy(update={"root": _NOWHERE})))
+        good = said is not None and str(_NOWHERE) in said
+        require(good, f"{label}: without data at root, opening must raise UserError, one line that names the folder")
+    dataset, again = cls.open(parsed), cls.open(parsed)
     _check_info(dataset)
-    _check_images(dataset)
-    _check_labels(dataset)
+    _check_images(dataset, again)
+    _check_labels(dataset, again)
     _check_limit(dataset, parsed)
-    _check_repeats(dataset, parsed)
-    parts: tuple[Part, Part] = ("train", "eval")
-    for part in parts:
-        labeled = cls.labeled(parsed, part)
-        require(
-            labeled is None or isinstance(labeled, cls.Options),
-            f"{label}.labeled({part!r}) must return options of the data set, or None",
-        )
+    for part in get_args(Part):
+        good = isinstance(cls.labeled(parsed, part), cls.Options | None)
+        require(good, f"{label}.labeled({part!r}) must return options of the data set, or None")
 
 
 def _some(dataset: Dataset) -> list[int]:
@@ -58,34 +49,35 @@ def _some(dataset: Dataset) -> list[int]:
 
 
 def _check_info(dataset: Dataset) -> None:
-    label, info = type(dataset).__name__, getattr(dataset, "info", None)
+    label = type(dataset).__name__
+    info: Any = getattr(dataset, "info", None)
     require(isinstance(info, DataInfo), f"{label}.info is not set to a DataInfo by __init__")
-    assert isinstance(info, DataInfo)
     require(len(dataset) > 0, f"{label} is empty with these options")
     for name, values in (("mean", info.mean), ("std", info.std)):
         require_is(f"{label}: the length of info.{name}", len(values), info.channels)
         require(all(0 <= v <= 1 for v in values), f"{label}.info.{name} is {values}; it is for images in [0, 1]")
     require(all(v > 0 for v in info.std), f"{label}.info.std has a 0 in it: {info.std}")
-    require(bool(dataset.splits), f"{label}.splits is empty")
+    require(dataset.splits, f"{label}.splits is empty")
     for split in dataset.splits:
         with reported(f"{label}.Options rejects the split {split!r}, which {label}.splits names", ValueError):
             type(dataset).Options.parse({"split": split})
     require(isinstance(dataset.name_of(0), str), f"{label}.name_of must return a text")
 
 
-def _check_images(dataset: Dataset) -> None:
+def _check_images(dataset: Dataset, again: Dataset) -> None:
     label, info = type(dataset).__name__, dataset.info
+    with reported(f"{label} cannot be pickled, which worker processes need"):
+        copied: Dataset = pickle.loads(pickle.dumps(dataset))
     for i in _some(dataset):
         image = dataset.image(i)
         size = tuple(getattr(image, "shape", ()))[1:]
         require_is(f"{label}.image({i})", kind(image), f"torch.uint8 {(info.channels, *(info.image_size or size))}")
-        require(equal(dataset.image(i), image), f"{label}.image({i}) differs when it is read again")
+        for how, other in {"read again": dataset, "opened again": again, "pickled": copied}.items():
+            require(equal(other.image(i), image), f"{label}.image({i}) differs when it is {how}")
         require(equal(dataset.image_for(i, None), image), f"{label}.image_for({i}, None) is not image({i})")
         smaller, side = dataset.image_for(i, 4), min(4, *size)
-        require(
-            smaller.dtype == torch.uint8 and smaller.shape[0] == info.channels and min(smaller.shape[1:]) >= side,
-            f"{label}.image_for({i}, 4) is {smaller.dtype} {tuple(smaller.shape)}; no side may fall below 4",
-        )
+        good = smaller.dtype == torch.uint8 and len(smaller) == info.channels and min(smaller.shape[1:]) >= side
+        require(good, f"{label}.image_for({i}, 4) is {kind(smaller)}; no side may fall below 4")
         require(equal(dataset.image_for(i, 4), smaller), f"{label}.image_for({i}, 4) differs when it is read again")
     images = dataset.images()
     if images is None:
@@ -97,7 +89,7 @@ def _check_images(dataset: Dataset) -> None:
         require(equal(images[i], dataset.image(i)), f"{label}: images()[{i}] is not image({i})")
 
 
-def _check_labels(dataset: Dataset) -> None:
+def _check_labels(dataset: Dataset, again: Dataset) -> None:
     label, labels, classes = type(dataset).__name__, dataset.labels, dataset.info.classes
     if labels is None:
         return
@@ -106,6 +98,8 @@ def _check_labels(dataset: Dataset) -> None:
     require(classes is not None, f"{label} has labels, and its info no classes")
     count, largest = len(classes or ()), int(labels.max())
     require(largest < count, f"{label}.labels go to {largest}, but there are {count} classes")
+    same = again.labels is not None and equal(labels, again.labels)
+    require(same, f"{label}: opened again, its labels differ")
 
 
 def _check_limit(dataset: Dataset, options: DatasetOptions) -> None:
@@ -118,19 +112,5 @@ def _check_limit(dataset: Dataset, options: DatasetOptions) -> None:
     classes = len(dataset.info.classes or ())
     whole = torch.bincount(dataset.labels, minlength=classes) * limit / len(dataset)
     got = torch.bincount(part.labels, minlength=classes)
-    require(
-        bool(((got - whole).abs() <= 1).all()),
-        f"{label} with limit={limit} does not keep the share of each class: {got.tolist()}",
-    )
-
-
-def _check_repeats(dataset: Dataset, options: DatasetOptions) -> None:
-    label, again = type(dataset).__name__, type(dataset).open(options)
-    with reported(f"{label} cannot be pickled, which worker processes need"):
-        copied: Dataset = pickle.loads(pickle.dumps(dataset))
-    for i in _some(dataset):
-        image = dataset.image(i)
-        require(equal(again.image(i), image), f"{label}: opened again, image({i}) differs")
-        require(equal(copied.image(i), image), f"{label}: after pickling, image({i}) differs")
-    if dataset.labels is not None and again.labels is not None:
-        require(equal(dataset.labels, again.labels), f"{label}: opened again, its labels differ")
+    good = ((got - whole).abs() <= 1).all()
+    require(good, f"{label} with limit={limit} does not keep the share of each class: {got.tolist()}")

@@ -23,7 +23,6 @@ def check_evaluator(cls: type[Evaluator], options: Mapping[str, Any] | None = No
     numbers, states its protocol, and rejects data without labels.
 
     Args:
-        cls: the class.
         options: plain data; few epochs make it fast.
         count: images in each part, four classes.
 
@@ -57,19 +56,17 @@ def check_evaluator(cls: type[Evaluator], options: Mapping[str, Any] | None = No
         other = evaluate(subject(), seed=1)
         require(other.metrics == result.metrics, f"{label} has seeded = False, and another seed changes its metrics")
     if cls.needs_labels:
-        require(
-            refusal(lambda: evaluate(subject(labels=False))) is not None,
-            f"{label} needs labels, and must reject data without any with a UserError of one line",
-        )
+        said = refusal(lambda: evaluate(subject(labels=False)))
+        require(said, f"{label} needs labels, and must reject data without any with a UserError of one line")
 
 
 def _check_result(label: str, result: EvaluationResult) -> None:
-    require(bool(result.metrics), f"{label} returns no metrics")
+    require(result.metrics, f"{label} returns no metrics")
     for name, value in result.metrics.items():
         require(isinstance(value, int | float) and math.isfinite(value), f"{label}: the metric {name!r} is {value!r}")
         if name.startswith("top"):
             require(0 <= value <= 1, f"{label}: {name!r} is {value}; accuracies are shares between 0 and 1")
-    require(bool(result.protocol), f"{label} does not state how its metrics were computed: the protocol is empty")
+    require(result.protocol, f"{label} does not state how its metrics were computed: the protocol is empty")
     for name, content in (("protocol", result.protocol), ("details", result.details)):
         with reported(f"{label}: {name} must be plain data that JSON can hold", (TypeError, ValueError)):
             json.dumps(content, allow_nan=False)

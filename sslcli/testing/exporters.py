@@ -24,7 +24,6 @@ def check_exporter(
     change the backbone.
 
     Args:
-        cls: the class.
         options: plain data.
         trained: what to export; a narrow ResNet-18 by default.
         load: run the lines of `how_to_load`; if they define a module `model`, compare its features (the first thing
@@ -45,10 +44,8 @@ def check_exporter(
         if load:
             _check_loading(label, trained, exported)
         nowhere = Path(folder) / "missing" / path.name
-        require(
-            refusal(lambda: cls(parsed).export(trained, nowhere)) is not None,
-            f"{label}: for a folder that does not exist it must raise a UserError of one line",
-        )
+        said = refusal(lambda: cls(parsed).export(trained, nowhere))
+        require(said, f"{label}: for a folder that does not exist it must raise a UserError of one line")
         require(not nowhere.exists(), f"{label} leaves a part of a file when it fails")
     require_same(before, snapshot(trained.backbone), f"{label} changes the backbone that it exports: {{}}")
     require(not trained.backbone.training, f"{label} leaves the backbone in training mode")

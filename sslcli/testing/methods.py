@@ -19,17 +19,8 @@ from sslcli.runs import files
 from sslcli.training.state import load_optimizer_state, named_optimizer_state
 from sslcli.views.pipeline import ViewMaker
 
-from .common import (
-    check_options,
-    check_views,
-    kind,
-    reported,
-    require,
-    require_finite,
-    require_is,
-    require_same,
-    snapshot,
-)
+from .augmentations import check_views
+from .common import check_options, kind, reported, require, require_finite, require_is, require_same, snapshot
 from .stand_ins import CLASSES, MEAN, STD, SmallBackbone, pixels, sizes_of
 
 STEPS, PER_EPOCH = 6, 3
@@ -39,7 +30,6 @@ def check_method(cls: type[Method], options: Mapping[str, Any] | None = None, **
     """Checks recipe, gradients, what a step reports and changes, accumulation, randomness, and resuming.
 
     Args:
-        cls: the class.
         options: plain data; small heads make it fast.
         settings: further arguments of `MethodTrial`; with `device="cuda"` a step must not wait for the device.
 
@@ -48,8 +38,7 @@ def check_method(cls: type[Method], options: Mapping[str, Any] | None = None, **
     """
     trial = MethodTrial(cls, options, **settings)
     _check_defaults(cls)
-    _check_gradients(trial)
-    _check_reports(trial)
+    _check_step(trial)
     _check_changes(trial)
     _check_accumulation(trial)
     _check_randomness(trial)
@@ -59,19 +48,15 @@ def check_method(cls: type[Method], options: Mapping[str, Any] | None = None, **
 
 
 class MethodTrial:
-    """A method on a small backbone, with random images, driven as the training loop does.
+    """A method on a small backbone, with random images, driven as the loop does; AssertionError for wrong options.
 
     Args:
-        cls: the class.
         options: plain data.
         backbone: builds what to train, for methods that need a certain kind; every weight of it that requires a
             gradient must get one in the first step (no branch that is 0 at first).
         image_size: side of the views in pixels.
         batch_size: images in a step, even.
         device: where everything is.
-
-    Raises:
-        AssertionError: options or recipe are not valid.
     """
 
     def __init__(
@@ -117,27 +102,28 @@ class MethodTrial:
         options = sgd.Options.parse({"lr": 0.05, "weight_decay": 1e-4})
         with reported("groups", SslError):
             groups = build_groups(method, options)
-        optimizer: torch.optim.Optimizer = sgd.build(groups, options)
-        return optimizer
+        return sgd.build(groups, options)
 
     def train(self, method: Method, optimizer: torch.optim.Optimizer, first: int, last: int) -> Tensor:
-        """Makes the steps with the indices `first` to `last` − 1; returns their losses."""
+        """Makes the steps with the indices `first` to `last` − 1; returns their losses, all of them finite."""
         losses = []
         for step in range(first, last):
             torch.manual_seed(step)
-            found = method(self.batch(method, step))
-            torch.autograd.backward(found.loss)
-            self.update(method, optimizer, step, [found])
-            losses.append(found.loss.detach())
+            losses.append(self.step(method, optimizer, step, [self.batch(method, step)]))
+            require(losses[-1].isfinite(), f"{self.label}: the loss of step {step + 1} is {losses[-1].item()}")
         return torch.stack(losses)
 
-    def update(self, method: Method, optimizer: torch.optim.Optimizer, step: int, found: list[Step]) -> None:
-        """Everything in a step behind the gradients of its micro-batches."""
+    def step(self, method: Method, optimizer: torch.optim.Optimizer, step: int, batches: list[Batch]) -> Tensor:
+        """Makes one step on its micro-batches; returns their mean loss."""
+        found = [method(batch) for batch in batches]
+        loss = torch.stack([each.loss for each in found]).mean()
+        torch.autograd.backward(loss)
         method.after_backward(Progress(step, STEPS, PER_EPOCH))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             method.after_step([each.carry for each in found], Progress(step + 1, STEPS, PER_EPOCH))
+        return loss.detach()
 
 
 def _check_defaults(cls: type[Method]) -> None:
@@ -149,12 +135,12 @@ def _check_defaults(cls: type[Method]) -> None:
             options.parse(plain)
 
 
-def _check_gradients(trial: MethodTrial) -> None:
+def _check_step(trial: MethodTrial) -> None:
     label, method = trial.label, trial.build()
     found = method(trial.batch(method, 0))
     require(isinstance(found, Step), f"{label}.forward returns {type(found).__name__}, not Step")
     require_is(f"{label}: the loss", kind(found.loss), "torch.float32 ()")
-    require(bool(found.loss.isfinite()), f"{label}: the loss of the first step is {found.loss.item()}")
+    require(found.loss.isfinite(), f"{label}: the loss of the first step is {found.loss.item()}")
     require(found.loss.requires_grad, f"{label}: the loss has no gradient")
     torch.autograd.backward(found.loss)
     in_backbone = {id(parameter) for parameter in method.backbone.parameters()}
@@ -165,25 +151,18 @@ def _check_gradients(trial: MethodTrial) -> None:
             continue
         require(gradient is not None, f"{label}: no gradient reaches {name}; freeze it, or use it in the loss")
         if id(parameter) in in_backbone and gradient is not None:
-            require(bool(gradient.abs().sum() > 0), f"{label}: the gradient of {name} is 0 everywhere")
+            require(gradient.any(), f"{label}: the gradient of {name} is 0 everywhere")
     encoder = method.encoder()
-    require(
-        isinstance(encoder, Backbone) and any(encoder is module for module in method.modules()),
-        f"{label}.encoder() must be a Backbone within the method",
-    )
-
-
-def _check_reports(trial: MethodTrial) -> None:
-    label, method = trial.label, trial.build()
-    found = method(trial.batch(method, 0))
+    good = isinstance(encoder, Backbone) and any(encoder is module for module in method.modules())
+    require(good, f"{label}.encoder() must be a Backbone within the method")
     for name, value in found.metrics.items():
         good = isinstance(value, Tensor) and value.shape == () and not value.requires_grad
         require(good, f"{label}: the metric {name!r} must be a detached 0-dim tensor")
-        require(bool(value.isfinite()), f"{label}: the metric {name!r} is {value.item()}")
+        require(value.isfinite(), f"{label}: the metric {name!r} is {value.item()}")
     for name, value in found.carry.items():
         require(not value.requires_grad, f"{label}: carry[{name!r}] must be detached")
     if found.features is not None:
-        shape, expected = tuple(found.features.shape), (trial.count, method.encoder().spec.feature_dim)
+        shape, expected = tuple(found.features.shape), (trial.count, encoder.spec.feature_dim)
         require(not found.features.requires_grad, f"{label}: Step.features must be detached")
         require_is(f"{label}: the shape of Step.features", shape, expected)
 
@@ -210,9 +189,8 @@ def _check_accumulation(trial: MethodTrial) -> None:
     method = trial.build()
     optimizer, half = trial.optimizer(method), trial.count // 2
     for step in range(2):
-        found = [method(trial.batch(method, step, part)) for part in (slice(0, half), slice(half, None))]
-        torch.autograd.backward(torch.stack([each.loss for each in found]).mean())
-        trial.update(method, optimizer, step, found)
+        parts = [trial.batch(method, step, part) for part in (slice(0, half), slice(half, None))]
+        trial.step(method, optimizer, step, parts)
     require_finite(snapshot(method), f"{trial.label}: after steps of two micro-batches {{}} is not finite")
 
 
@@ -248,8 +226,6 @@ def _check_waiting(trial: MethodTrial) -> None:
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step may set libraries up
         try:
             with reported(f"{trial.label}: a step waits for the device", RuntimeError):
-                found = method(batch)
-                torch.autograd.backward(found.loss)
-                trial.update(method, optimizer, step, [found])
+                trial.step(method, optimizer, step, [batch])
         finally:
             torch.cuda.set_sync_debug_mode("default")

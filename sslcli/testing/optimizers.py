@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,6 @@ def check_optimizer(
     """Checks groups, learning rate and weight decay that the loop sets, missing gradients, state, resuming, and zeros.
 
     Args:
-        cls: the class.
         options: plain data; `lr` 0.01 and a weight decay of 0.1 if they are not given.
         device: where the parameters are.
 
@@ -36,10 +36,7 @@ def check_optimizer(
         AssertionError: with what is wrong.
     """
     parsed = check_options(cls, {"lr": 0.01, "weight_decay": 0.1, **(options or {})}, OptimizerOptions)
-
-    def trial(seed: int = 0) -> _Trial:
-        return _Trial(cls, parsed, device, seed)
-
+    trial = partial(_Trial, cls, parsed, device)
     _check_groups(trial())
     _check_learning_rate(trial())
     _check_weight_decay(trial(), trial())
@@ -51,7 +48,7 @@ def check_optimizer(
 class _Trial:
     """A small network with the optimizer on it, in groups as the loop builds them."""
 
-    def __init__(self, cls: type[OptimizerPlugin], options: Any, device: str, seed: int) -> None:
+    def __init__(self, cls: type[OptimizerPlugin], options: Any, device: str, seed: int = 0) -> None:
         self.label = cls.__name__
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -66,11 +63,11 @@ class _Trial:
         states = {name: self.optimizer.state.get(self.parameters[name], {}) for name in names}
         return {f"{n}.{key}": torch.as_tensor(value).clone() for n in names for key, value in states[n].items()}
 
-    def step(self, seed: int, without: Collection[str] = ()) -> dict[str, Tensor]:
+    def step(self, seed: int, without: Collection[str] = (), scale: float = 1.0) -> dict[str, Tensor]:
         """Makes a step with random gradients for all parameters but those named; returns the parameters then."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.parameters.items():
-            gradient = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+            gradient = scale * torch.randn(parameter.shape, generator=generator).to(parameter.device)
             parameter.grad = None if name in without else gradient
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -97,10 +94,9 @@ def _check_learning_rate(trial: _Trial) -> None:
     moved = changed(before, first)
     # If the learning rate is part of the momentum (SimCLR's LARS), earlier steps still have an effect, a fading one.
     lengths = [sum(float((b[n] - a[n]).norm()) for n in a) for a, b in ((before, first), (first, second))]
-    require(
-        not moved or lengths[1] < 0.99 * lengths[0],
-        f"{trial.label}: with the groups' lr set to 0, {moved[:1]} moves; each step must read `lr` from its group",
-    )
+    good = not moved or lengths[1] < 0.99 * lengths[0]
+    hint = "each step must read `lr` from its group"
+    require(good, f"{trial.label}: with the groups' lr set to 0, {moved[:1]} moves; {hint}")
 
 
 def _check_weight_decay(*trials: _Trial) -> None:
@@ -110,10 +106,8 @@ def _check_weight_decay(*trials: _Trial) -> None:
         for group in trial.optimizer.param_groups:
             group["weight_decay"] = 0.0 if group["excluded"] else weight_decay
         ends.append(trial.step(1))
-    require(
-        bool(changed(*ends)),
-        f"{trials[0].label}: with another weight_decay in the groups the step is the same; each must read it there",
-    )
+    what = "with another weight_decay in the groups the step is the same"
+    require(changed(*ends), f"{trials[0].label}: {what}; each must read it there")
 
 
 def _check_missing_gradients(trial: _Trial) -> None:
@@ -146,10 +140,7 @@ def _check_zeros(trial: _Trial) -> None:
     with torch.no_grad():
         trial.parameters["0.weight"].zero_()
     before = snapshot(trial.module)
-    for parameter in trial.parameters.values():
-        parameter.grad = torch.zeros_like(parameter)
-    trial.optimizer.step()
-    after = snapshot(trial.module)
+    after = trial.step(0, scale=0.0)
     require_finite(after, f"{trial.label}: {{}} is not finite after a step with gradients of 0")
     moved = [name for name in changed(before, after) if name in trial.excluded]
     require(not moved, f"{trial.label}: {moved[:1]} has weight_decay 0 and a gradient of 0, and moves")
@@ -160,7 +151,6 @@ def check_schedule(cls: type[Schedule], options: Mapping[str, Any] | None = None
     """Checks that a schedule is a pure function of the step, never negative and never above its base.
 
     Args:
-        cls: the class.
         options: plain data, for a run of 20 steps in 4 epochs.
         base: the highest value.
 

@@ -21,6 +21,7 @@ from sslcli.version import __version__
 
 MEAN, STD = 0.5, 0.25
 CLASSES = ("a", "b", "c", "d")
+SPLITS: dict[Part, str] = {"train": "train", "eval": "test"}
 
 
 class SmallBackbone(Backbone):
@@ -108,10 +109,7 @@ class WatchedRun(RunContext):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self._encoder = SmallBackbone(3, 16).train()
-        self._parts: dict[Part, Dataset | None] = {
-            "train": MemoryDataset("train", labels=labels),
-            "eval": MemoryDataset("test", labels=labels),
-        }
+        self._parts = {part: MemoryDataset(split, labels=labels) for part, split in SPLITS.items()}
         self._normalize = normalizer((MEAN,) * 3, (STD,) * 3, self.device)
         self.classes = len(CLASSES) if labels else None
 
@@ -133,6 +131,3 @@ class WatchedRun(RunContext):
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Does nothing: no other callback listens."""
-
-    def tell(self, text: str) -> None:
-        """Does nothing."""

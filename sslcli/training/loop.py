@@ -19,7 +19,7 @@ from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.method import Batch, Progress, Step, StepFunction, View
 from sslcli.evaluation.quality import effective_rank, feature_std
 from sslcli.modules.sync_norm import local_statistics
-from sslcli.optimizers.groups import set_lr, set_weight_decay, weight_decay_schedule
+from sslcli.optimizers.groups import set_rates, weight_decay_schedule
 from sslcli.phases import phase
 from sslcli.randomness import seed_for
 
@@ -151,9 +151,7 @@ class Loop:
         session, step = self.session, self.context.progress.step
         self._begin_graphs()
         # The schedule is a function of the step about to be made: the first step gets its first value.
-        set_lr(self.optimizer, session.schedule, step, session.schedule.base)
-        if self.weight_decay is not None:
-            set_weight_decay(self.optimizer, self.weight_decay, step)
+        set_rates(self.optimizer, step, session.schedule, self.weight_decay)
         schedule = self._schedule_values(step)
         began = time.perf_counter()
         with phase("data"):

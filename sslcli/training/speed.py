@@ -1,4 +1,4 @@
-"""The speed of training steps: of whole steps, of the same steps on precomputed views, and of each phase of a step.
+"""The speed of training steps: of whole steps, of the same steps on prepared views, and of each phase of a step.
 
 Session and loop are those of `ssl train`, without callbacks and log lines; nothing is written. The two kinds of steps
 alternate in one process, so that changes of the machine's load affect both sides of their ratio.
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 #: Steps before the measurement, in which code is compiled, memory and optimizer state are allocated, and workers start.
 WARM_UP = 5
-#: Steps on precomputed views before these are measured; the same code has run by then.
+#: Steps on prepared views before these are measured; the same code has run by then.
 WARM_UP_READY = 2
 #: Steps over which peak memory is measured: the second one frees what the first one allocated.
 MEMORY_STEPS = 2
@@ -40,13 +40,13 @@ MEMORY_STEPS = 2
 
 @dataclass
 class ReadyBatch(SourceBatch):
-    """A micro-batch with precomputed views."""
+    """A micro-batch with prepared views."""
 
     views: tuple[Tensor, ...] = ()
 
 
 class SpeedLoop(Loop):
-    """The training loop, which also takes precomputed views, and starts over at the end of a short run."""
+    """The training loop, which also takes prepared views, and starts over at the end of a short run."""
 
     def make_views(self, source_batch: SourceBatch) -> list[Tensor]:
         return list(source_batch.views) if isinstance(source_batch, ReadyBatch) else super().make_views(source_batch)
@@ -78,7 +78,7 @@ class Measured:
 
     Attributes:
         end_to_end: whole steps.
-        ready: the same steps on precomputed views.
+        ready: the same steps on prepared views.
         phases: of whole steps, measured separately, since marking the phases takes time too.
         peak_bytes: peak memory of whole steps.
         memory_kind: the memory that `peak_bytes` refers to.

@@ -65,7 +65,7 @@ def tables(report: dict[str, Any]) -> Group:
             phases.add_section()
         phases.add_row(name, f"{milliseconds:,.2f}", f"{share:.1%}", *(f"{value:,.2f}" for value in extremes))
     speed = _table("images/s", *report["ratio"])
-    for name, key in (("end to end", "end_to_end"), ("on precomputed views", "ready")):
+    for name, key in (("end to end", "end_to_end"), ("on prepared views", "ready")):
         speed.add_row(name, *(f"{value:,.1f}" for value in report["images_per_second"][key].values()))
     speed.add_row("ratio", *(f"{value:.3f}" for value in report["ratio"].values()))
     memory, found = _table("memory", "MiB", "share"), report["memory"]

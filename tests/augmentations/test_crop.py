@@ -80,7 +80,7 @@ def test_crop_boxes_are_distributed_as_torchvisions() -> None:
     for column in range(4):
         grid = torch.arange(65).view(-1, 1)
         gap = (theirs[:, column] <= grid).float().mean(1) - (ours[:, column] <= grid).float().mean(1)
-        assert gap.abs().max() < 0.0436  # the Kolmogorov–Smirnov bound for two samples of 4000 at 0.1 %
+        assert gap.abs().max() < 0.0436  # the Kolmogorov–Smirnov bound for two samples of 4000 at 0.1%
 
 
 @BOTH

@@ -16,7 +16,7 @@ def test_it_prints_every_figure_and_writes_only_the_output_file(folder: Path) ->
     out, err = done("bench", "c.yaml", "--steps", "1", "--rounds", "2", "--output", "speed.json")
     rows = (
         "data", "transfer", "views", "forward", "backward", "optimizer and method update", "waiting", "rest", "step",
-        "end to end", "on precomputed views", "ratio", "peak, ", "data set", "parameters", "optimizer state",
+        "end to end", "on prepared views", "ratio", "peak, ", "data set", "parameters", "optimizer state",
     )  # fmt: skip
     lines = [line.strip() for line in out.splitlines()]
     assert [row for row in rows if not any(line.startswith(row) for line in lines)] == []

@@ -78,7 +78,7 @@ def test_a_run_has_the_documented_files_and_its_last_line_works_when_pasted(trai
     ("arguments", "message"),
     [
         (["gone.yaml"], "gone.yaml: no such file"),
-        (["."], ".: is a directory, not a YAML file"),
+        (["."], ".: is a directory"),
         (["c.yaml", "training.epochs='3'"], "command line: training.epochs: should be a valid integer, not '3'"),
         (["c.yaml", "method=simclrr"], "command line: method.name: unknown method 'simclrr'; did you mean simclr"),
         (["c.yaml", "nonsense"], "command line: 'nonsense': should look like key.path=value"),

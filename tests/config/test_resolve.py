@@ -13,6 +13,7 @@ from sslcli.config.merge import read_config
 from sslcli.config.options import parse_options
 from sslcli.config.resolve import RunConfig, load_config, resolve
 from sslcli.contracts.errors import ConfigError
+from sslcli.data.objects.wrapped import WrappedOptions
 from sslcli.plugins import load
 
 FULL = """\
@@ -191,8 +192,8 @@ def test_a_long_value_is_shortened(tmp_path: Path) -> None:
 
 def test_missing_sections_are_reported_with_an_example(tmp_path: Path) -> None:
     assert problems(tmp_path, "seed: 1\n") == [
-        "c.yaml: method: missing; write `method: simclr`",
-        "c.yaml: data: missing; write `data: {name: cifar10, root: ./data}`",
+        "c.yaml:1: method: missing; write `method: simclr`",
+        "c.yaml:1: data: missing; write `data: {name: cifar10, root: ./data}`",
     ]
     assert problems(tmp_path, "method: simclr\ndata: {count: 3}\n") == [
         "c.yaml:2: data: should be a name, or a mapping with `name`; see `ssl list datasets`"
@@ -294,3 +295,4 @@ def test_british_spellings_of_version_0_1_are_still_read(tmp_path):
     assert "normalisation" not in config.plain()["data"]
     stored = from_text(tmp_path, "method: {name: byol, predictor: {weight_standardisation: true}}\ndata: shapes\n")
     assert stored.method.options.predictor.weight_standardization
+    assert WrappedOptions.parse({"split": "labelled"}).split == "labeled"

@@ -160,7 +160,7 @@ def test_too_many_unreadable_images_end_the_run_with_their_names() -> None:
 @pytest.mark.parametrize(
     ("data", "steps", "batch"),
     [
-        (Uneven(3000, range(0, 3000, 250), limit=0.01), 40, 64),  # the first batch with one would be at 1.6 %
+        (Uneven(3000, range(0, 3000, 250), limit=0.01), 40, 64),  # the first batch with one would be at 1.6%
         (Uneven(40, {7}, limit=0.025), 50, 8),  # comes up again each epoch, and counts once
     ],
 )

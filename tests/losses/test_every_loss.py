@@ -17,6 +17,7 @@ from sslcli.losses import (
     batch_info_nce,
     batch_info_nce_and_metrics,
     byol_regression,
+    class_cosines,
     dino,
     dino_and_metrics,
     eqco,
@@ -26,7 +27,6 @@ from sslcli.losses import (
     nt_xent_and_metrics,
     queue_info_nce_and_metrics,
     sup_con,
-    sup_con_and_metrics,
     swapped_prediction,
     unit_rows,
     vicreg,
@@ -78,11 +78,12 @@ CASES = {
     "nt_xent": Case(nt_xent, normalized=True, temperature=0.25, metrics=nt_xent_and_metrics),
     "sup_con": Case(
         lambda z, t: sup_con(z, LABELS, t), ((N, 2, D),), 1, 0, True, 0.25,
-        lambda z, t: sup_con_and_metrics(z, LABELS, t),
+        lambda z, t: (sup_con(z, LABELS, t), class_cosines(z, LABELS)),
     ),
     "sup_con, one": Case(lambda z, t: sup_con(z, LABELS, t, contrast="one"), ((N, 2, D),), 1, 0, True, 0.25),
     "sup_con without labels": Case(
-        lambda z, t: sup_con(z, None, t), ((N, 3, D),), 1, 1, True, 0.25, lambda z, t: sup_con_and_metrics(z, None, t)
+        lambda z, t: sup_con(z, None, t), ((N, 3, D),), 1, 1, True, 0.25,
+        lambda z, t: (sup_con(z, None, t), class_cosines(z, None)),
     ),
     "info_nce": Case(info_nce, QUEUE, 3, 2, True, 0.25),
     "eqco": Case(lambda *z: eqco(*z, alpha=50.0), QUEUE, 3, 2, True, 0.25),
@@ -183,9 +184,9 @@ def test_rows_of_zeros_and_very_long_rows_have_a_finite_loss_and_gradient(case: 
 def test_views_of_different_shapes_are_refused(case: Case) -> None:
     first, second, *rest = case.inputs()
     for other in (second[:-1], second[:, :-1]):
-        with pytest.raises(ValueError, match=r"shape|alike"):
+        with pytest.raises(ValueError, match="shape"):
             case(first, other, *rest)
-    with pytest.raises(ValueError, match=r"shape|alike"):
+    with pytest.raises(ValueError, match="shape"):
         case(*(z[0] for z in (first, second)), *rest)
 
 

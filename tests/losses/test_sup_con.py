@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from literal import cosine, mean, rows
 from torch import Tensor
 
-from sslcli.losses import nt_xent, nt_xent_and_metrics, sup_con, sup_con_and_metrics
+from sslcli.losses import class_cosines, nt_xent, nt_xent_and_metrics, sup_con
 
 #: Classes of several images, and one (3) that is seen once.
 LABELS = torch.tensor([0, 1, 0, 2, 1, 3, 2, 0])
@@ -52,9 +52,8 @@ def test_without_labels_each_image_is_its_own_class() -> None:
 
 def test_without_labels_two_views_are_nt_xent() -> None:
     z = rows(8, 2, 4)
-    loss, metrics = sup_con_and_metrics(z, None, 0.3, 0.3)
-    torch.testing.assert_close(loss, nt_xent(z[:, 0], z[:, 1], 0.3), rtol=1e-12, atol=0)
-    expected = nt_xent_and_metrics(z[:, 0], z[:, 1], 0.3)[1]
+    torch.testing.assert_close(sup_con(z, None, 0.3, 0.3), nt_xent(z[:, 0], z[:, 1], 0.3), rtol=1e-12, atol=0)
+    metrics, expected = class_cosines(z, None), nt_xent_and_metrics(z[:, 0], z[:, 1], 0.3)[1]
     torch.testing.assert_close(metrics, {name: expected[name] for name in metrics})
 
 
@@ -143,7 +142,7 @@ def test_the_metrics_are_the_means_over_all_pairs_and_0_without_pairs(labels: Te
     pairs = [(a, b) for i, a in enumerate(embeddings) for k, b in enumerate(embeddings) if i != k]
     positive = [cosine(a[1], b[1]) for a, b in pairs if a[0] == b[0]]
     negative = [cosine(a[1], b[1]) for a, b in pairs if a[0] != b[0]]
-    metrics = sup_con_and_metrics(z, labels, 0.1)[1]
+    metrics = class_cosines(z, labels)
     assert metrics["pos_cos"].item() == pytest.approx(mean(positive) if positive else 0, rel=1e-12, abs=1e-12)
     assert metrics["neg_cos"].item() == pytest.approx(mean(negative) if negative else 0, rel=1e-12, abs=1e-12)
 
@@ -155,10 +154,9 @@ def test_a_process_compares_its_own_anchors_with_everyone_s(
 ) -> None:
     """The mean of the losses of two processes, the other's rows given, is that of one with the joined batch."""
     z, module = rows(8, 2, 4), sys.modules["sslcli.losses.sup_con"]
-    labels = LABELS if labeled else None
-    halves = (slice(0, 4), slice(4, 8))
+    labels, halves = LABELS if labeled else None, (slice(0, 4), slice(4, 8))
     unit = F.normalize(torch.cat([z[half].transpose(0, 1).flatten(0, 1) for half in halves]), dim=1)
-    classes = torch.cat([LABELS[half].repeat(2) for half in halves])
+    classes = torch.cat([(LABELS if labeled else torch.arange(8))[half].repeat(2) for half in halves])
     monkeypatch.setattr(module, "all_gather", lambda x, gradient=False: unit if x.is_floating_point() else classes)
     losses = []
     for rank, half in enumerate(halves):

@@ -94,13 +94,13 @@ def test_assignments_of_sinkhorn_are_taken_as_they_are() -> None:
 
 def test_wrong_shapes_and_counts_are_refused() -> None:
     scores, q = random_scores(), random_assignments()
-    with pytest.raises(ValueError, match="not 1 views and 1 assignments"):
+    with pytest.raises(ValueError, match="not of 1 of 1"):
         swapped_prediction(scores[:1], q[:1])
-    with pytest.raises(ValueError, match="not 4 views and 0 assignments"):
+    with pytest.raises(ValueError, match="not of 0 of 4"):
         swapped_prediction(scores, [])
-    with pytest.raises(ValueError, match="not 2 views and 3 assignments"):
+    with pytest.raises(ValueError, match="not of 3 of 2"):
         swapped_prediction(scores[:2], random_assignments(3))
-    with pytest.raises(ValueError, match=r"alike, not .*\(2, 5\)"):
+    with pytest.raises(ValueError, match=r"one shape are needed, not \(2, 5\), \(3, 5\)"):
         swapped_prediction([*scores[:3], scores[3][:2]], q)
-    with pytest.raises(ValueError, match=r"\(N, K\) and alike, not \(5,\)"):
+    with pytest.raises(ValueError, match=r"\(N, K\) tensors.*, not \(5,\)"):
         swapped_prediction([s[0] for s in scores], [each[0] for each in q])

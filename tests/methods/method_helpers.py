@@ -50,19 +50,19 @@ def batch(*sizes: int, seed: int = 1, count: int = COUNT, method: Method | None 
     return Batch(views, torch.arange(count) % 4, torch.arange(count), schedule)
 
 
-def train(method: Method, first: int, last: int, total: int = STEPS, lr: float = 0.3) -> list[float]:
+def train(method: Method, first: int, last: int, lr: float = 0.3) -> list[float]:
     """Plain gradient descent; optimizer steps `first` to `last` − 1, each with its own batch. Returns the losses."""
     losses = []
     for step in range(first, last):
         out = method(batch(seed=step, method=method))
         method.zero_grad()
         out.loss.backward()
-        method.after_backward(Progress(step, total, PER_EPOCH))
+        method.after_backward(Progress(step, STEPS, PER_EPOCH))
         with torch.no_grad():
             for parameter in method.parameters():
                 if parameter.grad is not None:
                     parameter -= lr * parameter.grad
-            method.after_step([out.carry], Progress(step + 1, total, PER_EPOCH))
+            method.after_step([out.carry], Progress(step + 1, STEPS, PER_EPOCH))
         losses.append(out.loss.item())
     return losses
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import pytest
@@ -11,7 +12,6 @@ from method_helpers import PER_EPOCH, STEPS, train
 
 from sslcli.contracts.method import Progress
 from sslcli.losses import dino
-from sslcli.modules import cosine_momentum
 
 
 def test_dino_loss_is_that_of_all_views_against_the_teachers_global_ones() -> None:
@@ -50,7 +50,7 @@ def test_dino_steps_are_those_of_the_papers_algorithm_1() -> None:
         assert out.loss.item() == pytest.approx(loss.item(), abs=1e-9), step
         student.zero_grad()
         loss.backward()
-        momentum = cosine_momentum(0.996, step + 1, STEPS)
+        momentum = 1 - 0.004 * (1 + math.cos(math.pi * (step + 1) / STEPS)) / 2
         with torch.no_grad():
             for p in (*student.parameters(), *(p for p in method.parameters() if p.requires_grad)):
                 if p.grad is not None:

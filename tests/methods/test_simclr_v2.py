@@ -17,6 +17,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, RunInfo, View
 from sslcli.methods.simclr import SimCLR, SimCLROptions
 from sslcli.methods.simclr_v2 import SimCLRv2, SimCLRv2Options
+from sslcli.modules.headed import HeadedBackbone
 from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
 from sslcli.runs.directory import read_metrics
 from sslcli.runs.trained import load_trained
@@ -69,6 +70,9 @@ def test_kept_layers_belong_to_the_encoder_and_do_not_change_training(norm: str,
     assert len(list(plain.parameters())) == len(list(kept.parameters()))
     assert shapes(kept.encoder().head) == [(24, WIDTH), (24, 24)][:layers]
     assert shapes(kept.projector) == [(24, 24), (8, 24)][layers - 1 :]
+    assert [*kept.encoder().head.state_dict(), *kept.projector.state_dict()] == list(plain.projector.state_dict())
+    fresh = HeadedBackbone(plain.backbone, kept.encoder().options)
+    fresh.head.load_state_dict(kept.encoder().head.state_dict(), strict=True)
     plain.eval(), kept.eval()
     assert kept.encoder().spec.feature_dim == kept(batch()).features.shape[1] == 24
     images = batch().views[0].image

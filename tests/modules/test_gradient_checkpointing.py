@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from sslcli.contracts.backbone import Backbone, Features
-from sslcli.modules.drop_path import DropPath
 from sslcli.modules.gradient_checkpointing import CheckpointedBlocks
 from sslcli.plugins import load
 from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
@@ -154,12 +153,6 @@ def test_torchvision_s_transformers_have_it_and_its_other_models_do_not() -> Non
         backbone = cls.build(cls.Options(gradient_checkpointing=True), 3, SIZE)
     assert isinstance(backbone.network.encoder.layers, CheckpointedBlocks)
     assert "gradient_checkpointing" not in load("backbones", "torchvision/vgg11").Options.model_fields
-
-
-def test_blocks_keep_their_names() -> None:
-    blocks = nn.Sequential(nn.Linear(2, 2), DropPath())
-    taken = CheckpointedBlocks.of([("first", blocks[0]), ("second", blocks[1])])
-    assert dict(taken.named_children()) == {"first": blocks[0], "second": blocks[1]}
 
 
 def test_a_run_may_resume_with_it_and_stays_bitwise_the_same(tiny: ConfigMaker, tmp_path: Path) -> None:

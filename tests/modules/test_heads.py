@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslcli.modules.heads import ProjectorOptions, build_head, contrastive_projector, hidden_layers, mlp, split_head
+from sslcli.modules.heads import ProjectorOptions, build_head, mlp
 
 
 def kinds(head: nn.Sequential) -> list[str]:
@@ -71,24 +71,3 @@ def test_a_head_is_built_from_its_options_and_what_is_fixed() -> None:
     assert kinds(head) == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
     assert [tuple(layer.weight.shape) for layer in head if isinstance(layer, nn.Linear)] == [(8, 8), (4, 8)]
     assert kinds(build_head(options, 8, layers=3, norm="none")) == ["Linear", "ReLU"] * 2 + ["Linear"]
-
-
-@pytest.mark.parametrize("norm", ["batch", "none"])
-@pytest.mark.parametrize("layers", [1, 2])
-def test_a_head_is_split_after_a_hidden_layer_into_the_result_of_hidden_layers_and_the_rest(
-    norm: str, layers: int
-) -> None:
-    head = contrastive_projector(ProjectorOptions(layers=3, hidden_dim=6, output_dim=4, norm=norm), 8)
-    first, rest = split_head(head, layers)
-    assert [*first, *rest] == list(head)
-    assert [*first.state_dict(), *rest.state_dict()] == list(head.state_dict())
-    assert isinstance(first[-1], nn.ReLU)
-    fresh = hidden_layers(8, 6, layers, norm=norm)
-    assert kinds(fresh) == kinds(first)
-    fresh.load_state_dict(first.state_dict(), strict=True)
-
-
-@pytest.mark.parametrize("layers", [0, 3])
-def test_a_head_is_not_split_where_it_has_no_hidden_layer(layers: int) -> None:
-    with pytest.raises(ValueError, match=f"after hidden layer {layers} of a head that has 2"):
-        split_head(mlp(8, 6, 4, 3), layers)

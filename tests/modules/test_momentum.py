@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Features
-from sslcli.modules.momentum import MomentumEncoder, cosine_momentum
+from sslcli.contracts.method import Progress
+from sslcli.modules.momentum import MomentumEncoder, MomentumOptions
 
 
 class Tiny(nn.Module):
@@ -36,24 +37,24 @@ def shake(*modules: nn.Module) -> None:
                 parameter.add_(torch.randn_like(parameter))
 
 
-def test_cosine_momentum_has_the_formulas_values() -> None:
-    assert cosine_momentum(0.996, 0, 100) == pytest.approx(0.996)
-    assert cosine_momentum(0.996, 25, 100) == pytest.approx(1 - 0.004 * (1 + math.sqrt(0.5)) / 2)
-    assert cosine_momentum(0.996, 50, 100) == pytest.approx(0.998)
-    assert cosine_momentum(0.996, 100, 100) == 1
-    assert cosine_momentum(0.996, 130, 100) == 1
+def momentum_at(step: int, **options: float) -> float:
+    return MomentumOptions(**options).momentum_at(Progress(step, 100, 10))
 
 
 @pytest.mark.parametrize(
-    ("step", "value"), [(0, 0.99), (25, 0.9913180195), (50, 0.9945), (75, 0.9976819805), (100, 0.999), (130, 0.999)]
+    ("final", "values"),
+    [
+        (1.0, [0.99, 1 - 0.01 * (1 + math.sqrt(0.5)) / 2, 0.995, 1 - 0.01 * (1 - math.sqrt(0.5)) / 2, 1, 1]),
+        (0.999, [0.99, 0.9913180195, 0.9945, 0.9976819805, 0.999, 0.999]),
+    ],
 )
-def test_cosine_momentum_may_end_below_one(step: int, value: float) -> None:
-    assert cosine_momentum(0.99, step, 100, final=0.999) == pytest.approx(value, abs=1e-10)
+def test_momentum_has_the_formulas_values(final: float, values: list[float]) -> None:
+    found = [momentum_at(step, momentum=0.99, final_momentum=final) for step in (0, 25, 50, 75, 100, 130)]
+    assert found == pytest.approx(values, abs=1e-10)
 
 
-@pytest.mark.parametrize("final", [0.999, None])
-def test_cosine_momentum_is_exactly_constant_where_it_ends_as_it_starts(final: float | None) -> None:
-    assert all(cosine_momentum(0.999, step, 7, final) == 0.999 for step in range(9))
+def test_momentum_is_exactly_constant_where_it_ends_as_it_starts() -> None:
+    assert all(momentum_at(step, momentum=0.999, final_momentum=0.999) == 0.999 for step in range(109))
 
 
 def test_momentum_copy_starts_as_the_online_network() -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from small_options import Value
 from torch import nn
 
 from sslcli.contracts.optimizer import OptimizerPlugin
-from sslcli.optimizers.groups import set_lr, set_weight_decay
+from sslcli.optimizers.groups import set_rates
 from sslcli.plugins import find, load
 
 NAMES = sorted(plugin.name for plugin in find("optimizers") if plugin.package == "sslcli")
@@ -83,7 +84,7 @@ def test_a_weight_decay_set_before_a_step_is_used_in_it(name: str) -> None:
     others, _ = build(name)
     state: dict[Any, Any] = {}
     for step, decay in enumerate(decays):
-        assert set_weight_decay(optimizer, decays.__getitem__, step) == decay
+        set_rates(optimizer, step, Value(0.1), decays.__getitem__)
         give_gradients(parameters, step)
         optimizer.step()
         _, anew = build(name, weight_decay=decay, tensors=others)
@@ -104,7 +105,7 @@ def test_a_first_step_of_lr_0_moves_nothing(name: str) -> None:
         parameters[2].zero_()
     before = [parameter.detach().clone() for parameter in parameters]
     for step, lr in enumerate((0.0, 0.1)):
-        set_lr(optimizer, lambda step, lr=lr: lr, step, base_lr=0.1)
+        set_rates(optimizer, step, Value(lr), None)
         give_gradients(parameters, step)
         optimizer.step()
         moved = [not torch.equal(a, b) for a, b in zip(before, parameters, strict=True)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_options import Value
 from torch import nn
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
@@ -13,7 +14,7 @@ from sslcli.contracts.data import DataInfo
 from sslcli.contracts.errors import SslError
 from sslcli.contracts.method import Batch, Method, MethodOptions, ParameterGroup, RunInfo, Step
 from sslcli.contracts.optimizer import OptimizerOptions
-from sslcli.optimizers.groups import build_groups, effective_lr, set_lr, set_weight_decay, weight_decay_schedule
+from sslcli.optimizers.groups import build_groups, effective_lr, set_rates, weight_decay_schedule
 
 RUN = RunInfo(10, 5, 2, 6, 1, DataInfo("test", 3, (8, 8), (0.5,) * 3, (0.25,) * 3))
 OPTIONS = OptimizerOptions(lr=0.1, weight_decay=0.01)
@@ -119,18 +120,22 @@ def test_the_learning_rate_is_scaled_with_the_batch(scale: str, expected: float)
     assert effective_lr(options, 4096) == pytest.approx(expected)
 
 
-def test_set_lr_follows_the_schedule_except_in_constant_groups() -> None:
+def test_groups_get_the_schedules_value_except_constant_ones_and_excluded_ones_keep_no_weight_decay() -> None:
     optimizer = torch.optim.SGD(build_groups(Predicting(), OPTIONS), lr=0.1)
-    value = set_lr(optimizer, lambda step: 0.5 / (step + 1), 1, base_lr=0.8)
-    assert value == 0.25
+    set_rates(optimizer, 1, Value(0.25, base=0.8), lambda step: 0.5 / (step + 1))
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25, 1.6]
+    assert [(group["excluded"], group["weight_decay"]) for group in optimizer.param_groups] == [
+        (False, 0.25),
+        (True, 0.0),
+        (False, 0.25),
+    ]
 
 
-def test_set_lr_fills_a_tensor_in_place_and_accepts_plain_groups() -> None:
+def test_a_learning_rate_fills_a_tensor_in_place_and_accepts_plain_groups() -> None:
     lr = torch.tensor(1.0)
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(2))], lr=lr, foreach=False, capturable=False)
     optimizer.param_groups[0]["lr"] = lr
-    set_lr(optimizer, lambda step: 0.5, 0, base_lr=1.0)
+    set_rates(optimizer, 0, Value(0.5), None)
     assert optimizer.param_groups[0]["lr"] is lr
     assert lr.item() == 0.5
 
@@ -150,13 +155,3 @@ def test_weight_decay_can_fall_to_0_and_has_no_schedule_if_it_is_constant() -> N
     assert [falling(step) for step in (0, 2, 4)] == pytest.approx([0.2, 0.1, 0.0])
     assert weight_decay_schedule(OPTIONS, 4) is None
     assert weight_decay_schedule(OptimizerOptions(lr=0.1, weight_decay=0.2, final_weight_decay=0.2), 4) is None
-
-
-def test_set_weight_decay_leaves_excluded_groups_at_zero() -> None:
-    optimizer = torch.optim.SGD(build_groups(Predicting(), OPTIONS), lr=0.1)
-    assert set_weight_decay(optimizer, lambda step: 0.5 / (step + 1), 1) == 0.25
-    assert [(group["excluded"], group["weight_decay"]) for group in optimizer.param_groups] == [
-        (False, 0.25),
-        (True, 0.0),
-        (False, 0.25),
-    ]

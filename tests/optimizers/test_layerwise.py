@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from small_options import Value
 from torch import Tensor, nn
 
-from sslcli.optimizers.groups import set_lr
+from sslcli.optimizers.groups import set_rates
 from sslcli.optimizers.larc import LARC, LARCOptions, LARCPlugin
 from sslcli.optimizers.lars import LARS, LARSOptions, LARSPlugin, LARSSimCLR, LARSSimCLRPlugin
 from sslcli.optimizers.layerwise import LayerwiseSGD
@@ -83,7 +84,7 @@ def check_steps(optimizer: LayerwiseSGD, ours: dict[str, nn.Parameter], literal:
     expected = {name: p.detach().flatten().tolist() for name, p in ours.items()}
     momenta = {name: [0.0] * p.numel() for name, p in ours.items()}
     for step, lr in enumerate([0.0, 0.5, 1.0, 0.3]):  # lr 0: the first step of a warm-up changes nothing
-        set_lr(optimizer, lambda _, lr=lr: lr, step, 1.0)
+        set_rates(optimizer, step, Value(lr), None)
         give_gradients(ours, step)
         for name, gradient in gradients(step).items():
             values = gradient.flatten().tolist()
@@ -277,7 +278,7 @@ def test_excluded_groups_of_lars_can_have_their_own_learning_rate() -> None:
     ]
     options = LARSOptions(lr=0.2, lr_excluded=0.0048, weight_decay=1e-6)
     optimizer = LARSPlugin.build(groups, options)
-    set_lr(optimizer, lambda step: 0.2 * 8 / 2, 0, base_lr=0.2 * 8)
+    set_rates(optimizer, 0, Value(0.2 * 8 / 2, base=0.2 * 8), None)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1.6, 0.0048 * 8])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-6, 0.0]
     assert groups[1]["lr_multiplier"] == 2.0  # the caller's groups are not changed

@@ -21,8 +21,8 @@ def test_the_error_for_a_missing_backbone_names_the_copy_of_its_plugin_file(tiny
     plugins.clear_cache()
     with pytest.raises(UserError) as caught:
         load_trained(run)
-    said = str(caught.value)
-    assert said.startswith(f"{run}/checkpoints/step-000000001.safetensors: unknown backbone 'flat'")
-    assert said.endswith(f"the run was made with a --plugin file, kept as {kept}: install it as a package")
+    message = str(caught.value)
+    assert message.startswith(f"{run}/checkpoints/step-000000001.safetensors: unknown backbone 'flat'")
+    assert message.endswith(f"the run was made with a --plugin file, kept as {kept}: install it as a package")
     assert Path(kept).read_bytes() == odd_plugins.read_bytes()
-    assert "\n" not in said
+    assert "\n" not in message

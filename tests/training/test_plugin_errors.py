@@ -32,7 +32,7 @@ class Mine(Method):
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plugins, "_from_files", {})
+    monkeypatch.setattr(plugins, "_registered", [])
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**TINY, "method": {"name": "mine"}}))
     return tmp_path
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sslcli.contracts.errors import SslError, UserError
-from sslcli.phases import PHASES, HostClock, clock_for
+from sslcli.phases import PHASES, Clock, clock_for
 from sslcli.runs.directory import RunDirectory
 from sslcli.training import memory, speed
 from sslcli.training.context import Context
@@ -58,14 +58,14 @@ def test_every_round_has_its_steps_and_phases(tiny, overrides, monkeypatch):
 
 
 def test_the_phases_add_up_to_the_time_of_the_steps(tiny, monkeypatch):
-    loop, clock = loop_of(build(tiny())), HostClock()
+    loop, clock = loop_of(build(tiny())), Clock()
     monkeypatch.setattr(speed, "clock_for", lambda device: clock)
     phases = speed._phases(loop, loop.batches, 3)
     assert 3 * sum(phases.values()) == pytest.approx(clock._marks[-1][1] - clock._marks[0][1])
 
 
 def test_every_part_of_a_step_is_marked_in_order(tiny):
-    loop, clock = loop_of(build(tiny("training.accumulate=2"))), HostClock()
+    loop, clock = loop_of(build(tiny("training.accumulate=2"))), Clock()
     with clock.running():
         loop.step()
     micro_batch = ["views", "transfer", "views", "forward", "backward"]
@@ -74,7 +74,7 @@ def test_every_part_of_a_step_is_marked_in_order(tiny):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_neither_precomputed_views_nor_the_clock_change_a_step(tiny, accumulate, monkeypatch):
+def test_neither_prepared_views_nor_the_clock_change_a_step(tiny, accumulate, monkeypatch):
     config, ended = tiny(f"training.accumulate={accumulate}", "schedule.warmup_epochs=0"), []
     for kind in ("plain", "ready", "clock"):
         session = build(config)
@@ -84,7 +84,7 @@ def test_neither_precomputed_views_nor_the_clock_change_a_step(tiny, accumulate,
         if kind == "ready":
             monkeypatch.setattr(session.views, "apply", None)  # must not be called again
         if kind == "clock":
-            with HostClock().running():
+            with Clock().running():
                 loop.step()
         else:
             loop.step()
@@ -95,7 +95,7 @@ def test_neither_precomputed_views_nor_the_clock_change_a_step(tiny, accumulate,
         assert all(torch.equal(other[name], tensor) for name, tensor in ended[0].items())
 
 
-def test_precomputed_views_are_copies(tiny, monkeypatch):
+def test_prepared_views_are_copies(tiny, monkeypatch):
     loop = loop_of(build(tiny()))
     first = next(loop.batches)
     made = loop.make_views(first[0])
@@ -114,7 +114,7 @@ def test_time_spent_waiting_for_workers_is_a_phase_and_they_end(tiny, photograph
     assert found.phases[0]["data"] > 0
     assert session.source._running is None
     assert found.held_bytes["data set"] == 0
-    session, clock = build(config), HostClock()
+    session, clock = build(config), Clock()
     assert session.source.ahead == 2 * workers  # a batch is one slice, and each worker is given two
     try:
         with clock.running():

@@ -6,10 +6,10 @@ A few images of one size are read once and kept; all others are read by the same
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part, channel_statistics
@@ -25,10 +25,15 @@ from .items import Label, declared_classes, split_item, to_pixels
 _VIEW = 224
 
 
+def _american(split: Any) -> Any:
+    """Runs of version 0.1 have stored `labelled`."""
+    return "labeled" if split == "labelled" else split
+
+
 class WrappedOptions(DatasetOptions):
     """Options of a data set that is given as an object."""
 
-    split: Literal["train", "labeled", "test"] = "train"
+    split: Annotated[Literal["train", "labeled", "test"], BeforeValidator(_american)] = "train"
     """The images to train on, or of a labeled pair those to fit a probe on and those to evaluate it on."""
     count: int | None = Field(default=None, ge=1)
     """How many items the object has; `sslcli.train` sets it, so that a run is not resumed with another object."""

@@ -31,7 +31,7 @@ class ImageOptions(Options):
     """Options of probes that see augmented images."""
 
     views: dict[str, Any] = PROBE_TRAIN
-    """The one view of each image and epoch, as in a run's config; probe_train: a random crop of 8 % or more, a flip."""
+    """The one view of each image and epoch, as in a run's config; probe_train: a random crop of 8% or more, a flip."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the backbone; auto: bf16 where the device has it in hardware, else fp16 on CUDA, else fp32."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"

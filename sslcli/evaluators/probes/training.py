@@ -21,7 +21,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import ParameterGroup
 from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin, Role, Schedule
 from sslcli.contracts.options import Options
-from sslcli.optimizers.groups import effective_lr, set_lr, set_weight_decay, split_by_role, weight_decay_schedule
+from sslcli.optimizers.groups import effective_lr, set_rates, split_by_role, weight_decay_schedule
 from sslcli.plugins import load
 
 
@@ -164,9 +164,7 @@ class ScheduledOptimizer:
 
     def prepare(self, step: int) -> None:
         """Sets learning rate and weight decay for a step, counted from 0, before the optimizer makes it."""
-        set_lr(self.optimizer, self.schedule, step, self.schedule.base)
-        if self._decay is not None:
-            set_weight_decay(self.optimizer, self._decay, step)
+        set_rates(self.optimizer, step, self.schedule, self._decay)
 
 
 def curve_row(epoch: int, loss: float, lr: float, held_out: float | None) -> dict[str, Any]:
