@@ -12,6 +12,15 @@ from sslcli.contracts.errors import UserError
 
 
 @contextmanager
+def writing(path: Path, advice: str = "") -> Iterator[None]:
+    """Turns an error of the file system within the block into a UserError that names the path, with the advice."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}){advice}") from error
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on leaving without an exception it is synced and renamed to `path`."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -54,7 +63,5 @@ def check_output(path: Path) -> None:
         raise UserError(f"{path}: exists already; choose another --output")
     if not path.parent.is_dir():
         raise UserError(f"{path}: the folder {path.parent} does not exist")
-    try:
+    with writing(path, "; choose another --output"):
         tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error

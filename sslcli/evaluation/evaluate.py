@@ -16,13 +16,13 @@ from sslcli.runs.trained import load_trained
 from sslcli.storage import check_output
 
 from .confusion import can_draw
-from .parts import LabeledParts, open_parts, pretrained_on
+from .parts import LabeledParts, open_parts, pretrained_on, stored_data
 from .results import draw, has_picture, over_seeds, write_output, write_result
 from .seal import SealedSubject
 from .selection import ALL, choose_evaluators, only_possible
 from .subject import FrozenSubject
 from .tables import Row
-from .targets import Target, find_target, load_network, read_shown, stored_data
+from .targets import Target, find_target, load_network, read_shown
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def evaluate_all(
             check_output(file)
     where = resolve_device(device)
     loaded = [load_trained(target.path) if target.kind == "trained" else None for target in found]
-    stored = [stored_data(target) for target in found]
+    stored = [stored_data(trained) if trained is not None else None for trained in loaded]
     first, own = next(((target, data) for target, data in zip(found, stored, strict=True) if data), (None, None))
     needs_labels = any(each.needs_labels for each in evaluators.values())
     parts = open_parts(own, document, needs_labels=needs_labels, required=method != ALL)

@@ -9,8 +9,10 @@ from sslcli.config.document import Document
 from sslcli.config.options import validate
 from sslcli.contracts.data import Dataset, DatasetOptions
 from sslcli.contracts.errors import UserError
+from sslcli.contracts.export import Trained
 from sslcli.data.subset import limited
 from sslcli.plugins import load
+from sslcli.runs.trained import stored_config
 
 from .overlap import check_overlap
 from .subject import resolved, source_of
@@ -97,6 +99,12 @@ def choose_data(
         raise UserError(f"command line: data.name: should be the name of a data set, not {name!r}")
     cls: type[Dataset] = load("datasets", name)
     return cls, validate(cls.Options, merged, repr(name), document, ("data",)), asked
+
+
+def stored_data(trained: Trained) -> dict[str, Any]:
+    """Returns the options of the data that a run's backbone was trained on; of a backbone file only the name."""
+    config = stored_config(trained.source) if trained.source is not None else None
+    return {"name": trained.card.dataset} if config is None else dict(config["data"])
 
 
 def pretrained_on(stored: dict[str, Any] | None, test: Dataset) -> bool:

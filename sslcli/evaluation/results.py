@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult
 from sslcli.runs.directory import RunDirectory
-from sslcli.storage import write_text
+from sslcli.storage import write_text, writing
 
 from .confusion import can_draw, write_confusion
 from .tables import Row
@@ -60,7 +59,7 @@ def write_result(run: Path, row: Row, classes: Sequence[str]) -> Path:
     folder = RunDirectory(run).evaluations
     name = row.method.replace(":", "-").replace("/", "-")
     path = folder / f"{name}.json"
-    try:
+    with writing(path):
         folder.mkdir(exist_ok=True)
         if path.exists():
             number = 1
@@ -70,8 +69,6 @@ def write_result(run: Path, row: Row, classes: Sequence[str]) -> Path:
             if path.with_suffix(".png").exists():
                 path.with_suffix(".png").rename(earlier.with_suffix(".png"))
         write_text(path, json.dumps(row.full(), indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     log.info(f"wrote {path}")
     draw(row, path.with_suffix(".png"), classes)
     return path
@@ -85,10 +82,8 @@ def write_output(path: Path, rows: Sequence[Row]) -> None:
     """
     several = {"results": [{"target": row.target, **row.full()} for row in rows]}
     content = {"target": rows[0].target, **rows[0].full()} if len(rows) == 1 else several
-    try:
+    with writing(path):
         write_text(path, json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def has_picture(row: Row) -> bool:
@@ -110,8 +105,6 @@ def draw(row: Row, path: Path, classes: Sequence[str]) -> None:
     if top1 is not None:
         title += f", top-1 {top1:.1%}" + (f" (seed {seeds[0]['seed']})" if seeds else "")
     names = classes if len(classes) == len(matrix) else [str(index) for index in range(len(matrix))]
-    try:
+    with writing(path):
         write_confusion(path, matrix, names, title)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     log.info(f"wrote {path}")

@@ -23,8 +23,7 @@ from sslcli.data.normalization import IMAGENET
 from sslcli.plugins import PluginError, load
 from sslcli.runs import files
 from sslcli.runs.directory import RunDirectory
-from sslcli.runs.trained import stored_config
-from sslcli.runs.weights import fit, start_from
+from sslcli.runs.weights import fill, start_from
 from sslcli.version import __version__
 
 from .parts import LabeledParts
@@ -98,20 +97,6 @@ def _is_plain(path: Path) -> bool:
         return path.suffix != ".safetensors" or not files.is_ours(path)
     except files.DamagedFile as error:
         raise UserError(str(error)) from error
-
-
-def stored_data(target: Target) -> dict[str, Any] | None:
-    """Returns the options of the data that a run was trained on; of a backbone file only the name; else None."""
-    if target.kind != "trained":
-        return None
-    config = stored_config(target.path)
-    if config is not None:
-        return dict(config["data"])
-    try:
-        name = files.read_document(target.path)["card"]["dataset"]
-    except (files.DamagedFile, KeyError, OSError):
-        return None
-    return {"name": name}
 
 
 def read_shown(document: Document, targets: list[Target]) -> ShownOptions:
@@ -197,15 +182,9 @@ def _published_normalization(options: Any, channels: int) -> tuple[tuple[float, 
 
 
 def _fill(backbone: Backbone, name: str, target: Target) -> None:
-    expected = backbone.export_state()[0]
-    state, left_out = fit(read_plain(target.path, expected), expected, target.word, name)
-    try:
-        backbone.import_state(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{target.word}: does not fit {name!r} ({reason})") from error
+    left_out = fill(backbone, read_plain(target.path, backbone.export_state()[0]), target.word, name)
     if left_out:
-        log.info(f"{target.word}: read without the classifier ({', '.join(left_out)})")
+        log.info(f"{target.word}: read {left_out.removeprefix(', ')}")
 
 
 def read_plain(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,11 +20,10 @@ from sslcli.contracts.export import Exported, Exporter, Trained
 from sslcli.contracts.options import Options
 from sslcli.data.subset import limited
 from sslcli.evaluation.extraction import PrecisionName, feature_blocks
-from sslcli.evaluation.parts import choose_data
+from sslcli.evaluation.parts import choose_data, stored_data
 from sslcli.evaluation.subject import FrozenSubject, describe_data
 from sslcli.runs.backbone_file import describe
 from sslcli.runs.files import header
-from sslcli.runs.trained import stored_config
 
 from .network import whole_file
 
@@ -172,9 +171,7 @@ def open_images(trained: Trained, asked: dict[str, Any] | str) -> Dataset:
     Raises:
         UserError: no such data set, wrong options, or no data there.
     """
-    config = stored_config(trained.source) if trained.source is not None else None
-    stored = config["data"] if config is not None else {"name": trained.card.dataset}
-    cls, options, _ = choose_data(stored, Document({"data": asked}, {(): "command line"}))
+    cls, options, _ = choose_data(stored_data(trained), Document({"data": asked}, {(): "command line"}))
     return limited(cls.open(options))
 
 

@@ -20,7 +20,7 @@ from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.export import BackboneCard, Exported, Exporter, Trained
 from sslcli.contracts.options import Options
 from sslcli.runs.backbone_file import describe
-from sslcli.storage import atomic_path
+from sslcli.storage import atomic_path, writing
 
 log = logging.getLogger(__name__)
 
@@ -172,12 +172,8 @@ def trace(network: nn.Module, card: BackboneCard) -> ExportedProgram:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path that replaces `path` at the end; UserError where `path` cannot be written."""
-    try:
-        with atomic_path(path) as temporary:
-            yield temporary
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}); choose another path") from error
+    with writing(path, "; choose another path"), atomic_path(path) as temporary:
+        yield temporary
 
 
 @contextlib.contextmanager

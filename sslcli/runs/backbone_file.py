@@ -19,6 +19,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import BackboneCard, Trained
 from sslcli.modules.headed import HeadedBackbone, KeptLayersOptions
 from sslcli.plugins import PYTHON, PluginError, choose, load
+from sslcli.storage import writing
 
 from . import files
 
@@ -45,11 +46,8 @@ def save_backbone(
         raise UserError(f"{path}: the backbone {name!r} cannot be written: {error}") from error
     plugin = plugin or backbone_plugin(card)
     plain = describe(card, plugin) | ({"key_names": key_names} if key_names else {})
-    try:
+    with writing(path, "; choose another path"):
         files.write(path, tensors, {"card": asdict(card), "plugin": plugin}, plain)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}); choose another path") from error
 
 
 def backbone_plugin(card: BackboneCard) -> dict[str, str] | None:

@@ -17,7 +17,7 @@ from sslcli.config.document import dump_yaml
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.errors import UserError
 from sslcli.plugins import PluginFile
-from sslcli.storage import write_text
+from sslcli.storage import write_text, writing
 
 from .checkpoint import list_checkpoints
 from .environment import describe_environment
@@ -78,15 +78,13 @@ class RunDirectory:
         Raises:
             UserError: it cannot be written, or another process is writing this run.
         """
-        try:
+        with writing(self.path, "; choose another --output"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             if not resumed:  # left by a start that failed
                 shutil.rmtree(self.path / "plugins", ignore_errors=True)
             write_text(self.config, dump_yaml(config))
             self._write_environment(command, resumed=resumed)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another --output") from error
 
     def _take_lock(self) -> None:
         self._lock = (self.path / ".lock").open("w")

@@ -41,14 +41,7 @@ def start_from(backbone: Backbone, name: str, options: Any) -> None:
         if published is None:
             return
         source, state = f"backbone: the published weights of {name!r}", published
-    fitting, left_out = fit(state, backbone.export_state()[0], source, name)
-    try:
-        backbone.import_state(fitting)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{source}: do not fit {name!r} ({reason})") from error
-    without = f", without the classifier ({', '.join(left_out)})" if left_out else ""
-    log.info(f"{source}: the backbone starts from these weights{without}")
+    log.info(f"{source}: the backbone starts from these weights{fill(backbone, state, source, name)}")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -68,17 +61,16 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def fit(
-    state: dict[str, Tensor], wanted: dict[str, Tensor], source: str, name: str
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Selects from a state the weights that a network, whose own state is `wanted`, needs.
+def fill(backbone: Backbone, state: dict[str, Tensor], source: str, name: str) -> str:
+    """Loads from a state, under the names of `export_state`, the weights that a network needs.
 
     Returns:
-        the state under the network's names, and the classifier's names that were left out.
+        the end of a message that names what was left out of the classifier; empty if nothing was.
 
     Raises:
         UserError: naming the first key that is missing, of another shape, or unknown.
     """
+    wanted = backbone.export_state()[0]
     fitting: dict[str, Tensor] = {}
     for key, own in wanted.items():
         found = state.get(key)
@@ -96,7 +88,12 @@ def fit(
     for key in rest:
         if not key.startswith(CLASSIFIERS):
             raise UserError(f"{source}: has {key!r}, which {name!r} as configured does not have: {_advice(state)}")
-    return fitting, rest
+    try:
+        backbone.import_state(fitting)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{source}: the weights do not fit {name!r} ({reason})") from error
+    return f", without the classifier ({', '.join(rest)})" if rest else ""
 
 
 def _advice(state: dict[str, Tensor]) -> str:
