@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -43,6 +44,20 @@ def subfolders(folder: Path) -> list[str]:
 def user_cache() -> Path:
     """Returns the folder of files that only save time: sslcli/ in `$XDG_CACHE_HOME` or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslcli"
+
+
+def fingerprint(folder: Path, names: Iterable[str], settings: bytes) -> bytes:
+    """Returns 32 bytes: a hash of settings and of the names, sizes and modification times of a folder's files."""
+    digest = hashlib.sha256(settings)
+    prefix = str(folder.absolute())  # joined as text: a Path for each of a million images takes many times as long
+    for name in names:
+        path = os.path.join(prefix, name)
+        try:
+            state = os.stat(path)
+            digest.update(os.fsencode(f"{path}\0{state.st_size} {state.st_mtime_ns}\n"))
+        except OSError:
+            digest.update(os.fsencode(f"{path}\0missing\n"))
+    return digest.digest()
 
 
 class PathList(Sequence[str]):

@@ -12,11 +12,11 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part, channel_statistics
+from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part
 from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.contracts.options import FREE
 
-from ..normalization import IMAGENET, SAMPLE, Statistics, pooled
+from ..normalization import IMAGENET, Statistics, sampled
 from ..subset import fixed_choice, stratified_choice
 from .given import Given, reason
 from .items import Label, declared_classes, split_item, to_pixels
@@ -139,20 +139,9 @@ class WrappedDataset(Dataset):
             if len(options.mean) != channels or len(options.std) != channels or min(options.std) <= 0:
                 raise UserError(f"data.mean, data.std: should be {channels} numbers each, those of std above 0")
             return options.mean, options.std
-        return IMAGENET[channels] if options.normalization == "imagenet" else self._measured()
-
-    def _measured(self) -> Statistics:
-        """Of (up to 2,000) images of equal weight, like `normalization.measure`."""
-        moments = []
-        for index in fixed_choice(len(self), SAMPLE).tolist():
-            try:
-                mean, std = (torch.tensor(each).double() for each in channel_statistics(self.image(index)[None]))
-            except UnreadableImage:
-                continue
-            moments.append(torch.stack([mean, std.square() + mean.square()]))
-        if not moments:
-            raise UserError(f"data.normalization: none of the sampled images of {self.info.name} can be read")
-        return pooled(moments)
+        if options.normalization == "imagenet":
+            return IMAGENET[channels]
+        return sampled(self.info.name, len(self), self.image)
 
     def __len__(self) -> int:
         return len(self._chosen)
