@@ -37,14 +37,9 @@ def loader(
     *,
     pinned: bool = False,
 ) -> torch.utils.data.DataLoader[Any]:
-    """Returns a loader that yields `work[task]` for each task, in order; without workers in this process.
+    """Returns a loader that yields `work[task]` for each task, in order, from worker processes; with 0, from this one.
 
-    Args:
-        work: what is done; forked workers share its memory.
-        tasks: its keys, read as far ahead as the workers get.
-        workers: how many processes.
-        ahead: tasks that each of them gets in advance; by default torch's 2.
-        pinned: return results in pinned memory.
+    Each worker gets `ahead` tasks in advance (by default torch's 2). Results are in pinned memory if `pinned`.
     """
     return torch.utils.data.DataLoader(
         work,

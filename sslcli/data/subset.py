@@ -40,11 +40,7 @@ def stratified_choice(labels: Tensor, limit: int | None) -> Tensor:
     """Returns the indices of `limit` images, ascending, int64 (K,); all of them without a limit.
 
     Each class gets its share, rounded so that the sum is `limit` (the largest remainders are rounded up). The choice
-    is a function of the labels alone.
-
-    Args:
-        labels: (N,) int64, at least 0; all 0 for images without labels.
-        limit: how many; above N means all.
+    is a function of the labels (N,) alone, int64, at least 0; all 0 for images without labels.
     """
     every = torch.arange(len(labels))
     if limit is None or limit >= len(labels):
@@ -97,12 +93,7 @@ def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
 
 
 class Subset(Dataset):
-    """The images of a data set at given indices, in their order.
-
-    Args:
-        data: the whole.
-        indices: (K,) int64.
-    """
+    """The images of a data set at given indices, int64 (K,), in their order."""
 
     def __init__(self, data: Dataset, indices: Tensor) -> None:
         super().__init__(data.options)

@@ -162,9 +162,7 @@ class Given:
                 image, label = split_item(self.item(index))
                 one = to_pixels(image, channels) if pixels is not None else None
             except Exception:  # the source replaces it, and names it
-                pixels = None
-                labels.append(replacement)
-                continue
+                one, label = None, replacement
             labels.append(label)
             if pixels is not None and one is not None and one.shape == pixels.shape[1:]:
                 pixels[index] = one
