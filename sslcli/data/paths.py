@@ -13,15 +13,12 @@ import torch
 from .decode import EXTENSIONS
 
 
-def image_files(folder: Path) -> Iterator[str]:
+def image_files(folder: Path, prefix: str = "", above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
     """Yields the image files below a folder as paths relative to it, sorted, with `/` between the parts.
 
-    Hidden files and folders are skipped, links are followed (but not in circles); the case of extensions is ignored.
+    Hidden files and folders are skipped, links are followed, but not to a folder `above`; the case of extensions is
+    ignored.
     """
-    yield from _walk(folder, "", frozenset())
-
-
-def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     state = folder.stat()
     if (state.st_dev, state.st_ino) in above:
         return
@@ -30,7 +27,7 @@ def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Itera
         found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     for name, is_folder in found:
         if is_folder:
-            yield from _walk(folder / name, f"{prefix}{name}/", above)
+            yield from image_files(folder / name, f"{prefix}{name}/", above)
         elif name.lower().endswith(EXTENSIONS):
             yield prefix + name
 
@@ -69,8 +66,7 @@ class PathList(Sequence[str]):
 
     def __init__(self, paths: Sequence[str]) -> None:
         encoded = [os.fsencode(path) for path in paths]
-        ends = torch.tensor([0, *(len(path) for path in encoded)], dtype=torch.int64).cumsum(0)
-        self._ends = ends
+        self._ends = torch.tensor([0, *map(len, encoded)], dtype=torch.int64).cumsum(0)
         self._bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)
 
     def __len__(self) -> int:

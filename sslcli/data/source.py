@@ -98,6 +98,6 @@ class ResidentSource(Source):
             cropped=False,
             labels=None if self.labels is None else self.labels.index_select(0, there),
             index=part.index,
-            positions=part.positions,
+            positions=torch.arange(part.first, part.first + len(part.index)),
             epoch=part.epoch,
         )

@@ -60,12 +60,7 @@ class CachedDataset(FileDataset):
     """
 
     def __init__(self, dataset: FileDataset, wanted: int | None, kind: Kind, workers: int | Literal["auto"]) -> None:
-        """Args:
-        dataset: whose images are files.
-        wanted: the side that the views need (`crops.wanted_side`).
-        kind: where to keep them; `auto` must be resolved before they are prepared.
-        workers: processes that decode; `auto`: one for each core.
-        """
+        """Takes the arguments of `open_cached`; a kind of `auto` must be resolved before the images are prepared."""
         super().__init__(dataset.options)
         self.dataset, self.kind = dataset, kind
         self.folder, self.files = dataset.folder, dataset.files
@@ -74,10 +69,10 @@ class CachedDataset(FileDataset):
         self.wanted = self.side if wanted is None else min(self.side, wanted)
         self._workers = usable_cores() if workers == "auto" else workers
         self._images: CachedImages | None = None
-        images = dataset.folder.absolute()
-        settings = f"{images} {self.info.name} {self.info.channels} {self.side} {self.wanted} {dataset.options.limit}"
+        images = self.folder.absolute()
+        settings = f"{images} {self.info.name} {self.info.channels} {self.side} {self.wanted} {self.options.limit}"
         self._settings = os.fsencode(settings)
-        folder = (dataset.options.cache_dir or user_cache()).expanduser()
+        folder = (self.options.cache_dir or user_cache()).expanduser()
         self.path = folder / f"{images.name or 'images'}-{hashlib.sha256(self._settings).hexdigest()[:16]}.cache"
 
     def image_for(self, index: int, wanted: int | None) -> Tensor:
@@ -223,7 +218,7 @@ def open_cached(dataset: Dataset, wanted: int | None, passes: int, workers: int 
         dataset: any; only those whose images are files have the option.
         wanted: the side that the views need (`crops.wanted_side`).
         passes: how often each image is going to be read; decides what `auto` is.
-        workers: `training.workers`.
+        workers: processes that decode; `auto`: one for each core.
     """
     if not isinstance(dataset, FileDataset) or dataset.options.cache == "none":
         return dataset

@@ -123,13 +123,11 @@ class WrappedDataset(Dataset):
         self.labels = None if every is None else every[self._chosen]
         self._images = images if images is None or limit is None else images[self._chosen]
         self._channels = channels
-        self._threads = type(given.dataset).__module__.startswith("torchvision.")
-        if options.threads is not None:
-            self._threads = options.threads
+        self._threads = options.threads
+        if options.threads is None:
+            self._threads = type(given.dataset).__module__.startswith("torchvision.")
         size = None if images is None else (images.shape[2], images.shape[3])
-        self.info = DataInfo(given.title, channels, size, *IMAGENET[channels], classes)
-        mean, std = self._statistics()
-        self.info = DataInfo(given.title, channels, size, mean, std, classes)
+        self.info = DataInfo(given.title, channels, size, *self._statistics(), classes)
 
     def _statistics(self) -> Statistics:
         options, channels = self.options, self._channels
@@ -141,7 +139,7 @@ class WrappedDataset(Dataset):
             return options.mean, options.std
         if options.normalization == "imagenet":
             return IMAGENET[channels]
-        return sampled(self.info.name, len(self), self.image)
+        return sampled(self._given.title, len(self), self.image)
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -160,7 +158,7 @@ class WrappedDataset(Dataset):
         return self._images
 
     def name_of(self, index: int) -> str:
-        return f"{self.info.name}[{int(self._chosen[index])}]"
+        return f"{self._given.title}[{int(self._chosen[index])}]"
 
     @classmethod
     def view_size(cls, options: DatasetOptions) -> int:
