@@ -53,9 +53,9 @@ def stratified_choice(labels: Tensor, limit: int | None) -> Tensor:
     return first_of_each_class(labels, order, counts).nonzero().flatten()
 
 
-def fixed_choice(count: int, limit: int | None) -> Tensor:
-    """Returns the indices (K,), ascending, that `stratified_choice` takes of `count` images without labels."""
-    return stratified_choice(torch.zeros(count, dtype=torch.int64), limit)
+def fixed_choice(count: int, limit: int | None, labels: Tensor | None = None) -> Tensor:
+    """Returns the indices (K,), ascending, that `stratified_choice` takes of `count` images with labels or without."""
+    return stratified_choice(torch.zeros(count, dtype=torch.int64) if labels is None else labels, limit)
 
 
 def stratified_share(labels: Tensor, share: float, seed: int) -> Tensor:
@@ -131,5 +131,4 @@ def limited(dataset: Dataset) -> Dataset:
     limit = dataset.options.limit
     if limit is None or limit >= len(dataset):
         return dataset
-    labels = torch.zeros(len(dataset), dtype=torch.int64) if dataset.labels is None else dataset.labels
-    return Subset(dataset, stratified_choice(labels, limit))
+    return Subset(dataset, fixed_choice(len(dataset), limit, dataset.labels))

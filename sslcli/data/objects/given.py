@@ -106,11 +106,10 @@ class Given:
                 if len(images) <= 2:
                     again = to_pixels(split_item(self.item(index))[0], 3)
                     changing |= not torch.equal(again, pixels)
+                if label is not None:
+                    labels[index] = label
             except Exception as error:  # whatever the user's code raises
                 problem = problem or (index, error)
-                continue
-            if label is not None:
-                labels[index] = label
         if not images and problem is not None:
             raise UserError(f"data: {self.title}[{problem[0]}]: {reason(problem[1])}") from problem[1]
         if changing:
