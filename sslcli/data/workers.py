@@ -110,12 +110,12 @@ class WorkerSource(Source):
         first = parts[0].slice
         labels = None if self._labels is None else self._labels[index]
         if self._stream is None:
-            images = self._join([part.buffer.to(self.device) for part in parts], parts)
+            images = self._views(parts)
             labels = None if labels is None else labels.to(self.device)
         else:
             # On a separate stream, so that the copy does not wait for the step that the device is still busy with.
             with phase("transfer"), torch.cuda.stream(self._stream):
-                images = self._join([part.buffer.to(self.device, non_blocking=True) for part in parts], parts)
+                images = self._views(parts)
                 if labels is not None:
                     labels = labels.pin_memory().to(self.device, non_blocking=True)
             current = torch.cuda.current_stream(self.device)
@@ -150,12 +150,12 @@ class WorkerSource(Source):
                     f"repair or remove them, or raise it: {'; '.join(shown)}"
                 )
 
-    def _join(self, buffers: list[Tensor], parts: list[Crops]) -> list[Tensor]:
-        """The slices' buffers → (N, C, S, S) per view."""
-        views = [
-            split_views(buffer, len(part.index), self._cropper.shapes)
-            for buffer, part in zip(buffers, parts, strict=True)
-        ]
+    def _views(self, parts: list[Crops]) -> list[Tensor]:
+        """The slices' buffers → (N, C, S, S) per view, on the device."""
+        views = []
+        for part in parts:
+            buffer = part.buffer.to(self.device, non_blocking=self._stream is not None)
+            views.append(split_views(buffer, len(part.index), self._cropper.shapes))
         return [torch.cat(rows) if len(rows) > 1 else rows[0] for rows in zip(*views, strict=True)]
 
 

@@ -125,9 +125,8 @@ class Given:
     def declared(self) -> list[Label] | None:
         """The labels that the data set has apart from its items, if the inspected items agree."""
         labels = declared_labels(self.dataset)
-        if labels is not None and all(labels[index] == label for index, label in self.look.labels.items()):
-            return labels
-        return None
+        agree = labels is not None and all(labels[index] == label for index, label in self.look.labels.items())
+        return labels if agree else None
 
     def fits(self, channels: int) -> bool:
         """Whether its images are kept in memory by default."""
