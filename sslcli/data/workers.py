@@ -19,7 +19,7 @@ from sslcli.phases import phase
 from .cache.dataset import CachedDataset
 from .crops import Cropper, Crops, Slice, split_views
 from .plan import MicroBatch, Plan
-from .processes import end_workers, loader, worker_count, worker_errors
+from .processes import loader, worker_count, worker_errors
 
 if TYPE_CHECKING:
     from sslcli.views.pipeline import ViewMaker
@@ -85,17 +85,14 @@ class WorkerSource(Source):
 
     def _batches(self, step: int) -> Generator[list[SourceBatch], None, None]:
         asked = _slices(self.plan.steps(step))
-        crops = iter(loader(self._cropper, asked, self.workers, self._ahead(), pinned=self._stream is not None))
-        try:
+        pinned = self._stream is not None
+        with loader(self._cropper, asked, self.workers, self._ahead(), pinned=pinned) as crops:
             while True:
                 with worker_errors() if self.workers else nullcontext():
                     with phase("waiting" if self.workers else "data"):
                         received = [[next(crops) for _ in range(self._slices)] for _ in range(self.plan.accumulate)]
                     batches = [self._batch(parts) for parts in received]
                 yield batches
-        finally:
-            if self.workers:
-                end_workers(crops)
 
     def _ahead(self) -> int | None:
         """Slices that each worker gets in advance: those of two steps, so that a disk may stall for that long."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sslcli.contracts.errors import SslError, UnreadableImage
 
-from ..processes import end_workers, loader, worker_errors
+from ..processes import loader, worker_errors
 
 #: Goes into fingerprints, so that a file of another layout is never read as this one.
 FORMAT = 3
@@ -116,22 +116,16 @@ def write_images(file: IO[bytes], decode: Callable[[int], Tensor], count: int, w
         OSError: the file cannot be written.
     """
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-    workers = min(workers, len(chunks))
-    results = iter(loader(_Decoder(decode), chunks, workers))
     shapes: list[torch.Size] = []
     begun = reported = time.monotonic()
-    try:
-        with worker_errors():
-            for pixels, found in results:
-                file.write(pixels.numpy().data)
-                shapes += found
-                if time.monotonic() - reported >= _REPORT_EVERY:
-                    reported = time.monotonic()
-                    rate = len(shapes) / (reported - begun)
-                    log.info("data.cache: decoded %s of %s images (%.0f/s)", f"{len(shapes):,}", f"{count:,}", rate)
-    finally:
-        if workers:
-            end_workers(results)
+    with loader(_Decoder(decode), chunks, min(workers, len(chunks))) as results, worker_errors():
+        for pixels, found in results:
+            file.write(pixels.numpy().data)
+            shapes += found
+            if time.monotonic() - reported >= _REPORT_EVERY:
+                reported = time.monotonic()
+                rate = len(shapes) / (reported - begun)
+                log.info("data.cache: decoded %s of %s images (%.0f/s)", f"{len(shapes):,}", f"{count:,}", rate)
     file.write(np.array(shapes, dtype="<i8").tobytes() + key)
     file.flush()
     os.fsync(file.fileno())
