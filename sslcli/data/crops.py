@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sslcli.views.pipeline import ViewMaker
 
 #: How many other images are tried when one cannot be read.
-ATTEMPTS = 100
+_ATTEMPTS = 100
 #: Decoded images are collected up to this size, since drawing for many at once costs as much as for one.
 _GROUP_BYTES = 16 * 2**20
 #: Separates the choice of that image from all other draws.
@@ -84,38 +84,33 @@ class Cropper(torch.utils.data.Dataset[Crops]):
         result = Crops(asked, list(asked.index), buffer, [], exhausted=False)
         group: list[Tensor] = []
         self.dataset.read_ahead(asked.index)
-        for row, index in enumerate(asked.index):
-            found = self._readable(asked.epoch, asked.first + row, index, result.unreadable)
+        for row in range(count):
+            found = self._readable(asked, row, result.unreadable)
             if found is None:
                 return replace(result, exhausted=True)
             result.index[row], image = found
             group.append(image)
             if row + 1 == count or sum(waiting.nbytes for waiting in group) > _GROUP_BYTES:
-                self._crop(
-                    group,
-                    asked.epoch,
-                    asked.first + row + 1 - len(group),
-                    [view[row + 1 - len(group) : row + 1] for view in views],
-                )
+                self._crop(group, asked, row + 1 - len(group), views)
                 group.clear()
         return result
 
-    def _crop(self, images: list[Tensor], epoch: int, first: int, views: list[Tensor]) -> None:
-        """Crops images at positions `first`, `first + 1`, … into the rows of each view."""
+    def _crop(self, images: list[Tensor], asked: Slice, start: int, views: list[Tensor]) -> None:
+        """Crops images into the rows `start`, `start + 1`, … of each view."""
         sizes = torch.tensor([image.shape[-2:] for image in images])
-        draws = self.views.draw(epoch, torch.arange(first, first + len(images)), sizes, crops_only=True)
-        for row, image in enumerate(images):
-            for view, crop in zip(views, self.views.crop_one(image, draws, row), strict=True):
-                view[row] = crop
+        positions = torch.arange(len(images)) + asked.first + start
+        draws = self.views.draw(asked.epoch, positions, sizes, crops_only=True)
+        for number, image in enumerate(images):
+            for view, crop in zip(views, self.views.crop_one(image, draws, number), strict=True):
+                view[start + number] = crop
 
-    def _readable(
-        self, epoch: int, position: int, index: int, unreadable: list[tuple[int, str]]
-    ) -> tuple[int, Tensor] | None:
-        """The image at `index`, or else the first readable one of those drawn to replace it, with its own index."""
-        for attempt in range(ATTEMPTS):
+    def _readable(self, asked: Slice, row: int, unreadable: list[tuple[int, str]]) -> tuple[int, Tensor] | None:
+        """The image that was asked for, or else the first readable one of those drawn to replace it, and its index."""
+        index = asked.index[row]
+        for attempt in range(_ATTEMPTS):
             try:
                 return index, self.dataset.image_for(index, self.wanted)
             except UnreadableImage as error:
                 unreadable.append((index, str(error)))
-            index = int(hash_bits(_KEY, self.seed, epoch, position, attempt)) % len(self.dataset)
+            index = int(hash_bits(_KEY, self.seed, asked.epoch, asked.first + row, attempt)) % len(self.dataset)
         return None

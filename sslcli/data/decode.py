@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from sslcli.contracts.errors import UnreadableImage
@@ -18,18 +19,6 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm",
 
 #: Pillow knows more formats, some of which start other programs; those are not tried.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
-
-_ORIENTATION = 0x0112  # the EXIF tag; its values and what undoes them
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_TURNED = (5, 6, 7, 8)  # those that swap height and width
 
 # Pillow warns about odd metadata and large images, once in every worker; unreadable files raise anyway.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -59,7 +48,9 @@ def decode(path: str | os.PathLike[str], channels: int = 3, wanted: int | None =
             if wanted is not None:
                 image.draft(None, (wanted, wanted))
             image.load()
-            array = np.array(eight_bit(_upright(image), "RGB" if channels == 3 else "L"))
+            with contextlib.suppress(Exception):  # damaged metadata is no reason to refuse good pixels
+                ImageOps.exif_transpose(image, in_place=True)
+            array = np.array(eight_bit(image, "RGB" if channels == 3 else "L"))
     except UnidentifiedImageError:
         reason = "not an image of a known format" if Path(path).stat().st_size else "the file is empty"
         raise UnreadableImage(str(path), reason) from None
@@ -80,7 +71,10 @@ def decoded_size(path: str | os.PathLike[str], wanted: int | None = None) -> tup
             if wanted is not None:
                 image.draft(None, (wanted, wanted))
             width, height = image.size
-            turned = _orientation(image) in _TURNED
+            turned = False
+            with contextlib.suppress(Exception):
+                # Not the PNG reader's own method, which decodes all pixels to look behind them.
+                turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     except Exception:  # `decode` reports it
         return None
     return (width, height) if turned else (height, width)
@@ -88,19 +82,6 @@ def decoded_size(path: str | os.PathLike[str], wanted: int | None = None) -> tup
 
 def _one_line(text: object) -> str:
     return " ".join(str(text).split())
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        # Not the PNG reader's own, which decodes all pixels to look behind them.
-        return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
-    except Exception:  # damaged metadata is no reason to refuse good pixels
-        return 1
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    method = _UPRIGHT.get(_orientation(image))
-    return image if method is None else image.transpose(method)
 
 
 def eight_bit(image: Image.Image, mode: str) -> Image.Image:

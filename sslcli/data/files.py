@@ -17,7 +17,7 @@ from sslcli.contracts.options import FREE, WARN
 from .decode import EXTENSIONS, decode
 from .normalization import IMAGENET, measure
 from .paths import PathList, image_files, subfolders
-from .subset import fixed_choice, stratified_choice
+from .subset import fixed_choice
 
 KINDS = ", ".join(EXTENSIONS)
 
@@ -58,7 +58,7 @@ class FileDataset(Dataset):
         The option `limit` is applied here, since only the images that are used are measured for their statistics.
         """
         limit, channels = self.options.limit, self.options.channels
-        chosen = fixed_choice(len(files), limit) if labels is None else stratified_choice(labels, limit)
+        chosen = fixed_choice(len(files), limit, labels)
         self.labels = None if labels is None else labels[chosen]
         self.folder = folder
         self.files = PathList([files[index] for index in chosen.tolist()])

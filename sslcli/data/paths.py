@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -12,15 +13,12 @@ import torch
 from .decode import EXTENSIONS
 
 
-def image_files(folder: Path) -> Iterator[str]:
+def image_files(folder: Path, prefix: str = "", above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
     """Yields the image files below a folder as paths relative to it, sorted, with `/` between the parts.
 
-    Hidden files and folders are skipped, links are followed (but not in circles); the case of extensions is ignored.
+    Hidden files and folders are skipped, links are followed, but not to a folder `above`; the case of extensions is
+    ignored.
     """
-    yield from _walk(folder, "", frozenset())
-
-
-def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     state = folder.stat()
     if (state.st_dev, state.st_ino) in above:
         return
@@ -29,7 +27,7 @@ def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Itera
         found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     for name, is_folder in found:
         if is_folder:
-            yield from _walk(folder / name, f"{prefix}{name}/", above)
+            yield from image_files(folder / name, f"{prefix}{name}/", above)
         elif name.lower().endswith(EXTENSIONS):
             yield prefix + name
 
@@ -45,6 +43,20 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslcli"
 
 
+def fingerprint(folder: Path, names: Iterable[str], settings: bytes) -> bytes:
+    """Returns 32 bytes: a hash of settings and of the names, sizes and modification times of a folder's files."""
+    digest = hashlib.sha256(settings)
+    prefix = str(folder.absolute())  # joined as text: a Path for each of a million images takes many times as long
+    for name in names:
+        path = os.path.join(prefix, name)
+        try:
+            state = os.stat(path)
+            digest.update(os.fsencode(f"{path}\0{state.st_size} {state.st_mtime_ns}\n"))
+        except OSError:
+            digest.update(os.fsencode(f"{path}\0missing\n"))
+    return digest.digest()
+
+
 class PathList(Sequence[str]):
     """Strings in one tensor.
 
@@ -54,8 +66,7 @@ class PathList(Sequence[str]):
 
     def __init__(self, paths: Sequence[str]) -> None:
         encoded = [os.fsencode(path) for path in paths]
-        ends = torch.tensor([0, *(len(path) for path in encoded)], dtype=torch.int64).cumsum(0)
-        self._ends = ends
+        self._ends = torch.tensor([0, *map(len, encoded)], dtype=torch.int64).cumsum(0)
         self._bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)
 
     def __len__(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sslcli.contracts.errors import UserError
@@ -19,10 +18,6 @@ class MicroBatch:
     epoch: int
     first: int
     index: Tensor
-
-    @property
-    def positions(self) -> Tensor:
-        return torch.arange(self.first, self.first + len(self.index))
 
 
 @dataclass(frozen=True)

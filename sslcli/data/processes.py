@@ -29,6 +29,7 @@ def worker_count(workers: int | Literal["auto"], world_size: int = 1) -> int:
     return min(max(usable_cores() // processes - 1, 1), _MOST_WORKERS)
 
 
+@contextmanager
 def loader(
     work: torch.utils.data.Dataset[Any],
     tasks: Iterable[Any],
@@ -36,17 +37,12 @@ def loader(
     ahead: int | None = None,
     *,
     pinned: bool = False,
-) -> torch.utils.data.DataLoader[Any]:
-    """Returns a loader that yields `work[task]` for each task, in order; without workers in this process.
+) -> Iterator[Iterator[Any]]:
+    """Gives a block `work[task]` for each task, in order, from workers that end with it; with 0, from this process.
 
-    Args:
-        work: what is done; forked workers share its memory.
-        tasks: its keys, read as far ahead as the workers get.
-        workers: how many processes.
-        ahead: tasks that each of them gets in advance; by default torch's 2.
-        pinned: return results in pinned memory.
+    Each worker gets `ahead` tasks in advance (by default torch's 2). Results are in pinned memory if `pinned`.
     """
-    return torch.utils.data.DataLoader(
+    loaded = torch.utils.data.DataLoader(
         work,
         batch_size=None,
         sampler=tasks,
@@ -57,14 +53,12 @@ def loader(
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # otherwise starting would draw from the global one
     )
-
-
-def end_workers(results: Iterator[Any]) -> None:
-    """Ends the workers behind an iterator of a loader that has some.
-
-    Needed since a traceback keeps the iterator alive, so that its processes would outlive an exception.
-    """
-    results._shutdown_workers()  # type: ignore[attr-defined]
+    results: Any = iter(loaded)
+    try:
+        yield results
+    finally:  # a traceback keeps the iterator alive, so that its processes would outlive an exception
+        if workers:
+            results._shutdown_workers()
 
 
 def _as_it_is(result: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sslcli.contracts.data import Dataset, Source, SourceBatch
-from sslcli.contracts.errors import UnreadableImage, UserError
+from sslcli.contracts.errors import UnreadableImage
 from sslcli.phases import phase
 
 from .plan import MicroBatch, Plan
@@ -54,46 +54,28 @@ def open_source(
     rank: int = 0,
     world_size: int = 1,
     *,
-    views: ViewMaker | None = None,
+    views: ViewMaker,
     workers: int | Literal["auto"] = "auto",
 ) -> Source:
     """Returns the source that suits a data set: all images on the device if they have one size and fit, else workers.
 
-    Args:
-        dataset: where the images come from.
-        device: where they go.
-        batch_size: images per optimizer step, over all ranks and micro-batches.
-        accumulate: micro-batches per optimizer step.
-        seed: the run's.
-        rank: of this process.
-        world_size: how many processes there are.
+    Args: those of `Plan`, and
+        device: where the images go.
         views: crops the images in the workers.
         workers: processes that decode; 0 decodes in this one, `auto` leaves one of the cores free.
 
     Raises:
-        UserError: if the batch size does not suit the rest, or the images need workers and `views` is missing.
+        UserError: if the batch size does not suit the rest.
     """
     plan = Plan(dataset.info.name, len(dataset), batch_size, accumulate, seed, rank, world_size)
     images = resident_images(dataset)
     if images is not None:
         return ResidentSource(dataset, device, plan, images)
-    if views is None:
-        raise UserError(
-            f"data: {dataset.info.name} has images of different sizes, or more than fit into memory; batches of them "
-            "need views with a crop or a resize"
-        )
     return WorkerSource(dataset, device, plan, views, workers)
 
 
 class ResidentSource(Source):
-    """All images as one uint8 tensor on the device; a batch is one gather.
-
-    Args:
-        dataset: where the images come from.
-        device: where they stay.
-        plan: which ones make up a batch.
-        images: `resident_images(dataset)`.
-    """
+    """All images (`resident_images`) as one uint8 tensor on the device; a batch is one gather."""
 
     def __init__(self, dataset: Dataset, device: torch.device, plan: Plan, images: Tensor) -> None:
         self.device = torch.device(device)
@@ -116,6 +98,6 @@ class ResidentSource(Source):
             cropped=False,
             labels=None if self.labels is None else self.labels.index_select(0, there),
             index=part.index,
-            positions=part.positions,
+            positions=torch.arange(part.first, part.first + len(part.index)),
             epoch=part.epoch,
         )

@@ -40,11 +40,7 @@ def stratified_choice(labels: Tensor, limit: int | None) -> Tensor:
     """Returns the indices of `limit` images, ascending, int64 (K,); all of them without a limit.
 
     Each class gets its share, rounded so that the sum is `limit` (the largest remainders are rounded up). The choice
-    is a function of the labels alone.
-
-    Args:
-        labels: (N,) int64, at least 0; all 0 for images without labels.
-        limit: how many; above N means all.
+    is a function of the labels (N,) alone, int64, at least 0; all 0 for images without labels.
     """
     every = torch.arange(len(labels))
     if limit is None or limit >= len(labels):
@@ -57,9 +53,9 @@ def stratified_choice(labels: Tensor, limit: int | None) -> Tensor:
     return first_of_each_class(labels, order, counts).nonzero().flatten()
 
 
-def fixed_choice(count: int, limit: int | None) -> Tensor:
-    """Returns the indices (K,), ascending, that `stratified_choice` takes of `count` images without labels."""
-    return stratified_choice(torch.zeros(count, dtype=torch.int64), limit)
+def fixed_choice(count: int, limit: int | None, labels: Tensor | None = None) -> Tensor:
+    """Returns the indices (K,), ascending, that `stratified_choice` takes of `count` images with labels or without."""
+    return stratified_choice(torch.zeros(count, dtype=torch.int64) if labels is None else labels, limit)
 
 
 def stratified_share(labels: Tensor, share: float, seed: int) -> Tensor:
@@ -97,12 +93,7 @@ def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
 
 
 class Subset(Dataset):
-    """The images of a data set at given indices, in their order.
-
-    Args:
-        data: the whole.
-        indices: (K,) int64.
-    """
+    """The images of a data set at given indices, int64 (K,), in their order."""
 
     def __init__(self, data: Dataset, indices: Tensor) -> None:
         super().__init__(data.options)
@@ -140,5 +131,4 @@ def limited(dataset: Dataset) -> Dataset:
     limit = dataset.options.limit
     if limit is None or limit >= len(dataset):
         return dataset
-    labels = torch.zeros(len(dataset), dtype=torch.int64) if dataset.labels is None else dataset.labels
-    return Subset(dataset, stratified_choice(labels, limit))
+    return Subset(dataset, fixed_choice(len(dataset), limit, dataset.labels))

@@ -13,12 +13,7 @@ from sslcli.contracts.errors import UserError
 def open_files(reader: Any, title: str, root: Path, download: bool, **arguments: Any) -> Any:
     """Returns `reader(root, **arguments)`, after fetching missing files if `download` is set.
 
-    Args:
-        reader: a data set class of torchvision, with `base_folder` and `filename`.
-        title: the name of the data in messages.
-        root: the folder that holds `base_folder`; `~` is expanded.
-        download: fetch what is missing.
-        arguments: for the reader.
+    The reader is a data set class of torchvision; `title` is its name in messages.
 
     Raises:
         UserError: if the files are not there, damaged, or cannot be fetched.

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from sslcli.contracts.data import Dataset, Source, SourceBatch
+from sslcli.contracts.errors import SslError
 from sslcli.phases import phase
 
 from .cache.dataset import CachedDataset
 from .crops import Cropper, Crops, Slice, split_views
 from .plan import MicroBatch, Plan
-from .processes import end_workers, loader, worker_count, worker_errors
-from .unreadable import Unreadable
+from .processes import loader, worker_count, worker_errors
 
 if TYPE_CHECKING:
     from sslcli.views.pipeline import ViewMaker
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SLICE = 32
 #: Most slices in flight (each is some 10 MB for two views of 224 px), beyond the two that every worker needs.
 _IN_FLIGHT = 64
+#: The share of unreadable images is not computed of fewer images than this; and how many are named.
+_ENOUGH = 1000
+_SHOWN = 10
 
 log = logging.getLogger(__name__)
 
@@ -35,29 +38,20 @@ log = logging.getLogger(__name__)
 class WorkerSource(Source):
     """Batches whose views are cropped already. They depend neither on the number of workers nor on the first step.
 
-    An image that cannot be read is replaced by another, which depends only on (seed, epoch, position, attempt).
-
-    Args:
-        dataset: where the images come from.
-        device: where the batches go.
-        plan: which images make up a batch.
-        views: how they are cropped.
-        workers: processes that decode and crop; 0 does it in this one.
+    An image that cannot be read is replaced by another, which depends only on (seed, epoch, position, attempt). With no
+    workers, this process decodes and crops.
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        device: torch.device,
-        plan: Plan,
-        views: ViewMaker,
-        workers: int | Literal["auto"] = "auto",
+        self, dataset: Dataset, device: torch.device, plan: Plan, views: ViewMaker, workers: int | Literal["auto"]
     ) -> None:
         self.device = torch.device(device)
         self.plan = plan
         self.steps_per_epoch = plan.steps_per_epoch
         self.workers = worker_count(workers, plan.world_size)
-        self.unreadable = Unreadable(len(dataset), getattr(dataset.options, "max_unreadable", 0.01))
+        self._limit = getattr(dataset.options, "max_unreadable", 0.01)
+        self._unreadable: dict[int, str] = {}  # by index, so that each image counts once, however often it is tried
+        self._seen = 0
         self._labels = dataset.labels
         self._cropper = Cropper(dataset, views, plan.seed)
         self._slices = math.ceil(plan.share / SLICE)  # of a micro-batch
@@ -91,17 +85,14 @@ class WorkerSource(Source):
 
     def _batches(self, step: int) -> Generator[list[SourceBatch], None, None]:
         asked = _slices(self.plan.steps(step))
-        crops = iter(loader(self._cropper, asked, self.workers, self._ahead(), pinned=self._stream is not None))
-        try:
+        pinned = self._stream is not None
+        with loader(self._cropper, asked, self.workers, self._ahead(), pinned=pinned) as crops:
             while True:
                 with worker_errors() if self.workers else nullcontext():
                     with phase("waiting" if self.workers else "data"):
                         received = [[next(crops) for _ in range(self._slices)] for _ in range(self.plan.accumulate)]
                     batches = [self._batch(parts) for parts in received]
                 yield batches
-        finally:
-            if self.workers:
-                end_workers(crops)
 
     def _ahead(self) -> int | None:
         """Slices that each worker gets in advance: those of two steps, so that a disk may stall for that long."""
@@ -111,17 +102,17 @@ class WorkerSource(Source):
         return min(max(2, wanted), max(2, _IN_FLIGHT // self.workers))
 
     def _batch(self, parts: list[Crops]) -> SourceBatch:
-        self.unreadable.add(parts)
+        self._count_unreadable(parts)
         index = torch.tensor([number for part in parts for number in part.index])
         first = parts[0].slice
         labels = None if self._labels is None else self._labels[index]
         if self._stream is None:
-            images = self._join([part.buffer.to(self.device) for part in parts], parts)
+            images = self._views(parts)
             labels = None if labels is None else labels.to(self.device)
         else:
             # On a separate stream, so that the copy does not wait for the step that the device is still busy with.
             with phase("transfer"), torch.cuda.stream(self._stream):
-                images = self._join([part.buffer.to(self.device, non_blocking=True) for part in parts], parts)
+                images = self._views(parts)
                 if labels is not None:
                     labels = labels.pin_memory().to(self.device, non_blocking=True)
             current = torch.cuda.current_stream(self.device)
@@ -140,12 +131,28 @@ class WorkerSource(Source):
             replaced=tuple(text for part in parts for _, text in part.unreadable),
         )
 
-    def _join(self, buffers: list[Tensor], parts: list[Crops]) -> list[Tensor]:
-        """The slices' buffers → (N, C, S, S) per view."""
-        views = [
-            split_views(buffer, len(part.index), self._cropper.shapes)
-            for buffer, part in zip(buffers, parts, strict=True)
-        ]
+    def _count_unreadable(self, parts: list[Crops]) -> None:
+        """Raises SslError if too many of the images seen so far cannot be read, or none of those tried for one."""
+        for part in parts:
+            self._seen += len(part.index)
+            self._unreadable.update(part.unreadable)
+            seen = min(self.plan.length, max(self._seen, _ENOUGH))
+            count = len(self._unreadable)
+            if part.exhausted or count > self._limit * seen:
+                shown = list(self._unreadable.values())[:_SHOWN]
+                if count > _SHOWN:
+                    shown.append(f"and {count - _SHOWN} more")
+                raise SslError(
+                    f"{count} of {seen:,} images cannot be read, more than data.max_unreadable={self._limit:g} allows; "
+                    f"repair or remove them, or raise it: {'; '.join(shown)}"
+                )
+
+    def _views(self, parts: list[Crops]) -> list[Tensor]:
+        """The slices' buffers → (N, C, S, S) per view, on the device."""
+        views = []
+        for part in parts:
+            buffer = part.buffer.to(self.device, non_blocking=self._stream is not None)
+            views.append(split_views(buffer, len(part.index), self._cropper.shapes))
         return [torch.cat(rows) if len(rows) > 1 else rows[0] for rows in zip(*views, strict=True)]
 
 

@@ -20,9 +20,6 @@ CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "
 MEAN = (0.446711, 0.439810, 0.406646)
 STD = (0.260341, 0.256577, 0.271267)
 
-#: Images copied at once, so that the largest split (2.9 GB) is not in memory three times.
-_BLOCK = 1000
-
 
 class STL10Options(RootedOptions):
     split: Literal["train", "test", "unlabeled", "train+unlabeled"] = "train+unlabeled"
@@ -59,10 +56,7 @@ class STL10(Dataset):
         labeled = options.split in ("train", "test")
         labels = torch.from_numpy(files.labels).to(torch.int64) if labeled else torch.zeros(len(files.data)).long()
         chosen = stratified_choice(labels, options.limit)  # before the copy, which may be large
-        source = torch.from_numpy(files.data)
-        self._images = torch.empty(len(chosen), 3, 96, 96, dtype=torch.uint8)
-        for start in range(0, len(chosen), _BLOCK):
-            self._images[start : start + _BLOCK] = source[chosen[start : start + _BLOCK]]
+        self._images = torch.from_numpy(files.data).index_select(0, chosen)
         self.labels = labels[chosen] if labeled else None
         self.info = DataInfo("stl10", 3, (96, 96), MEAN, STD, CLASSES if labeled else None)
 

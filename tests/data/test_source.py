@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 import torch
-from source_helpers import CPU, Numbered, assert_all_same, assert_same
+from source_helpers import CPU, Numbered, assert_all_same, assert_same, views
 from torch import Tensor
 
 from sslcli.contracts.data import Dataset, Source, SourceBatch
@@ -133,13 +133,11 @@ def test_images_of_one_size_that_fit_and_can_be_read_are_resident() -> None:
     assert resident_images(Damaged(9, keeps=False)) is None
 
 
-def test_open_source_takes_the_resident_one_and_refuses_the_rest() -> None:
-    opened = open_source(Numbered(50), CPU, 8, accumulate=2, seed=4)
+def test_open_source_takes_the_resident_one_where_images_have_one_size() -> None:
+    opened = open_source(Numbered(50), CPU, 8, accumulate=2, seed=4, views=views())
     assert isinstance(opened, ResidentSource)
     (first,), (second,) = take(opened, 3, 1), take(resident(Numbered(50), CPU, 8, 2, 4), 3, 1)
     assert_same(first[1], second[1])
-    with pytest.raises(UserError, match=r"^data: numbered [^\n]*different sizes[^\n]*$"):
-        open_source(Numbered(50, size=None), CPU, 8)
 
 
 @pytest.mark.gpu

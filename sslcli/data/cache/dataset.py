@@ -8,40 +8,44 @@ are decoded again.
 from __future__ import annotations
 
 import fcntl
-import glob
 import hashlib
 import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
+import torch.nn.functional as F
+from rich.filesize import decimal
 from torch import Tensor
 
 from sslcli import distributed
 from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import SslError, UserError
-from sslcli.storage import atomic_path
 
+from ..decode import decoded_size
 from ..files import FileDataset
-from ..paths import user_cache
+from ..paths import fingerprint, user_cache
 from ..processes import usable_cores
-from .build import Bound, build, estimate, system_errors
-from .file import CachedImages, StaleCache, fingerprint, memory_file
-from .room import available_memory, free_disk, size_text
+from ..subset import fixed_choice
+from .file import FORMAT, CachedImages, memory_file, write_images
+from .room import available_memory, free_disk
 
 Kind = Literal["none", "memory", "disk", "auto"]
 
 #: `auto` decodes beforehand only what is read at least this often, and takes at most this share of memory or disk.
 _PASSES = 2
 _SHARE = 0.5
+#: Images whose headers are read to estimate the size of all.
+_SAMPLE = 1000
 
 log = logging.getLogger(__name__)
 
 
-class CachedDataset(Dataset):
+class CachedDataset(FileDataset):
     """The images of another data set, reduced to a bounded size and kept.
 
     Until `prepare` has been called, and for images that cannot be kept, each is decoded when it is asked for, to the
@@ -49,86 +53,80 @@ class CachedDataset(Dataset):
 
     Attributes:
         kind: where they are kept.
-        bound: how large.
+        side: the shorter side in pixels, at most.
+        wanted: what the decoder is asked for (see `Dataset.image_for`), so that a photograph far larger than `side` is
+            decoded at a part of its size, and one that is not is the image that would be decoded without a cache.
         path: the file of `disk`.
     """
 
-    def __init__(
-        self, dataset: FileDataset, wanted: int | None, kind: Kind, workers: int | Literal["auto"] = "auto"
-    ) -> None:
-        """Args:
-        dataset: whose images are files.
-        wanted: the side that the views need (`crops.wanted_side`).
-        kind: where to keep them; `auto` must be resolved before they are prepared.
-        workers: processes that decode; `auto`: one for each core.
-        """
+    def __init__(self, dataset: FileDataset, wanted: int | None, kind: Kind, workers: int | Literal["auto"]) -> None:
+        """Takes the arguments of `open_cached`; a kind of `auto` must be resolved before the images are prepared."""
         super().__init__(dataset.options)
         self.dataset, self.kind = dataset, kind
+        self.folder, self.files = dataset.folder, dataset.files
         self.info, self.labels = dataset.info, dataset.labels
-        self.bound = Bound(dataset.options.cache_size, wanted)
+        self.side = dataset.options.cache_size
+        self.wanted = self.side if wanted is None else min(self.side, wanted)
         self._workers = usable_cores() if workers == "auto" else workers
         self._images: CachedImages | None = None
-        self._memory: IO[bytes] | None = None
-        self._folder = dataset.folder.absolute()
-        info, bound, limit = self.info, self.bound, dataset.options.limit
-        self._settings = f"{info.name} {info.channels} {bound.side} {bound.wanted} {limit}"
-        name = hashlib.sha256(os.fsencode(f"{self._folder} {self._settings}")).hexdigest()[:16]
-        folder = (dataset.options.cache_dir or user_cache()).expanduser()
-        self.path = folder / f"{self._folder.name or 'images'}-{name}.cache"
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def image(self, index: int) -> Tensor:
-        return self.dataset.image(index)
+        images = self.folder.absolute()
+        settings = f"{images} {self.info.name} {self.info.channels} {self.side} {self.wanted} {self.options.limit}"
+        self._settings = os.fsencode(settings)
+        folder = (self.options.cache_dir or user_cache()).expanduser()
+        self.path = folder / f"{images.name or 'images'}-{hashlib.sha256(self._settings).hexdigest()[:16]}.cache"
 
     def image_for(self, index: int, wanted: int | None) -> Tensor:
         """Returns the image at the cache's size, whatever is wanted; not to be written to."""
         image = None if self._images is None else self._images[index]
-        return self.bound.image(self.dataset, index) if image is None else image
+        return self._decode(index) if image is None else image
 
     def read_ahead(self, indices: Sequence[int]) -> None:
         if self._images is not None:
             self._images.read_ahead(indices)
 
-    def name_of(self, index: int) -> str:
-        return self.dataset.name_of(index)
+    def _decode(self, index: int) -> Tensor:
+        image = self.dataset.image_for(index, self.wanted)
+        size = self._reduced(*image.shape[-2:])
+        if image.shape[-2:] == size:
+            return image
+        return F.interpolate(image[None], size, mode="bicubic", align_corners=False, antialias=True)[0]
 
-    def path_of(self, index: int) -> Path | None:
-        return self.dataset.path_of(index)
+    def _reduced(self, height: int, width: int) -> tuple[int, int]:
+        """The size at which an image is kept; its shape stays, to the nearest pixel."""
+        short = max(min(height, width), self.side)
+        return round(height * self.side / short), round(width * self.side / short)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_memory": None}
+    def estimate(self) -> int:
+        """Returns the bytes that all images take, by the headers of up to 1,000 of them."""
+
+        def bytes_of(index: int) -> int:
+            size = decoded_size(self.folder / self.files[index], self.wanted)
+            return 0 if size is None else self.info.channels * math.prod(self._reduced(*size))
+
+        sample = fixed_choice(len(self), _SAMPLE).tolist()
+        with ThreadPoolExecutor() as pool:
+            return sum(pool.map(bytes_of, sample)) * len(self) // len(sample)
 
     @cached_property
     def _key(self) -> bytes:
-        return fingerprint(self._settings, self._folder, self.dataset.files)
+        # Of the files before they are read: if one changes meanwhile, the next run notices.
+        return fingerprint(self.folder, self.files, b"%d " % FORMAT + self._settings)
 
-    def resolve(self, passes: int) -> None:
-        """Decides what `auto` is.
-
-        Args:
-            passes: how often each image is going to be read.
-
-        Raises:
-            UserError: the folder cannot be read.
-        """
+    def resolve(self, passes: int) -> Kind:
+        """Returns what `auto` is, if each image is going to be read `passes` times."""
         if self._kept() is not None:
             log.info("data.cache: auto is disk: all images are there already")
-            self.kind = "disk"
-        elif passes < _PASSES:
+            return "disk"
+        if passes < _PASSES:
             log.info("data.cache: auto is none, since each image is read less than %d times", _PASSES)
-            self.kind = "none"
-        else:
-            size = estimate(self.dataset, self.bound)
-            memory, disk = available_memory(), free_disk(self.path.parent)
-            fits = memory is not None and size <= _SHARE * memory
-            self.kind = "memory" if fits else "disk" if size <= _SHARE * disk else "none"
-            free = "an unknown part" if memory is None else size_text(memory)
-            log.info(
-                "data.cache: auto is %s: the images take about %s; %s of memory and %s of the disk are free",
-                self.kind, size_text(size), free, size_text(disk),
-            )  # fmt: skip
+            return "none"
+        size, memory, disk = self.estimate(), available_memory(), free_disk(self.path.parent)
+        kind: Kind = "memory" if size <= _SHARE * memory else "disk" if size <= _SHARE * disk else "none"
+        log.info(
+            "data.cache: auto is %s: the images take about %s; %s of memory and %s of the disk are free",
+            kind, decimal(size), decimal(memory), decimal(disk),
+        )  # fmt: skip
+        return kind
 
     def prepare(self) -> None:
         """Decodes the images, unless they are on disk already.
@@ -141,36 +139,66 @@ class CachedDataset(Dataset):
             SslError: writing failed, or a worker process died.
         """
         if self._images is None:
-            with system_errors():  # of the others, which open what the first one has made
-                self._images = distributed.first_of_machine(self._made)
+            try:
+                self._images = distributed.first_of_machine(self._in_memory if self.kind == "memory" else self._on_disk)
+            except OSError as error:  # also of a process that opens what another one has made
+                raise SslError(f"data.cache: {error.strerror or error}") from error
 
-    @system_errors()
-    def _made(self) -> CachedImages:
-        if self.kind == "memory":
-            self._memory, path = memory_file()
-            self._build(path, "memory")
-            return self._opened(path)
-        with self._only_writer():
-            images = self._kept()
-            if images is None:
-                unfinished = self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp")
-                for file in (self.path, *unfinished):
-                    if file.exists():
-                        log.info("data.cache: %s is incomplete, damaged or of images that have changed: removed", file)
-                        file.unlink()
-                with atomic_path(self.path) as temporary:
-                    self._build(temporary, str(self.path))
-                images = self._opened(self.path)
-        log.info("data.cache: %s from %s", images.count_text(), self.path)
+    def _in_memory(self) -> CachedImages:
+        memory, path = memory_file()
+        self._write(memory, "memory", available_memory(), "data.cache=disk")
+        images = self._opened(path)
+        images.memory = memory
         return images
 
-    def _build(self, path: Path, where: str) -> None:
-        size = estimate(self.dataset, self.bound)
-        self._check_room(size)
+    def _on_disk(self) -> CachedImages:
+        folder = self.path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = self.path.with_suffix(".lock").open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("data.cache: waiting for another process that writes %s", self.path)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"data.cache_dir: cannot use {folder} ({reason}); set it to another folder") from error
+        with lock:
+            images = self._kept() or self._written()
+        kept = int((images.shapes[:, 0] > 0).sum())
+        missing = "" if kept == len(self) else " (the others could not be read, and are tried again each time)"
+        log.info("data.cache: %s of %s images%s from %s", f"{kept:,}", f"{len(self):,}", missing, self.path)
+        return images
+
+    def _written(self) -> CachedImages:
+        """Writes the file of `disk`, which only one process does at a time."""
+        temporary = self.path.with_suffix(".tmp")  # of a process that was killed, if it exists
+        for file in (self.path, temporary):
+            if file.exists():
+                log.info("data.cache: %s is incomplete, damaged or of images that have changed: removed", file)
+                file.unlink()
+        try:
+            with temporary.open("wb") as opened:
+                self._write(opened, str(self.path), free_disk(self.path.parent), "data.cache_dir to another disk")
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return self._opened(self.path)
+
+    def _write(self, file: IO[bytes], where: str, free: int, remedy: str) -> None:
+        size = self.estimate()
+        if size > free:
+            raise UserError(
+                f"data.cache: {self.kind}: the images take about {decimal(size)}, and {decimal(free)} is free; set "
+                f"{remedy}, data.cache_size to less than {self.side}, or data.cache=none"
+            )
         text = "data.cache: decoding %s images once, the shorter side at most %d pixels: about %s in %s"
-        log.info(text, f"{len(self):,}", self.bound.side, size_text(size), where)
-        key = self._key  # of the files before they are read: if one changes meanwhile, the next run notices
-        build(path, self.dataset, self.bound, self._workers, key)
+        log.info(text, f"{len(self):,}", self.side, decimal(size), where)
+        try:
+            write_images(file, self._decode, len(self), self._workers, self._key)
+        except OSError as error:
+            raise SslError(f"data.cache: cannot write {where}: {error.strerror or error}") from error
 
     def _opened(self, path: Path) -> CachedImages:
         return CachedImages(path, len(self), self.info.channels, self._key)
@@ -179,42 +207,8 @@ class CachedDataset(Dataset):
         """What is on the disk, if it was made from the images as they are now."""
         try:
             return self._opened(self.path)
-        except (FileNotFoundError, StaleCache):
+        except (OSError, SslError):
             return None
-        except OSError as error:
-            raise self._unusable(error) from error
-
-    @contextmanager
-    def _only_writer(self) -> Iterator[None]:
-        """Waits until no other process writes the file. Whatever is unfinished then was left by one that was killed."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = self.path.with_suffix(".lock").open("w")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("data.cache: waiting for another process that writes %s", self.path)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            raise self._unusable(error) from error
-        with lock:
-            yield
-
-    def _unusable(self, error: OSError) -> UserError:
-        reason = error.strerror or error
-        return UserError(f"data.cache_dir: cannot use {self.path.parent} ({reason}); set it to another folder")
-
-    def _check_room(self, size: int) -> None:
-        folder, smaller = self.path.parent, f"data.cache_size to less than {self.bound.side}"
-        if self.kind == "memory":
-            free, remedy = available_memory(), f"free; set data.cache=disk, or {smaller}"
-        else:
-            free = free_disk(folder)
-            remedy = f"free in {folder}; set data.cache_dir to a folder on another disk, {smaller}, or data.cache=none"
-        if free is not None and size > free:
-            raise UserError(
-                f"data.cache: {self.kind}: the images take about {size_text(size)}, and {size_text(free)} is {remedy}"
-            )
 
 
 def open_cached(dataset: Dataset, wanted: int | None, passes: int, workers: int | Literal["auto"]) -> Dataset:
@@ -224,28 +218,12 @@ def open_cached(dataset: Dataset, wanted: int | None, passes: int, workers: int 
         dataset: any; only those whose images are files have the option.
         wanted: the side that the views need (`crops.wanted_side`).
         passes: how often each image is going to be read; decides what `auto` is.
-        workers: `training.workers`.
-
-    Raises:
-        SslError: it cannot be decided what `auto` is; on every process of a group.
+        workers: processes that decode; `auto`: one for each core.
     """
     if not isinstance(dataset, FileDataset) or dataset.options.cache == "none":
         return dataset
     cached = CachedDataset(dataset, wanted, dataset.options.cache, workers)
     if cached.kind == "auto":
-
-        def resolved() -> Kind | SslError:
-            try:
-                if distributed.rank() == 0:
-                    with system_errors():
-                        cached.resolve(passes)
-            except SslError as error:
-                return error
-            return cached.kind
-
-        # By `first_of_machine`, since to look at all files may take longer than a message may.
-        found = distributed.from_main(distributed.first_of_machine(resolved))
-        if isinstance(found, SslError):
-            raise found
-        cached.kind = found
+        # On the first process of each machine, which looks at all files here and not again when it decodes them.
+        cached.kind = distributed.from_main(distributed.first_of_machine(lambda: cached.resolve(passes)))
     return dataset if cached.kind == "none" else cached

@@ -1,127 +1,134 @@
-"""The file of an image cache. It is written once, and only a complete one gets its name (see `build`).
+"""The file of an image cache: written once, then mapped into memory by every process that reads it.
 
 pixels        height × width × channels bytes, one image after another
-index         (N, 3) int64: offset, height and width of each image; height 0 for one that is missing
-fingerprint   32 bytes: which files, in which state, were decoded, and how
-checksum      sha256 of index and fingerprint
+shapes        (N, 2) int64: height and width of each image; 0 for one that cannot be read
+fingerprint   which files, in which state, were decoded, and how
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import logging
 import mmap
 import os
 import tempfile
+import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+import torch.utils.data
 from torch import Tensor
 
-from sslcli.contracts.errors import SslError
+from sslcli.contracts.errors import SslError, UnreadableImage
 
-#: Goes into names and fingerprints, so that files of another layout are never read as this one.
-FORMAT = 2
-_DIGEST = hashlib.sha256().digest_size
+from ..processes import loader, worker_errors
 
-Numbers = npt.NDArray[np.int64]
+#: Goes into fingerprints, so that a file of another layout is never read as this one.
+FORMAT = 3
+#: Images that a worker decodes at once; their pixels wait in shared memory.
+_CHUNK = 8
+#: Seconds between messages about the progress.
+_REPORT_EVERY = 10.0
 
-
-class StaleCache(SslError):
-    """A file does not hold the images as they are now, or is damaged."""
-
-
-def fingerprint(settings: str, folder: Path, names: Iterable[str]) -> bytes:
-    """Returns a hash of settings and of the names, sizes and modification times of a folder's files."""
-    digest = hashlib.sha256(os.fsencode(f"{FORMAT} {folder} {settings}\n"))
-    prefix = str(folder)  # joined as text: a Path for each of a million images takes many times as long
-    for name in names:
-        try:
-            state = os.stat(os.path.join(prefix, name))
-            digest.update(os.fsencode(f"{name}\0{state.st_size} {state.st_mtime_ns}\n"))
-        except OSError:
-            digest.update(os.fsencode(f"{name}\0missing\n"))
-    return digest.digest()
-
-
-def write_index(file: IO[bytes], shapes: Numbers, channels: int, key: bytes) -> None:
-    """Completes a file, after the pixels.
-
-    Args:
-        file: opened for writing.
-        shapes: (N, 2): height and width of each image; 0 for one that is missing.
-        channels: of the images.
-        key: the file's fingerprint.
-    """
-    sizes = shapes.prod(1) * channels
-    index = np.column_stack([sizes.cumsum() - sizes, shapes])
-    content = index.astype("<i8").tobytes() + key
-    file.write(content + hashlib.sha256(content).digest())
+log = logging.getLogger(__name__)
 
 
 class CachedImages:
-    """Images by index, mapped into memory: reading one is taking a view. All processes share the pages of the file.
+    """Images by index, without a copy: reading one returns a view, and all processes share the pages of the file.
 
     Picklable by its path; another process that opens it checks the file again, which may have been replaced meanwhile.
 
-    Args:
-        path: the file.
-        count: N, how many images it is to have.
-        channels: of the images.
-        key: the fingerprint it is to have.
-
     Raises:
-        StaleCache: the file is another one, or damaged.
+        SslError: the file has another fingerprint than `key`, or is damaged.
         OSError: it cannot be read.
     """
 
+    #: Kept open, if the images are in memory: other processes open it by its path.
+    memory: IO[bytes] | None = None
+
     def __init__(self, path: Path, count: int, channels: int, key: bytes) -> None:
         self.path, self.count, self.channels, self.key = path, count, channels, key
+        other = SslError(f"{path} was made from other images, or is damaged")
         with path.open("rb") as file:
-            start = file.seek(0, os.SEEK_END) - 24 * count - 2 * _DIGEST
-            file.seek(max(start, 0))
-            tail = file.read()
-            content, checksum = tail[:-_DIGEST], tail[-_DIGEST:]
-            if start < 0 or content[-_DIGEST:] != key or hashlib.sha256(content).digest() != checksum:
-                raise StaleCache(f"{path} was made from other images, or is damaged")
+            end = file.seek(0, os.SEEK_END) - 16 * count - len(key)
+            file.seek(max(end, 0))
+            shapes = file.read(16 * count)
+            if file.read() != key:
+                raise other
             self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.index = torch.from_numpy(np.frombuffer(content[:-_DIGEST], dtype="<i8").reshape(count, 3).astype(np.int64))
+        self.shapes = np.frombuffer(shapes, dtype="<i8").reshape(count, 2)
+        sizes = self.shapes.prod(1) * channels
+        self.stops = sizes.cumsum()
+        self.starts = self.stops - sizes
+        if sizes.sum() != end:
+            raise other
         with warnings.catch_warnings():  # torch warns that it has no read-only tensors
             warnings.simplefilter("ignore", UserWarning)
             self._bytes = torch.frombuffer(self._mapped, dtype=torch.uint8)
 
     def __getitem__(self, index: int) -> Tensor | None:
         """Returns an image as (C, H, W) uint8, in memory as H × W × C, not to be written to; None if it is missing."""
-        offset, height, width = self.index[index].tolist()
-        if not height:
-            return None
-        flat = self._bytes[offset : offset + height * width * self.channels]
-        return flat.view(height, width, self.channels).permute(2, 0, 1)
+        height, width = self.shapes[index].tolist()
+        flat = self._bytes[self.starts[index] : self.stops[index]]
+        return flat.view(height, width, self.channels).permute(2, 0, 1) if height else None
 
     def read_ahead(self, indices: Iterable[int]) -> None:
         """Has the system fetch images from the disk all at once, while the first of them is worked on."""
-        if not hasattr(mmap, "MADV_WILLNEED"):
-            return
         for index in indices:
-            offset, height, width = self.index[index].tolist()
-            if height:
-                start = offset - offset % mmap.PAGESIZE
-                size = offset + height * width * self.channels - start
-                self._mapped.madvise(mmap.MADV_WILLNEED, start, size)
-
-    def count_text(self) -> str:
-        """Returns how many images are there, as a message says it."""
-        kept = int((self.index[:, 1] > 0).sum())
-        if kept == self.count:
-            return f"{kept:,} images"
-        return f"{kept:,} of {self.count:,} images (the others could not be read, and are tried again each time)"
+            start, stop = int(self.starts[index]), int(self.stops[index])
+            page = start - start % mmap.PAGESIZE
+            self._mapped.madvise(mmap.MADV_WILLNEED, page, stop - page)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CachedImages, (self.path, self.count, self.channels, self.key)
+
+
+class _Decoder(torch.utils.data.Dataset[tuple[Tensor, list[torch.Size]]]):
+    """Decodes chunks of images, each into one tensor: to send many small ones takes as long as to decode them."""
+
+    def __init__(self, decode: Callable[[int], Tensor]) -> None:
+        self.decode = decode
+
+    def __getitem__(self, indices: range) -> tuple[Tensor, list[torch.Size]]:
+        images = [torch.empty(0, 0, dtype=torch.uint8)] * len(indices)  # of those that cannot be read
+        for row, index in enumerate(indices):
+            with contextlib.suppress(UnreadableImage):
+                images[row] = self.decode(index).permute(1, 2, 0)
+        return torch.cat([image.flatten() for image in images]), [image.shape[:2] for image in images]
+
+
+def write_images(file: IO[bytes], decode: Callable[[int], Tensor], count: int, workers: int, key: bytes) -> None:
+    """Writes the file of `CachedImages`: worker processes decode, this one writes.
+
+    Args:
+        file: an empty one.
+        decode: index → uint8 (C, H, W); an image for which it raises UnreadableImage is left out.
+        count: of images.
+        workers: processes that decode; 0 does it in this one.
+        key: the fingerprint.
+
+    Raises:
+        SslError: a worker died.
+        OSError: the file cannot be written.
+    """
+    chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+    shapes: list[torch.Size] = []
+    begun = reported = time.monotonic()
+    with loader(_Decoder(decode), chunks, min(workers, len(chunks))) as results, worker_errors():
+        for pixels, found in results:
+            file.write(pixels.numpy().data)
+            shapes += found
+            if time.monotonic() - reported >= _REPORT_EVERY:
+                reported = time.monotonic()
+                rate = len(shapes) / (reported - begun)
+                log.info("data.cache: decoded %s of %s images (%.0f/s)", f"{len(shapes):,}", f"{count:,}", rate)
+    file.write(np.array(shapes, dtype="<i8").tobytes() + key)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def memory_file() -> tuple[IO[bytes], Path]:
@@ -131,7 +138,7 @@ def memory_file() -> tuple[IO[bytes], Path]:
     is small in containers.
     """
     if hasattr(os, "memfd_create"):
-        file: IO[bytes] = os.fdopen(os.memfd_create("sslcli-cache"), "r+b")
+        file: IO[bytes] = os.fdopen(os.memfd_create("sslcli-cache"), "wb")
         return file, Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
     named = tempfile.NamedTemporaryFile(prefix="sslcli-cache-")  # noqa: SIM115 (it is kept as long as its reader)
     return named, Path(named.name)  # type: ignore[return-value,unused-ignore]

@@ -106,11 +106,10 @@ class Given:
                 if len(images) <= 2:
                     again = to_pixels(split_item(self.item(index))[0], 3)
                     changing |= not torch.equal(again, pixels)
+                if label is not None:
+                    labels[index] = label
             except Exception as error:  # whatever the user's code raises
                 problem = problem or (index, error)
-                continue
-            if label is not None:
-                labels[index] = label
         if not images and problem is not None:
             raise UserError(f"data: {self.title}[{problem[0]}]: {reason(problem[1])}") from problem[1]
         if changing:
@@ -126,9 +125,8 @@ class Given:
     def declared(self) -> list[Label] | None:
         """The labels that the data set has apart from its items, if the inspected items agree."""
         labels = declared_labels(self.dataset)
-        if labels is not None and all(labels[index] == label for index, label in self.look.labels.items()):
-            return labels
-        return None
+        agree = labels is not None and all(labels[index] == label for index, label in self.look.labels.items())
+        return labels if agree else None
 
     def fits(self, channels: int) -> bool:
         """Whether its images are kept in memory by default."""
@@ -162,9 +160,7 @@ class Given:
                 image, label = split_item(self.item(index))
                 one = to_pixels(image, channels) if pixels is not None else None
             except Exception:  # the source replaces it, and names it
-                pixels = None
-                labels.append(replacement)
-                continue
+                one, label = None, replacement
             labels.append(label)
             if pixels is not None and one is not None and one.shape == pixels.shape[1:]:
                 pixels[index] = one

@@ -54,8 +54,7 @@ def channels_of(image: Any) -> int:
     """Returns 1 for a gray image, 3 for any other."""
     if isinstance(image, Image.Image):
         return 1 if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16") else 3
-    pixels = _planes(image)
-    return 1 if pixels.shape[0] == 1 else 3
+    return 1 if len(_planes(image)) == 1 else 3
 
 
 def to_pixels(image: Any, channels: int) -> Tensor:

@@ -12,12 +12,12 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part, channel_statistics
+from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part
 from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.contracts.options import FREE
 
-from ..normalization import IMAGENET, SAMPLE, Statistics, pooled
-from ..subset import fixed_choice, stratified_choice
+from ..normalization import IMAGENET, Statistics, sampled
+from ..subset import fixed_choice
 from .given import Given, reason
 from .items import Label, declared_classes, split_item, to_pixels
 
@@ -56,41 +56,8 @@ class WrappedOptions(DatasetOptions):
     """The run ends when a larger share of the images than this cannot be read; fewer are replaced by others."""
 
 
-class GivenSplits:
-    """The data sets of one run, by split, and the class names that they share."""
-
-    def __init__(self, given: Mapping[str, Given]) -> None:
-        self.given = dict(given)
-
-    def labels(self, split: str, how: str, channels: int, *, kept: bool) -> list[Label] | None:
-        """The labels of a split's items; items are read for them only if necessary (see the options)."""
-        given = self.given[split]
-        if how == "none":
-            return None
-        if given.declared is not None:
-            return given.declared
-        pair = (self.given[name].dataset for name in ("labeled", "test") if name in self.given)
-        wanted = how == "read" or kept or any(each is given.dataset for each in pair)
-        return given.everything(channels, keep=kept)[1] if given.look.labels and wanted else None
-
-    def numbered(self, own: list[Label], channels: int) -> tuple[Tensor, tuple[str, ...]]:
-        """Turns labels into numbers, along with the class names: those of all labeled parts, so that they agree."""
-        every = set(own)
-        for split, given in self.given.items():
-            every |= set(self.labels(split, "auto", channels, kept=given.fits(channels)) or ())
-        if any(isinstance(label, str) for label in every):
-            names = tuple(sorted(map(str, every)))
-            number = {name: index for index, name in enumerate(names)}
-            return torch.tensor([number[str(label)] for label in own]), names
-        numbers = torch.tensor([int(label) for label in own])
-        count = max(map(int, every)) + 1
-        declared = (declared_classes(given.dataset) for given in self.given.values())
-        known = (names for names in declared if names is not None and len(names) >= count)
-        return numbers, tuple(next(known, map(str, range(count))))
-
-
 class WrappedDataset(Dataset):
-    """An object of a Python program; `objects` has it, and the labeled pair that was given with it.
+    """An object of a Python program; `given` has it, and the labeled pair that was given with it, by split.
 
     Raises:
         UserError: its items are not images, or the options do not suit them.
@@ -99,37 +66,62 @@ class WrappedDataset(Dataset):
     Options = WrappedOptions
     splits = ("train", "labeled", "test")
     options: WrappedOptions
-    objects: ClassVar[GivenSplits]
+    given: ClassVar[Mapping[str, Given]]
 
     def __init__(self, options: WrappedOptions) -> None:
         super().__init__(options)
-        if options.split not in self.objects.given:
-            raise UserError(f"data.split: {options.split!r} was not given; available: {', '.join(self.objects.given)}")
-        given = self._given = self.objects.given[options.split]
+        if options.split not in self.given:
+            raise UserError(f"data.split: {options.split!r} was not given; available: {', '.join(self.given)}")
+        given = self._given = self.given[options.split]
         channels = options.channels or given.look.channels
         if options.in_memory and given.look.size is None:
             raise UserError(f"data.in_memory: the images of {given.title} differ in size; leave the option out")
         keep = given.fits(channels) if options.in_memory is None else options.in_memory
-        labels = self.objects.labels(options.split, options.labels, channels, kept=keep)
+        labels = self._labels_of(options.split, options.labels, channels, kept=keep)
         images = given.everything(channels, keep=True)[0] if keep else None
         if options.in_memory and images is None:
             raise UserError(
                 f"data.in_memory: {given.title} has images of another size, or some that cannot be read; leave the "
                 "option out"
             )
-        every, classes = (None, None) if labels is None else self.objects.numbered(labels, channels)
+        every, classes = (None, None) if labels is None else self._numbered(labels, channels)
         limit = options.limit  # applied here, since only the images that are used are measured for their statistics
-        self._chosen = fixed_choice(given.length, limit) if every is None else stratified_choice(every, limit)
+        self._chosen = fixed_choice(given.length, limit, every)
         self.labels = None if every is None else every[self._chosen]
         self._images = images if images is None or limit is None else images[self._chosen]
         self._channels = channels
-        self._threads = type(given.dataset).__module__.startswith("torchvision.")
-        if options.threads is not None:
-            self._threads = options.threads
+        is_torchvision = type(given.dataset).__module__.startswith("torchvision.")
+        self._threads = is_torchvision if options.threads is None else options.threads
         size = None if images is None else (images.shape[2], images.shape[3])
-        self.info = DataInfo(given.title, channels, size, *IMAGENET[channels], classes)
-        mean, std = self._statistics()
-        self.info = DataInfo(given.title, channels, size, mean, std, classes)
+        self.info = DataInfo(given.title, channels, size, *self._statistics(), classes)
+
+    @classmethod
+    def _labels_of(cls, split: str, how: str, channels: int, *, kept: bool) -> list[Label] | None:
+        """The labels of a split's items; items are read for them only if necessary (see the options)."""
+        given = cls.given[split]
+        if how == "none":
+            return None
+        if given.declared is not None:
+            return given.declared
+        pair = (cls.given[name].dataset for name in ("labeled", "test") if name in cls.given)
+        wanted = how == "read" or kept or any(each is given.dataset for each in pair)
+        return given.everything(channels, keep=kept)[1] if given.look.labels and wanted else None
+
+    @classmethod
+    def _numbered(cls, own: list[Label], channels: int) -> tuple[Tensor, tuple[str, ...]]:
+        """Turns labels into numbers, along with the class names: those of all labeled parts, so that they agree."""
+        every = set(own)
+        for split, given in cls.given.items():
+            every |= set(cls._labels_of(split, "auto", channels, kept=given.fits(channels)) or ())
+        if any(isinstance(label, str) for label in every):
+            names = sorted(map(str, every))
+            number = {name: index for index, name in enumerate(names)}
+            return torch.tensor([number[str(label)] for label in own]), tuple(names)
+        numbers = torch.tensor([int(label) for label in own])
+        count = max(map(int, every)) + 1
+        declared = (declared_classes(given.dataset) for given in cls.given.values())
+        known = (names for names in declared if names is not None and len(names) >= count)
+        return numbers, tuple(next(known, map(str, range(count))))
 
     def _statistics(self) -> Statistics:
         options, channels = self.options, self._channels
@@ -139,20 +131,9 @@ class WrappedDataset(Dataset):
             if len(options.mean) != channels or len(options.std) != channels or min(options.std) <= 0:
                 raise UserError(f"data.mean, data.std: should be {channels} numbers each, those of std above 0")
             return options.mean, options.std
-        return IMAGENET[channels] if options.normalization == "imagenet" else self._measured()
-
-    def _measured(self) -> Statistics:
-        """Of (up to 2,000) images of equal weight, like `normalization.measure`."""
-        moments = []
-        for index in fixed_choice(len(self), SAMPLE).tolist():
-            try:
-                mean, std = (torch.tensor(each).double() for each in channel_statistics(self.image(index)[None]))
-            except UnreadableImage:
-                continue
-            moments.append(torch.stack([mean, std.square() + mean.square()]))
-        if not moments:
-            raise UserError(f"data.normalization: none of the sampled images of {self.info.name} can be read")
-        return pooled(moments)
+        if options.normalization == "imagenet":
+            return IMAGENET[channels]
+        return sampled(self._given.title, len(self), self.image)
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -171,18 +152,18 @@ class WrappedDataset(Dataset):
         return self._images
 
     def name_of(self, index: int) -> str:
-        return f"{self.info.name}[{int(self._chosen[index])}]"
+        return f"{self._given.title}[{int(self._chosen[index])}]"
 
     @classmethod
     def view_size(cls, options: DatasetOptions) -> int:
-        given = cls.objects.given.get(options.split)
+        given = cls.given.get(options.split)
         size = None if given is None else given.look.size
         return _VIEW if size is None else min(*size, _VIEW)
 
     @classmethod
     def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
         """The labeled pair that was given; to fit on, else the training images. A limit applies only to these."""
-        given, wanted = cls.objects.given, "labeled" if part == "train" else "test"
+        given, wanted = cls.given, "labeled" if part == "train" else "test"
         if wanted not in given:
             return options if part == "train" and "train" in given else None
         same = next(name for name in given if given[name].dataset is given[wanted].dataset)  # one object, one split
@@ -190,16 +171,10 @@ class WrappedDataset(Dataset):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made for one object, and no other process finds it by its name.
-        return _restored, (self.__dict__,)
-
-
-def _restored(state: dict[str, Any]) -> WrappedDataset:
-    dataset = WrappedDataset.__new__(WrappedDataset)
-    dataset.__dict__.update(state)
-    return dataset
+        return object.__new__, (WrappedDataset,), self.__dict__
 
 
 def wrap_datasets(given: Mapping[str, Given]) -> type[WrappedDataset]:
     """Returns a data set class of the given objects by split: `train`, `labeled`, `test`."""
     name = type(next(iter(given.values())).dataset).__name__
-    return type(name, (WrappedDataset,), {"objects": GivenSplits(given)})
+    return type(name, (WrappedDataset,), {"given": dict(given)})

@@ -19,10 +19,9 @@ from cache_helpers import BYTES, KINDS, all_there, messages, opened, options, vi
 from PIL import Image
 
 from sslcli.contracts.data import SourceBatch
-from sslcli.contracts.errors import UnreadableImage
-from sslcli.data.cache import build as cache_build
+from sslcli.contracts.errors import SslError, UnreadableImage
+from sslcli.data.cache import file as cache_file
 from sslcli.data.cache.dataset import CachedDataset, Kind
-from sslcli.data.cache.file import StaleCache
 from sslcli.data.crops import Cropper, Slice
 from sslcli.data.source import open_source
 from sslcli.datasets.folder import Folder
@@ -40,7 +39,7 @@ def root(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Path:
 def test_images_within_the_bound_are_those_of_the_files(
     root: Path, kind: Kind, channels: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_build, "_CHUNK", 2)
+    monkeypatch.setattr(cache_file, "_CHUNK", 2)
     assert all_there(opened(root, kind, workers=workers, channels=channels))
 
 
@@ -132,7 +131,7 @@ def test_another_process_opens_the_same_file_or_none(root: Path, kind: Kind) -> 
     if kind == "disk":
         os.utime(root / "class0" / "2.jpg", ns=(1, 1))
         opened(root, "disk")
-        with pytest.raises(StaleCache):
+        with pytest.raises(SslError):
             pickle.loads(sent)
 
 
@@ -150,9 +149,10 @@ def test_the_images_of_a_slice_are_fetched_before_the_first_is_read(
     real = CachedDataset.image_for
     monkeypatch.setattr(CachedDataset, "image_for", lambda *asked: [events.append("read"), real(*asked)][1])
     Cropper(data, views(), 0)[Slice(0, 0, [9, 6, 2, 4])]  # the second cannot be read
-    assert events[3] == "read"
-    for index, (advice, start, size) in zip([9, 2, 4], events[:3], strict=True):
-        offset, height, width = data._images.index[index].tolist()
+    assert events[4] == "read"
+    for index, (advice, start, size) in zip([9, 6, 2, 4], events[:4], strict=True):
+        height, width = data._images.shapes[index].tolist()
+        offset = int(data._images.starts[index])
         assert advice == mmap.MADV_WILLNEED
         assert start == offset - offset % mmap.PAGESIZE
         assert start + size == offset + height * width * 3

@@ -17,9 +17,8 @@ import torch
 from cache_helpers import BYTES, all_there, cache_files, messages, opened, unopened, write, write_pictures
 
 from sslcli.contracts.errors import SslError, UserError
-from sslcli.data.cache import build as cache_build
+from sslcli.data.cache import file as cache_file
 from sslcli.datasets.folder import Folder
-from sslcli.storage import sync
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def test_a_later_run_decodes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch
     caplog.clear()
     second = opened(root, "disk")
     assert all(torch.equal(second.image_for(index, None), image) for index, image in enumerate(expected))
-    assert messages(caplog) == [f"data.cache: 10 images from {second.path}"]
+    assert messages(caplog) == [f"data.cache: 10 of 10 images from {second.path}"]
 
 
 def test_the_size_is_reported_before_anything_is_decoded(
@@ -50,7 +49,7 @@ def test_the_size_is_reported_before_anything_is_decoded(
     )
     monkeypatch.undo()
     data = opened(root, "disk")
-    assert data.path.stat().st_size == BYTES + 10 * 24 + 64
+    assert data.path.stat().st_size == BYTES + 10 * 16 + 32
 
 
 def change(root: Path) -> None:
@@ -127,11 +126,10 @@ def fail(*_: object) -> None:
     ("where", "failure", "message"),
     [
         ("sslcli.datasets.folder.Folder.image_for", interrupt, None),
-        ("sslcli.data.cache.build.write_index", interrupt, None),
-        ("sslcli.storage.sync", interrupt, None),
-        ("sslcli.storage.sync", fail, r"^data\.cache: Input/output error$"),
-        ("sslcli.data.cache.build.loader", fail, r"^data\.cache: Input/output error$"),
-        ("sslcli.data.cache.build.write_index", fail, r"^data\.cache: cannot write [^\n]*: Input/output error$"),
+        ("os.fsync", interrupt, None),
+        ("os.fsync", fail, r"^data\.cache: cannot write [^\n]*: Input/output error$"),
+        ("sslcli.data.cache.file.loader", fail, r"^data\.cache: cannot write [^\n]*: Input/output error$"),
+        ("sslcli.data.cache.dataset.fcntl.flock", fail, r"^data\.cache_dir: cannot use [^\n]*Input/output error"),
     ],
 )
 def test_a_build_that_fails_leaves_nothing(
@@ -148,29 +146,27 @@ def test_a_build_that_fails_leaves_nothing(
 def test_a_file_has_its_name_only_when_it_is_complete_and_synced(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[tuple[int, bool]] = []
 
-    def noted(path: Path) -> None:
-        if path.is_file():
-            synced.append((path.stat().st_size, data.path.exists()))
-        sync(path)
+    def noted(handle: int) -> None:
+        synced.append((os.stat(handle).st_size, data.path.exists()))
 
     data = unopened(root, "disk")
-    monkeypatch.setattr("sslcli.storage.sync", noted)
+    monkeypatch.setattr(os, "fsync", noted)
     data.prepare()
-    assert synced == [(BYTES + 10 * 24 + 64, False)]
+    assert synced == [(BYTES + 10 * 16 + 32, False)]
 
 
 def test_what_a_killed_process_left_is_removed(root: Path) -> None:
     odd = root.rename(root.parent / "photographs [1] *?")
     data = unopened(odd, "disk")
     data.path.parent.mkdir()
-    (data.path.parent / f".{data.path.name}.abc.tmp").write_bytes(b"half of it")
-    (data.path.parent / ".other.cache.abc.tmp").touch()
+    data.path.with_suffix(".tmp").write_bytes(b"half of it")
+    (data.path.parent / "other.tmp").touch()
     data.prepare()
-    assert cache_files(odd) == [data.path.parent / ".other.cache.abc.tmp", data.path, data.path.with_suffix(".lock")]
+    assert set(cache_files(odd)) == {data.path.parent / "other.tmp", data.path, data.path.with_suffix(".lock")}
 
 
 def test_a_worker_that_is_killed_ends_the_build_with_a_remedy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_build, "_CHUNK", 2)
+    monkeypatch.setattr(cache_file, "_CHUNK", 2)
     monkeypatch.setattr(Folder, "image_for", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(SslError, match=r"^a worker process died[^\n]*data\.cache=disk[^\n]*$"):
         opened(root, "disk", workers=2)
@@ -206,7 +202,7 @@ def many(root: Path) -> Path:
 @pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_lasts(many: Path) -> None:
     process, folder = start(many), many.parent / "cache"
-    while not any(file.stat().st_size for file in folder.glob(".*.tmp")):
+    while not any(file.stat().st_size for file in folder.glob("*.tmp")):
         assert process.poll() is None
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
@@ -214,7 +210,7 @@ def test_a_killed_build_leaves_nothing_that_lasts(many: Path) -> None:
     data = opened(many, "disk", workers=1)
     assert cache_files(many) == [data.path, data.path.with_suffix(".lock")]
     for index in range(0, 600, 7):
-        assert torch.equal(data.image_for(index, None), data.bound.image(data.dataset, index))
+        assert torch.equal(data.image_for(index, None), data._decode(index))
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ def test_two_processes_run_from_one_cache_as_without(root: Path, tmp_path: Path,
 @pytest.mark.slow
 def test_an_error_of_the_first_process_ends_both_with_one_line(root: Path, tmp_path: Path) -> None:
     options = {"root": str(root), "cache": "disk", "cache_dir": str(tmp_path / "cache")}
-    path = cached.CachedDataset(Folder(FolderOptions.parse(options)), 66, "disk").path
+    path = cached.CachedDataset(Folder(FolderOptions.parse(options)), 66, "disk", 0).path
     path.with_suffix(".lock").mkdir(parents=True)
     done = two_processes(tmp_path, "run", **options)
     assert done.returncode == 2

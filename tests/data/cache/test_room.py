@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cache_helpers import BYTES, KINDS, messages, opened, options, write_pictures
+from cache_helpers import BYTES, KINDS, messages, opened, options, unopened, write_pictures
 from pydantic import ValidationError
 
 from sslcli.contracts.errors import UserError
-from sslcli.data.cache import build, room
 from sslcli.data.cache import dataset as cached
-from sslcli.data.cache.build import estimate
+from sslcli.data.cache import room
 from sslcli.data.cache.dataset import CachedDataset, Kind, open_cached
-from sslcli.data.cache.room import available_memory, free_disk, size_text
+from sslcli.data.cache.room import available_memory, free_disk
 from sslcli.datasets.folder import Folder, FolderOptions
 from sslcli.datasets.shapes import Shapes
 
@@ -41,14 +41,9 @@ def test_too_little_room_is_refused_before_anything_is_decoded(
     opened(root, kind)
 
 
-def test_an_unknown_amount_of_memory_is_not_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached, "available_memory", lambda: None)
-    opened(root, "memory")
-
-
 def test_the_size_of_many_images_is_estimated_from_a_sample(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_SAMPLE", 5)
-    assert estimate(Folder(options(root)), build.Bound(256, None)) == pytest.approx(BYTES, rel=0.3)
+    monkeypatch.setattr(cached, "_SAMPLE", 5)
+    assert unopened(root, "memory").estimate() == pytest.approx(BYTES, rel=0.3)
 
 
 @pytest.mark.parametrize(
@@ -57,13 +52,12 @@ def test_the_size_of_many_images_is_estimated_from_a_sample(root: Path, monkeypa
         (10**6, 10**6, 100, "memory"),
         (40_000, 10**6, 100, "disk"),
         (40_000, 40_000, 100, "none"),
-        (None, 10**6, 100, "disk"),
         (0, 10**6, 100, "disk"),
         (10**6, 10**6, 1.9, "none"),
     ],
 )
 def test_auto_takes_memory_then_disk_then_none(
-    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, memory: int | None, disk: int, passes: Any, kind: Kind
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, memory: int, disk: int, passes: Any, kind: Kind
 ) -> None:
     monkeypatch.setattr(cached, "available_memory", lambda: memory)
     monkeypatch.setattr(cached, "free_disk", lambda folder: disk)
@@ -128,20 +122,12 @@ def test_memory_is_what_the_machine_and_its_control_groups_can_spare(
     assert available_memory() == expected
 
 
-def test_memory_is_unknown_where_the_system_does_not_say(machine: Path) -> None:
+def test_memory_is_all_of_the_machine_where_the_system_does_not_say(machine: Path) -> None:
     (machine / "group").unlink()
     assert available_memory() == 8000 * 1024
     (machine / "meminfo").unlink()
-    assert available_memory() is None
+    assert available_memory() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def test_the_disk_of_a_folder_that_does_not_exist_yet_is_known(tmp_path: Path) -> None:
     assert free_disk(tmp_path / "a" / "b") > 0
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0.0 kB"), (53_900, "53.9 kB"), (1_000_000, "1.0 MB"), (2_449_000_000, "2.4 GB"), (335 * 10**10, "3.4 TB")],
-)
-def test_sizes_are_in_decimal_units(count: int, text: str) -> None:
-    assert size_text(count) == text
