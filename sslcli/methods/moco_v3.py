@@ -14,14 +14,8 @@ from sslcli.contracts.method import Batch, Method, Progress, RunInfo, Step
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import batch_info_nce_and_metrics, mean_over
-from sslcli.modules import (
-    MomentumEncoder,
-    MomentumOptions,
-    ViewsTogetherOptions,
-    build_head,
-    each_view,
-    global_and_local,
-)
+from sslcli.modules import MomentumEncoder, MomentumOptions, build_head, each_view, global_and_local
+from sslcli.modules.pairs import ViewsTogetherOptions
 
 
 class MoCoV3ProjectorOptions(Options):
