@@ -63,10 +63,7 @@ class QueueContrast(Method):
     queues: Any
 
     def __init__(self, backbone: Backbone, options: QueueOptions, run: RunInfo, projector: nn.Module, dim: int) -> None:
-        """Args, beside those of every method:
-        projector: (N, feature_dim) → (N, dim).
-        dim: of the embeddings.
-        """
+        """`projector`: (N, feature_dim) → (N, dim)."""
         super().__init__(backbone, options, run)
         self.projector = projector
         self.momentum_encoder = MomentumEncoder(backbone, projector)
