@@ -116,7 +116,7 @@ class ViT(Backbone):
 
     @property
     def patch_projection(self) -> nn.Module:
-        return self.patch_embed.proj
+        return self.patch_embed[0]
 
     @classmethod
     def build(cls, options: ViTOptions, channels: int, image_size: int) -> ViT:

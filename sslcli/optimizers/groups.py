@@ -96,13 +96,7 @@ def set_rates(
     """Sets every group's learning rate and weight decay for a step, before the optimizer makes it.
 
     The learning rate is the schedule's value, or its base with `constant_lr`, times the group's `lr_multiplier`.
-    Excluded groups keep a weight decay of 0.
-
-    Args:
-        optimizer: its groups may lack `constant_lr`, `lr_multiplier` and `excluded`.
-        step: optimizer steps done so far.
-        schedule: the learning rate by step.
-        weight_decay: see `weight_decay_schedule`.
+    Excluded groups keep a weight decay of 0. A group may lack `constant_lr`, `lr_multiplier` and `excluded`.
     """
     value = schedule(step)
     decay = None if weight_decay is None else weight_decay(step)
