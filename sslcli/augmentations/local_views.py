@@ -47,15 +47,10 @@ class MultiCropOptions(Options):
 
 
 def local_views(options: MultiCropOptions, size: int, shared: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the local views: a list of one specification, or an empty one.
-
-    Args:
-        options: their number, size and scale.
-        size: side of the global views in pixels.
-        shared: the other keys of the specification.
+    """Returns the local views: a list of one specification with the `shared` keys, or an empty one.
 
     Raises:
-        UserError: local views would not be smaller than global ones.
+        UserError: local views would not be smaller than global ones, whose side is `size` pixels.
     """
     if options.local_count == 0:
         return []

@@ -34,10 +34,7 @@ class PublishedOptions(BackboneOptions):
 
 
 def published_state(name: str) -> dict[str, Tensor]:
-    """Returns torchvision's default weights of a model, under its names, with the classifier.
-
-    Args:
-        name: torchvision's name of the model.
+    """Returns torchvision's default weights of its model `name`, under its names, with the classifier.
 
     Raises:
         UserError: if they are neither cached nor can be downloaded, or are damaged.

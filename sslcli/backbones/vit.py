@@ -7,6 +7,7 @@ https://arxiv.org/abs/2104.14294; fixed sin-cos positions, Chen et al. (MoCo v3)
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import ClassVar, Literal
 
 import torch
@@ -59,18 +60,6 @@ class _Attention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(count, length, dim))
 
 
-class _MLP(nn.Module):
-    """Two linear layers with a GELU between; the hidden one is four times as wide."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class _Block(nn.Module):
     """x ← x + attention(norm(x)); x ← x + mlp(norm(x))."""
 
@@ -80,24 +69,13 @@ class _Block(nn.Module):
         self.attn = _Attention(dim, heads)
         self.drop_path1 = DropPath()
         self.norm2 = nn.LayerNorm(dim, eps=EPS)
-        self.mlp = _MLP(dim)
+        layers = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
         self.drop_path2 = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self.attn(self.norm1(x)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
-
-
-class _PatchEmbedding(nn.Module):
-    """One linear projection of each patch."""
-
-    def __init__(self, channels: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, L, D)."""
-        return self.proj(x).flatten(2).transpose(1, 2)
 
 
 class ViT(Backbone):
@@ -116,9 +94,9 @@ class ViT(Backbone):
     def __init__(self, options: ViTOptions, channels: int, image_size: int) -> None:
         super().__init__()
         self.options = options
-        side = image_size // options.patch_size
-        self.side = side
-        self.patch_embed = _PatchEmbedding(channels, self.dim, options.patch_size)
+        patch = options.patch_size
+        self.side = side = image_size // patch
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(channels, self.dim, patch, stride=patch)))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.dim))
         if options.positions == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, self.dim))
@@ -134,12 +112,11 @@ class ViT(Backbone):
             if isinstance(part, nn.Linear):
                 nn.init.trunc_normal_(part.weight, std=0.02)
                 nn.init.zeros_(part.bias)
-        patch = options.patch_size
         self.spec = BackboneSpec(self.dim, channels, minimum_size=patch, size_multiple=patch, patch_size=patch)
 
     @property
     def patch_projection(self) -> nn.Module:
-        return self.patch_embed.proj
+        return self.patch_embed[0]
 
     @classmethod
     def build(cls, options: ViTOptions, channels: int, image_size: int) -> ViT:
@@ -171,7 +148,7 @@ class ViT(Backbone):
                 f"backbone: {self.name} takes sides in multiples of {patch}, not {x.shape[-2]}×{x.shape[-1]} pixels"
             )
         grid = (x.shape[-2] // patch, x.shape[-1] // patch)
-        tokens = self.patch_embed(x)
+        tokens = self.patch_embed(x).flatten(2).transpose(1, 2)  # N×L×D
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         out: Tensor = self.norm(self.blocks(tokens + self.positions(*grid)))
         patches = out[:, 1:]

@@ -41,8 +41,7 @@ class WrappedBackbone(Backbone):
         Raises:
             UserError: it cannot be copied, cannot take such images, or does not return features.
         """
-        probed = _copied(cls.template, cls.title)
-        spec = probe(probed, channels, image_size, cls.title)
+        spec = probe(_copied(cls.template, cls.title), channels, image_size, cls.title)
         return cls(cls.template if cls.in_place else _copied(cls.template, cls.title), spec)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:

@@ -36,18 +36,9 @@ class StandardizedConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args:
-        x: (N, C, H, W).
-        """
+        """(N, C, H, W) → (N, C′, H′, W′)."""
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
         return self._conv_forward(x, (self.weight - mean) * torch.rsqrt(variance + EPS), self.bias)
-
-
-def standardize_convolutions(module: nn.Module) -> None:
-    """Turns every plain `Conv2d` within a module into a `StandardizedConv2d`, with the same parameters."""
-    for part in module.modules():
-        if type(part) is nn.Conv2d:
-            part.__class__ = StandardizedConv2d
 
 
 class WSResNet(ResidualBackbone):
@@ -67,10 +58,12 @@ class WSResNet(ResidualBackbone):
         return super().build(options, channels, image_size)
 
     def make_network(self, options: Any, channels: int) -> ResidualNetwork:
-        """Builds torchvision's ResNet and replaces its norms and convolutions; the names stay."""
+        """Builds torchvision's ResNet with other norms and convolutions; the names stay."""
         norm = functools.partial(nn.GroupNorm, options.norm_groups)
         network = ResidualNetwork(self.block, self.layers, options, channels, norm)
-        standardize_convolutions(network)
+        for part in network.modules():
+            if type(part) is nn.Conv2d:
+                part.__class__ = StandardizedConv2d
         return network
 
 

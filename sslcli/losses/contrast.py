@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sslcli.distributed import all_gather, rank
 
-from .info_nce import contrast_loss
+from .info_nce import contrast_loss, negative_weight
 from .monitors import found_among
 from .rows import check_negatives, check_pair, check_temperature, in_full_precision, unit_rows
 
@@ -107,7 +107,7 @@ def contrast_ce(pairs: PairLogits, alpha: float | None = None) -> Tensor:
     """Returns −log( e^{l₊} / (e^{l₊} + w·Σ e^{l₋}) ), the mean over the queries; without negatives it is 0.
 
     w = 1 is InfoNCE; with α it is α/K, EqCo's margin of τ·log(α/K), K the negatives really used. With given negatives
-    it equals `info_nce` and `eqco`, on the batch `nt_xent` (see `pair_logits`).
+    it equals `info_nce`, on the batch `nt_xent` (see `pair_logits`).
 
     Args:
         pairs: what is compared.
@@ -119,11 +119,10 @@ def contrast_ce(pairs: PairLogits, alpha: float | None = None) -> Tensor:
     Raises:
         ValueError: if α is not positive.
     """
-    if alpha is not None and not alpha > 0:
-        raise ValueError(f"alpha must be positive, not {alpha}")
+    weight = negative_weight(alpha, pairs.K)
     if pairs.K == 0:
         return (pairs.positive * 0).mean()
-    return contrast_loss(pairs.positive, pairs.negative, 1.0 if alpha is None else alpha / pairs.K)
+    return contrast_loss(pairs.positive, pairs.negative, weight)
 
 
 def contrast_bce(pairs: PairLogits) -> Tensor:

@@ -19,8 +19,13 @@ from .monitors import found_among
 from .rows import check_negatives, check_pair, check_temperature, unit_rows
 
 
-def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float | Tensor) -> Tensor:
-    """Returns −log( e^{q·k₊/τ} / (e^{q·k₊/τ} + Σ_{k₋} e^{q·k₋/τ}) ), the mean over the N queries.
+def info_nce(
+    query: Tensor, key: Tensor, negatives: Tensor, temperature: float | Tensor, alpha: float | None = None
+) -> Tensor:
+    """Returns −log( e^{l₊} / (e^{l₊} + w·Σ e^{l₋}) ), l = cos/τ, the mean over the N queries.
+
+    w = 1 is InfoNCE. With α it is α/K, EqCo's loss: the same as a margin of τ·log(α/K) that the positive's cosine must
+    have over the negatives'.
 
     All three are L2-normalized here (a row of zeros has cosine 0 with everything). Gradient flows to whichever of them
     requires it: MoCo's keys and queue come without, which is the method's doing. The mean is over this process's
@@ -31,57 +36,42 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float |
         key: (N, D), row i the positive of query i.
         negatives: (K, D) with K ≥ 1, the negatives of every query.
         temperature: τ > 0; a number, or a 0-dim tensor on the embeddings' device.
+        alpha: α > 0, how many negatives there should seem to be; None: as many as there are.
 
     Returns:
         0-dim; float32 whatever the autocast, float64 for float64 inputs.
 
     Raises:
-        ValueError: if the shapes don't fit together, or a temperature given as a number is not positive.
-    """
-    return contrast_loss(*_logits(query, key, negatives, temperature))
-
-
-def eqco(query: Tensor, key: Tensor, negatives: Tensor, temperature: float | Tensor, alpha: float = 65536.0) -> Tensor:
-    """Returns −log( e^{l₊} / (e^{l₊} + (α/K)·Σ e^{l₋}) ), l = cos/τ, the mean over the N queries.
-
-    The same as a margin of τ·log(α/K) that the positive's cosine must have over the negatives'. With α = K it is
-    `info_nce`, whose other arguments, result and errors it has.
-
-    Args:
-        query: (N, D), floating.
-        key: (N, D), row i the positive of query i.
-        negatives: (K, D) with K ≥ 1, those really used.
-        temperature: τ > 0.
-        alpha: α > 0, how many negatives there should seem to be.
-
-    Raises:
         ValueError: if the shapes don't fit together, or a number is not positive.
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive, not {alpha}")
-    return contrast_loss(*_logits(query, key, negatives, temperature), alpha / len(negatives))
-
-
-def _logits(query: Tensor, key: Tensor, negatives: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine / τ with the key (N,), and with the negatives (N, K): joined they would be a second copy of the latter."""
     check_pair(query, key)
     check_temperature(temperature)
     check_negatives(query, negatives)
+    weight = negative_weight(alpha, len(negatives))
     with torch.autocast(query.device.type, enabled=False):
         q = unit_rows(query) / temperature
-        return (q * unit_rows(key)).sum(dim=1), q @ unit_rows(negatives).T
+        # Not joined: that would be a second copy of the logits.
+        positive, negative = (q * unit_rows(key)).sum(dim=1), q @ unit_rows(negatives).T
+    return contrast_loss(positive, negative, weight)
 
 
-def contrast_loss(positive: Tensor, negative: Tensor, negative_weight: float = 1.0) -> Tensor:
+def negative_weight(alpha: float | None, count: int) -> float:
+    """Returns w = α/K of EqCo for K = `count`, or 1 without α. Raises ValueError if α is not positive."""
+    if alpha is not None and not alpha > 0:
+        raise ValueError(f"alpha must be positive, not {alpha}")
+    return 1.0 if alpha is None else alpha / max(count, 1)
+
+
+def contrast_loss(positive: Tensor, negative: Tensor, weight: float) -> Tensor:
     """Returns −log( e^{l₊} / (e^{l₊} + w·Σ e^{l₋}) ), the mean over the N queries: 0-dim.
 
     Args:
         positive: (N,), l₊.
         negative: (N, K), l₋.
-        negative_weight: w > 0; 1 for InfoNCE, α/K for EqCo.
+        weight: w > 0; see `negative_weight`.
     """
     with torch.autocast(positive.device.type, enabled=False):
-        others = negative.logsumexp(dim=1) + math.log(negative_weight)
+        others = negative.logsumexp(dim=1) + math.log(weight)
         # log(1 + e^x); beyond the threshold it is x in every bit of a float64.
         return F.softplus(others - positive, threshold=40.0).mean()
 

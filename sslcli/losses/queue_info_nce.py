@@ -1,5 +1,5 @@
-"""InfoNCE against a queue of many keys that have no gradient: the same numbers as `info_nce` and `eqco`, without ever
-holding the logits of all queries with all keys.
+"""InfoNCE against a queue of many keys that have no gradient: the same numbers as `info_nce`, without ever holding the
+logits of all queries with all keys.
 
 He et al. (MoCo), https://arxiv.org/abs/1911.05722, equation 1; Zhu et al. (EqCo), https://arxiv.org/abs/2010.01929. The
 sums are taken chunk by chunk as in Milakov & Gimelshein, *Online normalizer calculation for softmax*,

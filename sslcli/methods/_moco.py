@@ -6,7 +6,6 @@ He et al., *Momentum Contrast for Unsupervised Visual Representation Learning*, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -21,14 +20,7 @@ from sslcli.modules import MomentumEncoder, MomentumOptions, Queue, each_view, g
 from sslcli.modules.shuffle import encode_shuffled
 
 #: MoCo v1 and v2 decay every parameter, biases and norms too.
-SGD: Mapping[str, Any] = {
-    "name": "sgd",
-    "lr": 0.03,
-    "momentum": 0.9,
-    "weight_decay": 1e-4,
-    "exclude": [],
-    "scale_lr": "batch/256",
-}
+SGD = {"name": "sgd", "lr": 0.03, "weight_decay": 1e-4, "exclude": [], "scale_lr": "batch/256"}
 
 
 class KeyOptions(MomentumOptions):
@@ -71,10 +63,7 @@ class QueueContrast(Method):
     queues: Any
 
     def __init__(self, backbone: Backbone, options: QueueOptions, run: RunInfo, projector: nn.Module, dim: int) -> None:
-        """Args, beside those of every method:
-        projector: (N, feature_dim) → (N, dim).
-        dim: of the embeddings.
-        """
+        """`projector`: (N, feature_dim) → (N, dim)."""
         super().__init__(backbone, options, run)
         self.projector = projector
         self.momentum_encoder = MomentumEncoder(backbone, projector)

@@ -15,15 +15,9 @@ from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.method import Batch, Method, Progress, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import byol_regression, mean_cosines
-from sslcli.modules import (
-    MomentumEncoder,
-    MomentumOptions,
-    ViewsTogetherOptions,
-    build_head,
-    each_view,
-    global_and_local,
-)
+from sslcli.modules import MomentumEncoder, MomentumOptions, build_head, each_view, global_and_local
 from sslcli.modules.heads import AnyNormHeadOptions
+from sslcli.modules.pairs import ViewsTogetherOptions
 
 
 class BYOLProjectorOptions(AnyNormHeadOptions):

@@ -19,6 +19,7 @@ from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import all_gather
 from sslcli.losses import mean_cosines, mean_over, queue_info_nce_and_metrics, vicreg_and_metrics
 from sslcli.losses.contrast import contrast_bce, contrast_ce, pair_logits, sphere_rows
+from sslcli.losses.info_nce import negative_weight
 from sslcli.modules import MomentumEncoder, Queue, build_head, each_view, two_views
 from sslcli.modules.heads import AnyNormHeadOptions, LastNorm
 from sslcli.modules.norms import NormName
@@ -244,7 +245,7 @@ class MoCo(Method):
             return loss, {**terms, **mean_cosines([(query, key)])}
         if self.queue is not None and options.loss == "ce" and sphere:
             # MoCo itself, among all the combinations: its loss keeps no logits.
-            weight = 1.0 if options.eqco_alpha is None else options.eqco_alpha / options.queue_size
+            weight = negative_weight(options.eqco_alpha, options.queue_size)
             return queue_info_nce_and_metrics(query, key, self.queue.keys, tau, weight)
         if options.negatives == "batch":
             own = own if options.batch_negatives == "all" else None

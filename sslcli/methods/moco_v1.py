@@ -39,10 +39,7 @@ class MoCoV1(QueueContrast):
 
     Options = MoCoV1Options
     paper = "https://arxiv.org/abs/1911.05722"
-    defaults = {
-        "optimizer": SGD,
-        "schedule": {"name": "step", "milestones": [0.6, 0.8], "factor": 0.1},
-    }
+    defaults = {"optimizer": SGD, "schedule": {"name": "step", "milestones": [0.6, 0.8], "factor": 0.1}}
     label: ClassVar[str] = "moco_v1"
 
     def __init__(self, backbone: Backbone, options: MoCoV1Options, run: RunInfo) -> None:

@@ -14,14 +14,8 @@ from sslcli.contracts.method import Batch, Method, Progress, RunInfo, Step
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import batch_info_nce_and_metrics, mean_over
-from sslcli.modules import (
-    MomentumEncoder,
-    MomentumOptions,
-    ViewsTogetherOptions,
-    build_head,
-    each_view,
-    global_and_local,
-)
+from sslcli.modules import MomentumEncoder, MomentumOptions, build_head, each_view, global_and_local
+from sslcli.modules.pairs import ViewsTogetherOptions
 
 
 class MoCoV3ProjectorOptions(Options):
@@ -89,18 +83,12 @@ class MoCoV3(Method):
         if isinstance(patches, nn.Module) and options.freeze_patch_projection is not False:
             patches.requires_grad_(False)
         self.temperature = options.temperature or (0.2 if vit else 1.0)
-        head, predictor = options.projector, options.predictor
+        head, predictor, dim = options.projector, options.predictor, options.projector.output_dim
         layers = head.layers or (3 if vit else 2)
         self.projector = build_head(head, backbone.spec.feature_dim, layers=layers, last_norm="no_affine")
         normed = vit if predictor.last_norm is None else predictor.last_norm
-        self.predictor = build_head(
-            predictor,
-            head.output_dim,
-            output_dim=head.output_dim,
-            layers=2,
-            last_norm="no_affine" if normed else "none",
-            last_bias=False,
-        )
+        end = "no_affine" if normed else "none"
+        self.predictor = build_head(predictor, dim, output_dim=dim, layers=2, last_norm=end, last_bias=False)
         self.momentum_encoder = MomentumEncoder(backbone, self.projector)
 
     @classmethod

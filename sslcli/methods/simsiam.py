@@ -66,14 +66,7 @@ class SimSiam(Method):
     minimum_views = 2
     paper = "https://arxiv.org/abs/2011.10566"
     defaults = {
-        "optimizer": {
-            "name": "sgd",
-            "lr": 0.05,
-            "momentum": 0.9,
-            "weight_decay": 1e-4,
-            "exclude": [],
-            "scale_lr": "batch/256",
-        },
+        "optimizer": {"name": "sgd", "lr": 0.05, "weight_decay": 1e-4, "exclude": [], "scale_lr": "batch/256"},
         "schedule": {"name": "cosine"},
     }
 

@@ -41,14 +41,7 @@ class SupCon(Method):
     paper = "https://arxiv.org/abs/2004.11362"
     # The authors' code has a learning rate of 0.05 at its batch of 256 and decays every parameter.
     defaults = {
-        "optimizer": {
-            "name": "sgd",
-            "lr": 0.05,
-            "momentum": 0.9,
-            "weight_decay": 1e-4,
-            "exclude": [],
-            "scale_lr": "batch/256",
-        },
+        "optimizer": {"name": "sgd", "lr": 0.05, "weight_decay": 1e-4, "exclude": [], "scale_lr": "batch/256"},
         "schedule": {"name": "cosine", "warmup_epochs": 10},
     }
 

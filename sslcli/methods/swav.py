@@ -73,8 +73,6 @@ class SwAV(Method):
             "name": "larc",
             "lr": 0.6,
             "weight_decay": 1e-6,
-            "momentum": 0.9,
-            "trust_coefficient": 0.001,
             "clip": False,
             "exclude": [],
             "scale_lr": "batch/256",

@@ -34,11 +34,7 @@ class WeightNormLinear(nn.Module):
     gain: Tensor | None
 
     def __init__(self, input_dim: int, output_dim: int, *, fixed_gain: bool = True) -> None:
-        """Args:
-        input_dim: length of the vectors that come in.
-        output_dim: number of rows.
-        fixed_gain: whether every row keeps length 1; there are no gain parameters then.
-        """
+        """With `fixed_gain` every row keeps length 1, and there are no gain parameters."""
         super().__init__()
         bound = input_dim**-0.5  # as torch's own linear layers, which the authors leave as they are here
         self.weight = nn.Parameter(torch.empty(output_dim, input_dim).uniform_(-bound, bound))
@@ -75,18 +71,7 @@ class DINOHead(nn.Module):
         norm: Norm = "none",
         norm_last_layer: bool = True,
     ) -> None:
-        """Args:
-        input_dim: D of the features.
-        hidden_dim: width between the MLP's layers; unused with one layer.
-        bottleneck_dim: length of the vectors that are normalized.
-        prototypes: K, number of logits.
-        layers: linear layers of the MLP, at least 1.
-        norm: what follows each hidden layer, before its GELU.
-        norm_last_layer: whether every prototype keeps length 1, so that the logits are cosines.
-
-        Raises:
-            ValueError: if there is no layer.
-        """
+        """As the options of `dino` that have these names. Raises ValueError if there is no layer."""
         super().__init__()
         self.mlp = mlp(input_dim, hidden_dim, bottleneck_dim, layers, norm=norm, activation=nn.GELU)
         for part in self.mlp:

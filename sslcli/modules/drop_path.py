@@ -43,11 +43,7 @@ _OTHERS = {"StochasticDepth": "p", "DropPath": "drop_prob"}
 
 def set_drop_path(module: nn.Module, rate: float) -> None:
     """Sets the rate of every `DropPath` within `module`, torchvision's and timm's included; 0 switches them off, in
-    training mode too.
-
-    Raises:
-        ValueError: if `rate` is not in [0, 1).
-    """
+    training mode too. Raises ValueError if `rate` is not in [0, 1)."""
     rate = _checked(rate)
     for part in module.modules():
         name = "rate" if isinstance(part, DropPath) else _OTHERS.get(type(part).__name__)
@@ -59,10 +55,7 @@ def grow_drop_path(module: nn.Module, rate: float) -> None:
     """Sets rates that grow linearly with depth, from 0 in the first block to `rate` in the last.
 
     A block is a module that has `DropPath`s of its own, all of which get its rate; the order is that of
-    `module.named_modules()`. A single block gets rate 0.
-
-    Raises:
-        ValueError: if `rate` is not in [0, 1).
+    `module.named_modules()`. A single block gets rate 0. Raises ValueError if `rate` is not in [0, 1).
     """
     rate = _checked(rate)
     blocks = [[c for c in m.children() if isinstance(c, DropPath)] for m in module.modules()]

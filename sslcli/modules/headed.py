@@ -43,11 +43,7 @@ class HeadedBackbone(Backbone):
     Options = KeptLayersOptions
 
     def __init__(self, backbone: Backbone, options: KeptLayersOptions, head: nn.Sequential | None = None) -> None:
-        """Args:
-        backbone: any backbone.
-        options: what the head is.
-        head: the layers, (N, feature_dim) → (N, hidden_dim); None: fresh ones.
-        """
+        """`head` are the layers, (N, feature_dim) → (N, hidden_dim); None: fresh ones."""
         super().__init__()
         self.options = options
         self.backbone = backbone
@@ -63,11 +59,7 @@ class HeadedBackbone(Backbone):
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Returns pooled features (N, hidden_dim) of images (N, C, H, W).
-
-        Raises:
-            UserError: if a mask is given.
-        """
+        """Returns pooled features (N, hidden_dim) of images (N, C, H, W). Raises UserError if a mask is given."""
         if mask is not None:
             raise UserError("backbone: with projector layers there are no tokens to mask: keep none of them")
         return Features(pooled=self.head(self.backbone(x).pooled))

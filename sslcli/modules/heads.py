@@ -109,7 +109,10 @@ def mlp(
         width = hidden_dim
     parts.append(linear(width, output_dim, bias=last_bias and last_norm == "none"))
     if last_norm != "none":
-        parts.append(_last_batch_norm(output_dim, last_norm))
+        parts.append(nn.BatchNorm1d(output_dim, affine=last_norm != "no_affine"))
+        if last_norm == "no_bias":
+            # No parameter at all: a frozen zero would still be saved, and `convert_sync_batchnorm` keeps a missing one.
+            parts[-1].register_parameter("bias", None)
     return nn.Sequential(*parts)
 
 
@@ -122,8 +125,7 @@ def build_head(options: Options, input_dim: int, **fixed: Any) -> nn.Sequential:
         fixed: parameters of `mlp` that are no options of this head, or that replace them.
 
     Raises:
-        ValueError: as `mlp`.
-        UserError: as `mlp`.
+        ValueError, UserError: as `mlp`.
     """
     values: dict[str, Any] = {**dict(options), **fixed}
     values["hidden_dim"] = values["hidden_dim"] or input_dim
@@ -138,11 +140,3 @@ def contrastive_projector(options: ProjectorOptions, feature_dim: int) -> nn.Seq
     """
     last_norm = "no_bias" if options.norm == "batch" else "none"
     return build_head(options, feature_dim, last_norm=last_norm, last_bias=False)
-
-
-def _last_batch_norm(dim: int, kind: LastNorm) -> nn.BatchNorm1d:
-    batch_norm = nn.BatchNorm1d(dim, affine=kind != "no_affine")
-    if kind == "no_bias":
-        # No parameter at all: a frozen zero would still be saved, and `convert_sync_batchnorm` keeps a missing one.
-        batch_norm.register_parameter("bias", None)
-    return batch_norm

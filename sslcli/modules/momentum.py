@@ -60,12 +60,9 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def update(self, backbone: nn.Module, projector: nn.Module, momentum: float) -> None:
-        """Sets each parameter w′ to m·w′ + (1 − m)·w in a few multi-tensor kernels, without waiting for the device.
+        """Sets each parameter w′ to m·w′ + (1 − m)·w, with w the online network's and m = `momentum` in [0, 1].
 
-        Args:
-            backbone: the online backbone.
-            projector: the online projector.
-            momentum: m in [0, 1].
+        In a few multi-tensor kernels, without waiting for the device.
         """
         copies: list[Tensor] = [*self.backbone.parameters(), *self.projector.parameters()]
         online: list[Tensor] = [*backbone.parameters(), *projector.parameters()]

@@ -47,9 +47,6 @@ class BatchRenorm1d(nn.Module):
     plain_steps, r_steps, d_steps = 5000, 40000, 25000
 
     def __init__(self, features: int) -> None:
-        """Args:
-        features: D.
-        """
         super().__init__()
         self.weight = nn.Parameter(torch.ones(features))
         self.bias = nn.Parameter(torch.zeros(features))
@@ -62,12 +59,7 @@ class BatchRenorm1d(nn.Module):
         return ((self.steps - self.plain_steps) / max(end - self.plain_steps, 1)).clamp(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args:
-        x: (N, D) with N > 1 in training mode.
-
-        Raises:
-            ValueError: for a batch of one in training mode, which has no variance.
-        """
+        """(N, D) → (N, D). Raises ValueError for a batch of one in training mode, which has no variance."""
         with torch.autocast(x.device.type, enabled=False):
             y = x.to(torch.promote_types(x.dtype, self.running_mean.dtype))
             y = self._train(y) if self.training else (y - self.running_mean) * (self.running_var + self.eps).rsqrt()
@@ -99,25 +91,15 @@ class StandardizedLinear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args:
-        x: (N, D).
-        """
+        """(N, D) → (N, E)."""
         variance, mean = torch.var_mean(self.weight, dim=1, correction=0, keepdim=True)
         weight = (self.weight - mean) * torch.rsqrt(variance * self.in_features + 1e-5)
         return F.linear(x, weight, self.bias)
 
 
 def build_norm(name: NormName, features: int, *, groups: int = 32) -> nn.Module | None:
-    """Returns the norm layer for vectors (N, `features`), or None for `none`.
-
-    Args:
-        name: which one.
-        features: D.
-        groups: of `group`.
-
-    Raises:
-        UserError: if `features` cannot be divided into `groups`.
-    """
+    """Returns the norm layer for vectors (N, `features`), or None for `none`. Raises UserError if a group norm's groups
+    do not divide `features`."""
     if name == "group":
         if features % groups:
             raise UserError(

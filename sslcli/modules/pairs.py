@@ -28,11 +28,7 @@ class ViewsTogetherOptions(MethodOptions):
 
 
 def two_views(batch: Batch, method: str) -> tuple[Tensor, Tensor]:
-    """Returns the images of the two views.
-
-    Raises:
-        UserError: if there are not two.
-    """
+    """Returns the images of the two views. Raises UserError if there are not two."""
     if len(batch.views) != 2:
         raise UserError(f"views: {method} needs exactly 2 views of an image, not {len(batch.views)}: set their counts")
     return batch.views[0].image, batch.views[1].image

@@ -18,10 +18,7 @@ class Prototypes(nn.Linear):
     """
 
     def __init__(self, dim: int, count: int) -> None:
-        """Args:
-        dim: D of the embeddings.
-        count: K, how many prototypes.
-        """
+        """`count` prototypes, K, for embeddings of `dim` dimensions."""
         super().__init__(dim, count, bias=False)
         self.normalize()
 

@@ -27,10 +27,7 @@ class Queue(nn.Module):
     pushed: Tensor
 
     def __init__(self, length: int, dim: int) -> None:
-        """Args:
-        length: how many embeddings it holds, at least 1.
-        dim: D of the embeddings.
-        """
+        """Raises ValueError if `length` is below 1."""
         super().__init__()
         if length < 1:
             raise ValueError(f"a queue holds 1 embedding or more, not {length}")

@@ -25,8 +25,7 @@ def encode_shuffled(encoder: nn.Module, images: Tensor, number: Tensor, *, enabl
 
     Args:
         encoder: (N, C, H, W) → (N, D), without gradient.
-        images: as for `shuffled`.
-        number: as for `shuffled`.
+        images, number: as for `shuffled`.
         enabled: whether to shuffle at all.
     """
     if enabled and encoder.training and is_distributed() and local_batch_norms(encoder):

@@ -5,32 +5,18 @@ With it a run on several processes is the run of one process on the joined batch
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sslcli.distributed import is_distributed, world_size
+from sslcli.distributed import all_gather, is_distributed, world_size
 
 from .norms import BatchRenorm1d
 
 
-class _Mean(torch.autograd.Function):
-    """Mean over processes; its gradient is the mean of all processes' gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.clone()
-        dist.all_reduce(x)
-        return x / dist.get_world_size()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].clone()
-        dist.all_reduce(gradient)
-        return gradient / dist.get_world_size()
+def _mean(x: Tensor) -> Tensor:
+    """The mean over processes, with gradient."""
+    return all_gather(x.unsqueeze(0), gradient=True).mean(dim=0)
 
 
 class SyncedBatchNorm(_BatchNorm):
@@ -46,9 +32,9 @@ class SyncedBatchNorm(_BatchNorm):
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        mean: Tensor = _Mean.apply(x.mean(dim=dims))
+        mean = _mean(x.mean(dim=dims))
         centered = x - mean.view(shape)
-        variance: Tensor = _Mean.apply(centered.square().mean(dim=dims))
+        variance = _mean(centered.square().mean(dim=dims))
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             count = x.numel() // x.shape[1] * world_size()
             with torch.no_grad():

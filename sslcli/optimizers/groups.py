@@ -47,13 +47,7 @@ def build_groups(method: Method, options: OptimizerOptions) -> list[dict[str, An
 
 
 def split_by_role(group: ParameterGroup, roles: Mapping[str, Role], options: OptimizerOptions) -> list[dict[str, Any]]:
-    """Returns one or two torch parameter groups, as described in `build_groups`: excluded roles in one of their own.
-
-    Args:
-        group: named parameters.
-        roles: the role of each name.
-        options: the optimizer's options.
-    """
+    """Returns one or two torch parameter groups, as described in `build_groups`: excluded roles in one of their own."""
     groups: list[dict[str, Any]] = []
     for excluded in (False, True):
         names = [name for name in group.parameters if (roles[name] in options.exclude) == excluded]
@@ -75,12 +69,8 @@ def split_by_role(group: ParameterGroup, roles: Mapping[str, Role], options: Opt
 
 
 def effective_lr(options: OptimizerOptions, batch_size: int) -> float:
-    """Returns the base learning rate of the schedule: `options.lr`, scaled according to `options.scale_lr`.
-
-    Args:
-        options: the optimizer's options.
-        batch_size: images per optimizer step, over all processes and micro-batches.
-    """
+    """Returns the base learning rate of the schedule: `options.lr`, scaled according to `options.scale_lr` with the
+    images per optimizer step, over all processes and micro-batches."""
     if options.scale_lr == "batch/256":
         return options.lr * batch_size / 256
     if options.scale_lr == "sqrt":
@@ -92,11 +82,7 @@ def weight_decay_schedule(options: OptimizerOptions, total_steps: int) -> StepFu
     """Returns the weight decay by step, or None if it never changes.
 
     DINO's: final + (weight_decay − final)·(1 + cos(π·t/T))/2, without a warm-up, so that `final_weight_decay` would be
-    reached at t = T, one step after the last.
-
-    Args:
-        options: the optimizer's options.
-        total_steps: T, optimizer steps of the whole run.
+    reached at t = T (`total_steps`), one step after the last.
     """
     start, final = options.weight_decay, options.final_weight_decay
     if final is None or final == start:
@@ -110,13 +96,7 @@ def set_rates(
     """Sets every group's learning rate and weight decay for a step, before the optimizer makes it.
 
     The learning rate is the schedule's value, or its base with `constant_lr`, times the group's `lr_multiplier`.
-    Excluded groups keep a weight decay of 0.
-
-    Args:
-        optimizer: its groups may lack `constant_lr`, `lr_multiplier` and `excluded`.
-        step: optimizer steps done so far.
-        schedule: the learning rate by step.
-        weight_decay: see `weight_decay_schedule`.
+    Excluded groups keep a weight decay of 0. A group may lack `constant_lr`, `lr_multiplier` and `excluded`.
     """
     value = schedule(step)
     decay = None if weight_decay is None else weight_decay(step)

@@ -39,13 +39,9 @@ class ViewKind:
         self._folds_flip = isinstance(first, Resampling) and bool(rest) and isinstance(rest[0], Flip)
 
     def draw(self, keys: tuple[int, int, Tensor], first: int, sizes: Tensor | None, crops_only: bool) -> list[Any]:
-        """Returns the parameters of each view of this kind; see `ViewMaker.draw`.
+        """Returns the parameters of each view of this kind, of which the first has the index `first` among all views.
 
-        Args:
-            keys: the seed, the epoch and the positions (N,).
-            first: index of the first view of this kind among all views.
-            sizes: as in `ViewMaker.draw`.
-            crops_only: as in `ViewMaker.draw`.
+        `keys` are the seed, the epoch and the positions (N,); the others are those of `ViewMaker.draw`.
         """
         count, samples = self.spec.count, len(keys[2])
         views = torch.arange(first, first + count).view(count, 1)

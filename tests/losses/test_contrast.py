@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from literal import cosine, dot, found, mean, rows
 from torch import Tensor
 
-from sslcli.losses import eqco, info_nce, nt_xent
+from sslcli.losses import info_nce, nt_xent
 from sslcli.losses.contrast import PairLogits, contrast_bce, contrast_ce, pair_logits
 
 SOURCES = pytest.mark.parametrize("source", ["given", "all", "other_view"])
@@ -87,7 +87,7 @@ def test_with_given_negatives_it_is_info_nce_and_eqco() -> None:
     query, key, _, negatives = z = embeddings()
     pairs = pairs_of("given", z)
     assert torch.equal(contrast_ce(pairs), info_nce(query, key, negatives, 0.3))
-    assert torch.equal(contrast_ce(pairs, 50.0), eqco(query, key, negatives, 0.3, 50.0))
+    assert torch.equal(contrast_ce(pairs, 50.0), info_nce(query, key, negatives, 0.3, 50.0))
 
 
 def test_on_the_batch_with_keys_that_are_the_queries_it_is_nt_xent_to_the_gradient() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from literal import cosine, found, mean, rows
 from torch import Tensor
 
-from sslcli.losses import batch_info_nce, batch_info_nce_and_metrics, eqco, info_nce
+from sslcli.losses import batch_info_nce, batch_info_nce_and_metrics, info_nce
 
 QUERY, KEY, NEGATIVES = rows(5, 4), rows(5, 4, seed=1), rows(7, 4, seed=2)
 
@@ -52,14 +52,13 @@ def test_batch_info_nce_is_the_papers_algorithm(temperature: float) -> None:
 @pytest.mark.parametrize("temperature", [0.2, 1.0])
 def test_eqco_is_the_papers_formula(alpha: float, temperature: float) -> None:
     expected = literal_eqco(QUERY, KEY, NEGATIVES, temperature, alpha / 7)
-    assert eqco(QUERY, KEY, NEGATIVES, temperature, alpha).item() == pytest.approx(expected, rel=1e-12)
+    assert info_nce(QUERY, KEY, NEGATIVES, temperature, alpha).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_eqco_is_info_nce_where_alpha_is_the_number_of_negatives() -> None:
     z = (QUERY, KEY, NEGATIVES)
-    assert torch.equal(eqco(*z, 0.2, alpha=7), info_nce(*z, 0.2))
-    torch.testing.assert_close(eqco(*z, 0.2, alpha=7 * 12), info_nce(QUERY, KEY, NEGATIVES.repeat(12, 1), 0.2))
-    assert torch.equal(eqco(*z, 0.2), eqco(*z, 0.2, 65536.0))
+    assert torch.equal(info_nce(*z, 0.2, alpha=7), info_nce(*z, 0.2))
+    torch.testing.assert_close(info_nce(*z, 0.2, alpha=7 * 12), info_nce(QUERY, KEY, NEGATIVES.repeat(12, 1), 0.2))
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
@@ -89,7 +88,7 @@ def test_a_single_key_costs_nothing_within_its_batch() -> None:
 def test_equal_embeddings_cost_the_logarithm_of_the_candidates_and_no_key_is_found() -> None:
     z, negatives = torch.ones(8, 3, dtype=torch.float64), torch.ones(7, 3, dtype=torch.float64)
     assert info_nce(z, z, negatives, 0.1).item() == pytest.approx(math.log(8))
-    assert eqco(z, z, negatives, 0.1, 100).item() == pytest.approx(math.log(101))
+    assert info_nce(z, z, negatives, 0.1, 100).item() == pytest.approx(math.log(101))
     loss, metrics = batch_info_nce_and_metrics(z, z, 0.1)
     assert loss.item() == pytest.approx(math.log(8))
     assert metrics["contrast_top1"].item() == metrics["contrast_top5"].item() == 0
@@ -117,10 +116,9 @@ def test_the_metrics_are_shares_and_means_over_all_pairs() -> None:
 
 
 def test_wrong_negatives_and_alphas_are_refused() -> None:
-    for loss in (info_nce, eqco):
-        with pytest.raises(ValueError, match=r"\(K, 4\) with K of 1 or more are needed, not \(7, 3\)"):
-            loss(QUERY, KEY, NEGATIVES[:, :3], 0.5)
-        with pytest.raises(ValueError, match=r"not \(0, 4\)"):
-            loss(QUERY, KEY, NEGATIVES[:0], 0.5)
+    with pytest.raises(ValueError, match=r"\(K, 4\) with K of 1 or more are needed, not \(7, 3\)"):
+        info_nce(QUERY, KEY, NEGATIVES[:, :3], 0.5)
+    with pytest.raises(ValueError, match=r"not \(0, 4\)"):
+        info_nce(QUERY, KEY, NEGATIVES[:0], 0.5)
     with pytest.raises(ValueError, match="alpha must be positive, not 0"):
-        eqco(QUERY, KEY, NEGATIVES, 0.5, 0)
+        info_nce(QUERY, KEY, NEGATIVES, 0.5, 0)

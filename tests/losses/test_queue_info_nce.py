@@ -9,7 +9,7 @@ import torch
 from literal import rows
 from torch import Tensor
 
-from sslcli.losses import eqco, info_nce, queue_info_nce_and_metrics, unit_rows
+from sslcli.losses import info_nce, queue_info_nce_and_metrics, unit_rows
 from sslcli.losses.contrast import pair_logits
 
 
@@ -38,7 +38,7 @@ def test_the_loss_and_its_gradient_are_those_of_info_nce(temperature: float) -> 
 def test_weighted_negatives_are_eqco() -> None:
     q, k, keys = embeddings()
     loss, _ = queue_info_nce_and_metrics(q, k, keys, 0.2, 100 / len(keys))
-    torch.testing.assert_close(loss, eqco(q, k, keys, 0.2, alpha=100), rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss, info_nce(q, k, keys, 0.2, alpha=100), rtol=1e-12, atol=0)
 
 
 def test_the_metrics_are_those_of_all_logits() -> None:

@@ -12,7 +12,7 @@ from method_helpers import batch, make, train
 from torch import Tensor, nn
 
 from sslcli.contracts.method import Batch, Progress, View
-from sslcli.losses import eqco, info_nce
+from sslcli.losses import info_nce
 from sslcli.methods._moco import QueueContrast
 from sslcli.methods.eqco import EqCo
 from sslcli.methods.moco_v1 import MoCoV1
@@ -53,10 +53,7 @@ def test_moco_training_is_the_papers_algorithm(cls: type[QueueContrast]) -> None
         data = batch(seed=step)
         x_q, x_k = (view.image.double() for view in data.views)
         q, k = embed(*f_q, x_q), embed(*f_k, x_k)
-        if cls is EqCo:
-            loss = eqco(q, k, torch.stack(queue), temperature, 65536)
-        else:
-            loss = info_nce(q, k, torch.stack(queue), temperature)
+        loss = info_nce(q, k, torch.stack(queue), temperature, 65536 if cls is EqCo else None)
         descend(f_q, loss)
         for slow, fast in zip(f_k.parameters(), f_q.parameters(), strict=True):
             slow.copy_(0.9 * slow + 0.1 * fast.detach())
@@ -133,7 +130,7 @@ def test_moco_further_views_are_further_queries_of_the_same_key(cls: type[QueueC
     key = pairs[0].carry["keys0"]
     for query in small:
         arguments = (query, key, method.queues[0].keys, method.options.temperature)
-        pairs.append(eqco(*arguments, 65536) if cls is EqCo else info_nce(*arguments))
+        pairs.append(info_nce(*arguments, 65536 if cls is EqCo else None))
     losses = torch.stack([pair if isinstance(pair, Tensor) else pair.loss for pair in pairs])
     out = method(data)
     torch.testing.assert_close(out.loss, losses.mean())

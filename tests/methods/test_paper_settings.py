@@ -106,7 +106,11 @@ def test_defaults_and_recipes_are_the_papers(name: str) -> None:
         for part in path.split("."):
             found = getattr(found, part)
         assert found == value, path
-    assert (cls.defaults["optimizer"], cls.defaults["schedule"]) == (optimizer, schedule)
+    found = dict(cls.defaults["optimizer"])
+    assert found.pop("name") == optimizer["name"]
+    kind = load("optimizers", optimizer["name"]).Options
+    assert kind.parse(found) == kind.parse({key: value for key, value in optimizer.items() if key != "name"})
+    assert cls.defaults["schedule"] == schedule
     assert [cls.recipe(options, size) for size in (224, 96, 64, 32)] == [large, large, small, small]
 
 
