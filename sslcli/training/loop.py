@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -98,6 +97,9 @@ class Loop:
         self.schedules: dict[str, StepFunction] = self.method.schedules()
         self.weight_decay = weight_decay_schedule(session.config.optimizer.options, session.info.total_steps)
         self.module = self._distribute(start)
+        self.without_reduction: Callable[[], AbstractContextManager[object]] = getattr(
+            self.module, "no_sync", nullcontext
+        )
         # Statistics that differ between processes: averaged after each step, so that no state is local.
         self.local_statistics = local_statistics(self.method)
         self.parameters = [p for p in self.method.parameters() if p.requires_grad]
@@ -166,7 +168,8 @@ class Loop:
         for number, source_batch in enumerate(micro_batches):
             # Dropout, for example: a function of the step, so that a resumed run draws the same numbers.
             torch.manual_seed(seed_for(session.config.seed, SEED_STEP, step, number, distributed.rank()))
-            with self._without_reduction(number < len(micro_batches) - 1):
+            # Gradients of all but the last micro-batch are added up on each process before they are reduced.
+            with self.without_reduction() if number < len(micro_batches) - 1 else nullcontext():
                 result = self._forward(self.module, source_batch, schedule)
                 loss = result.loss / len(micro_batches)
                 with phase("backward"):
@@ -188,13 +191,6 @@ class Loop:
             self.method.after_step(carries, self.context.progress)
             distributed.average_(self.local_statistics)
         self.meter.add(step + 1, torch.stack(losses).sum(), metrics)
-
-    def _without_reduction(self, active: bool) -> contextlib.AbstractContextManager[object]:
-        """Gradients of all but the last micro-batch are added up on each process before they are reduced."""
-        if active and self.module is not self.method:
-            context: contextlib.AbstractContextManager[object] = self.module.no_sync()  # type: ignore[operator]
-            return context
-        return contextlib.nullcontext()
 
     def make_views(self, source_batch: SourceBatch) -> list[Tensor]:
         """Returns the views of a micro-batch as the method receives them, one tensor (N, C, S, S) each."""

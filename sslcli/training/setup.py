@@ -71,6 +71,11 @@ class Session:
     def image_size(self) -> int:
         return max(view.size for view in self.config.views)
 
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of the images that stay on the device."""
+        return self.source.images.nbytes if isinstance(self.source, ResidentSource) else 0
+
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) on the device → float32, normalized as in training."""
         return normalize(images, self.dataset.info.mean, self.dataset.info.std)
@@ -89,16 +94,6 @@ class Session:
             dataset=info.name, step=progress.step, epoch=progress.epoch, sslcli=__version__,
             head=encoder.options.plain() if isinstance(encoder, HeadedBackbone) else None,
         )  # fmt: skip
-
-
-def resolve_autos(config: RunConfig) -> RunConfig:
-    """Returns the config with each `auto` resolved; UserError for a device that does not exist."""
-    device = resolve_device(config.training.device, "training.device")
-    precision = resolve_precision(config.training.precision, device)
-    # Only the type of a device matters to the run, not its index.
-    name = config.training.device if config.training.device != "auto" else device.type
-    training = config.training.model_copy(update={"device": name, "precision": precision})
-    return dataclasses.replace(config, training=training)
 
 
 def build(
@@ -120,52 +115,57 @@ def build(
         UserError: options do not fit together, in one line.
     """
     with lines_to(tell):
-        return _build(config, fresh=fresh, compiled=compiled)
+        config, device = _device_resolved(config)
+        training = config.training
+        dataset = limited(config.data.cls.open(config.data.options))
+        if config.method.cls.needs_labels and dataset.labels is None:
+            raise UserError(f"method: {config.method.name!r} needs labels, and {dataset.info.name!r} has none")
+        views = ViewMaker(config.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
+        # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
+        data = open_cached(dataset, wanted_side(views), training.epochs, training.workers)
+        config = _cache_resolved(config, data)
+        source = open_source(
+            data, device, training.batch_size, training.accumulate, config.seed,
+            distributed.rank(), distributed.world_size(), views=views, workers=training.workers,
+        )  # fmt: skip
+        info = RunInfo(
+            total_steps=training.epochs * source.steps_per_epoch, steps_per_epoch=source.steps_per_epoch,
+            epochs=training.epochs, batch_size=training.batch_size, world_size=distributed.world_size(),
+            data=dataset.info,
+        )  # fmt: skip
+        method = _build_method(config, dataset, info, fresh=fresh).to(device)
+        if training.sync_batch_norm and distributed.is_distributed():
+            synchronize_batch_norm(method, device)
+        if training.channels_last:
+            method = method.to(memory_format=torch.channels_last)
+        config = compile_parts(config, source, views, method, compiled=compiled, fresh=fresh)
+        options = config.optimizer.options
+        optimizer = config.optimizer.cls.build(build_groups(method, options), options)
+        base_lr = effective_lr(options, training.batch_size)
+        schedule = config.schedule.cls(config.schedule.options, base_lr, info.total_steps, info.steps_per_epoch)
+        callbacks = {name: choice.cls(choice.options) for name, choice in config.callbacks.items()}
+        reading = "all in memory" if isinstance(source, ResidentSource) else "read while training"
+        log.debug(f"{device}, {training.precision}, training.compile={config.training.compile}; images are {reading}")
+        precision = MixedPrecision(training.precision, device)
+        return Session(config, device, precision, dataset, source, views, method, optimizer, schedule, info, callbacks)
 
 
-def _build(config: RunConfig, *, fresh: bool, compiled: bool) -> Session:
-    config = resolve_autos(config)
+def _device_resolved(config: RunConfig) -> tuple[RunConfig, torch.device]:
+    """The config with device and precision resolved, and this process's device; sets what torch does there."""
     training = config.training
     device = resolve_device(training.device, "training.device")
-    if device.type == "cuda" and distributed.is_distributed():
-        device = torch.device("cuda", local_rank())
+    # Only the type of a device matters to the run, not its index.
+    name = training.device if training.device != "auto" else device.type
+    precision = resolve_precision(training.precision, device)
+    config = dataclasses.replace(config, training=training.model_copy(update={"device": name, "precision": precision}))
     torch.use_deterministic_algorithms(training.deterministic)
     if device.type == "cuda":
+        if distributed.is_distributed():
+            device = torch.device("cuda", local_rank())
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
         # Image sizes never change within a run, so trying each kernel pays off; a choice by time is not reproducible.
         torch.backends.cudnn.benchmark = not training.deterministic
-    dataset = limited(config.data.cls.open(config.data.options))
-    if config.method.cls.needs_labels and dataset.labels is None:
-        raise UserError(f"method: {config.method.name!r} needs labels, and {dataset.info.name!r} has none")
-    views = ViewMaker(config.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
-    # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
-    data = open_cached(dataset, wanted_side(views), training.epochs, training.workers)
-    config = _cache_resolved(config, data)
-    source = open_source(
-        data, device, training.batch_size, training.accumulate, config.seed,
-        distributed.rank(), distributed.world_size(), views=views, workers=training.workers,
-    )  # fmt: skip
-    info = RunInfo(
-        total_steps=training.epochs * source.steps_per_epoch, steps_per_epoch=source.steps_per_epoch,
-        epochs=training.epochs, batch_size=training.batch_size, world_size=distributed.world_size(), data=dataset.info,
-    )  # fmt: skip
-    method = _build_method(config, dataset, info, fresh=fresh).to(device)
-    if training.sync_batch_norm and distributed.is_distributed():
-        synchronize_batch_norm(method, device)
-    if training.channels_last:
-        method = method.to(memory_format=torch.channels_last)
-    config = compile_parts(config, source, views, method, compiled=compiled, fresh=fresh)
-    options = config.optimizer.options
-    optimizer = config.optimizer.cls.build(build_groups(method, options), options)
-    base_lr = effective_lr(options, training.batch_size)
-    schedule = config.schedule.cls(config.schedule.options, base_lr, info.total_steps, info.steps_per_epoch)
-    callbacks = {name: choice.cls(choice.options) for name, choice in config.callbacks.items()}
-    reading = "all in memory" if isinstance(source, ResidentSource) else "read while training"
-    log.debug(f"{device}, {training.precision}, training.compile={config.training.compile}; images are {reading}")
-    return Session(
-        config, device, MixedPrecision(training.precision, device), dataset, source, views, method, optimizer, schedule,
-        info, callbacks,
-    )  # fmt: skip
+    return config, device
 
 
 def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
@@ -173,10 +173,8 @@ def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
     options = config.data.options
     if not isinstance(options, FileOptions) or options.cache != "auto":
         return config  # only data sets of files can be cached; another's `cache` has its own meaning
-    kind = data.kind if isinstance(data, CachedDataset) else "none"
-    return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, options=options.model_copy(update={"cache": kind}))
-    )
+    options = options.model_copy(update={"cache": data.kind if isinstance(data, CachedDataset) else "none"})
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, options=options))
 
 
 def _build_method(config: RunConfig, dataset: Dataset, info: RunInfo, *, fresh: bool) -> Method:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,10 +33,6 @@ log = logging.getLogger(__name__)
 
 #: Steps before the measurement, in which code is compiled, memory and optimizer state are allocated, and workers start.
 WARM_UP = 5
-#: Steps on precomputed views before these are measured; the same code has run by then.
-WARM_UP_READY = 2
-#: Steps over which peak memory is measured: the second one frees what the first one allocated.
-MEMORY_STEPS = 2
 
 
 @dataclass
@@ -62,7 +59,10 @@ class SpeedLoop(Loop):
         for _ in range(steps):
             self.step()
         with phase("waiting"):
-            _synchronize(self.session.device)
+            if self.session.device.type == "cuda":
+                torch.cuda.synchronize(self.session.device)
+            elif self.session.device.type == "mps":
+                torch.mps.synchronize()
 
     def ready(self, micro_batches: list[SourceBatch]) -> list[SourceBatch]:
         """Returns the micro-batches with copies of their views, since CUDA graphs overwrite theirs."""
@@ -77,21 +77,16 @@ class Measured:
     """The measurements; times are seconds per step, one entry for each round.
 
     Attributes:
-        end_to_end: whole steps.
-        ready: the same steps on precomputed views.
+        seconds: `end_to_end`: of whole steps; `ready`: of the same steps on precomputed views.
         phases: of whole steps, measured separately, since marking the phases takes time too.
-        peak_bytes: peak memory of whole steps.
-        memory_kind: the memory that `peak_bytes` refers to.
-        held_bytes: the known parts of it: images, parameters and buffers, optimizer state.
+        memory: of whole steps: `kind`, the memory that is meant; `peak_bytes`; `held_bytes`, the known parts of the
+            peak.
         bad_step: the first step whose loss was not finite, if any.
     """
 
-    end_to_end: list[float]
-    ready: list[float]
+    seconds: dict[str, list[float]]
     phases: list[dict[str, float]]
-    peak_bytes: int
-    memory_kind: str
-    held_bytes: dict[str, int]
+    memory: dict[str, Any]
     bad_step: int | None
 
 
@@ -129,23 +124,21 @@ def _measure(loop: SpeedLoop, steps: int, rounds: int) -> Measured:
     log.info(f"warming up: {WARM_UP} steps")
     loop.run(stream, WARM_UP)
     peak = PeakMemory(session.device)
-    loop.run(stream, MEMORY_STEPS)
-    peak_bytes = peak.bytes()
+    loop.run(stream, 2)  # the second step frees what the first one allocated
+    memory = {"kind": peak.kind, "peak_bytes": peak.bytes(), "held_bytes": held_bytes(session)}
     # After memory was measured: `ssl train` holds no second batch of views.
     stored = itertools.repeat(loop.ready(next(stream)))
-    loop.run(stored, WARM_UP_READY)
-    times: dict[str, list[float]] = {"whole": [], "ready": []}
+    loop.run(stored, 2)  # the same code has run already
+    kinds = {"end_to_end": stream, "ready": stored}
+    times: dict[str, list[float]] = {name: [] for name in kinds}
     phases = []
     for number in range(rounds):
-        kinds = [("whole", stream), ("ready", stored)]
-        for kind, batches in reversed(kinds) if number % 2 else kinds:
-            times[kind].append(_seconds(loop, batches, steps))
+        for name in reversed(kinds) if number % 2 else kinds:
+            times[name].append(_seconds(loop, kinds[name], steps))
         phases.append(_phases(loop, stream, steps))
-        rate = session.config.training.batch_size / times["whole"][-1]
+        rate = session.config.training.batch_size / times["end_to_end"][-1]
         log.info(f"round {number + 1} of {rounds}: {rate:,.0f} images/s end to end")
-    return Measured(
-        times["whole"], times["ready"], phases, peak_bytes, peak.kind, held_bytes(session), loop.meter.bad_step()
-    )
+    return Measured(times, phases, memory, loop.meter.bad_step())
 
 
 def _seconds(loop: SpeedLoop, batches: Iterator[list[SourceBatch]], steps: int) -> float:
@@ -166,10 +159,3 @@ def _phases(loop: SpeedLoop, batches: Iterator[list[SourceBatch]], steps: int) -
     with clock.running():
         loop.run(batches, steps)
     return {name: seconds / steps for name, seconds in clock.seconds().items()}
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

@@ -16,54 +16,51 @@ from .setup import Session
 from .speed import Measured
 from .train import plan
 
-#: Phases that the table names differently.
-_SHOWN = {"update": "optimizer and method update"}
-
 
 def report(session: Session, measured: Measured, steps: int, command: list[str]) -> dict[str, Any]:
     """Returns all results: speeds, each round's times, the resolved config, machine, versions and command."""
     batch = session.config.training.batch_size
-    rates = {
-        name: _spread([batch / seconds for seconds in times])
-        for name, times in (("end_to_end", measured.end_to_end), ("ready", measured.ready))
-    }
     # Of the median round, so that the phases add up to the time of an actual step.
     typical = sorted(measured.phases, key=lambda phases: sum(phases.values()))[(len(measured.phases) - 1) // 2]
     total = sum(typical.values())
     phases = {}
     for name, seconds in typical.items():
-        spread = _spread([1000 * each[name] for each in measured.phases])
+        times = [1000 * each[name] for each in measured.phases]
         phases[name] = {
             "ms": _rounded(1000 * seconds), "share": _rounded(seconds / total),
-            "ms_min": spread["min"], "ms_max": spread["max"],
+            "ms_min": _rounded(min(times)), "ms_max": _rounded(max(times)),
         }  # fmt: skip
+    # Of the two speeds in the same round.
+    ratios = [ready / whole for whole, ready in zip(*measured.seconds.values(), strict=True)]
     return {
         **describe_environment(command),
         "config": session.config.plain(),
         "plan": plan(session),
         "steps": steps,
-        "rounds": len(measured.ready),
-        "images_per_second": rates,
-        # Of the two speeds in the same round.
-        "ratio": _spread([ready / whole for whole, ready in zip(measured.end_to_end, measured.ready, strict=True)]),
+        "rounds": len(measured.phases),
+        "images_per_second": {
+            name: _spread([batch / each for each in times]) for name, times in measured.seconds.items()
+        },
+        "ratio": _spread(ratios),
         "phases": phases,
         "phases_clock": "CUDA events" if session.device.type == "cuda" else "host",
-        "memory": {"kind": measured.memory_kind, "peak_bytes": measured.peak_bytes, "held_bytes": measured.held_bytes},
+        "memory": measured.memory,
         "first_step_with_bad_loss": measured.bad_step,
-        "seconds_per_step": {"end_to_end": measured.end_to_end, "ready": measured.ready, "phases": measured.phases},
+        "seconds_per_step": {**measured.seconds, "phases": measured.phases},
     }
 
 
 def tables(report: dict[str, Any]) -> Group:
     """Returns phases, speed and memory of a report as tables."""
     phases = _table("phase", "ms per step", "share", "min", "max")
-    rows = {_SHOWN.get(name, name): tuple(phase.values()) for name, phase in report["phases"].items()}
+    rows = {name: tuple(phase.values()) for name, phase in report["phases"].items()}
     rounds = [1000 * sum(each.values()) for each in report["seconds_per_step"]["phases"]]
-    step = (sum(milliseconds for milliseconds, *_ in rows.values()), 1.0, min(rounds), max(rounds))
-    for name, (milliseconds, share, *extremes) in {**rows, "step": step}.items():
+    rows["step"] = (sum(milliseconds for milliseconds, *_ in rows.values()), 1.0, min(rounds), max(rounds))
+    for name, (milliseconds, share, *extremes) in rows.items():
         if name == "step":
             phases.add_section()
-        phases.add_row(name, f"{milliseconds:,.2f}", f"{share:.1%}", *(f"{value:,.2f}" for value in extremes))
+        shown = "optimizer and method update" if name == "update" else name
+        phases.add_row(shown, f"{milliseconds:,.2f}", f"{share:.1%}", *(f"{value:,.2f}" for value in extremes))
     speed = _table("images/s", *report["ratio"])
     for name, key in (("end to end", "end_to_end"), ("on precomputed views", "ready")):
         speed.add_row(name, *(f"{value:,.1f}" for value in report["images_per_second"][key].values()))

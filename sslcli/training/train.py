@@ -234,7 +234,6 @@ def plugins_used(config: RunConfig) -> dict[str, dict[str, str]]:
 def plan(session: Session) -> dict[str, Any]:
     """Returns the size of a run, for `--dry-run`."""
     info, training = session.info, session.config.training
-    images = getattr(session.source, "images", None)
     return {
         "images": len(session.dataset),
         "epochs": info.epochs,
@@ -248,5 +247,5 @@ def plan(session: Session) -> dict[str, Any]:
         "feature_dim": session.method.encoder().spec.feature_dim,
         "backbone_parameters": sum(p.numel() for p in session.method.encoder().parameters()),
         "trainable_parameters": sum(p.numel() for p in session.method.parameters() if p.requires_grad),
-        "data_bytes": images.numel() * images.element_size() if images is not None else 0,
+        "data_bytes": session.data_bytes,
     }
