@@ -67,7 +67,7 @@ def resolve_compile(
         device: of the run.
         sizes: the side of every view in pixels.
         batch_size: images per micro-batch on this process.
-        batches: the number of such batches in the whole run.
+        batches: such micro-batches in the whole run.
 
     Raises:
         UserError: compiling was asked for, and this machine cannot compile.
@@ -91,15 +91,7 @@ def compile_parts(
     """Compiles the views in place, and with `all` every backbone of a method (the momentum encoder's too).
 
     Parameters keep their names, and an exported or copied backbone is eager. Views are compiled immediately; a backbone
-    at its first step, since its code depends on which parameters are trained.
-
-    Args:
-        config: of the run.
-        source: of its batches.
-        views: of the run.
-        method: with all its copies of the backbone, on its device.
-        compiled: compile; False to only return what would be compiled.
-        fresh: the run starts. A run that is resumed may have been `auto`, and eager because the compiler failed.
+    at its first step, since its code depends on which parameters are trained. Without `compiled` nothing is compiled.
 
     Returns:
         the config with `training.compile` resolved.
@@ -134,7 +126,8 @@ def compile_parts(
             views.go_eager()
             choice = "none"
         if choice == "all":
-            # If the user did not ask for it, a backbone that cannot be compiled must not end the run.
+            # If the user did not ask for it, a backbone that cannot be compiled must not end the run. A run that is
+            # resumed may have been `auto`, and eager because the compiler failed.
             torch._dynamo.config.suppress_errors |= training.compile == "auto" or not fresh
             for module in method.modules():
                 if isinstance(module, Backbone):

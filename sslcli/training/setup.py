@@ -24,6 +24,7 @@ from sslcli.data.crops import wanted_side
 from sslcli.data.files import FileOptions
 from sslcli.data.source import ResidentSource, open_source
 from sslcli.data.subset import limited
+from sslcli.evaluation.extraction import DTYPES
 from sslcli.logs import lines_to
 from sslcli.modules.headed import HeadedBackbone
 from sslcli.modules.sync_norm import synchronize_batch_norm
@@ -37,7 +38,6 @@ from sslcli.views.pipeline import ViewMaker
 
 from .compilation import compile_parts
 from .group import local_rank
-from .precision import MixedPrecision
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +47,11 @@ SEED_WEIGHTS, SEED_STEP = 1, 2
 
 @dataclass
 class Session:
-    """The objects of a run. `config` has every `auto` resolved."""
+    """The objects of a run. `config` has every `auto` resolved; `scaler` does nothing except in fp16."""
 
     config: RunConfig
     device: torch.device
-    precision: MixedPrecision
+    scaler: torch.amp.GradScaler
     dataset: Dataset
     source: Source
     views: ViewMaker
@@ -64,8 +64,7 @@ class Session:
     @property
     def last_step(self) -> int:
         """Optimizer steps after which the run ends."""
-        limit = self.config.training.max_steps
-        return self.info.total_steps if limit is None else min(limit, self.info.total_steps)
+        return min(self.config.training.max_steps or self.info.total_steps, self.info.total_steps)
 
     @property
     def image_size(self) -> int:
@@ -76,14 +75,13 @@ class Session:
         """Bytes of the images that stay on the device."""
         return self.source.images.nbytes if isinstance(self.source, ResidentSource) else 0
 
+    def autocast(self) -> torch.autocast:
+        dtype = DTYPES.get(self.config.training.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) on the device → float32, normalized as in training."""
         return normalize(images, self.dataset.info.mean, self.dataset.info.std)
-
-    def encoder_prefix(self) -> str:
-        """The name of the exported backbone within the method, with its dot."""
-        encoder = self.method.encoder()
-        return next(f"{name}." for name, module in self.method.named_modules() if module is encoder)
 
     def card(self, progress: Progress) -> BackboneCard:
         """The description to store with the backbone's weights."""
@@ -97,11 +95,7 @@ class Session:
 
 
 def build(
-    config: RunConfig,
-    *,
-    fresh: bool = True,
-    compiled: bool = True,
-    tell: Callable[[str], None] | None = None,
+    config: RunConfig, *, fresh: bool = True, compiled: bool = True, tell: Callable[[str], None] | None = None
 ) -> Session:
     """Opens the data and builds views, backbone, method, optimizer and callbacks.
 
@@ -146,8 +140,8 @@ def build(
         callbacks = {name: choice.cls(choice.options) for name, choice in config.callbacks.items()}
         reading = "all in memory" if isinstance(source, ResidentSource) else "read while training"
         log.debug(f"{device}, {training.precision}, training.compile={config.training.compile}; images are {reading}")
-        precision = MixedPrecision(training.precision, device)
-        return Session(config, device, precision, dataset, source, views, method, optimizer, schedule, info, callbacks)
+        scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
+        return Session(config, device, scaler, dataset, source, views, method, optimizer, schedule, info, callbacks)
 
 
 def _device_resolved(config: RunConfig) -> tuple[RunConfig, torch.device]:

@@ -151,7 +151,7 @@ def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path) -> 
         )
     if checkpoint is not None:
         state.restore(checkpoint, session.method, session.optimizer, session.callbacks)
-        session.precision.scaler.load_state_dict(checkpoint.document["scaler"])
+        session.scaler.load_state_dict(checkpoint.document["scaler"])
         log.info(f"resuming {output} from step {checkpoint.step} of {session.last_step}")
     return session
 
@@ -200,13 +200,14 @@ def _save(loop: Loop, writer: CheckpointWriter) -> None:
     session, progress = loop.session, loop.context.progress
     if progress.step == writer.last_step or not loop.context.is_main:
         return
+    encoder = session.method.encoder()
     tensors, numbers = state.collect(session.method, session.optimizer, session.callbacks)
     document: dict[str, Any] = {
         "step": progress.step,
         "config": session.config.plain(),
         "numbers": numbers,
-        "scaler": session.precision.scaler.state_dict(),
-        "encoder": state.METHOD + session.encoder_prefix(),
+        "scaler": session.scaler.state_dict(),
+        "encoder": next(f"{state.METHOD}{k}." for k, module in session.method.named_modules() if module is encoder),
         "card": dataclasses.asdict(session.card(progress)),
         "plugins": plugins_used(session.config),
         "world_size": distributed.world_size(),

@@ -17,8 +17,7 @@ from sslcli.training.context import Context
 from sslcli.training.loop import Loop
 from sslcli.training.memory import PeakMemory, held_bytes
 from sslcli.training.setup import Session, build
-from sslcli.training.speed import Measured, SpeedLoop, measure
-from sslcli.training.speed_report import headline, report
+from sslcli.training.speed import Measured, SpeedLoop, headline, measure, report
 
 
 def loop_of(session: Session) -> SpeedLoop:
