@@ -52,11 +52,7 @@ def missing_compiler(device: torch.device) -> str | None:
 
 
 def resolve_compile(
-    name: Literal["auto", "none", "views", "all"],
-    device: torch.device,
-    sizes: Sequence[int],
-    batch_size: int,
-    batches: int,
+    name: Literal["auto", Compiled], device: torch.device, sizes: Sequence[int], batch_size: int, batches: int
 ) -> Compiled:
     """Returns what to compile: `auto` compiles if there is a compiler and the run is long enough.
 
