@@ -75,7 +75,7 @@ class Bench:
 
     def step(self) -> None:
         clock, method = self.clock, self.method
-        with clock.part("loss"), self.session.precision.autocast():
+        with clock.part("loss"), self.session.autocast():
             result = method(self.batch)
         with clock.part("loss"):
             torch.autograd.backward(result.loss)
@@ -132,7 +132,7 @@ class Bench:
         return {"method": whole, "network": self._peak(lambda: self._alone(images))}
 
     def _alone(self, images: list[torch.Tensor]) -> None:
-        with self.session.precision.autocast():
+        with self.session.autocast():
             outputs: list[Features] = [self.method.backbone(x) for x in images]
             loss = torch.stack([output.pooled.float().sum() for output in outputs]).sum()
         torch.autograd.backward(loss)

@@ -23,8 +23,8 @@ from torch.utils.flop_counter import flop_registry
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.method import Batch, RunInfo, View
+from sslcli.evaluation.extraction import autocast
 from sslcli.optimizers.groups import build_groups
-from sslcli.training.precision import MixedPrecision
 from sslcli.views.pipeline import ViewMaker
 
 PHASES = ("views", "forward", "backward", "optimizer")
@@ -162,7 +162,6 @@ def count_step(config: RunConfig, batch: int, precision: str, source_side: int |
     run = RunInfo(total_steps=1, steps_per_epoch=1, epochs=1, batch_size=batch, world_size=1, data=info)
     counter = Counter()
     images = _count_views(counter, config, batch, source_side)
-    device = torch.device("cpu")  # autocast needs a device
     with FakeTensorMode(allow_non_fake_inputs=True):
         sides = [view.size for view in config.views for _ in range(view.count)]
         backbone = config.backbone.cls.build(config.backbone.options, CHANNELS, max(sides))
@@ -172,7 +171,7 @@ def count_step(config: RunConfig, batch: int, precision: str, source_side: int |
         views = [View(torch.empty(batch, CHANNELS, side, side)) for side in sides]
         with counter:
             counter.phase = "forward"
-            with MixedPrecision(precision, device).autocast():
+            with autocast(torch.device("cpu"), precision):
                 step = method(Batch(views, None, torch.arange(batch), {}))
             counter.phase = "backward"
             step.loss.backward()

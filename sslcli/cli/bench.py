@@ -39,8 +39,7 @@ def bench(
     from rich.console import Console  # torch is imported from here on
 
     from sslcli.storage import check_output, write_text
-    from sslcli.training.speed import measure
-    from sslcli.training.speed_report import headline, report, tables
+    from sslcli.training.speed import headline, measure, report, tables
 
     output = output.expanduser() if output is not None else None
     if output is not None:

@@ -39,22 +39,20 @@ _VIEWS_ON_CUDA = 30_000
 
 def missing_compiler(device: torch.device) -> str | None:
     """Returns what is missing on this machine to compile for a device, or None."""
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        return "the package triton is missing"
     # Triton compiles its launchers with a C compiler, Inductor its loops for a CPU with a C++ compiler.
-    variable, default = ("CC", ("gcc", "clang", "cc")) if device.type == "cuda" else ("CXX", ("g++", "clang++", "c++"))
+    language, variable, default = "C++", "CXX", ("g++", "clang++", "c++")
+    if device.type == "cuda":
+        language, variable, default = "C", "CC", ("gcc", "clang", "cc")
+        if importlib.util.find_spec("triton") is None:
+            return "the package triton is missing"
     candidates = [os.environ[variable]] if os.environ.get(variable) else default
     if not any(shutil.which(each) for each in candidates):
-        return f"there is no C{'' if device.type == 'cuda' else '++'} compiler ({' or '.join(candidates)})"
+        return f"there is no {language} compiler ({' or '.join(candidates)})"
     return None
 
 
 def resolve_compile(
-    name: Literal["auto", "none", "views", "all"],
-    device: torch.device,
-    sizes: Sequence[int],
-    batch_size: int,
-    batches: int,
+    name: Literal["auto", Compiled], device: torch.device, sizes: Sequence[int], batch_size: int, batches: int
 ) -> Compiled:
     """Returns what to compile: `auto` compiles if there is a compiler and the run is long enough.
 
@@ -65,47 +63,31 @@ def resolve_compile(
         device: of the run.
         sizes: the side of every view in pixels.
         batch_size: images per micro-batch on this process.
-        batches: the number of such batches in the whole run.
+        batches: such micro-batches in the whole run.
 
     Raises:
         UserError: compiling was asked for, and this machine cannot compile.
     """
-    if name == "none":
+    missing = missing_compiler(device) if name != "none" else None
+    if name != "auto":
+        if missing is not None:
+            raise UserError(f"training.compile: {name}: {missing}; install it, or set training.compile=none")
         return name
-    missing = missing_compiler(device)
-    if name == "auto":
-        if missing is not None or device.type not in ("cpu", "cuda"):
-            return "none"
-        if device.type == "cuda":
-            return "views" if batches * len(sizes) >= _VIEWS_ON_CUDA else "none"
-        pixels = batches * batch_size * sum(size**2 for size in sizes)
-        return "all" if pixels >= _PIXELS_PER_THREAD * torch.get_num_threads() else "none"
-    if missing is not None:
-        raise UserError(f"training.compile: {name}: {missing}; install it, or set training.compile=none")
-    return name
+    if missing is not None or device.type not in ("cpu", "cuda"):
+        return "none"
+    if device.type == "cuda":
+        return "views" if batches * len(sizes) >= _VIEWS_ON_CUDA else "none"
+    pixels = batches * batch_size * sum(size**2 for size in sizes)
+    return "all" if pixels >= _PIXELS_PER_THREAD * torch.get_num_threads() else "none"
 
 
 def compile_parts(
-    config: RunConfig,
-    source: Source,
-    views: ViewMaker,
-    method: Method,
-    *,
-    compiled: bool = True,
-    fresh: bool = True,
+    config: RunConfig, source: Source, views: ViewMaker, method: Method, *, compiled: bool, fresh: bool
 ) -> RunConfig:
-    """Compiles the views, and with `all` every backbone of a method (the momentum encoder's too).
+    """Compiles the views in place, and with `all` every backbone of a method (the momentum encoder's too).
 
     Parameters keep their names, and an exported or copied backbone is eager. Views are compiled immediately; a backbone
-    at its first step, since its code depends on which parameters are trained.
-
-    Args:
-        config: of the run.
-        source: of its batches.
-        views: compiled in place.
-        method: with all its copies of the backbone, on its device; compiled in place.
-        compiled: compile; False to only return what would be compiled.
-        fresh: the run starts. A run that is resumed may have been `auto`, and eager because the compiler failed.
+    at its first step, since its code depends on which parameters are trained. Without `compiled` nothing is compiled.
 
     Returns:
         the config with `training.compile` resolved.
@@ -140,7 +122,8 @@ def compile_parts(
             views.go_eager()
             choice = "none"
         if choice == "all":
-            # If the user did not ask for it, a backbone that cannot be compiled must not end the run.
+            # If the user did not ask for it, a backbone that cannot be compiled must not end the run. A run that is
+            # resumed may have been `auto`, and eager because the compiler failed.
             torch._dynamo.config.suppress_errors |= training.compile == "auto" or not fresh
             for module in method.modules():
                 if isinstance(module, Backbone):
@@ -151,11 +134,13 @@ def compile_parts(
 def _compile_views(views: ViewMaker, mode: str | None, source: Source, count: int, device: torch.device) -> None:
     """Compiles by making views of a batch of zeros, twice: CUDA graphs are recorded the second time."""
     views.compile(mode, below=_EAGER_ON_CPU if device.type == "cpu" else None)
+    shapes: list[tuple[int, ...]] = [(size, size) for size in views.sizes]
+    sizes = None
+    if isinstance(source, ResidentSource):
+        shapes = [tuple(source.images.shape[-2:])]
+        sizes = torch.tensor(shapes).expand(count, 2)
     channels = views.kinds[0].channels
-    resident = source.images if isinstance(source, ResidentSource) else None
-    shapes = [(size, size) for size in views.sizes] if resident is None else [tuple(resident.shape[-2:])]
     images = [torch.zeros((count, channels, *shape), dtype=torch.uint8, device=device) for shape in shapes]
-    sizes = None if resident is None else torch.tensor(shapes).expand(count, 2)
     for _ in range(2):
         draws = views.draw(0, torch.arange(count), sizes).to(device)
-        views.apply(images, draws, cropped=resident is None)
+        views.apply(images, draws, cropped=sizes is None)

@@ -37,12 +37,9 @@ class Context(RunContext):
         self.classes = None if labels is None else len(info.classes or ()) or int(labels.max()) + 1
         self.last_step = session.last_step
         self.progress = Progress(0, session.info.total_steps, session.info.steps_per_epoch)
+        self.callbacks: list[Callback] = list(session.callbacks.values())
         self._tell = tell or log.info
         self._labeled: dict[Part, Dataset | None] = {}
-
-    @property
-    def callbacks(self) -> list[Callback]:
-        return list(self.session.callbacks.values())
 
     def encoder(self) -> Backbone:
         return self.session.method.encoder()

@@ -35,8 +35,7 @@ def local_rank() -> int:
 def joined(device: str) -> Iterator[None]:
     """Joins the process group for the block; does nothing in a single process, or if it has joined already.
 
-    Args:
-        device: `training.device`; tensors on CUDA go through NCCL, those on the CPU through gloo.
+    With `device`, `training.device`, on CUDA, tensors there go through NCCL, those on the CPU through gloo.
 
     Raises:
         SslError: the group does not form.
@@ -93,19 +92,16 @@ def launch(arguments: Sequence[str], processes: int, device: str) -> int:
 
 def _wait(children: list[subprocess.Popen[bytes]]) -> int:
     """Waits for all processes, passing a signal on to them once; returns the first bad exit code, or 0."""
+    passed_on = False
     with Interrupt() as interrupt:
-        code, passed_on = 0, False
-        while None in [child.poll() for child in children]:
+        while not any(child.poll() for child in children) and None in [child.returncode for child in children]:
             if interrupt.number is not None and not passed_on:
                 passed_on = True
                 for child in children:
                     child.send_signal(interrupt.number)
-            if failed := [child.returncode for child in children if child.returncode]:
-                code = failed[0]
-                break
             time.sleep(0.1)
+        code = next((child.returncode for child in children if child.returncode), 0)
         _end(children)
-    code = code or next((child.returncode for child in children if child.returncode), 0)
     return code if code >= 0 else 128 - code
 
 

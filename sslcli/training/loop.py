@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import inspect
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,7 +27,6 @@ from .context import Context
 from .setup import SEED_STEP, Session
 
 log = logging.getLogger(__name__)
-
 
 #: Advice in messages.
 LESS_MEMORY = "try a smaller training.batch_size, or the same with training.accumulate=2"
@@ -77,20 +76,12 @@ class Meter:
 
     def means(self) -> dict[str, float]:
         """Returns the mean of everything since the last log line (waits for the device)."""
-        if not self.sums:
-            return {}
         values = distributed.all_reduce_mean(torch.stack(list(self.sums.values())) / self.count)
         return dict(zip(self.sums, values.tolist(), strict=True))
 
 
 class Loop:
-    """Makes optimizer steps.
-
-    Args:
-        session: the objects of the run.
-        context: the run as callbacks see it; the loop keeps its `progress` up to date.
-        start: steps already made.
-    """
+    """Makes optimizer steps after the `start` that are made already; keeps the `progress` of `context` up to date."""
 
     def __init__(self, session: Session, context: Context, start: int) -> None:
         self.session, self.context = session, context
@@ -98,6 +89,9 @@ class Loop:
         self.schedules: dict[str, StepFunction] = self.method.schedules()
         self.weight_decay = weight_decay_schedule(session.config.optimizer.options, session.info.total_steps)
         self.module = self._distribute(start)
+        self.without_reduction: Callable[[], AbstractContextManager[object]] = getattr(
+            self.module, "no_sync", nullcontext
+        )
         # Statistics that differ between processes: averaged after each step, so that no state is local.
         self.local_statistics = local_statistics(self.method)
         self.parameters = [p for p in self.method.parameters() if p.requires_grad]
@@ -158,41 +152,33 @@ class Loop:
             micro_batches = next(self.batches)
         self.meter.waited += time.perf_counter() - began
         self.module.train()
-        carries, losses = [], []
-        seen: list[tuple[Tensor | None, Tensor | None]] = []
+        results: list[Step] = []
         metrics: dict[str, Tensor] = {}
         for number, source_batch in enumerate(micro_batches):
             # Dropout, for example: a function of the step, so that a resumed run draws the same numbers.
             torch.manual_seed(seed_for(session.config.seed, SEED_STEP, step, number, distributed.rank()))
-            with self._without_reduction(number < len(micro_batches) - 1):
+            # Gradients of all but the last micro-batch are added up on each process before they are reduced.
+            with self.without_reduction() if number < len(micro_batches) - 1 else nullcontext():
                 result = self._forward(self.module, source_batch, schedule)
                 loss = result.loss / len(micro_batches)
                 with phase("backward"):
-                    torch.autograd.backward(session.precision.scaler.scale(loss))
-            losses.append(loss.detach())
-            carries.append(result.carry)
+                    torch.autograd.backward(session.scaler.scale(loss))
+            results.append(dataclasses.replace(result, loss=loss.detach()))
             for name, value in result.metrics.items():
                 part = value.detach() / len(micro_batches)
                 metrics[name] = metrics[name] + part if name in metrics else part
-            self.features = result.features
-            seen.append((result.features, source_batch.labels))
             self.meter.images += len(source_batch.index)
             self._warn_of_replaced(source_batch)
         with phase("update"):
             self._update()
         self._set_progress(step + 1)
-        self.context.step_features, self.context.step_labels = map(_joined, zip(*seen, strict=True))
+        self.features = results[-1].features
+        self.context.step_features = _joined([result.features for result in results])
+        self.context.step_labels = _joined([source_batch.labels for source_batch in micro_batches])
         with phase("update"), torch.no_grad():
-            self.method.after_step(carries, self.context.progress)
+            self.method.after_step([result.carry for result in results], self.context.progress)
             distributed.average_(self.local_statistics)
-        self.meter.add(step + 1, torch.stack(losses).sum(), metrics)
-
-    def _without_reduction(self, active: bool) -> contextlib.AbstractContextManager[object]:
-        """Gradients of all but the last micro-batch are added up on each process before they are reduced."""
-        if active and self.module is not self.method:
-            context: contextlib.AbstractContextManager[object] = self.module.no_sync()  # type: ignore[operator]
-            return context
-        return contextlib.nullcontext()
+        self.meter.add(step + 1, torch.stack([result.loss for result in results]).sum(), metrics)
 
     def make_views(self, source_batch: SourceBatch) -> list[Tensor]:
         """Returns the views of a micro-batch as the method receives them, one tensor (N, C, S, S) each."""
@@ -211,7 +197,7 @@ class Loop:
     def _forward(self, module: torch.nn.Module, source_batch: SourceBatch, schedule: dict[str, Tensor]) -> Step:
         views = self.make_views(source_batch)
         batch = Batch([View(view) for view in views], source_batch.labels, source_batch.index, schedule)
-        with phase("forward"), self.session.precision.autocast():
+        with phase("forward"), self.session.autocast():
             result = module(batch)
         if not isinstance(result, Step):
             raise UserError(
@@ -228,7 +214,7 @@ class Loop:
                 log.warning(f"unreadable image replaced: {message}")
 
     def _update(self) -> None:
-        scaler, clip = self.session.precision.scaler, self.session.config.training.clip
+        scaler, clip = self.session.scaler, self.session.config.training.clip
         scaler.unscale_(self.optimizer)
         self.method.after_backward(self.context.progress)
         if clip is not None and clip.mode == "global":
@@ -243,15 +229,12 @@ class Loop:
         """Raises RunFailed if the loss of any step was not finite (waits for the device)."""
         bad = self.meter.bad_step()
         if bad is not None:
-            name = self.session.precision.name
+            name, lr = self.session.config.training.precision, self.session.schedule(bad - 1)
             advice = "training.precision=fp32, " if name != "fp32" else ""
             raise RunFailed(
-                f"the loss was not finite in step {bad} (lr {self.lr(bad - 1):.3g}, {name}); earlier checkpoints are "
+                f"the loss was not finite in step {bad} (lr {lr:.3g}, {name}); earlier checkpoints are "
                 f"good: try a smaller optimizer.lr, a longer warm-up, {advice}or training.clip.norm=1.0"
             )
-
-    def lr(self, step: int) -> float:
-        return float(self.session.schedule(step))
 
     def record(self) -> dict[str, float]:
         """Returns the values since the last log line, and resets them; RunFailed if the loss was not finite."""
@@ -259,9 +242,10 @@ class Loop:
         meter = self.meter
         metrics = meter.means()  # waits for the device, so that the time below includes its part of the steps
         seconds = meter.seconds()
-        line = {"loss": metrics.pop("loss"), "lr": self.lr(self.context.progress.step - 1)}
+        step = self.context.progress.step - 1
+        line = {"loss": metrics.pop("loss"), "lr": float(self.session.schedule(step))}
         if self.weight_decay is not None:
-            line["weight_decay"] = self.weight_decay(self.context.progress.step - 1)
+            line["weight_decay"] = self.weight_decay(step)
         line["images_per_second"] = round(meter.images * self.session.info.world_size / seconds, 1)
         line["data_wait"] = round(meter.waited / seconds, 4)
         line |= metrics
@@ -274,7 +258,7 @@ class Loop:
         return line
 
 
-def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
     """One tensor with the rows of all micro-batches; None if one of them has none."""
     present = [part.detach() for part in parts if part is not None]
     if len(present) < len(parts):

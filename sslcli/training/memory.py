@@ -45,10 +45,9 @@ class PeakMemory:
 
 def held_bytes(session: Session) -> dict[str, int]:
     """Returns the bytes of the images in memory, of all parameters and buffers, and of the optimizer's state."""
-    images = getattr(session.source, "images", None)
     state = named_optimizer_state(session.optimizer, session.method).values()
     return {
-        "data set": images.nbytes if images is not None else 0,
+        "data set": session.data_bytes,
         "parameters": sum(tensor.nbytes for tensor in (*session.method.parameters(), *session.method.buffers())),
         "optimizer state": sum(value.nbytes for value in state if isinstance(value, torch.Tensor)),
     }

@@ -13,6 +13,8 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options, ResumeRule
 from sslcli.data.files import FileOptions
 
+_MODELS: dict[str, type[Options]] = {"training": schema.TrainingOptions, "checkpoints": schema.CheckpointOptions}
+
 
 def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeRule, str]]:
     """Lists the differences between a config and the stored plain config of a run: the field's rule, and a message."""
@@ -20,37 +22,26 @@ def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeR
     for section, now in config.plain().items():
         before = stored.get(section)
         if isinstance(now, dict) and isinstance(before, dict):
-            before = _completed(config, section, before)
+            if section == "callbacks":
+                continue  # may change freely
+            model: type[Options] = _MODELS.get(section) or getattr(config, section).cls.Options
+            if before.get("name") == now.get("name"):
+                before = _completed(model, before)
             for name in sorted({*now, *before}):
                 if now.get(name) != before.get(name):
                     line = f"{section}.{name}: {_show(before.get(name))} in the run, {_show(now.get(name))} now"
-                    found.append((_rule(config, section, name), line))
+                    found.append((model.resume_rule(name), line))
         elif now != before:
             found.append(("fixed", f"{section}: {_show(before)} in the run, {_show(now)} now"))
     return found
 
 
-def _completed(config: RunConfig, section: str, stored: dict[str, Any]) -> dict[str, Any]:
+def _completed(model: type[Options], stored: dict[str, Any]) -> dict[str, Any]:
     """The stored options, with the present defaults of those that did not exist when the run was started."""
-    values = {name: value for name, value in stored.items() if name != "name"}
-    if section == "callbacks" or ("name" in stored and stored["name"] != getattr(config, section).name):
-        return stored
     try:
-        return {**stored, **_model(config, section).parse(values).plain()}
+        return {**stored, **model.parse({name: value for name, value in stored.items() if name != "name"}).plain()}
     except ValidationError:  # an option was removed or changed its meaning: all are shown as they were written
         return stored
-
-
-def _model(config: RunConfig, section: str) -> type[Options]:
-    models: dict[str, Any] = {"training": schema.TrainingOptions, "checkpoints": schema.CheckpointOptions}
-    model: type[Options] = models[section] if section in models else getattr(config, section).cls.Options
-    return model
-
-
-def _rule(config: RunConfig, section: str, name: str) -> ResumeRule:
-    if section == "callbacks":
-        return "free"
-    return _model(config, section).resume_rule(name) if name != "name" else "fixed"
 
 
 def _show(value: Any) -> str:

@@ -24,6 +24,7 @@ from sslcli.data.crops import wanted_side
 from sslcli.data.files import FileOptions
 from sslcli.data.source import ResidentSource, open_source
 from sslcli.data.subset import limited
+from sslcli.evaluation.extraction import autocast
 from sslcli.logs import lines_to
 from sslcli.modules.headed import HeadedBackbone
 from sslcli.modules.sync_norm import synchronize_batch_norm
@@ -37,7 +38,6 @@ from sslcli.views.pipeline import ViewMaker
 
 from .compilation import compile_parts
 from .group import local_rank
-from .precision import MixedPrecision
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +47,11 @@ SEED_WEIGHTS, SEED_STEP = 1, 2
 
 @dataclass
 class Session:
-    """The objects of a run. `config` has every `auto` resolved."""
+    """The objects of a run. `config` has every `auto` resolved; `scaler` does nothing except in fp16."""
 
     config: RunConfig
     device: torch.device
-    precision: MixedPrecision
+    scaler: torch.amp.GradScaler
     dataset: Dataset
     source: Source
     views: ViewMaker
@@ -64,21 +64,23 @@ class Session:
     @property
     def last_step(self) -> int:
         """Optimizer steps after which the run ends."""
-        limit = self.config.training.max_steps
-        return self.info.total_steps if limit is None else min(limit, self.info.total_steps)
+        return min(self.config.training.max_steps or self.info.total_steps, self.info.total_steps)
 
     @property
     def image_size(self) -> int:
         return max(view.size for view in self.config.views)
 
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of the images that stay on the device."""
+        return self.source.images.nbytes if isinstance(self.source, ResidentSource) else 0
+
+    def autocast(self) -> torch.autocast:
+        return autocast(self.device, self.config.training.precision)
+
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) on the device → float32, normalized as in training."""
         return normalize(images, self.dataset.info.mean, self.dataset.info.std)
-
-    def encoder_prefix(self) -> str:
-        """The name of the exported backbone within the method, with its dot."""
-        encoder = self.method.encoder()
-        return next(f"{name}." for name, module in self.method.named_modules() if module is encoder)
 
     def card(self, progress: Progress) -> BackboneCard:
         """The description to store with the backbone's weights."""
@@ -91,22 +93,8 @@ class Session:
         )  # fmt: skip
 
 
-def resolve_autos(config: RunConfig) -> RunConfig:
-    """Returns the config with each `auto` resolved; UserError for a device that does not exist."""
-    device = resolve_device(config.training.device, "training.device")
-    precision = resolve_precision(config.training.precision, device)
-    # Only the type of a device matters to the run, not its index.
-    name = config.training.device if config.training.device != "auto" else device.type
-    training = config.training.model_copy(update={"device": name, "precision": precision})
-    return dataclasses.replace(config, training=training)
-
-
 def build(
-    config: RunConfig,
-    *,
-    fresh: bool = True,
-    compiled: bool = True,
-    tell: Callable[[str], None] | None = None,
+    config: RunConfig, *, fresh: bool = True, compiled: bool = True, tell: Callable[[str], None] | None = None
 ) -> Session:
     """Opens the data and builds views, backbone, method, optimizer and callbacks.
 
@@ -120,52 +108,57 @@ def build(
         UserError: options do not fit together, in one line.
     """
     with lines_to(tell):
-        return _build(config, fresh=fresh, compiled=compiled)
+        config, device = _device_resolved(config)
+        training = config.training
+        dataset = limited(config.data.cls.open(config.data.options))
+        if config.method.cls.needs_labels and dataset.labels is None:
+            raise UserError(f"method: {config.method.name!r} needs labels, and {dataset.info.name!r} has none")
+        views = ViewMaker(config.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
+        # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
+        data = open_cached(dataset, wanted_side(views), training.epochs, training.workers)
+        config = _cache_resolved(config, data)
+        source = open_source(
+            data, device, training.batch_size, training.accumulate, config.seed,
+            distributed.rank(), distributed.world_size(), views=views, workers=training.workers,
+        )  # fmt: skip
+        info = RunInfo(
+            total_steps=training.epochs * source.steps_per_epoch, steps_per_epoch=source.steps_per_epoch,
+            epochs=training.epochs, batch_size=training.batch_size, world_size=distributed.world_size(),
+            data=dataset.info,
+        )  # fmt: skip
+        method = _build_method(config, dataset, info, fresh=fresh).to(device)
+        if training.sync_batch_norm and distributed.is_distributed():
+            synchronize_batch_norm(method, device)
+        if training.channels_last:
+            method = method.to(memory_format=torch.channels_last)
+        config = compile_parts(config, source, views, method, compiled=compiled, fresh=fresh)
+        options = config.optimizer.options
+        optimizer = config.optimizer.cls.build(build_groups(method, options), options)
+        base_lr = effective_lr(options, training.batch_size)
+        schedule = config.schedule.cls(config.schedule.options, base_lr, info.total_steps, info.steps_per_epoch)
+        callbacks = {name: choice.cls(choice.options) for name, choice in config.callbacks.items()}
+        reading = "all in memory" if isinstance(source, ResidentSource) else "read while training"
+        log.debug(f"{device}, {training.precision}, training.compile={config.training.compile}; images are {reading}")
+        scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
+        return Session(config, device, scaler, dataset, source, views, method, optimizer, schedule, info, callbacks)
 
 
-def _build(config: RunConfig, *, fresh: bool, compiled: bool) -> Session:
-    config = resolve_autos(config)
+def _device_resolved(config: RunConfig) -> tuple[RunConfig, torch.device]:
+    """The config with device and precision resolved, and this process's device; sets what torch does there."""
     training = config.training
     device = resolve_device(training.device, "training.device")
-    if device.type == "cuda" and distributed.is_distributed():
-        device = torch.device("cuda", local_rank())
+    # Only the type of a device matters to the run, not its index.
+    name = training.device if training.device != "auto" else device.type
+    precision = resolve_precision(training.precision, device)
+    config = dataclasses.replace(config, training=training.model_copy(update={"device": name, "precision": precision}))
     torch.use_deterministic_algorithms(training.deterministic)
     if device.type == "cuda":
+        if distributed.is_distributed():
+            device = torch.device("cuda", local_rank())
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
         # Image sizes never change within a run, so trying each kernel pays off; a choice by time is not reproducible.
         torch.backends.cudnn.benchmark = not training.deterministic
-    dataset = limited(config.data.cls.open(config.data.options))
-    if config.method.cls.needs_labels and dataset.labels is None:
-        raise UserError(f"method: {config.method.name!r} needs labels, and {dataset.info.name!r} has none")
-    views = ViewMaker(config.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
-    # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
-    data = open_cached(dataset, wanted_side(views), training.epochs, training.workers)
-    config = _cache_resolved(config, data)
-    source = open_source(
-        data, device, training.batch_size, training.accumulate, config.seed,
-        distributed.rank(), distributed.world_size(), views=views, workers=training.workers,
-    )  # fmt: skip
-    info = RunInfo(
-        total_steps=training.epochs * source.steps_per_epoch, steps_per_epoch=source.steps_per_epoch,
-        epochs=training.epochs, batch_size=training.batch_size, world_size=distributed.world_size(), data=dataset.info,
-    )  # fmt: skip
-    method = _build_method(config, dataset, info, fresh=fresh).to(device)
-    if training.sync_batch_norm and distributed.is_distributed():
-        synchronize_batch_norm(method, device)
-    if training.channels_last:
-        method = method.to(memory_format=torch.channels_last)
-    config = compile_parts(config, source, views, method, compiled=compiled, fresh=fresh)
-    options = config.optimizer.options
-    optimizer = config.optimizer.cls.build(build_groups(method, options), options)
-    base_lr = effective_lr(options, training.batch_size)
-    schedule = config.schedule.cls(config.schedule.options, base_lr, info.total_steps, info.steps_per_epoch)
-    callbacks = {name: choice.cls(choice.options) for name, choice in config.callbacks.items()}
-    reading = "all in memory" if isinstance(source, ResidentSource) else "read while training"
-    log.debug(f"{device}, {training.precision}, training.compile={config.training.compile}; images are {reading}")
-    return Session(
-        config, device, MixedPrecision(training.precision, device), dataset, source, views, method, optimizer, schedule,
-        info, callbacks,
-    )  # fmt: skip
+    return config, device
 
 
 def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
@@ -173,10 +166,8 @@ def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
     options = config.data.options
     if not isinstance(options, FileOptions) or options.cache != "auto":
         return config  # only data sets of files can be cached; another's `cache` has its own meaning
-    kind = data.kind if isinstance(data, CachedDataset) else "none"
-    return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, options=options.model_copy(update={"cache": kind}))
-    )
+    options = options.model_copy(update={"cache": data.kind if isinstance(data, CachedDataset) else "none"})
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, options=options))
 
 
 def _build_method(config: RunConfig, dataset: Dataset, info: RunInfo, *, fresh: bool) -> Method:

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import itertools
 import logging
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
 from torch import Tensor
 
 from sslcli.config.resolve import RunConfig
@@ -21,21 +26,19 @@ from sslcli.contracts.data import SourceBatch
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.phases import clock_for, phase
 from sslcli.runs.directory import RunDirectory
+from sslcli.runs.environment import describe_environment
 
 from . import group
 from .context import Context
 from .loop import LESS_MEMORY, Loop
 from .memory import PeakMemory, held_bytes
 from .setup import Session, build
+from .train import plan
 
 log = logging.getLogger(__name__)
 
 #: Steps before the measurement, in which code is compiled, memory and optimizer state are allocated, and workers start.
 WARM_UP = 5
-#: Steps on prepared views before these are measured; the same code has run by then.
-WARM_UP_READY = 2
-#: Steps over which peak memory is measured: the second one frees what the first one allocated.
-MEMORY_STEPS = 2
 
 
 @dataclass
@@ -62,7 +65,10 @@ class SpeedLoop(Loop):
         for _ in range(steps):
             self.step()
         with phase("waiting"):
-            _synchronize(self.session.device)
+            if self.session.device.type == "cuda":
+                torch.cuda.synchronize(self.session.device)
+            elif self.session.device.type == "mps":
+                torch.mps.synchronize()
 
     def ready(self, micro_batches: list[SourceBatch]) -> list[SourceBatch]:
         """Returns the micro-batches with copies of their views, since CUDA graphs overwrite theirs."""
@@ -74,34 +80,16 @@ class SpeedLoop(Loop):
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurements; times are seconds per step, one entry for each round.
+    """The measurements; times are seconds per step, one entry for each round."""
 
-    Attributes:
-        end_to_end: whole steps.
-        ready: the same steps on prepared views.
-        phases: of whole steps, measured separately, since marking the phases takes time too.
-        peak_bytes: peak memory of whole steps.
-        memory_kind: the memory that `peak_bytes` refers to.
-        held_bytes: the known parts of it: images, parameters and buffers, optimizer state.
-        bad_step: the first step whose loss was not finite, if any.
-    """
-
-    end_to_end: list[float]
-    ready: list[float]
-    phases: list[dict[str, float]]
-    peak_bytes: int
-    memory_kind: str
-    held_bytes: dict[str, int]
-    bad_step: int | None
+    seconds: dict[str, list[float]]  #: `end_to_end`: of whole steps; `ready`: of the same on prepared views
+    phases: list[dict[str, float]]  #: of whole steps, measured separately, since marking the phases takes time too
+    memory: dict[str, Any]  #: of whole steps: `kind`, `peak_bytes`, and `held_bytes`, the known parts of the peak
+    bad_step: int | None  #: the first step whose loss was not finite
 
 
 def measure(config: RunConfig, *, steps: int, rounds: int) -> tuple[Session, Measured]:
-    """Builds what `ssl train` would build, and measures its steps.
-
-    Args:
-        config: the whole configuration.
-        steps: optimizer steps of each kind in a round.
-        rounds: how often the kinds alternate.
+    """Builds what `ssl train` would build, and measures `steps` optimizer steps of each kind in every round.
 
     Returns:
         the session, with its source closed, and the measurements.
@@ -129,23 +117,21 @@ def _measure(loop: SpeedLoop, steps: int, rounds: int) -> Measured:
     log.info(f"warming up: {WARM_UP} steps")
     loop.run(stream, WARM_UP)
     peak = PeakMemory(session.device)
-    loop.run(stream, MEMORY_STEPS)
-    peak_bytes = peak.bytes()
+    loop.run(stream, 2)  # the second step frees what the first one allocated
+    memory = {"kind": peak.kind, "peak_bytes": peak.bytes(), "held_bytes": held_bytes(session)}
     # After memory was measured: `ssl train` holds no second batch of views.
     stored = itertools.repeat(loop.ready(next(stream)))
-    loop.run(stored, WARM_UP_READY)
-    times: dict[str, list[float]] = {"whole": [], "ready": []}
+    loop.run(stored, 2)  # the same code has run already
+    kinds = {"end_to_end": stream, "ready": stored}
+    times: dict[str, list[float]] = {name: [] for name in kinds}
     phases = []
     for number in range(rounds):
-        kinds = [("whole", stream), ("ready", stored)]
-        for kind, batches in reversed(kinds) if number % 2 else kinds:
-            times[kind].append(_seconds(loop, batches, steps))
+        for name in reversed(kinds) if number % 2 else kinds:
+            times[name].append(_seconds(loop, kinds[name], steps))
         phases.append(_phases(loop, stream, steps))
-        rate = session.config.training.batch_size / times["whole"][-1]
+        rate = session.config.training.batch_size / times["end_to_end"][-1]
         log.info(f"round {number + 1} of {rounds}: {rate:,.0f} images/s end to end")
-    return Measured(
-        times["whole"], times["ready"], phases, peak_bytes, peak.kind, held_bytes(session), loop.meter.bad_step()
-    )
+    return Measured(times, phases, memory, loop.meter.bad_step())
 
 
 def _seconds(loop: SpeedLoop, batches: Iterator[list[SourceBatch]], steps: int) -> float:
@@ -168,8 +154,88 @@ def _phases(loop: SpeedLoop, batches: Iterator[list[SourceBatch]], steps: int) -
     return {name: seconds / steps for name, seconds in clock.seconds().items()}
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+def report(session: Session, measured: Measured, steps: int, command: list[str]) -> dict[str, Any]:
+    """Returns all results: speeds, each round's times, the resolved config, machine, versions and command."""
+    batch = session.config.training.batch_size
+    # Of the median round, so that the phases add up to the time of an actual step.
+    typical = sorted(measured.phases, key=lambda phases: sum(phases.values()))[(len(measured.phases) - 1) // 2]
+    total = sum(typical.values())
+    phases = {}
+    for name, seconds in typical.items():
+        times = [1000 * each[name] for each in measured.phases]
+        phases[name] = {
+            "ms": _rounded(1000 * seconds), "share": _rounded(seconds / total),
+            "ms_min": _rounded(min(times)), "ms_max": _rounded(max(times)),
+        }  # fmt: skip
+    # Of the two speeds in the same round.
+    ratios = [ready / whole for whole, ready in zip(*measured.seconds.values(), strict=True)]
+    return {
+        **describe_environment(command),
+        "config": session.config.plain(),
+        "plan": plan(session),
+        "steps": steps,
+        "rounds": len(measured.phases),
+        "images_per_second": {
+            name: _spread([batch / each for each in times]) for name, times in measured.seconds.items()
+        },
+        "ratio": _spread(ratios),
+        "phases": phases,
+        "phases_clock": "CUDA events" if session.device.type == "cuda" else "host",
+        "memory": measured.memory,
+        "first_step_with_bad_loss": measured.bad_step,
+        "seconds_per_step": {**measured.seconds, "phases": measured.phases},
+    }
+
+
+def tables(report: dict[str, Any]) -> Group:
+    """Returns phases, speed and memory of a report as tables."""
+    phases = _table("phase", "ms per step", "share", "min", "max")
+    rows = {name: tuple(phase.values()) for name, phase in report["phases"].items()}
+    rounds = [1000 * sum(each.values()) for each in report["seconds_per_step"]["phases"]]
+    rows["step"] = (sum(milliseconds for milliseconds, *_ in rows.values()), 1.0, min(rounds), max(rounds))
+    for name, (milliseconds, share, *extremes) in rows.items():
+        if name == "step":
+            phases.add_section()
+        shown = "optimizer and method update" if name == "update" else name
+        phases.add_row(shown, f"{milliseconds:,.2f}", f"{share:.1%}", *(f"{value:,.2f}" for value in extremes))
+    speed = _table("images/s", *report["ratio"])
+    for name, key in (("end to end", "end_to_end"), ("on prepared views", "ready")):
+        speed.add_row(name, *(f"{value:,.1f}" for value in report["images_per_second"][key].values()))
+    speed.add_row("ratio", *(f"{value:.3f}" for value in report["ratio"].values()))
+    memory, found = _table("memory", "MiB", "share"), report["memory"]
+    for name, count in {f"peak, {found['kind']}": found["peak_bytes"], **found["held_bytes"]}.items():
+        memory.add_row(name, f"{count / 2**20:,.1f}", f"{count / found['peak_bytes']:.1%}")
+    return Group(phases, speed, memory)
+
+
+def headline(session: Session) -> str:
+    """Returns what was measured, in a line."""
+    config, sizes = session.config, session.views.sizes
+    training = config.training
+    device = torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else session.device.type
+    pixels = ", ".join(f"{sizes.count(size)} of {size} px" for size in dict.fromkeys(sizes))
+    micro = f" in {training.accumulate} micro-batches" if training.accumulate > 1 else ""
+    return (
+        f"{config.method.name}, {config.backbone.name}, {config.data.name}; batch of {training.batch_size}{micro}, "
+        f"views: {pixels}; {device}, {training.precision}, compiled: {training.compile}, "
+        f"{torch.get_num_threads()} thread(s)"
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    return table
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    """The median over rounds, and the extremes."""
+    return {
+        "median": _rounded(statistics.median(values)), "min": _rounded(min(values)), "max": _rounded(max(values)),
+    }  # fmt: skip
+
+
+def _rounded(value: float) -> float:
+    """Five digits: more than the clocks are accurate to."""
+    return float(f"{value:.5g}")

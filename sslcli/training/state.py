@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,18 +18,15 @@ METHOD, OPTIMIZER, CALLBACK = "method.", "optimizer.", "callback."
 def named_optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Any]:
     """Returns `{parameter name}.{key}` → tensor or number, nested dictionaries flattened with dots."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    flat: dict[str, Any] = {}
-    for parameter, state in optimizer.state.items():
-        flat.update(_flatten(state, names[id(parameter)]))
-    return flat
+    return {k: v for parameter, state in optimizer.state.items() for k, v in _flatten(state, names[id(parameter)])}
 
 
-def _flatten(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flatten(state: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in state.items():
-        name = f"{prefix}.{key}"
-        flat.update(_flatten(value, name) if isinstance(value, dict) else {name: value})
-    return flat
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}.{key}")
+        else:
+            yield f"{prefix}.{key}", value
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module, flat: Mapping[str, Any]) -> None:
@@ -38,20 +35,19 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module, fl
     Raises:
         UserError: there is state of a parameter that the module does not have.
     """
-    indices = {
-        id(parameter): index
-        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
-    }
+    order = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    indices = {parameter: index for index, parameter in enumerate(order)}
     rest = dict(flat)
     states: dict[int, dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if id(parameter) not in indices:
             continue
-        state: dict[str, Any] = {}
-        for key in [key for key in rest if key.startswith(f"{name}.")]:
-            _nest(state, key.removeprefix(f"{name}.").split("."), _like(rest.pop(key), parameter))
-        if state:
-            states[indices[id(parameter)]] = state
+        for full in [full for full in rest if full.startswith(f"{name}.")]:
+            target = states.setdefault(indices[id(parameter)], {})
+            *path, key = full.removeprefix(f"{name}.").split(".")
+            for part in path:
+                target = target.setdefault(part, {})
+            target[key] = _like(rest.pop(full), parameter)
     if rest:
         raise UserError(f"has optimizer state for {next(iter(rest))!r}, which the method does not have")
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -63,12 +59,6 @@ def _like(value: Any, parameter: Tensor) -> Any:
     if isinstance(value, Tensor) and value.shape == parameter.shape:
         return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
     return value
-
-
-def _nest(target: dict[str, Any], path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        target = target.setdefault(part, {})
-    target[path[-1]] = value
 
 
 def collect(

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,28 +73,26 @@ def train(
     """
     began = time.perf_counter()
     directory = RunDirectory(output)
-    with process_group.joined(config.training.device):
-        main = distributed.rank() == 0
-        with lines_to(tell if main else None):
-            checkpoint = together(lambda: _find_checkpoint(directory, resume=resume))
-            session = together(lambda: _prepare(config, checkpoint, output))
-            try:
-                together(session.source.prepare)
+    with process_group.joined(config.training.device), lines_to(tell if distributed.rank() == 0 else None):
+        checkpoint = _find_checkpoint(directory, resume=resume)
+        session = together(lambda: _prepare(config, checkpoint, output))
 
-                def begin() -> None:
-                    if main:
-                        directory.create(session.config.plain(), list(command), resumed=checkpoint is not None)
-                        log.info(f"run directory: {output}")
-                        for file in plugin_files:
-                            directory.keep_plugin(file)
-                        directory.open_log(from_step=checkpoint.step if checkpoint is not None else 0)
+        def begin() -> None:
+            if distributed.rank() == 0:
+                directory.create(session.config.plain(), list(command), resumed=checkpoint is not None)
+                log.info(f"run directory: {output}")
+                for file in plugin_files:
+                    directory.keep_plugin(file)
+                directory.open_log(from_step=checkpoint.step if checkpoint is not None else 0)
 
-                together(begin)
-                log.debug(f"set up in {time.perf_counter() - began:.1f} s")
-                return _Run(session, directory).go(checkpoint)
-            finally:
-                directory.close()
-                session.source.close()
+        try:
+            together(session.source.prepare)
+            together(begin)
+            log.debug(f"set up in {time.perf_counter() - began:.1f} s")
+            return _fit(session, directory, checkpoint)
+        finally:
+            directory.close()
+            session.source.close()
 
 
 def together(work: Callable[[], T]) -> T:
@@ -112,23 +111,24 @@ def together(work: Callable[[], T]) -> T:
 
 def _find_checkpoint(directory: RunDirectory, *, resume: bool) -> Checkpoint | None:
     """The first process chooses the checkpoint to resume from, and the others read the same file."""
-    chosen: Checkpoint | None = None
-    problem: SslError | None = None
-    if distributed.rank() == 0:
+    main = distributed.rank() == 0
+
+    def choose() -> Checkpoint | None:
+        found = main and directory.check_new(resume=resume)
+        return newest_intact(directory.checkpoints, read_checkpoint) if found else None
+
+    chosen = together(choose)
+    path = distributed.from_main(None if chosen is None else chosen.path)
+
+    def read() -> Checkpoint | None:
+        if main or path is None:
+            return chosen
         try:
-            if directory.check_new(resume=resume):
-                chosen = newest_intact(directory.checkpoints, read_checkpoint)
-        except SslError as error:
-            problem = error
-    path, problem = distributed.from_main((None if chosen is None else chosen.path, problem))
-    if problem is not None:
-        raise problem
-    if chosen is None and path is not None:
-        try:
-            chosen = read_checkpoint(path)
+            return read_checkpoint(path)
         except (files.DamagedFile, FileNotFoundError) as error:
             raise SslError(f"{path}: rank {distributed.rank()} cannot read it: {error}") from error
-    return chosen
+
+    return together(read)
 
 
 def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path) -> Session:
@@ -151,87 +151,72 @@ def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path) -> 
         )
     if checkpoint is not None:
         state.restore(checkpoint, session.method, session.optimizer, session.callbacks)
-        session.precision.scaler.load_state_dict(checkpoint.document["scaler"])
+        session.scaler.load_state_dict(checkpoint.document["scaler"])
         log.info(f"resuming {output} from step {checkpoint.step} of {session.last_step}")
     return session
 
 
-class _Run:
-    def __init__(self, session: Session, directory: RunDirectory) -> None:
-        self.session, self.directory = session, directory
-        self.context = Context(session, directory)
-        self.writer = CheckpointWriter(directory.checkpoints, session.config.checkpoints.keep)
+def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | None) -> TrainResult:
+    """Makes the steps that are left, with callbacks, log lines and checkpoints between them."""
+    training, checkpoints, per_epoch = session.config.training, session.config.checkpoints, session.info.steps_per_epoch
+    periods = [checkpoints.every_steps, checkpoints.every_epochs and checkpoints.every_epochs * per_epoch]
+    context = Context(session, directory)
+    writer = CheckpointWriter(directory.checkpoints, checkpoints.keep)
+    start = 0
+    if checkpoint is not None:
+        start = writer.last_step = checkpoint.step
+    loop = Loop(session, context, start)
+    try:
+        with closing(writer), Interrupt() as interrupt, context.ending() as outcome:
+            context.start()
+            loop.meter.reset()
+            signal = 0
+            while context.progress.step < session.last_step and not signal:
+                loop.step()
+                step = context.progress.step
+                context.step()
+                if step % training.log_every == 0 or step == session.last_step:
+                    context.log_line(loop.record())
+                with loop.meter.pause():
+                    if step % per_epoch == 0:
+                        context.epoch()
+                    if any(period and step % period == 0 for period in periods):
+                        _save(loop, writer)
+                # All processes stop after the same step.
+                signal = distributed.all_reduce_max(interrupt.number or 0)
+            _save(loop, writer)
+            writer.join()
+            if context.progress.step == session.last_step and context.is_main:
+                save_backbone(directory.backbone, session.method.encoder(), session.card(context.progress))
+            outcome.append("interrupted" if signal else "done")
+    except torch.OutOfMemoryError as error:
+        raise RunFailed(f"out of memory in step {context.progress.step + 1}: {LESS_MEMORY}") from error
+    return TrainResult(directory.path, context.progress.step, session.info.total_steps, signal or None)
 
-    def go(self, checkpoint: Checkpoint | None) -> TrainResult:
-        start = checkpoint.step if checkpoint is not None else 0
-        self.writer.last_step = start if checkpoint is not None else -1
-        loop = Loop(self.session, self.context, start)
-        try:
-            with Interrupt() as interrupt, self.context.ending() as outcome:
-                self.context.start()
-                loop.meter.reset()
-                signal = 0
-                while self.context.progress.step < self.session.last_step and not signal:
-                    self._one_step(loop)
-                    # All processes stop after the same step.
-                    signal = distributed.all_reduce_max(interrupt.number or 0)
-                self._finish(loop)
-                outcome.append("interrupted" if signal else "done")
-        except torch.OutOfMemoryError as error:
-            raise RunFailed(f"out of memory in step {self.context.progress.step + 1}: {LESS_MEMORY}") from error
-        finally:
-            self.writer.close()
-        step = self.context.progress.step
-        return TrainResult(self.directory.path, step, self.session.info.total_steps, signal or None)
 
-    def _one_step(self, loop: Loop) -> None:
-        training, checkpoints = self.session.config.training, self.session.config.checkpoints
-        per_epoch = self.session.info.steps_per_epoch
-        loop.step()
-        step = self.context.progress.step
-        self.context.step()
-        if step % training.log_every == 0 or step == self.session.last_step:
-            self.context.log_line(loop.record())
-        with loop.meter.pause():
-            if step % per_epoch == 0:
-                self.context.epoch()
-            by_epoch = checkpoints.every_epochs is not None and step % (checkpoints.every_epochs * per_epoch) == 0
-            by_step = checkpoints.every_steps is not None and step % checkpoints.every_steps == 0
-            if by_epoch or by_step:
-                self._save(loop)
-
-    def _save(self, loop: Loop) -> None:
-        """Hands a snapshot to the writer; a run whose loss was not finite ends here instead."""
-        loop.check_finite()
-        step = self.context.progress.step
-        if step == self.writer.last_step or not self.context.is_main:
-            return
-        session = self.session
-        tensors, numbers = state.collect(session.method, session.optimizer, session.callbacks)
-        document: dict[str, Any] = {
-            "step": step,
-            "config": session.config.plain(),
-            "numbers": numbers,
-            "scaler": session.precision.scaler.state_dict(),
-            "encoder": state.METHOD + session.encoder_prefix(),
-            "card": dataclasses.asdict(session.card(self.context.progress)),
-            "plugins": plugins_used(session.config),
-            "world_size": distributed.world_size(),
-            "versions": {"sslcli": __version__, "torch": torch.__version__},
-        }
-        try:
-            self.writer.save(step, files.snapshot(tensors), document)
-        except ValueError as error:
-            raise SslError(f"method {session.config.method.name!r} cannot be saved: {error}") from error
-
-    def _finish(self, loop: Loop) -> None:
-        """Saves a checkpoint, and at the end of the run the backbone."""
-        progress = self.context.progress
-        if progress.step > 0:
-            self._save(loop)
-        self.writer.join()
-        if progress.step == self.session.last_step and self.context.is_main:
-            save_backbone(self.directory.backbone, self.session.method.encoder(), self.session.card(progress))
+def _save(loop: Loop, writer: CheckpointWriter) -> None:
+    """Hands a snapshot to the writer; a run whose loss was not finite ends here instead."""
+    loop.check_finite()
+    session, progress = loop.session, loop.context.progress
+    if progress.step == writer.last_step or not loop.context.is_main:
+        return
+    encoder = session.method.encoder()
+    tensors, numbers = state.collect(session.method, session.optimizer, session.callbacks)
+    document: dict[str, Any] = {
+        "step": progress.step,
+        "config": session.config.plain(),
+        "numbers": numbers,
+        "scaler": session.scaler.state_dict(),
+        "encoder": next(f"{state.METHOD}{k}." for k, module in session.method.named_modules() if module is encoder),
+        "card": dataclasses.asdict(session.card(progress)),
+        "plugins": plugins_used(session.config),
+        "world_size": distributed.world_size(),
+        "versions": {"sslcli": __version__, "torch": torch.__version__},
+    }
+    try:
+        writer.save(progress.step, files.snapshot(tensors), document)
+    except ValueError as error:
+        raise SslError(f"method {session.config.method.name!r} cannot be saved: {error}") from error
 
 
 def plugins_used(config: RunConfig) -> dict[str, dict[str, str]]:
@@ -250,7 +235,6 @@ def plugins_used(config: RunConfig) -> dict[str, dict[str, str]]:
 def plan(session: Session) -> dict[str, Any]:
     """Returns the size of a run, for `--dry-run`."""
     info, training = session.info, session.config.training
-    images = getattr(session.source, "images", None)
     return {
         "images": len(session.dataset),
         "epochs": info.epochs,
@@ -264,5 +248,5 @@ def plan(session: Session) -> dict[str, Any]:
         "feature_dim": session.method.encoder().spec.feature_dim,
         "backbone_parameters": sum(p.numel() for p in session.method.encoder().parameters()),
         "trainable_parameters": sum(p.numel() for p in session.method.parameters() if p.requires_grad),
-        "data_bytes": images.numel() * images.element_size() if images is not None else 0,
+        "data_bytes": session.data_bytes,
     }

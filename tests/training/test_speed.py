@@ -17,8 +17,7 @@ from sslcli.training.context import Context
 from sslcli.training.loop import Loop
 from sslcli.training.memory import PeakMemory, held_bytes
 from sslcli.training.setup import Session, build
-from sslcli.training.speed import Measured, SpeedLoop, measure
-from sslcli.training.speed_report import headline, report
+from sslcli.training.speed import Measured, SpeedLoop, headline, measure, report
 
 
 def loop_of(session: Session) -> SpeedLoop:
@@ -48,12 +47,12 @@ def test_every_round_has_its_steps_and_phases(tiny, overrides, monkeypatch):
     _, found = measure(tiny(*overrides), steps=2, rounds=2)  # more steps than there are in an epoch
     assert ready.count(True) == 2 + 2 * 2
     assert ready.count(False) == 5 + 2 + 2 * 2 * 2
-    assert len(found.end_to_end) == len(found.ready) == len(found.phases) == 2
+    assert [len(found.seconds[kind]) for kind in ("end_to_end", "ready")] == [len(found.phases)] * 2 == [2, 2]
     for phases in found.phases:
         assert tuple(phases) == PHASES
         assert all(seconds >= 0 for seconds in phases.values())
         assert all(phases[name] > 0 for name in ("data", "views", "forward", "backward", "update"))
-    assert found.peak_bytes > 0
+    assert found.memory["peak_bytes"] > 0
     assert found.bad_step is None
 
 
@@ -113,7 +112,7 @@ def test_time_spent_waiting_for_workers_is_a_phase_and_they_end(tiny, photograph
     session, found = measure(config, steps=1, rounds=1)
     assert found.phases[0]["data"] > 0
     assert session.source._running is None
-    assert found.held_bytes["data set"] == 0
+    assert found.memory["held_bytes"]["data set"] == 0
     session, clock = build(config), Clock()
     assert session.source.ahead == 2 * workers  # a batch is one slice, and each worker is given two
     try:
@@ -165,7 +164,8 @@ def test_too_little_memory_is_one_line_and_the_source_is_closed(tiny, monkeypatc
 def test_the_report_has_every_figure_and_its_ratio_is_the_median_over_rounds(tiny):
     session = build(tiny())
     rounds = [{"data": 3.0, "rest": 3.0}, {"data": 1.0, "rest": 1.0}, {"data": 0.0, "rest": 3.0}]
-    found = report(session, Measured([2.0, 4.0, 3.0], [1.0, 3.0, 3.0], rounds, 100, "", {}, None), 1, ["ssl", "bench"])
+    seconds = {"end_to_end": [2.0, 4.0, 3.0], "ready": [1.0, 3.0, 3.0]}
+    found = report(session, Measured(seconds, rounds, {}, None), 1, ["ssl", "bench"])
     assert set(found) == {
         "time", "command", "sslcli", "python", "torch", "torchvision", "platform", "processor", "cores", "cpu_threads",
         "huge_pages", "gpu", "config", "plan", "steps", "rounds", "images_per_second", "ratio", "phases",
@@ -178,7 +178,7 @@ def test_the_report_has_every_figure_and_its_ratio_is_the_median_over_rounds(tin
     assert found["phases"]["rest"] == {"ms": 3000.0, "share": 1.0, "ms_min": 1000.0, "ms_max": 3000.0}
     assert headline(session).startswith("simclr, resnet18, shapes; batch of 8, views: 2 of 16 px; cpu, fp32, compiled:")
     # Of an even number of rounds the faster one in the middle, so that it is the time of an actual step.
-    found = report(session, Measured([1.0] * 2, [1.0] * 2, rounds[:2], 100, "", {}, None), 1, [])
+    found = report(session, Measured(dict.fromkeys(seconds, [1.0] * 2), rounds[:2], {}, None), 1, [])
     assert found["phases"]["data"]["ms"] == 1000.0
 
 
