@@ -144,6 +144,8 @@ def _choice(section: str, group: str, value: Any, default: Mapping[str, Any] | N
         value = {**default, **(value or {}), "name": default["name"]}
     if value is None:
         return None
+    if isinstance(value, str):
+        value = {"name": value}
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         problems.add((section,), f"should be a name, or a mapping with `name`; see `ssl list {group}`")
         return None

@@ -163,7 +163,7 @@ class Loop:
                 loss = result.loss / len(micro_batches)
                 with phase("backward"):
                     torch.autograd.backward(session.scaler.scale(loss))
-            results.append(dataclasses.replace(result, loss=loss.detach()))
+            results.append(dataclasses.replace(result, loss=loss.detach(), metrics={}))
             for name, value in result.metrics.items():
                 part = value.detach() / len(micro_batches)
                 metrics[name] = metrics[name] + part if name in metrics else part

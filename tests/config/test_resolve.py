@@ -259,6 +259,10 @@ def test_a_resolved_config_describes_the_same_run(tmp_path: Path, overrides: lis
     assert repr(resolve(Document(copy.deepcopy(config.plain()))).plain()) == repr(config.plain())
 
 
+def test_a_document_of_python_values_may_name_plugins_in_short(tmp_path: Path) -> None:
+    assert resolve(Document({"method": "simclr", "data": "shapes"})) == from_text(tmp_path, SHORT)
+
+
 def leaves(value: Any, key: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
     return [leaf for name, part in parts for leaf in leaves(part, (*key, name))] or [key]
