@@ -8,12 +8,14 @@ are decoded again.
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Literal
@@ -25,6 +27,7 @@ from torch import Tensor
 from sslcli import distributed
 from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import SslError, UserError
+from sslcli.storage import atomic_path
 
 from ..decode import decoded_size
 from ..files import FileDataset
@@ -45,6 +48,18 @@ _SAMPLE = 1000
 log = logging.getLogger(__name__)
 
 
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """Turns what the system refuses (a file, a worker process) into an SslError, which all processes report."""
+    try:
+        yield
+    except BrokenPipeError:  # of whoever reads the messages
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise SslError(f"data.cache: {where}{error.strerror or error}") from error
+
+
 class CachedDataset(FileDataset):
     """The images of another data set, reduced to a bounded size and kept.
 
@@ -60,7 +75,12 @@ class CachedDataset(FileDataset):
     """
 
     def __init__(self, dataset: FileDataset, wanted: int | None, kind: Kind, workers: int | Literal["auto"]) -> None:
-        """Takes the arguments of `open_cached`; a kind of `auto` must be resolved before the images are prepared."""
+        """Args:
+        dataset: whose images are files.
+        wanted: the side that the views need (`crops.wanted_side`); None: full size.
+        kind: where to keep them; `auto` must be resolved before they are prepared.
+        workers: processes that decode; `auto`: one for each core.
+        """
         super().__init__(dataset.options)
         self.dataset, self.kind = dataset, kind
         self.folder, self.files = dataset.folder, dataset.files
@@ -121,11 +141,11 @@ class CachedDataset(FileDataset):
             log.info("data.cache: auto is none, since each image is read less than %d times", _PASSES)
             return "none"
         size, memory, disk = self.estimate(), available_memory(), free_disk(self.path.parent)
-        kind: Kind = "memory" if size <= _SHARE * memory else "disk" if size <= _SHARE * disk else "none"
-        log.info(
-            "data.cache: auto is %s: the images take about %s; %s of memory and %s of the disk are free",
-            kind, decimal(size), decimal(memory), decimal(disk),
-        )  # fmt: skip
+        fits = memory is not None and size <= _SHARE * memory
+        kind: Kind = "memory" if fits else "disk" if size <= _SHARE * disk else "none"
+        free = "an unknown part" if memory is None else decimal(memory)
+        text = "data.cache: auto is %s: the images take about %s; %s of memory and %s of the disk are free"
+        log.info(text, kind, decimal(size), free, decimal(disk))
         return kind
 
     def prepare(self) -> None:
@@ -139,11 +159,10 @@ class CachedDataset(FileDataset):
             SslError: writing failed, or a worker process died.
         """
         if self._images is None:
-            try:
+            with _system_errors():  # of the others, which open what the first one has made
                 self._images = distributed.first_of_machine(self._in_memory if self.kind == "memory" else self._on_disk)
-            except OSError as error:  # also of a process that opens what another one has made
-                raise SslError(f"data.cache: {error.strerror or error}") from error
 
+    @_system_errors()
     def _in_memory(self) -> CachedImages:
         memory, path = memory_file()
         self._write(memory, "memory", available_memory(), "data.cache=disk")
@@ -151,6 +170,7 @@ class CachedDataset(FileDataset):
         images.memory = memory
         return images
 
+    @_system_errors()
     def _on_disk(self) -> CachedImages:
         folder = self.path.parent
         try:
@@ -162,8 +182,7 @@ class CachedDataset(FileDataset):
                 log.info("data.cache: waiting for another process that writes %s", self.path)
                 fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"data.cache_dir: cannot use {folder} ({reason}); set it to another folder") from error
+            raise self._unusable(error) from error
         with lock:
             images = self._kept() or self._written()
         kept = int((images.shapes[:, 0] > 0).sum())
@@ -172,33 +191,26 @@ class CachedDataset(FileDataset):
         return images
 
     def _written(self) -> CachedImages:
-        """Writes the file of `disk`, which only one process does at a time."""
-        temporary = self.path.with_suffix(".tmp")  # of a process that was killed, if it exists
-        for file in (self.path, temporary):
+        """Writes the file of `disk`; what is unfinished then was left by a process that was killed."""
+        unfinished = self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp")
+        for file in (self.path, *unfinished):
             if file.exists():
                 log.info("data.cache: %s is incomplete, damaged or of images that have changed: removed", file)
                 file.unlink()
-        try:
-            with temporary.open("wb") as opened:
-                self._write(opened, str(self.path), free_disk(self.path.parent), "data.cache_dir to another disk")
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_path(self.path) as temporary, temporary.open("wb") as opened:
+            self._write(opened, str(self.path), free_disk(self.path.parent), "data.cache_dir to another disk")
         return self._opened(self.path)
 
-    def _write(self, file: IO[bytes], where: str, free: int, remedy: str) -> None:
+    def _write(self, file: IO[bytes], where: str, free: int | None, remedy: str) -> None:
         size = self.estimate()
-        if size > free:
+        if free is not None and size > free:
             raise UserError(
                 f"data.cache: {self.kind}: the images take about {decimal(size)}, and {decimal(free)} is free; set "
                 f"{remedy}, data.cache_size to less than {self.side}, or data.cache=none"
             )
         text = "data.cache: decoding %s images once, the shorter side at most %d pixels: about %s in %s"
         log.info(text, f"{len(self):,}", self.side, decimal(size), where)
-        try:
-            write_images(file, self._decode, len(self), self._workers, self._key)
-        except OSError as error:
-            raise SslError(f"data.cache: cannot write {where}: {error.strerror or error}") from error
+        write_images(file, where, self._decode, len(self), self._workers, self._key)
 
     def _opened(self, path: Path) -> CachedImages:
         return CachedImages(path, len(self), self.info.channels, self._key)
@@ -207,8 +219,14 @@ class CachedDataset(FileDataset):
         """What is on the disk, if it was made from the images as they are now."""
         try:
             return self._opened(self.path)
-        except (OSError, SslError):
+        except (FileNotFoundError, SslError):
             return None
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> UserError:
+        reason = error.strerror or error
+        return UserError(f"data.cache_dir: cannot use {self.path.parent} ({reason}); set it to another folder")
 
 
 def open_cached(dataset: Dataset, wanted: int | None, passes: int, workers: int | Literal["auto"]) -> Dataset:
@@ -219,11 +237,25 @@ def open_cached(dataset: Dataset, wanted: int | None, passes: int, workers: int 
         wanted: the side that the views need (`crops.wanted_side`).
         passes: how often each image is going to be read; decides what `auto` is.
         workers: processes that decode; `auto`: one for each core.
+
+    Raises:
+        SslError: it cannot be decided what `auto` is; on every process of a group.
     """
     if not isinstance(dataset, FileDataset) or dataset.options.cache == "none":
         return dataset
     cached = CachedDataset(dataset, wanted, dataset.options.cache, workers)
     if cached.kind == "auto":
+
+        def resolved() -> Kind | SslError:
+            try:
+                with _system_errors():
+                    return cached.resolve(passes)
+            except SslError as error:
+                return error
+
         # On the first process of each machine, which looks at all files here and not again when it decodes them.
-        cached.kind = distributed.from_main(distributed.first_of_machine(lambda: cached.resolve(passes)))
+        found = distributed.from_main(distributed.first_of_machine(resolved))
+        if isinstance(found, SslError):
+            raise found
+        cached.kind = found
     return dataset if cached.kind == "none" else cached

@@ -3,11 +3,13 @@
 pixels        height × width × channels bytes, one image after another
 shapes        (N, 2) int64: height and width of each image; 0 for one that cannot be read
 fingerprint   which files, in which state, were decoded, and how
+sha256        of shapes and fingerprint
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import mmap
 import os
@@ -28,7 +30,7 @@ from sslcli.contracts.errors import SslError, UnreadableImage
 from ..processes import loader, worker_errors
 
 #: Goes into fingerprints, so that a file of another layout is never read as this one.
-FORMAT = 3
+FORMAT = 4
 #: Images that a worker decodes at once; their pixels wait in shared memory.
 _CHUNK = 8
 #: Seconds between messages about the progress.
@@ -42,6 +44,12 @@ class CachedImages:
 
     Picklable by its path; another process that opens it checks the file again, which may have been replaced meanwhile.
 
+    Args:
+        path: the file.
+        count: how many images.
+        channels: of each.
+        key: the fingerprint.
+
     Raises:
         SslError: the file has another fingerprint than `key`, or is damaged.
         OSError: it cannot be read.
@@ -54,10 +62,10 @@ class CachedImages:
         self.path, self.count, self.channels, self.key = path, count, channels, key
         other = SslError(f"{path} was made from other images, or is damaged")
         with path.open("rb") as file:
-            end = file.seek(0, os.SEEK_END) - 16 * count - len(key)
+            end = file.seek(0, os.SEEK_END) - 16 * count - len(key) - hashlib.sha256().digest_size
             file.seek(max(end, 0))
             shapes = file.read(16 * count)
-            if file.read() != key:
+            if file.read() != _sealed(shapes, key):
                 raise other
             self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.shapes = np.frombuffer(shapes, dtype="<i8").reshape(count, 2)
@@ -87,48 +95,64 @@ class CachedImages:
         return CachedImages, (self.path, self.count, self.channels, self.key)
 
 
-class _Decoder(torch.utils.data.Dataset[tuple[Tensor, list[torch.Size]]]):
+def _sealed(shapes: bytes, key: bytes) -> bytes:
+    return key + hashlib.sha256(shapes + key).digest()
+
+
+class _Decoder(torch.utils.data.Dataset[tuple[Tensor, bytes]]):
     """Decodes chunks of images, each into one tensor: to send many small ones takes as long as to decode them."""
 
     def __init__(self, decode: Callable[[int], Tensor]) -> None:
         self.decode = decode
 
-    def __getitem__(self, indices: range) -> tuple[Tensor, list[torch.Size]]:
+    def __getitem__(self, indices: range) -> tuple[Tensor, bytes]:
         images = [torch.empty(0, 0, dtype=torch.uint8)] * len(indices)  # of those that cannot be read
         for row, index in enumerate(indices):
             with contextlib.suppress(UnreadableImage):
                 images[row] = self.decode(index).permute(1, 2, 0)
-        return torch.cat([image.flatten() for image in images]), [image.shape[:2] for image in images]
+        shapes = np.array([image.shape[:2] for image in images], dtype="<i8")
+        return torch.cat([image.flatten() for image in images]), shapes.tobytes()
 
 
-def write_images(file: IO[bytes], decode: Callable[[int], Tensor], count: int, workers: int, key: bytes) -> None:
+def write_images(
+    file: IO[bytes], where: str, decode: Callable[[int], Tensor], count: int, workers: int, key: bytes
+) -> None:
     """Writes the file of `CachedImages`: worker processes decode, this one writes.
 
     Args:
         file: an empty one.
+        where: what it is called in messages.
         decode: index → uint8 (C, H, W); an image for which it raises UnreadableImage is left out.
         count: of images.
         workers: processes that decode; 0 does it in this one.
         key: the fingerprint.
 
     Raises:
-        SslError: a worker died.
-        OSError: the file cannot be written.
+        SslError: a worker died, or the file cannot be written.
+        OSError: the workers cannot be started.
     """
+
+    def write(content: bytes | memoryview) -> None:
+        try:
+            file.write(content)
+            file.flush()  # what is left in the buffer is written where no error is expected
+        except OSError as error:
+            raise SslError(f"data.cache: cannot write {where}: {error.strerror or error}") from error
+
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-    shapes: list[torch.Size] = []
+    shapes: list[bytes] = []
     begun = reported = time.monotonic()
     with loader(_Decoder(decode), chunks, min(workers, len(chunks))) as results, worker_errors():
         for pixels, found in results:
-            file.write(pixels.numpy().data)
-            shapes += found
+            write(pixels.numpy().data)
+            shapes.append(found)
             if time.monotonic() - reported >= _REPORT_EVERY:
                 reported = time.monotonic()
-                rate = len(shapes) / (reported - begun)
-                log.info("data.cache: decoded %s of %s images (%.0f/s)", f"{len(shapes):,}", f"{count:,}", rate)
-    file.write(np.array(shapes, dtype="<i8").tobytes() + key)
-    file.flush()
-    os.fsync(file.fileno())
+                done = len(shapes) * _CHUNK
+                rate = done / (reported - begun)
+                log.info("data.cache: decoded %s of %s images (%.0f/s)", f"{done:,}", f"{count:,}", rate)
+    joined = b"".join(shapes)
+    write(joined + _sealed(joined, key))
 
 
 def memory_file() -> tuple[IO[bytes], Path]:

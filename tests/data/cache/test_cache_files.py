@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -49,7 +50,7 @@ def test_the_size_is_reported_before_anything_is_decoded(
     )
     monkeypatch.undo()
     data = opened(root, "disk")
-    assert data.path.stat().st_size == BYTES + 10 * 16 + 32
+    assert data.path.stat().st_size == BYTES + 10 * 16 + 2 * 32  # shapes, fingerprint, sha256
 
 
 def change(root: Path) -> None:
@@ -127,8 +128,9 @@ def fail(*_: object) -> None:
     [
         ("sslcli.datasets.folder.Folder.image_for", interrupt, None),
         ("os.fsync", interrupt, None),
-        ("os.fsync", fail, r"^data\.cache: cannot write [^\n]*: Input/output error$"),
-        ("sslcli.data.cache.file.loader", fail, r"^data\.cache: cannot write [^\n]*: Input/output error$"),
+        ("os.fsync", fail, r"^data\.cache: Input/output error$"),
+        ("sslcli.data.cache.file.loader", fail, r"^data\.cache: Input/output error$"),
+        ("sslcli.data.cache.file._sealed", interrupt, None),
         ("sslcli.data.cache.dataset.fcntl.flock", fail, r"^data\.cache_dir: cannot use [^\n]*Input/output error"),
     ],
 )
@@ -147,22 +149,41 @@ def test_a_file_has_its_name_only_when_it_is_complete_and_synced(root: Path, mon
     synced: list[tuple[int, bool]] = []
 
     def noted(handle: int) -> None:
-        synced.append((os.stat(handle).st_size, data.path.exists()))
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            synced.append((os.stat(handle).st_size, data.path.exists()))
 
     data = unopened(root, "disk")
     monkeypatch.setattr(os, "fsync", noted)
     data.prepare()
-    assert synced == [(BYTES + 10 * 16 + 32, False)]
+    assert synced == [(BYTES + 10 * 16 + 2 * 32, False)]
+
+
+def test_a_file_that_cannot_be_opened_is_reported_and_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = opened(root, "disk")
+    before = data.path.read_bytes()
+    again = unopened(root, "disk")
+
+    def refused(*arguments: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(data.path))
+
+    monkeypatch.setattr("sslcli.data.cache.dataset.CachedImages", refused)
+    with pytest.raises(UserError, match=r"^data\.cache_dir: cannot use [^\n]*Permission denied"):
+        again.prepare()
+    assert data.path.read_bytes() == before
 
 
 def test_what_a_killed_process_left_is_removed(root: Path) -> None:
     odd = root.rename(root.parent / "photographs [1] *?")
     data = unopened(odd, "disk")
     data.path.parent.mkdir()
-    data.path.with_suffix(".tmp").write_bytes(b"half of it")
-    (data.path.parent / "other.tmp").touch()
+    (data.path.parent / f".{data.path.name}.abc.tmp").write_bytes(b"half of it")
+    (data.path.parent / ".other.cache.abc.tmp").touch()
     data.prepare()
-    assert set(cache_files(odd)) == {data.path.parent / "other.tmp", data.path, data.path.with_suffix(".lock")}
+    assert set(cache_files(odd)) == {
+        data.path.parent / ".other.cache.abc.tmp",
+        data.path,
+        data.path.with_suffix(".lock"),
+    }
 
 
 def test_a_worker_that_is_killed_ends_the_build_with_a_remedy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +223,7 @@ def many(root: Path) -> Path:
 @pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_lasts(many: Path) -> None:
     process, folder = start(many), many.parent / "cache"
-    while not any(file.stat().st_size for file in folder.glob("*.tmp")):
+    while not any(file.stat().st_size for file in folder.glob(".*.tmp")):
         assert process.poll() is None
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from cache_helpers import BYTES, KINDS, messages, opened, options, unopened, write_pictures
 from pydantic import ValidationError
 
-from sslcli.contracts.errors import UserError
+from sslcli.contracts.errors import SslError, UserError
 from sslcli.data.cache import dataset as cached
 from sslcli.data.cache import room
 from sslcli.data.cache.dataset import CachedDataset, Kind, open_cached
@@ -41,6 +40,20 @@ def test_too_little_room_is_refused_before_anything_is_decoded(
     opened(root, kind)
 
 
+def test_an_unknown_amount_of_memory_is_not_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached, "available_memory", lambda: None)
+    opened(root, "memory")
+
+
+def test_a_disk_that_cannot_be_looked_at_is_reported(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path) -> int:
+        raise OSError(5, "Input/output error", str(folder))
+
+    monkeypatch.setattr(cached, "free_disk", fail)
+    with pytest.raises(SslError, match=r"^data\.cache: /[^\n]*: Input/output error$"):
+        open_cached(Folder(options(root, cache="auto")), 66, 100, 0)
+
+
 def test_the_size_of_many_images_is_estimated_from_a_sample(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached, "_SAMPLE", 5)
     assert unopened(root, "memory").estimate() == pytest.approx(BYTES, rel=0.3)
@@ -52,12 +65,13 @@ def test_the_size_of_many_images_is_estimated_from_a_sample(root: Path, monkeypa
         (10**6, 10**6, 100, "memory"),
         (40_000, 10**6, 100, "disk"),
         (40_000, 40_000, 100, "none"),
+        (None, 10**6, 100, "disk"),
         (0, 10**6, 100, "disk"),
         (10**6, 10**6, 1.9, "none"),
     ],
 )
 def test_auto_takes_memory_then_disk_then_none(
-    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, memory: int, disk: int, passes: Any, kind: Kind
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, memory: int | None, disk: int, passes: Any, kind: Kind
 ) -> None:
     monkeypatch.setattr(cached, "available_memory", lambda: memory)
     monkeypatch.setattr(cached, "free_disk", lambda folder: disk)
@@ -122,11 +136,11 @@ def test_memory_is_what_the_machine_and_its_control_groups_can_spare(
     assert available_memory() == expected
 
 
-def test_memory_is_all_of_the_machine_where_the_system_does_not_say(machine: Path) -> None:
+def test_memory_is_unknown_where_the_system_does_not_say(machine: Path) -> None:
     (machine / "group").unlink()
     assert available_memory() == 8000 * 1024
     (machine / "meminfo").unlink()
-    assert available_memory() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert available_memory() is None
 
 
 def test_the_disk_of_a_folder_that_does_not_exist_yet_is_known(tmp_path: Path) -> None:
