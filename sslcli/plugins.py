@@ -173,7 +173,8 @@ def registered(classes: Mapping[tuple[str, str], type]) -> Iterator[None]:
         yield
     finally:
         for one in now:
-            _registered.remove(one)
+            if one in _registered:  # not if the block has cleared the list
+                _registered.remove(one)
 
 
 def load_found(plugin: FoundPlugin) -> type:
@@ -218,7 +219,8 @@ def load(group: str, name: str) -> Any:
     if not rest:
         example = f", such as {provider}/{known[0]}" if known else ""
         raise PluginError(f"{provider!r} provides many; write {provider}/NAME{example}")
-    raise PluginError(f"{info.noun} provider {provider!r} has no {rest!r}{suggest(rest, known)}")
+    near = suggest(name, [f"{provider}/{each}" for each in known])
+    raise PluginError(f"{info.noun} provider {provider!r} has no {rest!r}{near}")
 
 
 def contracts(group: Group) -> tuple[type, ...]:
@@ -249,7 +251,7 @@ def register_file(path: Path) -> PluginFile:
         raise PluginError(f"--plugin {path}: cannot be read ({error.strerror})") from error
     digest = hashlib.sha256(source).hexdigest()
     module_name = f"sslcli_plugin_{digest[:16]}"
-    again = tuple(plugin for plugin, cls in _registered if cls.__module__ == module_name)
+    again = tuple(plugin for plugin, cls in _registered if cls.__module__ == module_name and plugin.package != PYTHON)
     if again:  # named twice, or in an earlier call from Python
         return PluginFile(path, digest, again)
     spec = importlib.util.spec_from_file_location(module_name, path)

@@ -144,7 +144,7 @@ def test_a_provider_gives_one_of_its_many(install: Install) -> None:
     assert load("backbones", "zoo/vit_small").__name__ == "Net"
     assert load("backbones", "zoos:zoo/vit_base").__name__ == "Net"
     for name, said in {
-        "zoo/vit_smal": "'zoo' has no 'vit_smal'; did you mean vit_small",
+        "zoo/vit_smal": "'zoo' has no 'vit_smal'; did you mean zoo/vit_small?",
         "zoo": "write zoo/NAME, such as zoo/vit_base",
         "net/x": "'net' is a single backbone; write net without /x",
         "torn/x": "'torn/x' cannot be loaded: ImportError: its library is too old",

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.errors import UserError
@@ -74,10 +74,9 @@ class Objects:
             name, classes, self.given = data_classes({"train": name, **pair})
             self.classes |= classes
             return {"name": name, "count": self.given["train"].length, **plain}
-        return {
-            "name": self._keep(group, _wrapped(name) if section == "backbone" else _refused(section, name)),
-            **plain,
-        }
+        if section != "backbone":
+            _refused(section, name)
+        return {"name": self._keep(group, _wrapped(name)), **plain}
 
     def _callbacks(self, value: Any) -> dict[str, Any]:
         """Callbacks as in the config (options by name), or a list of objects, classes and names."""
@@ -182,7 +181,7 @@ def _callback(value: Any) -> type:
     return hold(value)
 
 
-def _refused(section: str, value: Any) -> type:
+def _refused(section: str, value: Any) -> NoReturn:
     group = get_group(PLUGIN_SECTIONS.get(section, section))
     wanted = " or ".join(contract.__name__ for contract in contracts(group))
     what = f"the class {value.__name__}" if isinstance(value, type) else f"an object of type {type(value).__name__}"

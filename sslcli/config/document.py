@@ -95,13 +95,13 @@ def dump_value(value: Any) -> str:
 
 
 def read_file(path: Path) -> Document:
-    """Reads a YAML file that contains a mapping; ConfigError if it cannot be parsed, with every duplicate key."""
+    """Reads a YAML file that holds a mapping; ConfigError if it cannot be read or parsed, with every duplicate key."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: is not a text file in UTF-8 (byte {error.start})"]) from None
     except OSError as error:
-        raise ConfigError([f"{path}: {str(error.strerror).lower()}"]) from None
+        raise ConfigError([f"{path}: {(error.strerror or str(error)).lower()}"]) from None
     document = parse(text, str(path), numbered=True)
     if document.data is None:
         raise ConfigError([f"{path}: is empty"])

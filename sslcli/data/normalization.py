@@ -60,13 +60,14 @@ def measure(folder: Path, files: Sequence[str], channels: int) -> Statistics:
     return mean, std
 
 
-def sampled(source: object, count: int, read: Callable[[int], Tensor]) -> Statistics:
+def sampled(source: object, count: int, read: Callable[[int], Tensor], *, threads: bool = True) -> Statistics:
     """Returns mean and standard deviation, with 6 decimals, of up to 2,000 images of equal weight.
 
     Args:
         source: where the images are from, for messages.
         count: how many there are.
-        read: index → uint8 (channels, H, W), called from several threads.
+        read: index → uint8 (channels, H, W).
+        threads: call it from several threads (decoders release the interpreter's lock), not from this one.
 
     Raises:
         UserError: if none of them can be read.
@@ -81,8 +82,8 @@ def sampled(source: object, count: int, read: Callable[[int], Tensor]) -> Statis
             return None
         return torch.stack([mean, std.square() + mean.square()])
 
-    with ThreadPoolExecutor() as pool:  # decoders release the interpreter's lock
-        found = [each for each in pool.map(moments, indices) if each is not None]
+    with ThreadPoolExecutor() as pool:
+        found = [each for each in (pool.map if threads else map)(moments, indices) if each is not None]
     if not found:
         raise UserError(f"data.normalization: none of the {len(indices)} images sampled in {source} can be read")
     mean, square = torch.stack(found).mean(0)

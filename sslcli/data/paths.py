@@ -13,12 +13,16 @@ import torch
 from .decode import EXTENSIONS
 
 
-def image_files(folder: Path, prefix: str = "", above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+def image_files(folder: Path) -> Iterator[str]:
     """Yields the image files below a folder as paths relative to it, sorted, with `/` between the parts.
 
-    Hidden files and folders are skipped, links are followed, but not to a folder `above`; the case of extensions is
+    Hidden files and folders are skipped, links are followed, but not to a folder above; the case of extensions is
     ignored.
     """
+    return _walk(folder, "", frozenset())
+
+
+def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     state = folder.stat()
     if (state.st_dev, state.st_ino) in above:
         return
@@ -27,7 +31,7 @@ def image_files(folder: Path, prefix: str = "", above: frozenset[tuple[int, int]
         found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     for name, is_folder in found:
         if is_folder:
-            yield from image_files(folder / name, f"{prefix}{name}/", above)
+            yield from _walk(folder / name, f"{prefix}{name}/", above)
         elif name.lower().endswith(EXTENSIONS):
             yield prefix + name
 

@@ -59,8 +59,14 @@ def open_source(
 ) -> Source:
     """Returns the source that suits a data set: all images on the device if they have one size and fit, else workers.
 
-    Args: those of `Plan`, and
-        device: where the images go.
+    Args:
+        dataset: where the images come from.
+        device: where they go.
+        batch_size: images per optimizer step, over all ranks and micro-batches.
+        accumulate: micro-batches per optimizer step.
+        seed: the run's.
+        rank: of this process.
+        world_size: how many processes there are.
         views: crops the images in the workers.
         workers: processes that decode; 0 decodes in this one, `auto` leaves one of the cores free.
 

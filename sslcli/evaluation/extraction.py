@@ -149,11 +149,14 @@ def _read(images: Tensor | Dataset, side: int, size: int) -> Iterator[tuple[Tens
     one before is computed.
     """
     blocks = torch.split(torch.arange(len(images)), size)
-    resident = images if isinstance(images, Tensor) else images.images()
-    if isinstance(images, Tensor) or (resident is not None and resident.shape[-2:] == (side, side)):
-        assert resident is not None
+    if isinstance(images, Tensor):
+        resident: Tensor | None = images
+    else:  # asked only for images of the right size: a subset makes a copy
+        resident = images.images() if images.info.image_size == (side, side) else None
+    if resident is not None:
         yield from zip(torch.split(resident, size), blocks, strict=True)
         return
+    assert isinstance(images, Dataset)
     cls = load("augmentations", "resize")
     resize = cls(cls.Options.parse({}), side)
 
@@ -178,9 +181,13 @@ def _read(images: Tensor | Dataset, side: int, size: int) -> Iterator[tuple[Tens
                         f"{images.info.name}: more than {UNREADABLE_LIMIT:.0%} of the {len(images):,} images cannot be "
                         f"read, the first one: {unreadable[0]}; repair or remove them"
                     )
-                good = [each for each in found if isinstance(each, Tensor)]
+                both = zip(current[0], found, strict=True)
+                good = [(index, image) for index, image in both if isinstance(image, Tensor)]
                 if good:
-                    yield torch.stack(good), current[0][torch.tensor([isinstance(each, Tensor) for each in found])]
+                    indices, tensors = map(torch.stack, zip(*good, strict=True))
+                    del found, good  # not kept while the next ones are computed
+                    yield tensors, indices
+                    del tensors
                 current = following
         finally:
             pool.shutdown(cancel_futures=True)

@@ -184,7 +184,7 @@ def _published_normalization(options: Any, channels: int) -> tuple[tuple[float, 
 def _fill(backbone: Backbone, name: str, target: Target) -> None:
     left_out = fill(backbone, read_plain(target.path, backbone.export_state()[0]), target.word, name)
     if left_out:
-        log.info(f"{target.word}: read {left_out.removeprefix(', ')}")
+        log.info(f"{target.word}: read without the classifier ({', '.join(left_out)})")
 
 
 def read_plain(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:

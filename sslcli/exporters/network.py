@@ -124,7 +124,8 @@ def check_network(path: Path, loaded: Callable[[Tensor], Any], network: nn.Modul
         images = sample_images(card, count)
         with torch.no_grad():
             found, expected = loaded(images), network(images)
-        for ours, theirs in zip(found, expected, strict=True) if isinstance(expected, tuple) else [(found, expected)]:
+        pairs = zip(found, expected, strict=True) if isinstance(expected, tuple) else [(found, expected)]
+        for ours, theirs in pairs:
             if ours.shape != theirs.shape:
                 shapes = f"{tuple(ours.shape)} where torch gives {tuple(theirs.shape)}"
                 raise SslError(f"{path}: not written: it gives {shapes}")

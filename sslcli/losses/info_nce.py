@@ -110,13 +110,12 @@ def batch_info_nce_and_metrics(
     with torch.autocast(query.device.type, enabled=False):
         logits = (unit_rows(query) / temperature) @ all_gather(unit_rows(keys.detach())).T  # N×N·world
         own = len(logits) * rank()  # query i's key is in column own + i
-        loss = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) + own)
-    with torch.no_grad():
-        positive = logits.diagonal(own)
-        count = max(logits.numel() - len(positive), 1)
-        metrics = {
-            **found_among(positive, logits, among=True),
-            "pos_cos": positive.mean() * temperature,
-            "neg_cos": (logits.sum() - positive.sum()) / count * temperature,
-        }
-    return loss, metrics
+        with torch.no_grad():  # before the loss, which keeps a matrix of the same size for its gradient
+            positive = logits.diagonal(own)
+            count = max(logits.numel() - len(positive), 1)
+            metrics = {
+                **found_among(positive, logits, among=True),
+                "pos_cos": positive.mean() * temperature,
+                "neg_cos": (logits.sum() - positive.sum()) / count * temperature,
+            }
+        return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) + own), metrics

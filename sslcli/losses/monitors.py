@@ -37,7 +37,8 @@ def mean_cosines(pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
 @torch.no_grad()
 def class_cosines(z: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
     """Returns `pos_cos` and `neg_cos`, the mean cosine of any two embeddings of one label (of one image without
-    labels), and of any two others: 0-dim without gradient, float32 at least; 0 where there is no such pair.
+    labels), and of any two others, within this process's batch: 0-dim without gradient, float32 at least; 0 where there
+    is no such pair.
 
     Args:
         z: (N, V, D) embeddings of V views of N images; they are L2-normalized here.

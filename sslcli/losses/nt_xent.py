@@ -57,8 +57,7 @@ def nt_xent_and_metrics(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> 
         start, images = len(u) * rank(), len(z1)
         logits.diagonal(start).fill_(float("-inf"))
         j = torch.arange(len(u), device=u.device).roll(images) + start  # the column of each anchor's positive
-        loss = F.cross_entropy(logits, j)
-        with torch.no_grad():
+        with torch.no_grad():  # before the loss, which keeps a matrix of the same size for its gradient
             # The sum over the negative pairs is |Σu|² − Σ|u|² − 2·Σ u₁·u₂: no product of all with all is needed.
             positive = (u[:images] * u[images:]).sum()
             negative = u.sum(dim=0).square().sum() - u.square().sum() - 2 * positive
@@ -68,4 +67,4 @@ def nt_xent_and_metrics(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> 
                 "pos_cos": positive / images,
                 "neg_cos": negative / pairs if pairs else torch.zeros_like(positive),
             }
-    return loss, metrics
+        return F.cross_entropy(logits, j), metrics

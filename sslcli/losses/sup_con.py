@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sslcli.distributed import all_gather, rank
+from sslcli.distributed import all_gather, rank, world_size
 
 from .rows import check_temperature, unit_rows
 
@@ -63,15 +63,16 @@ def sup_con(
     with torch.autocast(z.device.type, enabled=False):
         own = unit_rows(z).transpose(0, 1).flatten(0, 1)  # VN×D, view after view
         everyone = all_gather(own, gradient=True)  # WVN×D
-        # Without labels every process numbers its images differently.
-        ids = torch.arange(images, device=z.device) + images * rank() if labels is None else labels
-        classes = ids.repeat(views)
+        if labels is None:  # each image is a class of its own
+            classes = torch.arange(images * world_size(), device=z.device).view(-1, images).repeat(1, views).flatten()
+        else:
+            classes = all_gather(labels.repeat(views))
         anchors = images if contrast == "one" else images * views
         # Dividing the anchors is cheaper than dividing the product, which is the only matrix of its size.
         logits = (own[:anchors] / temperature) @ everyone.T
         itself = own.shape[0] * rank()
         logits.diagonal(itself).fill_(float("-inf"))
-        positive = classes[:anchors, None] == all_gather(classes)
+        positive = classes[itself : itself + anchors, None] == classes
         positive.diagonal(itself).fill_(False)
         count = positive.sum(dim=1)
         attraction = torch.where(positive, logits, 0).sum(dim=1) / count.clamp_min(1)

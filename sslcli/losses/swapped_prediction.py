@@ -50,9 +50,10 @@ def swapped_prediction(
 
 
 def check_swapped(scores: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-    """Raises ValueError unless they are of two or more views and of one or more of the first of them, and one shape."""
+    """Raises ValueError unless there are two or more views, targets for one or more of them, and one shape."""
     if len(scores) < 2 or not 1 <= len(targets) <= len(scores):
-        raise ValueError(f"targets of some of two views or more are needed, not of {len(targets)} of {len(scores)}")
+        found = f"{len(targets)} of {len(scores)}"
+        raise ValueError(f"two or more views are needed, and targets for one or more of them, not for {found}")
     shapes = sorted({tuple(each.shape) for each in (*scores, *targets)})
     if len(shapes) > 1 or len(shapes[0]) != 2 or 0 in shapes[0]:
         raise ValueError(f"(N, K) tensors of one shape are needed, not {', '.join(map(str, shapes))}")

@@ -71,7 +71,18 @@ class DINOHead(nn.Module):
         norm: Norm = "none",
         norm_last_layer: bool = True,
     ) -> None:
-        """As the options of `dino` that have these names. Raises ValueError if there is no layer."""
+        """Args:
+        input_dim: D of the features.
+        hidden_dim: width between the MLP's layers; unused with one layer.
+        bottleneck_dim: length of the vectors that are normalized.
+        prototypes: K, number of logits.
+        layers: linear layers of the MLP, at least 1.
+        norm: what follows each hidden layer, before its GELU.
+        norm_last_layer: whether every prototype keeps length 1, so that the logits are cosines.
+
+        Raises:
+            ValueError: if there is no layer.
+        """
         super().__init__()
         self.mlp = mlp(input_dim, hidden_dim, bottleneck_dim, layers, norm=norm, activation=nn.GELU)
         for part in self.mlp:

@@ -48,7 +48,9 @@ class HeadedBackbone(Backbone):
         self.options = options
         self.backbone = backbone
         width = options.hidden_dim
-        self.head = head or mlp(backbone.spec.feature_dim, width, width, options.layers + 1, norm=options.norm)[:-1]
+        if head is None:
+            head = mlp(backbone.spec.feature_dim, width, width, options.layers + 1, norm=options.norm)[:-1]
+        self.head = head
         self.spec = dataclasses.replace(backbone.spec, feature_dim=width, patch_size=None)
 
     @classmethod

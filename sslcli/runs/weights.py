@@ -41,7 +41,9 @@ def start_from(backbone: Backbone, name: str, options: Any) -> None:
         if published is None:
             return
         source, state = f"backbone: the published weights of {name!r}", published
-    log.info(f"{source}: the backbone starts from these weights{fill(backbone, state, source, name)}")
+    left_out = fill(backbone, state, source, name)
+    without = f", without the classifier ({', '.join(left_out)})" if left_out else ""
+    log.info(f"{source}: the backbone starts from these weights{without}")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -61,11 +63,17 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def fill(backbone: Backbone, state: dict[str, Tensor], source: str, name: str) -> str:
+def fill(backbone: Backbone, state: dict[str, Tensor], source: str, name: str) -> list[str]:
     """Loads from a state, under the names of `export_state`, the weights that a network needs.
 
+    Args:
+        backbone: on the CPU.
+        state: the available weights.
+        source: of the weights, for messages.
+        name: of the network, for messages.
+
     Returns:
-        the end of a message that names what was left out of the classifier; empty if nothing was.
+        the names of the classifier's weights, which are left out.
 
     Raises:
         UserError: naming the first key that is missing, of another shape, or unknown.
@@ -93,7 +101,7 @@ def fill(backbone: Backbone, state: dict[str, Tensor], source: str, name: str) -
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{source}: the weights do not fit {name!r} ({reason})") from error
-    return f", without the classifier ({', '.join(rest)})" if rest else ""
+    return rest
 
 
 def _advice(state: dict[str, Tensor]) -> str:

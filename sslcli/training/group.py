@@ -94,13 +94,13 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> int:
     """Waits for all processes, passing a signal on to them once; returns the first bad exit code, or 0."""
     passed_on = False
     with Interrupt() as interrupt:
-        while not any(child.poll() for child in children) and None in [child.returncode for child in children]:
+        while not any(codes := [child.poll() for child in children]) and None in codes:
             if interrupt.number is not None and not passed_on:
                 passed_on = True
                 for child in children:
                     child.send_signal(interrupt.number)
             time.sleep(0.1)
-        code = next((child.returncode for child in children if child.returncode), 0)
+        code = next(filter(None, codes), 0)
         _end(children)
     return code if code >= 0 else 128 - code
 

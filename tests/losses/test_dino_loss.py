@@ -124,8 +124,8 @@ def test_dino_gradients_too_small_for_half_precision_reach_it_with_the_scalers_f
 
 def test_dino_refuses_wrong_views_shapes_and_temperatures() -> None:
     student, teacher = views(3), views(2, seed=1)
-    for students, teachers, counts in ((1, 1, "of 1 of 1"), (1, 2, "of 2 of 1"), (3, 0, "of 0 of 3")):
-        with pytest.raises(ValueError, match=f"not {counts}"):
+    for students, teachers, counts in ((1, 1, "1 of 1"), (1, 2, "2 of 1"), (3, 0, "0 of 3")):
+        with pytest.raises(ValueError, match=f"not for {counts}"):
             dino(student[:students], teacher[:teachers], CENTER, 0.1, 0.04)
     with pytest.raises(ValueError, match=r"one shape are needed, not \(2, 5\), \(3, 5\)"):
         dino([*student[:2], student[2][:2]], teacher, CENTER, 0.1, 0.04)

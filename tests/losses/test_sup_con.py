@@ -161,6 +161,7 @@ def test_a_process_compares_its_own_anchors_with_everyone_s(
     losses = []
     for rank, half in enumerate(halves):
         monkeypatch.setattr(module, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(module, "world_size", lambda: 2)
         losses.append(sup_con(z[half], None if labels is None else labels[half], 0.2, contrast=contrast).item())
     monkeypatch.undo()
     assert mean(losses) == pytest.approx(sup_con(z, labels, 0.2, contrast=contrast).item(), rel=1e-12)

@@ -94,11 +94,11 @@ def test_assignments_of_sinkhorn_are_taken_as_they_are() -> None:
 
 def test_wrong_shapes_and_counts_are_refused() -> None:
     scores, q = random_scores(), random_assignments()
-    with pytest.raises(ValueError, match="not of 1 of 1"):
+    with pytest.raises(ValueError, match="not for 1 of 1"):
         swapped_prediction(scores[:1], q[:1])
-    with pytest.raises(ValueError, match="not of 0 of 4"):
+    with pytest.raises(ValueError, match="not for 0 of 4"):
         swapped_prediction(scores, [])
-    with pytest.raises(ValueError, match="not of 3 of 2"):
+    with pytest.raises(ValueError, match="not for 3 of 2"):
         swapped_prediction(scores[:2], random_assignments(3))
     with pytest.raises(ValueError, match=r"one shape are needed, not \(2, 5\), \(3, 5\)"):
         swapped_prediction([*scores[:3], scores[3][:2]], q)

@@ -133,7 +133,7 @@ class WrappedDataset(Dataset):
             return options.mean, options.std
         if options.normalization == "imagenet":
             return IMAGENET[channels]
-        return sampled(self._given.title, len(self), self.image)
+        return sampled(self._given.title, len(self), self.image, threads=self._threads)
 
     def __len__(self) -> int:
         return len(self._chosen)

@@ -66,7 +66,7 @@ def _joint_sgd(
     schedules = [training.schedule_for(rate, steps) for rate in rates]
     decay_at = weight_decay_schedule(options, training.epochs * steps)
     velocities = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
-    lr = torch.empty(steps, len(rates))
+    lr = torch.empty(0)
 
     def update(step: int) -> None:
         nonlocal lr
