@@ -10,7 +10,7 @@ from page import table
 
 SPEEDS = (
     "network", "machine", "arithmetic", "by operations", "by bytes", "eager", "measured, prepared views",
-    "measured, end to end", "share of the floor's speed",
+    "measured, end to end", "fraction of the bound",
 )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def tables(report: dict[str, Any]) -> str:
         table(["network", "arithmetic", "phase", "million operations", "kB at least", "kB eager"], work),
         "The machines:\n",
         table(["machine", "fp32 GFLOP/s", "bf16 GFLOP/s", "GB/s", "from"], limits),
-        "Images per second; the floor is the lower of the first two, and the last column is the share of it that was "
+        "Images per second; the bound is the lower of the first two; the last column is the fraction of it that was "
         "reached on prepared views:\n",
         table(list(SPEEDS), speeds),
         f"Made by `{command}`, {report['time']}, {machine}.\n",

@@ -152,7 +152,7 @@ def count_step(config: RunConfig, batch: int, precision: str, source_side: int |
     optimizer state read and written once.
 
     Args:
-        config: its data set is not opened.
+        config: its dataset is not opened.
         batch: images in the step.
         precision: `fp32`, `bf16` or `fp16`.
         source_side: side in pixels of the resident images that the views are cropped from; None where worker

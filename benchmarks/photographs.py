@@ -39,7 +39,7 @@ SLOW = 48
 
 
 def lightly_items(data: FileDataset, size: int, view: dict[str, Any]) -> Callable[[int], Any]:
-    """Returns a function that gets a photograph with both views from lightly's data set.
+    """Returns a function that gets a photograph with both views from lightly's dataset.
 
     Raises:
         SystemExit: lightly does not find all photographs.

@@ -80,7 +80,7 @@ class Axis:
 
 
 AXES = {
-    "images": Axis("images in the data set", (256, 512, 1024, 2048, 4096), ("data.count={}",), "epoch"),
+    "images": Axis("images in the dataset", (256, 512, 1024, 2048, 4096), ("data.count={}",), "epoch"),
     "views": Axis("views", (2, 3, 4, 6, 8), ()),
     "batch": Axis("batch size", (16, 32, 64, 128, 256, 512), ("training.batch_size={}",)),
     "size": Axis("side of the images and views in pixels", (16, 24, 32, 48, 64, 96, 128), ("data.size={}",)),

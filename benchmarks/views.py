@@ -3,7 +3,7 @@
     python benchmarks/views.py [--size 32] [--source 32] [--batch 256] [--threads 1] [--output NAME]
 
 The others are torchvision and, if they are installed (`pip install 'sslcli[benchmark]'`), lightly and lightly-train,
-all with the same recipe, on the kind of image that their data sets return. All alternate in one process, on images in
+all with the same recipe, on the kind of image that their datasets return. All alternate in one process, on images in
 memory, so that neither decoding nor other load on the machine favors one of them. `images_per_second` is by wall time
 with all threads; `images_per_core_second` by processor time, which other load affects less. Both are medians with the
 extremes; ratios are those of the second.

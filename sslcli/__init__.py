@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sslcli.api.train import train as train
     from sslcli.version import __version__ as __version__
 
-# A library leaves it to the program where its messages go.
+# A library leaves it to the application where its messages go.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 #: The module of each public name.

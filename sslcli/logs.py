@@ -1,6 +1,6 @@
 """Messages to the user: what the logger `sslcli` gets is shown as plain lines on stderr, by the main process alone.
 
-Every module logs to a logger of its own below `sslcli`. The command line shows `INFO` and above: with
+Every module logs to its own logger below `sslcli`. The command line shows `INFO` and above: with
 `--quiet` warnings only, with `--verbose` `DEBUG` too.
 """
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("sslcli")
 
 
 class Lines(logging.Handler):
-    """Hands every message, as the line that a user reads, to a function."""
+    """Passes every message, formatted as the user sees it, to a function."""
 
     def __init__(self, show: Callable[[str], object]) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Lines(logging.Handler):
 
 @contextmanager
 def lines_to(show: Callable[[str], object] | None, level: int = logging.INFO) -> Iterator[None]:
-    """Hands the messages of a block to `show`; None changes nothing."""
+    """Passes the messages of a block to `show`; None changes nothing."""
     if show is None:
         yield
         return

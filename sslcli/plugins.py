@@ -44,7 +44,7 @@ GROUPS: dict[str, Group] = {
     for group in (
         Group("methods", "method", ("method:Method",)),
         Group("backbones", "backbone", ("backbone:Backbone", "backbone:BackboneProvider")),
-        Group("datasets", "data set", ("data:Dataset",)),
+        Group("datasets", "dataset", ("data:Dataset",)),
         Group("augmentations", "view operation or preset", ("views:Operation", "views:Preset")),
         Group("optimizers", "optimizer", ("optimizer:OptimizerPlugin",)),
         Group("schedules", "schedule", ("optimizer:Schedule",)),
@@ -78,9 +78,9 @@ _registered: list[tuple[FoundPlugin, type]] = []
 #: The "package" of what a Python program has given as an object: `python:MyNet`.
 PYTHON = "python"
 _GIVE_AGAIN = {
-    "backbones": "load it with sslcli.load_backbone(path, into=module), or give it again: sslcli.Run(path, backbone=…)",
-    "datasets": "give it again in Python, or name other data with data.name=…",
-    "callbacks": "give it again in Python, or switch it off with null",
+    "backbones": "load it with sslcli.load_backbone(path, into=module), or pass it again: sslcli.Run(path, backbone=…)",
+    "datasets": "pass it again in Python, or choose other data with data.name=…",
+    "callbacks": "pass it again in Python, or disable it with null",
 }
 
 
@@ -148,8 +148,8 @@ def choose(group: str, name: str) -> FoundPlugin:
         for plugin, _ in reversed(_registered):
             if (plugin.package, plugin.group, plugin.name) == (PYTHON, info.entry_points, plain):
                 return plugin
-        advice = _GIVE_AGAIN.get(info.name, "give it again in Python")
-        raise PluginError(f"{info.noun} {name!r} was an object of the Python program that trained: {advice}")
+        advice = _GIVE_AGAIN.get(info.name, "pass it again in Python")
+        raise PluginError(f"{info.noun} {name!r} was an object in the Python program that trained this run: {advice}")
     candidates = [p for p in find(group) if p.name == plain and _normal(package) in ("", _normal(p.package))]
     if len(candidates) == 1:
         return candidates[0]

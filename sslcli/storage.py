@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and that survive a power cut."""
+"""Files that are written atomically and survive a power failure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Makes a file's content, or a directory's entries, survive a power cut."""
+    """Makes a file's content, or a directory's entries, survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -48,7 +48,7 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small text file whole or not at all."""
+    """Writes a small text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -60,8 +60,8 @@ def check_output(path: Path) -> None:
         UserError: it exists, its folder does not, or it cannot be written.
     """
     if path.exists():
-        raise UserError(f"{path}: exists already; choose another --output")
+        raise UserError(f"{path}: already exists; choose another --output")
     if not path.parent.is_dir():
-        raise UserError(f"{path}: the folder {path.parent} does not exist")
+        raise UserError(f"{path}: the directory {path.parent} does not exist")
     with writing(path, "; choose another --output"):
         tempfile.TemporaryFile(dir=path.parent).close()

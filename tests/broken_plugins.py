@@ -1,4 +1,4 @@
-"""Methods, backbones, data sets, and augmentations that break one rule each: what the conformance kit must find.
+"""Methods, backbones, datasets, and augmentations that break one rule each: what the conformance kit must find.
 
 Each is a correct plugin with one thing replaced (`broken`), beside the words that the check must say.
 """
@@ -170,11 +170,11 @@ class AnyName(BackboneProvider):
 PROVIDERS = [broken("EveryName", AnyName, "get of a name that it does not list must raise KeyError")]
 
 
-# Data sets
+# Datasets
 
 
 class Pictures(Dataset):
-    """A correct data set of 24 images."""
+    """A correct dataset of 24 images."""
 
     def __init__(self, options: DatasetOptions) -> None:
         super().__init__(options)
@@ -212,7 +212,7 @@ DATASETS = [
     broken("ArrayImages", Pictures, r"image\(0\) is ndarray, not torch.uint8",
            image=lambda self, i: self.pixels[i].numpy()),
     broken("OtherImages", Pictures, r"images\(\)\[0\] is not image\(0\)", images=lambda self: self.pixels.flip(0)),
-    broken("FirstOnes", Pictures, "does not keep the share of each class", finish=first_ones),
+    broken("FirstOnes", Pictures, "does not keep the proportion of each class", finish=first_ones),
     broken("TooManyLabels", Pictures, "labels go to 3, but there are 3 classes",
            finish=lambda self: setattr(self, "labels", self.labels + 1)),
     broken("Unpicklable", Pictures, "cannot be pickled",

@@ -83,7 +83,7 @@ OPTIMIZERS = [
         "direction": lambda self, parameter, gradient: gradient / self.steps}),
     broken("DividesByNorm", Descent, "not finite after a step with gradients of 0", members={
         "direction": lambda self, parameter, gradient: gradient / gradient.norm()}),
-    broken("DecaysAll", Descent, "has weight_decay 0 and a gradient of 0, and moves", members={
+    broken("DecaysAll", Descent, "has weight_decay 0 and a gradient of 0, but moves", members={
         "direction": lambda self, parameter, gradient: gradient + 0.1 * parameter}),
     broken("FixedDecay", Descent, "with another weight_decay in the groups the step is the same", members={
         "before": first_decay}),
@@ -155,7 +155,7 @@ EVALUATORS = [
     broken("Trains", FirstClass, "changes the backbone that it evaluates",
            evaluate=after(lambda subject: subject.backbone.train()(torch.randn(4, 3, 16, 16)))),
     broken("Dice", FirstClass, "two runs with one seed", evaluate=with_metrics(lambda _: {"top1": random.random()})),
-    broken("Percent", FirstClass, "accuracies are shares between 0 and 1",
+    broken("Percent", FirstClass, "accuracies are fractions between 0 and 1",
            evaluate=with_metrics(lambda _: {"top1": 25.0})),
     broken("Silent", FirstClass, "the protocol is empty",
            evaluate=lambda self, subject: EvaluationResult({"top1": 0.5}, {})),

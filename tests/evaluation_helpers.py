@@ -1,4 +1,4 @@
-"""A tiny backbone with batch norm, data sets in memory, and a run's context, for the tests of evaluations."""
+"""A tiny backbone with batch norm, datasets in memory, and a run's context, for the tests of evaluations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets of a few images in their original files' formats, for tests that open every data set there is."""
+"""Datasets of a few images in their original files' formats, for tests that open every dataset there is."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def write_imagenet(root: Path) -> None:
                 Image.fromarray(pixels).save(root / split / synset / f"{synset}_{number}.JPEG")
 
 
-#: By the data set's name: what writes a small one into a folder.
+#: By the dataset's name: what writes a small one into a folder.
 WRITERS = {
     "cifar10": write_cifar10,
     "cifar100": write_cifar100,

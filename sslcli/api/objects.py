@@ -1,4 +1,4 @@
-"""Objects instead of names: a module as backbone, a data set, callbacks, plugin classes.
+"""Objects instead of names: a module as backbone, a dataset, callbacks, plugin classes.
 
 There is one schema, the config's. An object is registered as a plugin `python:CLASS` for as long as it is needed, and a
 section that holds it becomes one that names it.
@@ -30,14 +30,14 @@ class Objects:
 
     Attributes:
         classes: for `plugins.registered`.
-        given: the user's data sets by split.
+        given: the user's datasets by split.
     """
 
     def __init__(self, labeled: tuple[Any, Any] | None = None) -> None:
         self.classes: Classes = {}
         self.given: dict[str, Given] = {}
         if labeled is not None and not (isinstance(labeled, tuple | list) and len(labeled) == 2):
-            raise UserError("labeled: should be a pair of data sets (train, test)")
+            raise UserError("labeled: should be a pair of datasets (train, test)")
         self._labeled = labeled
 
     def sections(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Objects:
             else:
                 plain[section] = as_plain(section, self._with_names(value) if section == "views" else value)
         if self._labeled is not None and not self.given:
-            raise UserError("labeled: needs a data set that is given as an object; a named one has its own labels")
+            raise UserError("labeled: needs a dataset that is given as an object; a named one has its own labels")
         return plain
 
     def _choice(self, section: str, value: Any) -> dict[str, Any]:
@@ -118,9 +118,9 @@ class Objects:
 
 
 def data_classes(datasets: Mapping[str, Any], name: str = "") -> tuple[str, Classes, dict[str, Given]]:
-    """Wraps data sets by split (`train`, `labeled`, `test`); returns their common name and the classes to register.
+    """Wraps datasets by split (`train`, `labeled`, `test`); returns their common name and the classes to register.
 
-    One object under two splits is examined and read once.
+    An object used for two splits is inspected and read only once.
     """
     from sslcli.data.objects.given import Given
     from sslcli.data.objects.wrapped import wrap_datasets

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Target: TypeAlias = "Run | str | Path"
 
-#: The name of data sets that are given to be evaluated on; no class can have this name.
+#: The name of datasets that are given to be evaluated on; no class can have this name.
 EVALUATED = "for-evaluation"
 
 
@@ -37,7 +37,7 @@ class Run:
     Attributes:
         path: the directory.
         classes: plugin classes that wrap the objects, by group and the name after `python:` in the config.
-        signal: number of the signal that interrupted the training run; None if it ended, or was opened.
+        signal: number of the signal that interrupted the training run; None if it finished, or was opened.
         total_steps: optimizer steps in all epochs; None for a run that was opened.
     """
 
@@ -54,7 +54,7 @@ class Run:
         Args:
             path: the run directory.
             backbone: the module (or class) that the run was made with; it is not changed.
-            data: the data set that the run was made with.
+            data: the dataset that the run was made with.
             labeled: its (train, test) pair to evaluate with.
 
         Raises:
@@ -97,7 +97,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Optimizer steps made; for a run that was opened, the step of its newest checkpoint (0 if it has none)."""
+        """Optimizer steps done; for a run that was opened, the step of its newest checkpoint (0 if it has none)."""
         if self._step is not None:
             return self._step
         from sslcli.runs.checkpoint import list_checkpoints
@@ -147,7 +147,7 @@ class Run:
 
         Args:
             method: name of the evaluator.
-            train: labeled data set, as an object, to fit on; the run's own data by default.
+            train: labeled dataset, as an object, to fit on; the run's own data by default.
             eval: likewise, the test images.
             options: `device`, `seed`, `seeds`, and the evaluator's options by name; `data={…}` for other data by name.
         """
@@ -209,14 +209,14 @@ def evaluate(
         target: a `Run`, a run directory, a checkpoint, a backbone file, or the name of a backbone.
         method: name of the evaluator.
         overrides: its options, and those of the data (`"data.limit"`), by dotted key.
-        train: labeled data set, as an object, to fit on; together with `eval`, instead of the run's own data.
+        train: labeled dataset, as an object, to fit on; together with `eval`, instead of the run's own data.
         eval: likewise, the test images.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
         seed: the first random seed.
         seeds: the number of seeds; with several, metrics are means, and `spread` has their standard deviations.
 
     Raises:
-        UserError: nothing trained there, no such evaluator, wrong options, no labeled data.
+        UserError: nothing trained there, no such evaluator, invalid options, no labeled data.
     """
     if method == "all":
         raise UserError("evaluate runs one evaluation; sslcli.evaluate_all(run) runs all of them")
@@ -244,7 +244,7 @@ def evaluate_all(
 
     chosen = by_key(overrides)
     if (train is None) != (eval is None):
-        raise UserError("train and eval: data sets as objects go together; give both")
+        raise UserError("train and eval: datasets as objects go together; give both")
     given = {} if train is None else {"labeled": train, "test": eval}
     if given:
         chosen["data.name"] = f"{PYTHON}:{EVALUATED}"
@@ -256,7 +256,7 @@ def evaluate_all(
 
 
 def _classes(targets: Sequence[Any], datasets: Mapping[str, Any]) -> Classes:
-    """The classes that the targets' configs call `python:…`, and those of the data sets to evaluate on, by split."""
+    """The classes that the targets' configs call `python:…`, and those of the datasets to evaluate on, by split."""
     classes: Classes = dict(data_classes(datasets, EVALUATED)[1]) if datasets else {}
     for target in targets:
         for key, cls in (target.classes if isinstance(target, Run) else {}).items():
@@ -278,7 +278,7 @@ def export(target: Target, exporter: str = "backbone", path: str | Path | None =
         the file's path, and Python lines that load it (`how_to_load`).
 
     Raises:
-        UserError: unknown exporter, nothing trained there, wrong options, or a file that cannot be written.
+        UserError: unknown exporter, nothing trained there, invalid options, or a file that cannot be written.
     """
     from sslcli.evaluation.export import export as run_export
 

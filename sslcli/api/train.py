@@ -24,7 +24,7 @@ from .run import Run
 
 log = logging.getLogger(__name__)
 
-#: The source that messages name for an option that was written in Python.
+#: The source that messages give for an option that was set in Python.
 _SOURCE = "sslcli.train"
 
 
@@ -53,20 +53,20 @@ def train(
         config: path of a YAML config to start from; the arguments below change it.
         overrides: options by dotted key, applied last: `{"optimizer.lr": 0.1}`.
         method: this and the following are the sections of the config: a name, or a mapping with `name` and options.
-            Instead of a name also a class that a plugin could register (a subclass of `Method`, for example).
+            In place of a name, a class that a plugin could register (a subclass of `Method`, for example) also works.
         backbone: likewise, or any `nn.Module`: (N, C, H, W) → (N, D) or (N, D, 1, 1). A copy of it is trained.
         data: likewise, or any object with `__len__` and `__getitem__` whose items are images or begin with one: PIL,
             arrays (H, W, C), tensors (C, H, W); uint8, or floats in [0, 1].
         views: as in the config, like all others that are not described here.
         callbacks: options by name, as in the config; or a list of names and of objects with some of `Callback`'s hooks.
-        labeled: with `data` as an object: data sets (train, test) with labels, for evaluations and the kNN monitor.
+        labeled: with `data` as an object: datasets (train, test) with labels, for evaluations and the kNN monitor.
         output: run directory; by default `runs/CONFIG-HASH`, or `runs/METHOD-DATA-HASH` without a config.
         resume: resume the run there; start it if there is none. Objects must be given again.
         options: options of the section `training`: `epochs=10, batch_size=64`.
 
     Raises:
-        UserError: the input is wrong, in one line or a line for each problem.
-        SslError: the run failed; its last checkpoint is good.
+        UserError: the input is invalid; one line for each problem.
+        SslError: the run failed; its last checkpoint is intact.
     """
     from sslcli.runs.directory import default_directory
     from sslcli.training.train import train as run_training
@@ -109,7 +109,7 @@ def _document(path: Path | None, plain: dict[str, Any], overrides: dict[str, Any
 
 
 def _without_workers(config: RunConfig, objects: Objects) -> RunConfig:
-    """Sets `training.workers` to 0 for a data set that cannot be sent to worker processes."""
+    """Sets `training.workers` to 0 for a dataset that cannot be sent to worker processes."""
     given = objects.given.get("train")
     obstacle = given.worker_obstacle() if given is not None and config.training.workers != 0 else None
     if given is None or obstacle is None:

@@ -25,11 +25,11 @@ _WIDE = 5
 
 class BlurOptions(Options):
     p: float = Field(default=0.5, ge=0, le=1)
-    """Share of the samples that are blurred."""
+    """Fraction of samples that are blurred."""
     sigma: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest standard deviation, in pixels of the view."""
     kernel: Literal["wide"] | float = "wide"
-    """`wide`: not cut off; or the kernel's size as a share of the view's side (SimCLR's own code: 0.1)."""
+    """`wide`: not cut off; or the kernel's size as a fraction of the view's side (SimCLR's own code: 0.1)."""
 
     @field_validator("sigma")
     @classmethod
@@ -42,7 +42,7 @@ class BlurOptions(Options):
     @classmethod
     def _share(cls, value: Literal["wide"] | float) -> Literal["wide"] | float:
         if value != "wide" and not 0 < value < 1:
-            raise ValueError("must be 'wide' or a share of the view's side between 0 and 1")
+            raise ValueError("must be 'wide' or a fraction of the view's side between 0 and 1")
         return value
 
 
@@ -58,7 +58,7 @@ class Blur(Operation):
         """Pixels to each side that the kernel reaches; at most as far as the image can be reflected."""
         if self.options.kernel == "wide":
             return min(math.ceil(_WIDE * self.options.sigma[1]), self.size - 1)
-        # The tiny summand because 0.29 × 100 is slightly less than 29.
+        # The tiny term is needed because 0.29 × 100 is slightly less than 29.
         return int(self.size * self.options.kernel + 1e-9) // 2
 
     def parameters(self, uniform: Tensor, sizes: Tensor) -> Parameters:

@@ -18,9 +18,9 @@ _ATTEMPTS = 10
 
 class CropOptions(ResamplingOptions):
     scale: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest share of the image's area."""
+    """Minimum and maximum fraction of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest aspect ratio (width / height) of the crop, before it is resized to a square."""
+    """Minimum and maximum aspect ratio (width / height) of the crop, before it is resized to a square."""
 
     @field_validator("scale", "ratio")
     @classmethod
@@ -33,7 +33,7 @@ class CropOptions(ResamplingOptions):
     @classmethod
     def _share(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[1] > 1:
-            raise ValueError("must be shares of the image, at most 1")
+            raise ValueError("must be fractions of the image, at most 1")
         return value
 
 
@@ -72,7 +72,7 @@ def crop_boxes(uniform: Tensor, sizes: Tensor, scale: tuple[float, float], ratio
     Args:
         uniform: (N, 22) float64 in [0, 1).
         sizes: (N, 2), height and width of the images.
-        scale: range of the area as a share of the image's.
+        scale: range of the area as a fraction of the image's.
         ratio: range of width / height, drawn uniformly on a logarithmic scale.
 
     Returns:

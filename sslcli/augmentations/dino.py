@@ -18,9 +18,9 @@ class DINOOptions(MultiCropOptions):
     local_count: int = Field(default=8, ge=0)
     """Number of local views; 0: only the two global ones."""
     global_scale: tuple[float, float] = (0.4, 1.0)
-    """Smallest and largest share of the image that a global view shows."""
+    """Minimum and maximum fraction of the image that a global view shows."""
     local_scale: tuple[float, float] = (0.05, 0.4)
-    """Smallest and largest share of the image that a local view shows."""
+    """Minimum and maximum fraction of the image that a local view shows."""
 
 
 class DINOPreset(Preset):

@@ -13,11 +13,11 @@ from .selected import on_chosen
 
 class FlipOptions(Options):
     p: float = Field(default=0.5, ge=0, le=1)
-    """Share of the samples that are flipped."""
+    """Fraction of samples that are flipped."""
 
 
 class Flip(Operation):
-    """Horizontal flip; free directly after a crop or resize, which then does both."""
+    """Horizontal flip; directly after a crop or resize it costs nothing, since that operation does both."""
 
     Options = FlipOptions
     draws = 1

@@ -23,7 +23,7 @@ def luma(images: Tensor) -> Tensor:
 
 class GrayscaleOptions(Options):
     p: float = Field(default=0.2, ge=0, le=1)
-    """Share of the samples that are converted."""
+    """Fraction of samples that are converted."""
 
 
 class Grayscale(Operation):

@@ -21,15 +21,15 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 class JitterOptions(Options):
     brightness: float = Field(default=0.4, ge=0)
-    """The factor is drawn from 1 ± this, but not below 0."""
+    """Brightness: the factor is drawn from 1 ± this, but not below 0."""
     contrast: float = Field(default=0.4, ge=0)
-    """Likewise, for the distance from the image's mean gray."""
+    """Contrast: likewise, for the distance from the image's mean gray."""
     saturation: float = Field(default=0.4, ge=0)
-    """Likewise, for the distance from the pixel's own gray."""
+    """Saturation: likewise, for the distance from the pixel's own gray."""
     hue: float = Field(default=0.1, ge=0, le=0.5)
-    """The hue is shifted by up to this share of the color circle in either direction."""
+    """The hue is shifted by up to this fraction of the color wheel in either direction."""
     p: float = Field(default=0.8, ge=0, le=1)
-    """Share of the samples that are changed."""
+    """Fraction of samples that are changed."""
 
 
 class Jitter(Operation):
@@ -82,7 +82,7 @@ class Jitter(Operation):
     def _static(self, images: Tensor, chosen: Tensor, factors: Tensor, rank: Tensor) -> Tensor:
         """The same with static shapes: three blends before the hue is shifted, and three after it.
 
-        A blend by the factor 1 leaves a pixel bitwise unchanged, so that unneeded ones do nothing.
+        A blend by the factor 1 leaves a pixel bitwise unchanged, so unneeded blends do nothing.
         """
         factors = torch.where(chosen.unsqueeze(1), factors, 1.0)
         hue = rank[:, HUE:]
@@ -111,7 +111,7 @@ def adjust(images: Tensor, factor: Tensor, kind: int) -> Tensor:
 
     Args:
         images: (N, 3, H, W) float in [0, 1].
-        factor: (N,); for the hue its shift, as a share of the color circle.
+        factor: (N,); for the hue its shift, as a fraction of the color wheel.
         kind: `BRIGHTNESS`, `CONTRAST`, `SATURATION` or `HUE`.
 
     Returns:
@@ -131,12 +131,12 @@ def adjust(images: Tensor, factor: Tensor, kind: int) -> Tensor:
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Shifts the hue in HSV (Smith, *Color gamut transform pairs*, 1978).
 
-    A channel's value is the maximum minus a share of the chroma: 0 where the hue is within a sixth of the color circle
+    A channel's value is the maximum minus a part of the chroma: 0 where the hue is within a sixth of the color wheel
     from the channel's own hue, 1 where it is two sixths away or more, linear between.
 
     Args:
         images: (N, 3, H, W) in [0, 1].
-        shift: broadcasts with (N, H, W); as a share of the color circle.
+        shift: broadcasts with (N, H, W); as a fraction of the color wheel.
     """
     red, green, blue = images.unbind(1)
     high = torch.maximum(torch.maximum(red, green), blue)

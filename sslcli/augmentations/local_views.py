@@ -28,15 +28,15 @@ class MultiCropOptions(Options):
     local_multiple: int = Field(default=1, ge=1)
     """The side of local views is a multiple of this: set it to the patch size of a ViT."""
     global_scale: tuple[float, float] = (0.14, 1.0)
-    """Smallest and largest share of the image that a global view shows."""
+    """Minimum and maximum fraction of the image that a global view shows."""
     local_scale: tuple[float, float] = (0.05, 0.14)
-    """Smallest and largest share of the image that a local view shows."""
+    """Minimum and maximum fraction of the image that a local view shows."""
 
     @field_validator("global_scale", "local_scale")
     @classmethod
     def _shares(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] <= value[1] <= 1:
-            raise ValueError("must be two shares of the image in ascending order, above 0 and at most 1")
+            raise ValueError("must be two fractions of the image in ascending order, above 0 and at most 1")
         return value
 
     @model_validator(mode="after")

@@ -14,9 +14,9 @@ from .selected import on_chosen
 
 class SolarizeOptions(Options):
     p: float = Field(default=0.2, ge=0, le=1)
-    """Share of the samples that are solarized."""
+    """Fraction of samples that are solarized."""
     threshold: float = Field(default=0.5, ge=0, le=1)
-    """Values from this one up are inverted; images are in [0, 1]."""
+    """Values at or above this threshold are inverted; images are in [0, 1]."""
 
 
 class Solarize(Operation):

@@ -26,7 +26,7 @@ class CIFARResNetOptions(BackboneOptions):
     width: int = Field(default=16, ge=1)
     """Channels of the first stage; the others have 2 and 4 times as many."""
     zero_init_residual: bool = True
-    """Each residual branch starts as zero: its last norm's weight is 0 at first."""
+    """Initialize each residual branch to zero: the weight of its last norm starts at 0."""
 
 
 class _Block(nn.Module):

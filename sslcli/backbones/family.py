@@ -1,4 +1,4 @@
-"""What the built-in backbones share: classes from a table of sizes, and the refusal of masks."""
+"""What the built-in backbones share: classes from a table of sizes, and the error for masks."""
 
 from __future__ import annotations
 

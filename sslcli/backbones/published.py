@@ -1,4 +1,4 @@
-"""Weights that torchvision publishes, which torchvision downloads and caches for backbones with `pretrained: true`."""
+"""torchvision's published weights, which it downloads and caches for backbones with `pretrained: true`."""
 
 from __future__ import annotations
 

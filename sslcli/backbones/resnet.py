@@ -45,7 +45,7 @@ class ResidualOptions(BackboneOptions):
     width: int = Field(default=TORCHVISION_WIDTH, ge=1)
     """Channels of the first stage; the others have 2, 4 and 8 times as many."""
     zero_init_residual: bool = True
-    """Each residual branch starts as zero: its last norm's weight is 0 at first."""
+    """Initialize each residual branch to zero: the weight of its last norm starts at 0."""
 
 
 class ResNetOptions(ResidualOptions, PublishedOptions):

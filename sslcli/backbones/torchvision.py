@@ -1,6 +1,6 @@
-"""Every classification model of torchvision without its classifier, as `torchvision/NAME`.
+"""All classification models of torchvision without their classifiers, as `torchvision/NAME`.
 
-Where to cut, the size of the features and the first convolution are read from the model itself, so that models of later
+Where to cut, the size of the features and the first convolution are read from the model itself, so models of later
 versions of torchvision work too.
 """
 
@@ -120,7 +120,7 @@ class TorchvisionBackbone(Backbone):
         layers = list(head) if isinstance(head, nn.Sequential) else [head]
         first = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d)), None)
         if first is None:
-            raise UserError(f"backbone: torchvision/{self.name} has no classifier that could be removed")
+            raise UserError(f"backbone: torchvision/{self.name} has no classifier to remove")
         layer: Any = layers[first]
         dim = int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
         if isinstance(layer, nn.Conv2d):
@@ -161,13 +161,13 @@ class TorchvisionBackbone(Backbone):
         """Returns pooled features (N, D) of images (N, C, H, W).
 
         Raises:
-            UserError: if a mask is given, or if a ViT or MaxViT gets images of a size it was not built for.
+            UserError: if a mask is given, or if a ViT or MaxViT is given images of a size it was not built for.
         """
         refuse_mask(mask, f"torchvision/{self.name}")
         if self._side is not None and tuple(x.shape[-2:]) != (self._side, self._side):
             raise UserError(
                 f"backbone: torchvision/{self.name} was built for images of {self._side} pixels, not "
-                f"{x.shape[-2]}×{x.shape[-1]}: use vit_small or the like, which take any size"
+                f"{x.shape[-2]}×{x.shape[-1]}: use vit_small or a similar model, which accepts any size"
             )
         return Features(pooled=self.network(x))
 

@@ -1,1 +1,1 @@
-"""Callbacks that watch a run: progress, TensorBoard, and monitors; one file per plugin."""
+"""Callbacks that observe a run: progress, TensorBoard, and monitors; one file per plugin."""

@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 
 
 class CollapseOptions(Options):
-    """When features count as collapsed."""
+    """Thresholds below which features count as collapsed."""
 
     std: float = Field(default=0.02, ge=0, json_schema_extra=FREE)
     """Std of the L2-normalized features × √D (1: even over the sphere) below which they are all alike."""
     rank: float = Field(default=1.5, ge=1, json_schema_extra=FREE)
     """Effective rank below which they vary along one line only."""
     lines: int = Field(default=2, ge=1, json_schema_extra=FREE)
-    """After how many such log lines in a row to warn."""
+    """Number of consecutive log lines below a threshold before the warning."""
 
 
 class CollapseWatch(Callback):

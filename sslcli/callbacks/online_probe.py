@@ -1,7 +1,7 @@
 """The callback `online_probe`: a linear classifier trained along with the run, on the features of its own steps.
 
 The features are detached and the classifier has its own optimizer: nothing is drawn, and no gradient reaches the
-encoder, so that the run is bitwise identical with and without it. On several processes each one trains it on the whole
+encoder, so the run is bitwise identical with and without it. On several processes each one trains it on the whole
 batch.
 """
 
@@ -37,19 +37,19 @@ class OnlineProbeOptions(RecipeOptions):
     lr: float = Field(default=0.03, gt=0, json_schema_extra=FREE)
     """Learning rate at the top of the schedule, before the optimizer's `scale_lr`."""
     optimizer: dict[str, Any] = Field(default={"name": "sgd"}, validate_default=True, json_schema_extra=FREE)
-    """Any registered optimizer with its options but lr, as in a run's config: {name: larc, clip: false}."""
+    """Any registered optimizer with its options except lr, as in a run's config: {name: larc, clip: false}."""
     schedule: dict[str, Any] = Field(default={"name": "cosine"}, validate_default=True, json_schema_extra=FREE)
     """Any registered schedule with its options (warmup_epochs, final_lr, milestones), over the length of the run."""
     standardize: bool = Field(default=True, json_schema_extra=FREE)
     """Scale each feature to mean 0 and variance 1 over the batch (in the test by running averages), as a batch norm
     without weights does, so that one learning rate suits all networks."""
     every_epochs: int = Field(default=10, ge=1, json_schema_extra=FREE)
-    """Test it on images of the part `eval` after every so many epochs, and at the end."""
+    """Test it on images of the part `eval` every this many epochs, and at the end."""
     limit_eval: int | None = Field(default=2_000, ge=1, json_schema_extra=FREE)
-    """How many of these images, the same share of each class; with the kNN monitor's `limit_eval` they are the same
+    """How many of these images, the same fraction of each class; with the kNN monitor's `limit_eval` they are the same
     images, whose features are computed once for both."""
     top: Counts = Field(default=(1, 5), json_schema_extra=FREE)
-    """Which top-k accuracies to log; those of all classes or more are left out."""
+    """Which top-k accuracies to log; values of k that are not below the number of classes are skipped."""
 
 
 def scaled_linear(dim: int, classes: int, standardize: bool) -> nn.Sequential:
@@ -63,10 +63,10 @@ def scaled_linear(dim: int, classes: int, standardize: bool) -> nn.Sequential:
 
 class OnlineProbe(EpochMonitor):
     """Adds `probe_loss`, `probe_top1` and `probe_lr` to the run's log lines, measured on each training batch before the
-    probe is trained on it, and logs `probe_eval_top1` after epochs; silent where the training images have no labels.
+    probe is trained on it, and logs `probe_eval_top1` after epochs; off if the training images have no labels.
     It takes 0.6% of the time of the training steps (ResNet-18 of width 16, 5,000 images of CIFAR-10, one CPU thread).
 
-    The number to report is that of `ssl eval --method linear`: this classifier is trained on features that keep
+    Report the result of `ssl eval --method linear` instead: this classifier is trained on features that keep
     changing, of augmented images and under the batch's statistics.
     """
 
@@ -90,7 +90,7 @@ class OnlineProbe(EpochMonitor):
         if not self.ready or features is None or labels is None:
             return
         if len(features) != len(labels):
-            log.info("online probe: off, the method does not give one feature for each image")
+            log.info("online probe: off, the method does not return one feature per image")
             self.ready = False
             return
         x = distributed.all_gather(features.detach().float())
@@ -164,7 +164,7 @@ class OnlineProbe(EpochMonitor):
         self.sums = torch.zeros(1 + len(self.top), device=x.device)
         self.probe = probe
         if self.restored and not self._restore(probe):
-            log.info("online probe: starts anew, the checkpoint has another kind of probe")
+            log.info("online probe: starts from scratch, the checkpoint has a different kind of probe")
         self.restored = {}
 
     def _restore(self, probe: nn.Sequential) -> bool:

@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class ProgressOptions(Options):
-    """How often a plain line is written without a terminal."""
+    """How often a plain progress line is written if there is no terminal."""
 
     every_seconds: float = Field(default=15.0, ge=0, json_schema_extra=FREE)
-    """Least time between two plain lines."""
+    """Minimum number of seconds between two plain lines."""
 
 
 class ProgressBar(Callback):

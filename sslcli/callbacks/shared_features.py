@@ -22,7 +22,7 @@ KEPT = 384 << 20
 
 
 class SharedImages:
-    """Some images of a labeled data set, the same share of each class.
+    """Some images of a labeled dataset, the same share of each class.
 
     They are kept as uint8 on the CPU up to 384 MiB. More (10,000 of 224 pixels would be 1.5 GB) are decoded again for
     each measurement, which takes the memory of two batches.

@@ -21,7 +21,7 @@ class TensorBoard(Callback):
             return
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        # Events after the step that a resumed run goes on from are hidden by TensorBoard with `purge_step`.
+        # With `purge_step` TensorBoard hides events after the step from which a resumed run continues.
         purge = context.progress.step + 1 if context.progress.step else None
         self.writer = SummaryWriter(str(context.directory / "tensorboard"), purge_step=purge)
 

@@ -50,7 +50,7 @@ def bench(
     console.print(headline(session), markup=False, soft_wrap=True)
     console.print(tables(found))
     if measured.bad_step is not None:
-        log.warning(f"the loss was not finite in step {measured.bad_step}: `ssl train` would have ended there")
+        log.warning(f"the loss was not finite in step {measured.bad_step}: `ssl train` would have stopped there")
     if output is not None:
         write_text(output, json.dumps(found, indent=2) + "\n")
         log.info(f"wrote {output}")

@@ -21,8 +21,8 @@ def evaluate(
         list[str],
         typer.Argument(
             help="What to evaluate: run directories, checkpoints, backbone files; backbones by name (resnet18, "
-            "torchvision/resnet50), untrained unless backbone.pretrained=true; weight files of other tools, with "
-            "backbone=NAME. And options: of the evaluator (k=[20]), of the data (data.limit=500), "
+            "torchvision/resnet50), untrained unless backbone.pretrained=true; weight files from other tools, with "
+            "backbone=NAME. Also options: of the evaluator (k=[20]), of the data (data.limit=500), "
             "feature=tokens, and for backbones without a card backbone.…, mean, std, image_size.",
             metavar="TARGET|KEY=VALUE",
         ),
@@ -91,5 +91,5 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
         is_override = re.match(r"[\w.-]*=", word) is not None and not Path(word).expanduser().exists()
         (overrides if is_override else targets).append(word)
     if not targets:
-        raise UserError("nothing to evaluate: name a run, a backbone file or a backbone before the options")
+        raise UserError("nothing to evaluate: give a run, a backbone file or a backbone's name")
     return targets, overrides

@@ -18,7 +18,7 @@ def list_plugins(
     group: Annotated[str | None, typer.Argument(help="methods, backbones, datasets, …", metavar="GROUP")] = None,
     name: Annotated[str | None, typer.Argument(help="A plugin of the group.", metavar="NAME")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Load every plugin; exit with 1 if one fails.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Load every plugin; exit with code 1 if any fails.")] = False,
 ) -> int:
     """List the installed plugins, or those of GROUP; with NAME, show the options of one.
 

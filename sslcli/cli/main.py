@@ -19,7 +19,7 @@ from . import bench, evaluate, export, listing, train
 
 VERBOSITY = {
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")],
-    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show more details.")],
+    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show more detail.")],
 }
 
 app = typer.Typer(
@@ -87,7 +87,7 @@ def root(
 
     Results go to stdout, progress and messages to stderr.
 
-    Exit codes: 0 success, 1 failure, 2 wrong usage or config, 130 or 143 interrupted after saving a checkpoint.
+    Exit codes: 0 success, 1 failure, 2 usage or config error, 130 or 143 interrupted after saving a checkpoint.
     """
 
 

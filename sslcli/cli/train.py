@@ -33,7 +33,7 @@ def train(
         int | None, typer.Option(help="Number of processes on this machine, one per GPU.", min=1, metavar="N")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the resolved config and the size of the run, and exit.")
+        bool, typer.Option("--dry-run", help="Show the resolved config and the size of the run, then exit.")
     ] = False,
 ) -> int:
     """Pre-train a backbone.

@@ -127,7 +127,7 @@ def parse(text: str, source: str, *, numbered: bool = False) -> Document:
     return Document(data, reader.where)  # type: ignore[arg-type]  # read_file checks that it is a mapping
 
 
-#: A file with more than this is a mistake or an attack.
+#: A file with more values than this is a mistake or an attack.
 _MOST_VALUES, _MOST_DIGITS = 100_000, 1000
 
 

@@ -21,7 +21,7 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 def parse(model: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
     """Returns options of `model`; null means the default if it is not a value of the option.
 
-    Names in the British spelling of version 0.1 (`normalisation`) are still understood. pydantic.ValidationError with
+    Names in the British spelling of version 0.1 (`normalisation`) are still accepted. pydantic.ValidationError with
     every problem found.
     """
     return model.parse(_cleaned(model, values))
@@ -69,7 +69,7 @@ def parse_into(
         owner: who has the options, in messages about unknown ones (`'lars'`).
         key: the key of `values` in the config.
         renamed: the keys of options that have another name in the config (`scale` is `crop_scale`).
-        also: further names beside the options, to suggest for an unknown one.
+        also: further names besides the options, to suggest for an unknown one.
     """
     try:
         return parse(model, values)

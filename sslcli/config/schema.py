@@ -20,16 +20,16 @@ class Clip(Options):
     """Gradient clipping."""
 
     norm: float = Field(gt=0)
-    """Largest L2 norm."""
+    """Maximum L2 norm."""
     mode: Literal["global", "per_parameter"] = "global"
     """One norm over all gradients, or each parameter's own (DINO)."""
 
 
 class TrainingOptions(Options):
-    """How to train."""
+    """Options of the training loop."""
 
     epochs: int = Field(default=200, ge=1, json_schema_extra=FREE)
-    """Passes over the data."""
+    """Number of passes over the data."""
     max_steps: int | None = Field(default=None, ge=1, json_schema_extra=FREE)
     """Save and stop after this many optimizer steps; the run can be resumed, and schedules still span `epochs`."""
     batch_size: int = Field(default=256, ge=2, json_schema_extra=WARN)
@@ -37,11 +37,11 @@ class TrainingOptions(Options):
     accumulate: int = Field(default=1, ge=1, json_schema_extra=WARN)
     """Micro-batches whose gradients an optimizer step accumulates; saves memory."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", json_schema_extra=WARN)
-    """Arithmetic of the forward pass; auto: bf16 if the device supports it natively, else fp16 on CUDA, else fp32."""
+    """Precision of the forward pass; auto: bf16 if the device supports it natively, else fp16 on CUDA, else fp32."""
     device: str = Field(default="auto", json_schema_extra=WARN)
     """auto, cpu, cuda, cuda:N or mps; auto: CUDA if available, else the CPU."""
     channels_last: bool = Field(default=True, json_schema_extra=WARN)
-    """The memory format in which convolutions are fastest on CPUs and tensor cores."""
+    """Use the channels_last memory format, in which convolutions are fastest on CPUs and tensor cores."""
     compile: Literal["auto", "none", "views", "all"] = Field(default="auto", json_schema_extra=WARN)
     """What torch.compile compiles: the views (on a CPU those below 128 px), or all: views and backbone; auto: all on a
     CPU, the views on CUDA, if there is a compiler and the run is long enough to pay off. Rounding differs slightly from
@@ -51,11 +51,11 @@ class TrainingOptions(Options):
     sync_batch_norm: bool = True
     """With several processes, compute batch norm over all of them, so that results match those of one process."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(default="auto", json_schema_extra=FREE)
-    """Processes that decode images which don't fit on the device; 0: none; auto: one less than CPU cores."""
+    """Worker processes that decode images that don't fit on the device; 0: none; auto: CPU cores minus one."""
     clip: Clip | None = None
     """Clip gradients before each step."""
     deterministic: bool = Field(default=False, json_schema_extra=WARN)
-    """Use only deterministic kernels, so that runs on CUDA repeat and resume bitwise; slower there."""
+    """Use only deterministic kernels, so that runs on CUDA are bitwise reproducible and resumable; slower there."""
     log_every: int = Field(default=20, ge=1, json_schema_extra=FREE)
     """Steps between log lines."""
 
@@ -75,7 +75,7 @@ class CheckpointOptions(Options):
     every_steps: int | None = Field(default=None, ge=1, json_schema_extra=FREE)
     """Save after this many steps."""
     keep: int = Field(default=2, ge=2, json_schema_extra=FREE)
-    """Number of newest checkpoints to keep."""
+    """Number of most recent checkpoints to keep."""
 
 
 #: Callbacks that are enabled unless a config disables them with null.

@@ -18,7 +18,7 @@ class BackboneOptions(Options):
 
     weights: Path | None = Field(default=None, json_schema_extra=WARN)
     """Start from the weights in this safetensors file: one that `ssl export backbone` wrote, or any other with the same
-    names (a classifier in it is left out). Read once, when a run starts: not to resume it or to load what it made."""
+    names (a classifier in it is ignored). Read only when a run starts, not when it is resumed or its result loaded."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class RunContext(ABC):
         """Adds a line to `metrics.jsonl` (with `step` and `epoch`) and calls every callback's `on_log`."""
 
     def tell(self, text: str) -> None:
-        """Shows a line to the user, above the progress bar, once however many processes there are."""
+        """Shows a line to the user, above the progress bar, only once even with several processes."""
         log.info(text)
 
 
@@ -111,7 +111,7 @@ class Callback:
         """After the last step of every epoch, its `on_step` and its log line."""
 
     def on_end(self, context: RunContext, outcome: Outcome) -> None:
-        """When the run ends in any way, also if `on_start` of a callback has failed.
+        """When the run ends in any way, even if `on_start` of a callback has failed.
 
         Args:
             context: the run.

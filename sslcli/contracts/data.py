@@ -1,6 +1,6 @@
 """Contract of the group `sslcli.datasets`: images by index, labels or none, and what is known about them.
 
-A data set knows nothing of training: the order of the images, batches, workers and views belong to the source
+A dataset knows nothing of training: the order of the images, batches, workers and views belong to the source
 (`sslcli.data`).
 """
 
@@ -23,10 +23,10 @@ Part = Literal["train", "eval"]
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What is known about a data set without looking at an image.
+    """What is known about a dataset without looking at an image.
 
     Attributes:
-        name: the data set's name.
+        name: the dataset's name.
         channels: 3 for color, 1 for grayscale.
         image_size: (height, width) in pixels if all images have the same, else None.
         mean: per channel, of images in [0, 1]; views are normalized with it.
@@ -43,16 +43,16 @@ class DataInfo:
 
 
 class DatasetOptions(Options):
-    """Options that every data set has. A data set's own options inherit from it."""
+    """Options that every dataset has. A dataset's own options inherit from it."""
 
     split: str = "train"
-    """Which part of the data set to read."""
+    """Which part of the dataset to read."""
     limit: int | None = Field(default=None, ge=1)
-    """Use only this many images: a fixed random choice, the same share of each class where there are labels."""
+    """Use only this many images: a fixed random choice, the same fraction of each class if there are labels."""
 
 
 class RootedOptions(DatasetOptions):
-    """Options of a data set that is read from a folder."""
+    """Options of a dataset that is read from a folder."""
 
     root: Path = Field(default=Path("data"), json_schema_extra=FREE)
     """The folder that holds the data; `~` is expanded."""
@@ -61,7 +61,7 @@ class RootedOptions(DatasetOptions):
 class Dataset(ABC):
     """Images by index. Opening one (`__init__`) finds the data, or raises a `UserError` that says what is missing.
 
-    The option `limit` is applied by whoever opens it (`sslcli.data.subset.limited`), unless the data set already has.
+    The option `limit` is applied by whoever opens it (`sslcli.data.subset.limited`), unless the dataset already has.
 
     Attributes:
         Options: the options' class.
@@ -94,7 +94,7 @@ class Dataset(ABC):
     def image_for(self, index: int, wanted: int | None) -> Tensor:
         """Like `image`, but may return a smaller version whose sides are still at least `wanted` pixels each.
 
-        It saves some decoders much time; None asks for the full size. The same arguments always give the same image.
+        This saves some decoders much time; None asks for the full size. The same arguments always give the same image.
         """
         return self.image(index)
 
@@ -110,7 +110,7 @@ class Dataset(ABC):
         return f"{self.info.name}[{index}]"
 
     def path_of(self, index: int) -> Path | None:
-        """Returns the image's file, where each has its own; by it, images that two parts share are found."""
+        """Returns the image's file, if each has its own; used to find images that two parts share."""
         return None
 
     @classmethod
@@ -144,7 +144,7 @@ class SourceBatch:
             one (N, C, size, size) per view.
         cropped: whether the geometric operation of each view has been applied.
         labels: (N,) int64 on the device, or None.
-        index: (N,) int64 on the CPU: the images' indices in the data set.
+        index: (N,) int64 on the CPU: the images' indices in the dataset.
         positions: (N,) int64 on the CPU: their positions in the epoch's order over all ranks; draws hash these.
         epoch: counted from 0.
         replaced: for each image that could not be read, its name and the reason; `index` has the one used instead.
@@ -160,7 +160,7 @@ class SourceBatch:
 
 
 class Source(ABC):
-    """Feeds the images of a data set to the loop, which knows no other kind of data."""
+    """Feeds the images of a dataset to the loop, which knows no other kind of data."""
 
     #: Global batches in an epoch.
     steps_per_epoch: int
@@ -168,7 +168,7 @@ class Source(ABC):
     ahead: int = 0
 
     def prepare(self, tell: object = None) -> None:
-        """Does what takes long before the first batch, once, on every process; `batches` does it otherwise.
+        """Does the slow work before the first batch, once, on every process; otherwise `batches` does it.
 
         `tell` is ignored; messages go to the logger.
         """
@@ -185,7 +185,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     """Returns mean and standard deviation per channel, in [0, 1], of uint8 images (N, C, H, W)."""
     count = images.shape[0] * images.shape[2] * images.shape[3]
     total, square = torch.zeros(2, images.shape[1], dtype=torch.float64)
-    for part in torch.split(images, 4096):  # a float64 copy of everything would be eight times the data set
+    for part in torch.split(images, 4096):  # a float64 copy of everything would be eight times the dataset
         values = part.double() / 255
         total += values.sum(dim=(0, 2, 3))
         square += values.square().sum(dim=(0, 2, 3))

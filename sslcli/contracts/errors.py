@@ -10,7 +10,7 @@ class SslError(Exception):
 
 
 class UserError(SslError):
-    """Wrong usage or input; exit code 2. The message says where the problem is and what to do."""
+    """Invalid usage or input; exit code 2. The message says where the problem is and what to do."""
 
     exit_code = 2
 

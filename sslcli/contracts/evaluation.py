@@ -27,7 +27,7 @@ class FeatureSet:
 
 
 class Subject(ABC):
-    """The backbone to evaluate, and the data to do it with.
+    """The backbone to evaluate, and the data to evaluate it on.
 
     Attributes:
         backbone: in `eval()` and without gradients; an evaluator leaves it bitwise unchanged.
@@ -52,7 +52,7 @@ class Subject(ABC):
 
     @abstractmethod
     def dataset(self, part: Part) -> Dataset:
-        """Returns the data set of the part, for protocols that augment; `eval` is sealed like its features."""
+        """Returns the dataset of the part, for protocols that augment; `eval` is sealed like its features."""
 
     def decide(self, choice: Mapping[str, Any]) -> None:
         """Records what was chosen (a learning rate, a strength) and unseals the part `eval`.
@@ -82,7 +82,7 @@ class EvaluationResult:
     """What an evaluator returns.
 
     Attributes:
-        metrics: name → value; accuracies as shares between 0 and 1 (`top1`, `top5`).
+        metrics: name → value; accuracies as fractions between 0 and 1 (`top1`, `top5`).
         protocol: everything that the metrics depend on, as plain data.
         details: longer plain data (per class, the sweep), written to the file and not printed. `confusion`, a list of
             rows (C × C; the row is the true class), is also plotted.
@@ -120,5 +120,5 @@ class Evaluator(ABC):
         """Returns metrics and protocol.
 
         Raises:
-            UserError: the data or the backbone do not suit this evaluation (no labels, too few images).
+            UserError: the data or the backbone does not suit this evaluation (no labels, too few images).
         """

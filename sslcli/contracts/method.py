@@ -37,7 +37,7 @@ class Batch:
     Attributes:
         views: in the recipe's order.
         labels: (N,) int64 or None.
-        index: (N,) int64 on the CPU, the images' indices in the data set.
+        index: (N,) int64 on the CPU, the images' indices in the dataset.
         schedule: 0-dim float tensors on the device, the values of `Method.schedules()` at this step, by name.
     """
 
@@ -67,7 +67,7 @@ class Step:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a method is told about its run when it is built."""
+    """What a method knows about its run when it is built."""
 
     total_steps: int
     steps_per_epoch: int
@@ -118,9 +118,9 @@ class Method(nn.Module, ABC):
 
     Attributes:
         Options: the options' class.
-        batch_coupled: its negatives or statistics come from the batch, so that accumulation changes the result; the
+        batch_coupled: its negatives or statistics come from the batch, so accumulation changes the result; the
             user is warned.
-        needs_labels: data without labels are an error.
+        needs_labels: data without labels is an error.
         view_count: how many views of an image it needs; None: `minimum_views` or more. A config with another number is
             an error.
         minimum_views: the fewest views of an image that it can work with if `view_count` is None.
@@ -181,7 +181,7 @@ class Method(nn.Module, ABC):
             carry: the `Step.carry` of every micro-batch of this step, in order: one entry without accumulation. On
                 several processes these are this process's tensors: gather or average them (`sslcli.distributed`), so
                 that the state stays equal on all.
-            progress: `progress.step` includes the step just made (1 after the first).
+            progress: `progress.step` includes the step just completed (1 after the first).
         """
 
     def parameter_groups(self) -> list[ParameterGroup]:

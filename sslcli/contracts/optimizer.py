@@ -62,7 +62,7 @@ class ScheduleOptions(Options):
 class Schedule(ABC):
     """The learning rate as a pure function of the step: `schedule(step)`, built once per run.
 
-    It keeps no state: a resumed run builds it anew and asks for the steps that are left.
+    It keeps no state: a resumed run builds it again and asks for the remaining steps.
     """
 
     Options: ClassVar[type[ScheduleOptions]] = ScheduleOptions

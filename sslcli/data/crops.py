@@ -70,7 +70,7 @@ def wanted_side(views: ViewMaker) -> int | None:
 
 
 class Cropper(torch.utils.data.Dataset[Crops]):
-    """Makes crops of slices; picklable. To torch it is a data set whose keys are slices."""
+    """Makes crops of slices; picklable. To torch it is a dataset whose keys are slices."""
 
     def __init__(self, dataset: Dataset, views: ViewMaker, seed: int) -> None:
         self.dataset, self.views, self.seed = dataset, views, seed

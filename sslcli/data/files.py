@@ -1,4 +1,4 @@
-"""Data sets whose images are files of their own: their options, and how the files are found and read."""
+"""Datasets whose images are individual files: their options, and how the files are found and read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = ", ".join(EXTENSIONS)
 
 
 class FileOptions(RootedOptions):
-    """Options of data sets whose images are files of their own."""
+    """Options of datasets whose images are individual files."""
 
     channels: Literal[1, 3] = 3
     """3 for color, 1 to read everything as gray."""
@@ -32,21 +32,21 @@ class FileOptions(RootedOptions):
     cache: Literal["none", "memory", "disk", "auto"] = Field(default="none", json_schema_extra=WARN)
     """Decode each image once and keep its pixels for all epochs, at the bounded size of `cache_size`: in memory, which
     all worker processes share, or in a file on disk, which later runs use again as long as no image changes in name,
-    size or modification time. `auto`: disk if all images are there already, else none for less than two epochs, else
+    size or modification time. `auto`: disk if all images are cached already, else none for fewer than two epochs, else
     memory if half of what is available is enough, else disk if half of what is free is, else none. Only training reads
-    it, evaluations and monitors don't."""
+    it; evaluations and monitors don't."""
     cache_size: int = Field(default=256, ge=8, json_schema_extra=WARN)
-    """Largest shorter side of a cached image, in pixels: larger images are reduced to it, and crops come from the
-    smaller version, so that small crops of large photographs are less sharp. Smaller images stay as they are. 256 suits
+    """Maximum shorter side of a cached image, in pixels: larger images are reduced to it, and crops come from the
+    smaller version, so small crops of large photographs are less sharp. Smaller images stay as they are. 256 suits
     views of 224 pixels; an image takes 0.26 MB at 4:3."""
     cache_dir: Path | None = Field(default=None, json_schema_extra=FREE)
-    """The folder of `cache: disk`; none: sslcli/ in `$XDG_CACHE_HOME` or ~/.cache."""
+    """The folder of `cache: disk`; null: sslcli/ in `$XDG_CACHE_HOME` or ~/.cache."""
     max_unreadable: float = Field(default=0.01, ge=0, le=1, json_schema_extra=FREE)
-    """The run ends when a larger share of the images than this cannot be read; fewer are replaced by others."""
+    """The run ends if more than this fraction of the images cannot be read; otherwise such images are replaced."""
 
 
 class FileDataset(Dataset):
-    """Images in files of their own, which are found when it is opened and decoded one by one."""
+    """Images in individual files, which are found when it is opened and decoded one by one."""
 
     options: FileOptions
 
@@ -68,7 +68,7 @@ class FileDataset(Dataset):
         self.info = DataInfo(name, channels, None, mean, std, None if classes is None else tuple(classes))
 
     def _set_labeled(self, name: str, folder: Path, train: Path | None = None) -> None:
-        """Takes the images of a folder with a sub-folder for each class; labels are those of `train` if it exists.
+        """Takes the images of a folder with a subfolder for each class; labels are those of `train` if it exists.
 
         Raises:
             UserError: if there are no such folders, no images in one of them, or a class that `train` lacks.
@@ -127,7 +127,7 @@ def _classes(folder: Path) -> list[str]:
     classes = subfolders(folder)
     if not classes:
         raise UserError(
-            f"data.root: no class folders in {folder}; give each class a folder of its own, or set data.name=images "
+            f"data.root: no class folders in {folder}; give each class its own folder, or set data.name=images "
             "for images without labels"
         )
     return classes

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of data sets that have no published ones."""
+"""Mean and standard deviation of datasets that have no published ones."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Plan:
     are accumulated.
 
     Args:
-        name: the data set's, for messages.
+        name: the dataset's, for messages.
         length: how many images it has.
         batch_size: images per optimizer step, over all ranks and micro-batches.
         accumulate: micro-batches per optimizer step.
@@ -38,7 +38,7 @@ class Plan:
         world_size: how many processes there are.
 
     Raises:
-        UserError: if the batch cannot be cut into equal parts or is larger than the data set.
+        UserError: if the batch cannot be cut into equal parts or is larger than the dataset.
     """
 
     name: str

@@ -91,6 +91,6 @@ def worker_errors() -> Iterator[None]:
             raise
         reason = text.splitlines()[0].strip() if text else type(error).__name__
         raise SslError(
-            f"a worker process died, most likely because memory ran out ({reason}): try fewer training.workers, a "
+            f"a worker process died, most likely from lack of memory ({reason}): try fewer training.workers, a "
             "smaller batch, or data.cache=disk instead of memory, or enlarge /dev/shm"
         ) from error

@@ -1,6 +1,6 @@
 """How the images of a batch reach the device.
 
-Which images these are is a function of the step (see `plan`), so that a source has no state to save.
+Which images these are is a function of the step (see `plan`), so a source has no state to save.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def open_source(
     views: ViewMaker,
     workers: int | Literal["auto"] = "auto",
 ) -> Source:
-    """Returns the source that suits a data set: all images on the device if they have one size and fit, else workers.
+    """Returns the source that suits a dataset: all images on the device if they have one size and fit, else workers.
 
     Args:
         dataset: where the images come from.

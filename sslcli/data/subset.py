@@ -1,4 +1,4 @@
-"""Parts of a data set: the fixed choice of `limit`, random shares of each class, and a data set of chosen images."""
+"""Parts of a dataset: the fixed choice of `limit`, random fractions of each class, and a dataset of chosen images."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def fixed_choice(count: int, limit: int | None, labels: Tensor | None = None) ->
 
 
 def stratified_share(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Chooses images at random, the same share of each class and at least one; a smaller share is part of a larger one.
+    """Chooses images at random, the same fraction of each class, at least one; smaller choices are part of larger ones.
 
     Args:
         labels: (N,) int64.
@@ -75,7 +75,7 @@ def stratified_share(labels: Tensor, share: float, seed: int) -> Tensor:
 
 
 def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits images at random, the same share of each class; a class with a single image is not split.
+    """Splits images at random, the same fraction of each class; a class with a single image is not split.
 
     Args:
         labels: (N,) int64.
@@ -93,7 +93,7 @@ def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
 
 
 class Subset(Dataset):
-    """The images of a data set at given indices, int64 (K,), in their order."""
+    """The images of a dataset at given indices, int64 (K,), in their order."""
 
     def __init__(self, data: Dataset, indices: Tensor) -> None:
         super().__init__(data.options)
@@ -127,7 +127,7 @@ class Subset(Dataset):
 
 
 def limited(dataset: Dataset) -> Dataset:
-    """Applies the option `limit` to a data set that has not applied it itself."""
+    """Applies the option `limit` to a dataset that has not applied it itself."""
     limit = dataset.options.limit
     if limit is None or limit >= len(dataset):
         return dataset

@@ -1,4 +1,4 @@
-"""Opens a data set of torchvision, with a clear message if its files are missing or damaged."""
+"""Opens a dataset of torchvision, with a clear message if its files are missing or damaged."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sslcli.contracts.errors import UserError
 
 
 def open_files(reader: Any, title: str, root: Path, download: bool, **arguments: Any) -> Any:
-    """Returns `reader(root, **arguments)`, after fetching missing files if `download` is set.
+    """Returns `reader(root, **arguments)`, after downloading missing files if `download` is set.
 
-    The reader is a data set class of torchvision; `title` is its name in messages.
+    The reader is a dataset class of torchvision; `title` is its name in messages.
 
     Raises:
-        UserError: if the files are not there, damaged, or cannot be fetched.
+        UserError: if the files are not there, damaged, or cannot be downloaded.
     """
     root = root.expanduser()
     folder = root / reader.base_folder
@@ -26,7 +26,7 @@ def open_files(reader: Any, title: str, root: Path, download: bool, **arguments:
         if not download:
             state = f"damaged or incomplete {title} files" if folder.exists() else f"no {title}"
             raise UserError(
-                f"data.root: {state} in {folder}; set data.download=true to fetch the data, or data.root to the folder "
+                f"data.root: {state} in {folder}; set data.download=true to download it, or data.root to the folder "
                 f"that holds {folder.name}/"
             ) from error
     try:
@@ -35,6 +35,6 @@ def open_files(reader: Any, title: str, root: Path, download: bool, **arguments:
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"data.download: {title} could not be fetched into {folder} ({reason}); try again, or put the files of "
+            f"data.download: {title} could not be downloaded to {folder} ({reason}); try again, or put the files of "
             f"{reader.filename} there yourself"
         ) from error

@@ -1,1 +1,1 @@
-"""Data sets, one file per plugin."""
+"""Datasets, one file per plugin."""

@@ -25,7 +25,7 @@ class CIFAR10Options(RootedOptions):
     split: Literal["train", "test"] = "train"
     """`train` (50,000 images) or `test` (10,000)."""
     download: bool = False
-    """Fetch the data (170 MB) into `root` if it is not there."""
+    """Download the data (170 MB) to `root` if it is not there."""
 
 
 class CIFAR10(Dataset):
@@ -67,7 +67,7 @@ class CIFAR10(Dataset):
 
 
 class CIFAR100(CIFAR10):
-    """The same with 100 classes, the fine ones."""
+    """The same with 100 classes (the fine labels)."""
 
     _reader = datasets.CIFAR100
     _title = "CIFAR-100"

@@ -1,4 +1,4 @@
-"""The data set `folder`: image files in a sub-folder for each class."""
+"""The dataset `folder`: image files in a subfolder for each class."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sslcli.data.files import FileDataset, FileOptions, existing
 
 class FolderOptions(FileOptions):
     split: Literal["auto", "train", "val", "all"] = "auto"
-    """`train` reads ROOT/train, `val` ROOT/val (or ROOT/test), `all` ROOT itself, with its sub-folders as classes;
-    `auto` is `train` where ROOT has train/ beside val/ or test/, else `all`."""
+    """`train` reads ROOT/train, `val` ROOT/val (or ROOT/test), `all` ROOT itself, with its subfolders as classes;
+    `auto` is `train` if ROOT has train/ and also val/ or test/, else `all`."""
 
 
 class Folder(FileDataset):
-    """A sub-folder for each class; labels follow the sorted class names, those of train/ for `val` too.
+    """A subfolder for each class; labels follow the sorted class names, those of train/ for `val` too.
 
     Raises:
         UserError: if there are no such folders, no images in one of them, or a class in `val` that `train` lacks.

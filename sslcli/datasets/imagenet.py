@@ -24,7 +24,7 @@ _NAMES = "LOC_synset_mapping.txt"
 
 class ImageNetOptions(FileOptions):
     split: Literal["train", "val"] = "train"
-    """`train` (1,281,167 images) or `val` (50,000), each with a sub-folder for each class."""
+    """`train` (1,281,167 images) or `val` (50,000), each with a subfolder for each class."""
 
 
 class ImageNet(FileDataset):
@@ -51,7 +51,7 @@ class ImageNet(FileDataset):
             raise UserError(_missing(root, base, options.split))
         if options.split == "val" and not subfolders(folder) and next(image_files(folder), None) is not None:
             raise UserError(
-                f"data.split: the images of {folder} are not in class folders, so that they have no labels; move each "
+                f"data.split: the images of {folder} are not in class folders, so they have no labels; move each "
                 f"into a folder named after its synset, as in {base / 'train'} (the devkit and Kaggle's "
                 "LOC_val_solution.csv list them)"
             )

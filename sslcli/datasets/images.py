@@ -1,4 +1,4 @@
-"""The data set `images`: all image files below a folder, without labels."""
+"""The dataset `images`: all image files below a folder, without labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sslcli.data.paths import image_files
 
 class ImagesOptions(FileOptions):
     split: Literal["all"] = "all"
-    """The only one."""
+    """`all`, the only split."""
 
 
 class Images(FileDataset):

@@ -26,9 +26,9 @@ class STL10Options(RootedOptions):
     """`train` (5,000 images), `test` (8,000), `unlabeled` (100,000) or `train+unlabeled`; the last two have no labels
     here."""
     folds: int | None = Field(default=None, ge=0, le=9)
-    """Of the training images, only the 1,000 of this predefined fold, 0 to 9."""
+    """Use only the 1,000 training images of this predefined fold, 0 to 9."""
     download: bool = False
-    """Fetch the data (2.6 GB) into `root` if it is not there."""
+    """Download the data (2.6 GB) to `root` if it is not there."""
 
     @model_validator(mode="after")
     def _folds_are_of_train(self) -> Self:

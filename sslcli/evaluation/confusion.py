@@ -1,4 +1,4 @@
-"""The picture of a confusion matrix: rows are the true classes, and each adds up to 100 percent."""
+"""The plot of a confusion matrix: rows are the true classes, and each adds up to 100 percent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def can_draw() -> bool:
 
 
 def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> None:
-    """Draws a confusion matrix as PNG, whole or not at all.
+    """Plots a confusion matrix as a PNG file, written atomically.
 
     Args:
         path: the file; an existing one is replaced.

@@ -57,12 +57,12 @@ def evaluate_all(
         a row for each target and evaluator.
 
     Raises:
-        UserError: nothing trained there, no such evaluator, wrong options, no labeled data, or test images that are
+        UserError: nothing trained there, no such evaluator, invalid options, no labeled data, or test images that are
             training images too.
         SslError: an evaluator that breaks its seal or changes the backbone.
     """
     if not targets:
-        raise UserError("what to evaluate? Name a run, a backbone file or a network")
+        raise UserError("nothing to evaluate: give a run, a backbone file or a network")
     for name, value, least in (("seed", seed, 0), ("seeds", seeds, 1)):
         if not isinstance(value, int) or value < least:
             raise UserError(f"{name}: should be a whole number from {least}, not {value!r}")
@@ -74,7 +74,7 @@ def evaluate_all(
         picture = output.with_suffix(".png")
         if picture == output:
             raise UserError(
-                f"{output}: results are JSON, and .png is the suffix of their picture; choose another --output"
+                f"{output}: results are JSON, and .png is the suffix of their plot; choose another --output"
             )
         for file in (output, picture):
             check_output(file)
@@ -86,8 +86,8 @@ def evaluate_all(
     parts = open_parts(own, document, needs_labels=needs_labels, required=method != ALL)
     evaluators = only_possible(evaluators, parts.labeled)
     if len(found) > 1:
-        whose = "" if first is None or "data" in document.data else f", as {first.word} was trained on"
-        log.info(f"all are evaluated on {parts.test.info.name}{whose}, each in its own size and normalization")
+        whose = "" if first is None or "data" in document.data else f", which {first.word} was trained on"
+        log.info(f"evaluating all on {parts.test.info.name}{whose}; each with its own image size and normalization")
     subjects = []
     for target, its_own in zip(found, loaded, strict=True):
         trained = its_own or load_network(target, document, shown, parts, seed=seed)
@@ -103,11 +103,11 @@ def evaluate_all(
             log.info(f"{target.word}:")
         seen = pretrained_on(data, parts.test)
         if seen:
-            log.info(f"{target.word}: was trained on the test images (without their labels)")
+            log.info(f"{target.word}: was pre-trained on the test images (without their labels)")
         mine = replace(parts, overlap={**parts.overlap, "pretrained_on_test": seen})
         rows += _run(target, trained, subject, evaluators, mine, range(seed, seed + seeds), strict=method != ALL)
     if not rows:
-        raise UserError("no evaluation was possible; the lines above say why")
+        raise UserError("no evaluation was possible; see the messages above")
     _write(rows, output, parts.test.info.classes or ())
     return rows
 
@@ -141,7 +141,7 @@ def _run(
     for name, evaluator in evaluators.items():
         own = seeds if type(evaluator).seeded else seeds[:1]
         if len(own) < len(seeds):
-            log.info(f"{name}: draws nothing, so that one seed is enough")
+            log.info(f"{name}: has no randomness, so one seed is enough")
         results = []
         try:
             for seed in own:
@@ -151,7 +151,7 @@ def _run(
         except UserError as error:
             if strict:
                 raise
-            log.warning(f"left out: {name}: {error}")
+            log.warning(f"skipped: {name}: {error}")
             continue
         row = Row(target.word, name, over_seeds(results, own))
         row.result.protocol |= {
@@ -172,7 +172,7 @@ def _run(
 
 def _write(rows: list[Row], output: Path | None, classes: Sequence[str]) -> None:
     if any(has_picture(row) for row in rows) and not can_draw():
-        log.info("no picture of the confusion matrix without matplotlib: pip install 'sslcli[plots]'")
+        log.info("confusion matrix not plotted: matplotlib is not installed (pip install 'sslcli[plots]')")
     if output is not None:
         write_output(output, rows)
         log.info(f"wrote {output}")
@@ -181,4 +181,4 @@ def _write(rows: list[Row], output: Path | None, classes: Sequence[str]) -> None
         return
     unwritten = list(dict.fromkeys(row.target for row in rows if row.written is None))
     if unwritten:
-        log.info(f"only shown, not written: {', '.join(unwritten)}; use --output FILE to write it")
+        log.info(f"results shown but not saved: {', '.join(unwritten)}; use --output FILE to save them")

@@ -34,7 +34,7 @@ def export(
         device: for exporters that compute something: `auto`, `cpu`, `cuda`, `cuda:N`.
 
     Raises:
-        UserError: unknown exporter, nothing trained there, wrong options, or a file that cannot be written.
+        UserError: unknown exporter, nothing trained there, invalid options, or a file that cannot be written.
     """
     cls: type[Exporter] = load("exporters", name)
     exporter = cls(parse_options(cls.Options, overrides, repr(name)))
@@ -46,10 +46,10 @@ def export(
         path = target / f"{name}{suffix}" if target.is_dir() else target.with_name(f"{target.stem}-{name}{suffix}")
     path = path.expanduser()
     if not path.parent.is_dir():
-        raise UserError(f"{path}: the folder {path.parent} does not exist")
+        raise UserError(f"{path}: the directory {path.parent} does not exist")
     if path.is_dir():
         raise UserError(f"{path}: is a directory; --output should be a file")
     for file in exporter.outputs(path):
         if file.exists() and not replace and file != own:
-            raise UserError(f"{file}: exists already; choose another --output, or replace it with --force")
+            raise UserError(f"{file}: already exists; choose another --output, or replace it with --force")
     return exporter.export(load_trained(target), path)

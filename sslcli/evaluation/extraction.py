@@ -34,7 +34,7 @@ class InputFormat(Protocol):
     def normalize(self, images: Tensor) -> Tensor: ...
 
 
-#: Above this share of unreadable images a number would not be of the data set that it names.
+#: Above this fraction of unreadable images a result would no longer represent the dataset.
 UNREADABLE_LIMIT = 0.01
 THREADS = 8
 
@@ -78,7 +78,7 @@ def extract_features(
 
     Args:
         backbone: images → `Features`, on the device; every module's mode is restored.
-        images: uint8 (N, C, image_size, image_size) anywhere, or a data set, whose unreadable images are left out
+        images: uint8 (N, C, image_size, image_size) anywhere, or a dataset, whose unreadable images are left out
             together with their labels.
         inputs: the device, the images' size and their normalization.
         batch_size: images at once; the result does not depend on it (but for rounding).

@@ -1,6 +1,6 @@
 """Test images that are training images too: found by their files or their bytes, before anything runs.
 
-Such images are recognized, not classified, which makes any number too good. Common data sets have a few of them
+Such images are recognized, not classified, which makes any number too good. Common datasets have a few of them
 (CIFAR-10 has near-duplicates in both parts, web collections exact ones), so a few are reported and many are refused.
 """
 
@@ -22,14 +22,14 @@ from sslcli.contracts.errors import UserError
 
 log = logging.getLogger(__name__)
 
-#: Above this share of the test images the evaluation is refused.
+#: If more than this fraction of the test images is shared, the evaluation is rejected.
 LIMIT = 0.01
 #: Files of equal size are compared by content up to this many bytes in total; beyond, only by identity.
 CONTENT_BYTES = 1 << 28
 
 
 def check_overlap(train: Dataset, test: Dataset) -> dict[str, Any]:
-    """Looks for test images among the training images; warns if there are a few.
+    """Looks for test images among the training images; warns about a few, and raises if there are many.
 
     Returns:
         what the protocol says of it.

@@ -45,11 +45,11 @@ def open_parts(
     Args:
         stored: as for `choose_data`.
         document: likewise.
-        needs_labels: a probe will be trained, so that the parts may not share images.
+        needs_labels: a probe will be trained, so the parts must not share images.
         required: refuse data without labels then; otherwise all images are both parts.
 
     Raises:
-        UserError: no data named, wrong options, no data there, no labels, or test images that are training images too.
+        UserError: no data given, invalid options, none found, no labels, or test images that are training images too.
     """
     cls, options, asked = choose_data(stored, document)
     labeled = [found for part in ("train", "eval") if (found := cls.labeled(options, part)) is not None]
@@ -58,10 +58,10 @@ def open_parts(
         name = everything.info.name
         if needs_labels and required:
             if everything.labels is None:
-                raise UserError(f"{name}: there are no labeled images to train and test on; name data that have some")
+                raise UserError(f"{name}: there are no labeled images to train and test on; choose data that has some")
             raise UserError(
-                f"{name}: all labeled images are one part, and a probe is trained on one and tested on another; "
-                "name data that have two (a folder has, with train/ and val/ in it)"
+                f"{name}: all labeled images are in one part; a probe is trained on one part and tested on another; "
+                "choose data that has two (such as a folder with train/ and val/)"
             )
         return LabeledParts(everything, everything, False, cls.view_size(options), {})
     if "limit" in asked:  # on the command line it holds for both parts
@@ -74,7 +74,7 @@ def open_parts(
 def choose_data(
     stored: dict[str, Any] | None, document: Document
 ) -> tuple[type[Dataset], DatasetOptions, dict[str, Any]]:
-    """Returns class and options of the data set that `data.…` names, or else of the stored one with these changes.
+    """Returns class and options of the dataset that `data.…` names, or else of the stored one with these changes.
 
     Args:
         stored: the options of the data that a run was trained on; None where that is not known.
@@ -84,19 +84,19 @@ def choose_data(
         the class, its options, and the ones among them that are from the command line.
 
     Raises:
-        UserError: no data named, no such data set, or wrong options.
+        UserError: no data given, no such dataset, or invalid options.
     """
     asked = document.data.get("data") or {}
     if not isinstance(asked, dict):
         asked = {"name": asked}
     if stored is None and "name" not in asked:
-        raise UserError("which data to evaluate on? Networks without a run have none of their own: add data=NAME")
+        raise UserError("no data to evaluate on: a network without a run has none of its own; add data=NAME")
     stored = stored or {}
     own = stored if asked.get("name", stored.get("name")) == stored.get("name") else {}
     merged = {**own, **asked}
     name = merged.pop("name")
     if not isinstance(name, str):
-        raise UserError(f"command line: data.name: should be the name of a data set, not {name!r}")
+        raise UserError(f"command line: data.name: should be the name of a dataset, not {name!r}")
     cls: type[Dataset] = load("datasets", name)
     return cls, validate(cls.Options, merged, repr(name), document, ("data",)), asked
 

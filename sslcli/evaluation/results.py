@@ -1,4 +1,4 @@
-"""Results of several seeds become one, and are written into the run, with a picture of the confusion matrix."""
+"""Results of several seeds become one, and are written into the run, with a plot of the confusion matrix."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def has_picture(row: Row) -> bool:
 
 
 def draw(row: Row, path: Path, classes: Sequence[str]) -> None:
-    """Draws the confusion matrix as PNG, if the result has one and matplotlib is installed.
+    """Plots the confusion matrix as a PNG file, if the result has one and matplotlib is installed.
 
     Raises:
         UserError: it cannot be written.

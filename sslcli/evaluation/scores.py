@@ -46,7 +46,7 @@ def in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
-    """Returns the share of images, between 0 and 1, whose label is among the k best classes; waits for the device."""
+    """Returns the fraction of images, 0 to 1, whose label is among the k best classes; waits for the device."""
     return float(in_top(scores, labels, k).double().mean())
 
 
@@ -67,7 +67,7 @@ def summarize(
         names: of the classes.
 
     Returns:
-        `top1`, `top5`, … as shares, counted image by image; and `per_class`, the accuracy of each class (None without
+        `top1`, `top5`, … as fractions over all images; and `per_class`, the accuracy of each class (None without
         images), and `confusion`, how many images of the row's class were predicted as the column's.
     """
     classes = scores.shape[1]

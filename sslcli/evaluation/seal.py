@@ -50,7 +50,7 @@ class SealedSubject(Subject):
         self._open(part)
         found = self._subject.features(part)
         if self._needs_labels and found.labels is None:
-            raise UserError(f"the images of the part {part!r} have no labels; name data that have some")
+            raise UserError(f"the images of the part {part!r} have no labels; choose data that has some")
         return found
 
     def dataset(self, part: Part) -> Dataset:
@@ -65,7 +65,7 @@ class SealedSubject(Subject):
         """
         if self._opened:
             raise SslError(
-                f"the evaluator {self._name!r} decides after it has read the test images; a choice is made before, on "
+                f"the evaluator {self._name!r} chooses after it has read the test images; it must choose before, on "
                 "training images alone"
             )
         try:

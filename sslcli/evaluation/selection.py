@@ -25,7 +25,7 @@ def choose_evaluators(method: str, document: Document) -> dict[str, Evaluator]:
     With `all` an option goes to each evaluator that has it; one that cannot be loaded is left out with a warning.
 
     Raises:
-        UserError: no such evaluator, or wrong options.
+        UserError: no such evaluator, or invalid options.
     """
     values = {key: value for key, value in document.data.items() if key not in SECTIONS}
     if method != ALL:
@@ -36,13 +36,13 @@ def choose_evaluators(method: str, document: Document) -> dict[str, Evaluator]:
         try:
             loaded: type[Evaluator] = load_found(plugin)
         except PluginError as error:
-            log.warning(f"left out: {error}")
+            log.warning(f"skipped: {error}")
             continue
         name = plugin.name if plugin.name not in classes else f"{plugin.package}:{plugin.name}"
         if loaded.in_all:
             classes[name] = loaded
         else:
-            log.info(f"left out, it takes long: {name} (run it with --method {name})")
+            log.info(f"skipped because it is slow: {name} (run it with --method {name})")
     known = sorted({name for cls in classes.values() for name in cls.Options.model_fields})
     for key in values:
         if key not in known:
@@ -53,7 +53,7 @@ def choose_evaluators(method: str, document: Document) -> dict[str, Evaluator]:
         own = {key: value for key, value in values.items() if key in cls.Options.model_fields}
         evaluators[name] = cls(validate(cls.Options, own, repr(name), document))
     if not evaluators:
-        raise UserError("there is no evaluator to run; `ssl list evaluators` shows what is installed")
+        raise UserError("no evaluator to run; `ssl list evaluators` shows what is installed")
     return evaluators
 
 
@@ -61,7 +61,7 @@ def only_possible(evaluators: dict[str, Evaluator], labeled: bool) -> dict[str, 
     """Leaves out, with a message, the evaluators that need labels unless there are two labeled parts."""
     possible = {name: each for name, each in evaluators.items() if labeled or not each.needs_labels}
     for name in [name for name in evaluators if name not in possible]:
-        log.info(f"left out, there are no labeled images to train and test on: {name}")
+        log.info(f"skipped because there are no labeled images to train and test on: {name}")
     if not possible:
-        raise UserError("there are no labeled images to train and test on; name data that have some")
+        raise UserError("there are no labeled images to train and test on; choose data that has some")
     return possible

@@ -28,7 +28,7 @@ Feature = Literal["pooled", "tokens"]
 
 
 class FrozenSubject(Subject):
-    """A trained backbone beside a training and an evaluation part; features are computed once and kept.
+    """A trained backbone with a training and an evaluation part; features are computed once and kept.
 
     The backbone is a copy, so that nothing an evaluator does reaches the caller's. Images are normalized with the
     numbers on its card, whatever the data.
@@ -71,14 +71,14 @@ class FrozenSubject(Subject):
         for data in given:
             if data.info.channels != self.card.channels:
                 raise UserError(
-                    f"{data.info.name}: its images have {data.info.channels} channels, the backbone takes "
+                    f"{data.info.name}: its images have {data.info.channels} channels, but the backbone takes "
                     f"{self.card.channels}; choose other data"
                 )
 
     def dataset(self, part: Part) -> Dataset:
         data = self._datasets[part]
         if data is None:
-            raise UserError(f"there are no labeled images for the part {part!r}; name a data set that has them")
+            raise UserError(f"there are no labeled images for the part {part!r}; choose a dataset that has them")
         return data
 
     def features(self, part: Part) -> FeatureSet:
@@ -150,7 +150,7 @@ class FrozenSubject(Subject):
 
 
 def describe_data(data: Dataset) -> dict[str, Any]:
-    """Returns the name of a data set and the options that decide what it reads, as plain data."""
+    """Returns the name of a dataset and the options that decide what it reads, as plain data."""
     options = {k: v for k, v in data.options.plain().items() if data.options.resume_rule(k) != "free"}
     return {"name": data.info.name, **options}
 
@@ -168,7 +168,7 @@ def require_parts(subject: Subject) -> int:
     train, test = open_subject.dataset("train"), open_subject.dataset("eval")
     for data in (train, test):
         if data.labels is None or not data.info.classes:
-            raise UserError(f"{data.info.name}: has no labels; name a data set that has them")
+            raise UserError(f"{data.info.name}: has no labels; choose a dataset that has them")
     if train.info.classes != test.info.classes:
         raise UserError(
             f"{train.info.name} and {test.info.name} have different classes; a probe needs the same in both"
@@ -181,12 +181,12 @@ def require_parts(subject: Subject) -> int:
 
 
 def same_images(first: Dataset, second: Dataset) -> bool:
-    """Returns whether two data sets read from the same images: equal in class and options, except for `limit`."""
+    """Returns whether two datasets read from the same images: equal in class and options, except for `limit`."""
     return source_of(first) == source_of(second)
 
 
 def source_of(data: Dataset) -> tuple[type[Dataset], dict[str, Any]]:
-    """Returns what decides which images a data set, or the one that a subset is of, reads: its class and its options
+    """Returns what decides which images a dataset, or the one that a subset is of, reads: its class and its options
     except `limit`, links followed."""
     while isinstance(data, Subset):
         data = data.data
@@ -194,7 +194,7 @@ def source_of(data: Dataset) -> tuple[type[Dataset], dict[str, Any]]:
 
 
 def resolved(options: DatasetOptions) -> dict[str, Any]:
-    """Returns the options of a data set except `limit`, links followed."""
+    """Returns the options of a dataset except `limit`, links followed."""
     values = {name: getattr(options, name) for name in type(options).model_fields if name != "limit"}
     return {k: v.expanduser().resolve() if isinstance(v, Path) else v for k, v in values.items()}
 
@@ -208,7 +208,7 @@ def labeled_features(subject: Subject, part: Part) -> tuple[Tensor, Tensor]:
 
 class MeanOfTokens(Backbone):
     """A backbone whose pooled feature is the mean of its patch tokens, (N, D): a wrapper, so that it works with every
-    evaluator, also those that train a copy.
+    evaluator, including those that train a copy.
 
     Raises:
         UserError: the network has no tokens.

@@ -33,7 +33,7 @@ class Row:
         }  # fmt: skip
 
     def plain(self) -> dict[str, Any]:
-        """Returns what `--json` prints for one result: metrics at the top level, accuracies as shares."""
+        """Returns what `--json` prints for one result: metrics at the top level, accuracies as fractions."""
         full = self.full()
         return {**full.pop("metrics"), **{key: value for key, value in full.items() if key != "details"}}
 
@@ -73,7 +73,7 @@ def lines(result: EvaluationResult) -> list[str]:
 
 
 def plain_table(rows: Sequence[Row]) -> list[str]:
-    """Returns aligned lines for files and pipes: texts to the left, numbers to the right."""
+    """Returns aligned lines for files and pipes: text left-aligned, numbers right-aligned."""
     table, texts = cells(rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [

@@ -39,16 +39,16 @@ _PREFIXES = ("module.", "backbone.", "encoder.")
 
 
 class ShownOptions(Options):
-    """How a network is given the images, and which output is its feature: options of every evaluation."""
+    """How images are prepared for a network, and which output is its feature: options of every evaluation."""
 
     feature: Feature = "pooled"
     """`pooled`, what the network pools itself (a ViT: its class token), or the mean of its patch `tokens`."""
     mean: tuple[float, ...] | None = None
-    """Normalization, per channel, for images in [0, 1]; only for networks without a card, all others have their own."""
+    """Normalization, per channel, for images in [0, 1]; only for networks without a card; all others have their own."""
     std: tuple[float, ...] | None = None
     """Likewise."""
     image_size: int | None = Field(default=None, ge=1)
-    """Side in pixels of the images; only for networks without a card; default: the data set's own view size."""
+    """Side in pixels of the images; only for networks without a card; default: the dataset's own view size."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def read_shown(document: Document, targets: list[Target]) -> ShownOptions:
     """Returns `feature`, `mean`, `std`, `image_size` of the command line.
 
     Raises:
-        UserError: wrong ones, or ones that no target takes.
+        UserError: invalid ones, or ones that no target accepts.
     """
     values = {key: document.data[key] for key in ShownOptions.model_fields if key in document.data}
     shown = validate(ShownOptions, values, "ssl eval", document)
@@ -128,7 +128,7 @@ def load_network(target: Target, document: Document, shown: ShownOptions, parts:
         seed: of an untrained network's weights.
 
     Raises:
-        UserError: a weight file without a network's name, wrong options, or weights that do not fit.
+        UserError: a weight file without a network's name, invalid options, or weights that do not fit.
     """
     values = document.data.get("backbone") or {}
     name = target.word if target.kind == "name" else values.get("name")
@@ -165,7 +165,7 @@ def load_network(target: Target, document: Document, shown: ShownOptions, parts:
             raise UserError(f"command line: {key}: should have {info.channels} numbers, one for each channel")
     if min(card.std) <= 0:
         raise UserError("command line: std: should be numbers above 0")
-    hint = "; such weights usually need more: image_size=224" if origin != "untrained" and size < 128 else ""
+    hint = "; such weights usually need larger images: image_size=224" if origin != "untrained" and size < 128 else ""
     center, scale = ("/".join(f"{value:.3g}" for value in values) for values in (card.mean, card.std))
     log.info(f"{target.word}: {origin}, images of {size} pixels, mean {center}, std {scale}{hint}")
     return Trained(backbone.eval(), card, None, digest)

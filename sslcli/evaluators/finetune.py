@@ -1,4 +1,4 @@
-"""The evaluator `finetune`: a copy of the backbone and a classifier, all weights trained on a share of the labels.
+"""The evaluator `finetune`: a copy of the backbone and a classifier, all weights trained on a fraction of the labels.
 
 The semi-supervised protocol of SimCLR (Chen et al., https://arxiv.org/abs/2002.05709, appendix B.5), with a learning
 rate of the head's own as in SwAV and Barlow Twins. A backbone that was exported with projector layers (SimCLR v2,
@@ -43,18 +43,18 @@ class FinetuneOptions(ProbeOptions, ImageOptions):
     """Published settings are in `docs/probes.md`."""
 
     share: float = Field(default=1.0, gt=0, le=1)
-    """Share of the labeled training images to learn from: the same of each class, at least one image."""
+    """Fraction of the labeled training images to train on: the same for each class, at least one image."""
     lr: Rates = (0.05,)
     """Learning rates of the backbone to choose from, before the optimizer's `scale_lr`; each takes a training run. A
     single one is used as it is."""
     head_lr: float | None = Field(default=None, gt=0)
     """The classifier's own learning rate, scaled and scheduled like the backbone's; null: the backbone's."""
     optimizer: dict[str, Any] = Field(default={"name": "sgd", "nesterov": True}, validate_default=True)
-    """Any registered optimizer with its options but lr, as in a run's config: {name: adamw, weight_decay: 0.05}."""
+    """Any registered optimizer with its options except lr, as in a run's config: {name: adamw, weight_decay: 0.05}."""
     epochs: int = Field(default=30, ge=1)
-    """Passes over the images of the share."""
+    """Passes over these images."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network; auto: bf16 where the device has it in hardware, else fp16 on CUDA, else fp32."""
+    """Precision of the network; auto: bf16 if the device supports it natively, else fp16 on CUDA, else fp32."""
 
 
 class Classifier(nn.Module):
@@ -79,7 +79,7 @@ class Classifier(nn.Module):
 
 
 class Finetune(Probe):
-    """All weights of a copy of the backbone, and a classifier, trained on views of a share of the labeled images."""
+    """All weights of a copy of the backbone, and a classifier, trained on views of a fraction of the labeled images."""
 
     Options = FinetuneOptions
     options: FinetuneOptions
@@ -93,7 +93,7 @@ class Finetune(Probe):
         assert self.data.labels is not None
         self.share = stratified_share(self.data.labels, options.share, seed_for(subject.seed, _SHARE))
         if len(self.share) < 2:
-            raise UserError(f"finetune: a single image to learn from is too few; raise share above {options.share:g}")
+            raise UserError(f"finetune: needs more than one image to train on; raise share above {options.share:g}")
         self.labels = self.data.labels[self.share]
         self.candidates = [{"lr": lr} for lr in dict.fromkeys(options.lr)]
         self.precision = resolve_precision(options.precision, subject.device)

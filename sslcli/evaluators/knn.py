@@ -53,7 +53,7 @@ def vote(similarity: Tensor, labels: Tensor, classes: int, temperature: float) -
         temperature: τ > 0.
 
     Returns:
-        (N, C) float64; −inf for a class without a vote, so that it is in no top 5 where fewer than five got votes.
+        (N, C) float64; −inf for a class without a vote, so it is in no top 5 if fewer than five got votes.
     """
     s = similarity.double()
     weight = ((s - s[:, :1]) / temperature).exp()
@@ -67,11 +67,11 @@ class KNNOptions(Options):
     temperature: Rates = (0.07, 0.1)
     """τ of the weights exp(cosine / τ); the metrics are those of the first value."""
     top: Counts = (1, 5)
-    """Which top-k accuracies to report; those of all classes or more are left out, since they are always 1."""
+    """Which top-k accuracies to report; k from the number of classes on is skipped, since it is always 1."""
 
 
 class KNN(Evaluator):
-    """Weighted k nearest neighbors: nothing is trained, so that there is nothing to tune."""
+    """Weighted k nearest neighbors: nothing is trained, so there is nothing to tune."""
 
     Options = KNNOptions
     options: KNNOptions

@@ -155,13 +155,13 @@ class LogisticOptions(Options):
     """Divide each feature by its standard deviation over the training images first, so that the penalty treats all
     alike."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training images, the same of each class, on which C is chosen; none for a single C."""
+    """Fraction of the training images, the same for each class, on which C is chosen; unused for a single C."""
     iterations: int = Field(default=1000, ge=1)
-    """Iterations of L-BFGS at most."""
+    """Maximum number of L-BFGS iterations."""
     tolerance: float = Field(default=1e-6, gt=0)
-    """The optimum is reached where no entry of the gradient of the mean loss is larger."""
+    """The optimum is reached when no entry of the gradient of the mean loss is larger than this."""
     top: Counts = (1, 5)
-    """Which top-k accuracies to report; those of all classes or more are left out, since they are always 1."""
+    """Which top-k accuracies to report; k from the number of classes on is skipped, since it is always 1."""
 
 
 class LogisticRegression(Probe):
@@ -199,7 +199,7 @@ class LogisticRegression(Probe):
                 trial.measured = {"iterations": model.iterations, "gradient": model.gradient}
             elif model.gradient > options.tolerance:
                 log.info(
-                    f"logistic: not at the optimum after {model.iterations} iterations (gradient "
+                    f"logistic: optimum not reached after {model.iterations} iterations (gradient "
                     f"{model.gradient:.1e}); raise iterations=…, or set standardize=true"
                 )
             trials.append(trial)

@@ -34,10 +34,10 @@ class QualityOptions(Options):
     """Which images to use: the test images, or those that probes are trained on (`train`); without labels both are the
     same."""
     limit: int | None = Field(default=25_600, ge=2)
-    """Use this many images, a fixed random choice: ranks grow with the number. RankMe's paper takes 25,600."""
+    """Use this many images, a fixed random choice: ranks grow with the number. RankMe's paper uses 25,600."""
     views: dict[str, Any] = SIMCLR
-    """What alignment's two views of an image are, as in a run's config; the same for all runs that are compared. Of a
-    recipe with more views, two of the largest."""
+    """The two views of an image for alignment, as in a run's config; use the same for all runs that are compared. If
+    the recipe has more views, two of the largest are used."""
     alpha: float = Field(default=2.0, gt=0)
     """α of alignment, the mean of ‖z₁ − z₂‖^α."""
     t: float = Field(default=2.0, gt=0)
@@ -55,7 +55,7 @@ class QualityOptions(Options):
 class Quality(Evaluator):
     """Ranks and spread of the features, no labels needed. `rank_me` and `effective_rank` count the dimensions in use (1
     to min(N, D); higher is better among runs of one backbone on the same images), `alignment` is 0 where two views of
-    an image have the same features (lower is better), `uniformity` is 0 where all images have and about −2t where they
+    an image have the same features (lower is better), `uniformity` is 0 where all images do and about −2t where they
     fill the sphere (lower is better), `feature_std` is 1 for normalized features spread evenly over it and 0 for
     a collapsed network."""
 
@@ -70,7 +70,7 @@ class Quality(Evaluator):
         data = subject.dataset(options.part)
         pair = two_views(views_for(subject, options.views, SIMCLR))
         if len(features) < 2:
-            raise UserError(f"{data.info.name}: quality needs at least two images; name more data")
+            raise UserError(f"{data.info.name}: quality needs at least two images; choose larger data")
         z = features[fixed_choice(len(features), options.limit).to(features.device)]
         indices = fixed_choice(len(data), options.limit)
         log.info(f"quality: two views of {len(indices):,} images ({options.part})")

@@ -24,14 +24,14 @@ class BackboneExportOptions(Options):
 
 
 class BackboneExporter(Exporter):
-    """Writes the backbone alone, with the weights' names of other tools, and in the header all that its use takes:
-    normalization, image size, method, data set, step, and the package of the architecture."""
+    """Writes the backbone alone, with other tools' names for the weights, and in the header what is needed to use it:
+    normalization, image size, method, dataset, step, and the package of the architecture."""
 
     Options = BackboneExportOptions
     options: BackboneExportOptions
 
     def export(self, trained: Trained, path: Path) -> Exported:
-        """Writes `path` whole or not at all.
+        """Writes `path` atomically.
 
         Raises:
             UserError: the tool asked for has no such network, or the file cannot be written.

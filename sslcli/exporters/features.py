@@ -1,4 +1,4 @@
-"""The exporter `features`: the embeddings of a data set, with file names and labels, written as they are computed."""
+"""The exporter `features`: the embeddings of a dataset, with file names and labels, written as they are computed."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ class FeaturesOptions(Options):
     """Options of the exporter `features`."""
 
     format: Literal["auto", "safetensors", "npy"] = "auto"
-    """One safetensors file, or an array beside a JSON file with names and labels; `auto`: by the output's suffix."""
+    """One safetensors file, or an array plus a JSON file with names and labels; `auto`: by the output's suffix."""
     data: dict[str, Any] | str = Field(default_factory=dict)
-    """Which images: those that the run was trained on, unless `data.split`, `data.root` or, for another data set,
+    """Which images: those that the run was trained on, unless `data.split`, `data.root` or, for another dataset,
     `data.name` say otherwise."""
     batch_size: int = Field(default=256, ge=1)
-    """Images at once."""
+    """Number of images processed at once."""
     precision: PrecisionName = "fp32"
-    """Arithmetic of the network; the features are written as float32."""
+    """Precision of the network; the features are written as float32."""
 
 
 class FeaturesExporter(Exporter):
-    """Writes features (N, D) of a data set with names, labels and indices of the images, in the memory of one batch.
+    """Writes features (N, D) of a dataset with names, labels and indices of the images, in the memory of one batch.
 
     Images that cannot be read are left out, together with their names and labels.
     """
@@ -73,7 +73,7 @@ class FeaturesExporter(Exporter):
         return path.suffix.removeprefix(".")
 
     def export(self, trained: Trained, path: Path) -> Exported:
-        """Writes `path` whole or not at all.
+        """Writes `path` atomically.
 
         Raises:
             UserError: no such data, images with other channels, more than 1% that cannot be read, features that are
@@ -166,10 +166,10 @@ class FeaturesExporter(Exporter):
 
 
 def open_images(trained: Trained, asked: dict[str, Any] | str) -> Dataset:
-    """Opens the data set that is named, or else the one that a backbone was trained on, with the changes asked for.
+    """Opens the dataset that is named, or else the one that a backbone was trained on, with the changes asked for.
 
     Raises:
-        UserError: no such data set, wrong options, or no data there.
+        UserError: no such dataset, invalid options, or no data there.
     """
     cls, options, _ = choose_data(stored_data(trained), Document({"data": asked}, {(): "command line"}))
     return limited(cls.open(options))

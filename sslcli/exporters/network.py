@@ -36,7 +36,7 @@ class NetworkOptions(Options):
     """Options of the exporters that write a whole network."""
 
     normalize: bool = False
-    """Take images in [0, 1] and normalize them inside; false: the images must be normalized already, with the mean and
+    """Accept images in [0, 1] and normalize them; false: the images must be normalized already, with the mean and
     std that the file names."""
 
 
@@ -64,7 +64,7 @@ class Network(nn.Module):
 
 
 class NetworkExporter(Exporter):
-    """Writes images → features for any batch size, whole or not at all, and only if what is loaded again is the same.
+    """Writes images → features for any batch size, atomically, and only if loading it gives the same features.
 
     A subclass writes and loads its kind of file.
     """

@@ -33,7 +33,7 @@ class ONNXOptions(NetworkOptions):
     """Options of the exporter `onnx`."""
 
     opset: int | None = Field(default=None, ge=18)
-    """Version of ONNX's operators; null: the one that the installed torch recommends."""
+    """ONNX operator set (opset) version; null: the one that the installed torch recommends."""
 
 
 class ONNXExporter(NetworkExporter):

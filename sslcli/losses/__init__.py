@@ -1,4 +1,4 @@
-"""Losses as pure functions: tensors in, a scalar out, in float32 at least whatever the autocast.
+"""Losses as pure functions: tensors in, a scalar out, in at least float32 regardless of autocast.
 
 `X_and_metrics` returns the loss `X` and a dictionary of its monitors, 0-dim tensors without gradient: what a method's
 `Step` takes. `mean_over` averages several such results; `mean_cosines` and `class_cosines` serve the other losses.

@@ -36,7 +36,7 @@ def barlow_twins(z1: Tensor, z2: Tensor, lambda_: float = 0.0051) -> Tensor:
         lambda_: λ ≥ 0, the weight of the off-diagonal elements.
 
     Returns:
-        0-dim; float32 whatever the autocast, float64 for float64 inputs.
+        0-dim; float32 regardless of autocast, float64 for float64 inputs.
 
     Raises:
         ValueError: if the shapes are not two equal (N, D), or λ is negative.

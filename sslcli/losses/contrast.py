@@ -114,7 +114,7 @@ def contrast_ce(pairs: PairLogits, alpha: float | None = None) -> Tensor:
         alpha: α > 0, how many negatives there should seem to be; None: as many as there are.
 
     Returns:
-        0-dim; float32 whatever the autocast, float64 for float64 embeddings.
+        0-dim; float32 regardless of autocast, float64 for float64 embeddings.
 
     Raises:
         ValueError: if α is not positive.
@@ -135,7 +135,7 @@ def contrast_bce(pairs: PairLogits) -> Tensor:
         pairs: what is compared.
 
     Returns:
-        0-dim; float32 whatever the autocast, float64 for float64 embeddings.
+        0-dim; float32 regardless of autocast, float64 for float64 embeddings.
     """
     with torch.autocast(pairs.positive.device.type, enabled=False):
         # Beyond the threshold log(1 + e^x) is x in every bit of a float64.

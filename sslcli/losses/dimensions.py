@@ -1,4 +1,4 @@
-"""What losses over pairs of dimensions share: every process's embeddings, and one's own share of a D×D product.
+"""What losses over pairs of dimensions share: every process's embeddings, and its own part of a D×D product.
 
 Barlow Twins, https://arxiv.org/abs/2103.03230, and VICReg, https://arxiv.org/abs/2105.04906, both take statistics over
 the whole batch and then a D×D matrix. Gathering the embeddings moves B·D numbers a view and twice that in the backward;

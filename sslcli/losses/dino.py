@@ -38,7 +38,7 @@ def dino(
         teacher_temperature: τₜ > 0, likewise; the method refuses one above τₛ, which flattens instead of sharpening.
 
     Returns:
-        0-dim; float32 whatever the autocast, float64 for float64 logits.
+        0-dim; float32 regardless of autocast, float64 for float64 logits.
 
     Raises:
         ValueError: if there are no pairs, the shapes do not agree, or a temperature given as a number is not positive.

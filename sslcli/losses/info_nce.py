@@ -39,7 +39,7 @@ def info_nce(
         alpha: α > 0, how many negatives there should seem to be; None: as many as there are.
 
     Returns:
-        0-dim; float32 whatever the autocast, float64 for float64 inputs.
+        0-dim; float32 regardless of autocast, float64 for float64 inputs.
 
     Raises:
         ValueError: if the shapes don't fit together, or a number is not positive.
@@ -89,7 +89,7 @@ def batch_info_nce(query: Tensor, keys: Tensor, temperature: float | Tensor) -> 
         temperature: τ > 0; a number, or a 0-dim tensor on the embeddings' device.
 
     Returns:
-        0-dim; float32 whatever the autocast, float64 for float64 inputs.
+        0-dim; float32 regardless of autocast, float64 for float64 inputs.
 
     Raises:
         ValueError: if the shapes are not two equal (N, D), or a temperature given as a number is not positive.

@@ -23,7 +23,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
 
         loss = mean over i of  −log( exp(uᵢ·u_j(i)/τ) / Σ_{k≠i} exp(uᵢ·u_k/τ) )
 
-    Over several processes k runs over all processes' embeddings, gathered with gradient, and the anchors are one's own:
+    Over several processes k runs over all processes' embeddings, gathered with gradient, and the anchors are local:
     the mean of the processes' losses, and their gradients averaged as DDP does, are those of one process with the
     joined batch. A batch of one image has no negatives and its loss is 0.
 
@@ -33,7 +33,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float | Tensor) -> Tensor:
         temperature: τ > 0; a number, or a 0-dim tensor on the embeddings' device.
 
     Returns:
-        0-dim; float32 whatever the autocast, float64 for float64 inputs.
+        0-dim; float32 regardless of autocast, float64 for float64 inputs.
 
     Raises:
         ValueError: if the shapes are not two equal (N, D), or a temperature given as a number is not positive.

@@ -43,7 +43,7 @@ def queue_info_nce_and_metrics(
         negative_weight: w > 0; 1 for InfoNCE, α/K for EqCo.
 
     Returns:
-        the loss, 0-dim, float32 whatever the autocast, float64 for float64 queries; and, 0-dim without gradient,
+        the loss, 0-dim, float32 regardless of autocast, float64 for float64 queries; and, 0-dim without gradient,
         `contrast_top1`, `contrast_top5` (see `found_among`), `pos_cos` and `neg_cos`, the mean cosines.
 
     Raises:

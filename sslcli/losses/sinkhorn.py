@@ -38,7 +38,7 @@ def sinkhorn(
         rows: how many of the first rows to return; None: all B.
 
     Returns:
-        (B, K), or (rows, K); float32 whatever the autocast, float64 for float64 scores.
+        (B, K), or (rows, K); float32 regardless of autocast, float64 for float64 scores.
 
     Raises:
         ValueError: if a shape or a number is not as above.

@@ -35,7 +35,7 @@ def sup_con(
     An anchor without positives (a class seen once in one view) contributes 0 and still counts in the mean. Without
     labels, at τ₀ = τ and with `all` anchors, it is `nt_xent` for any number of views.
 
-    Over several processes k and p run over all processes' embeddings, gathered with gradient, and the anchors are one's
+    Over several processes k and p run over all processes' embeddings, gathered with gradient, and the anchors are its
     own: the mean of the processes' losses, and their gradients averaged as DDP does, are those of one process with the
     joined batch.
 
@@ -48,7 +48,7 @@ def sup_con(
             views' in both cases.
 
     Returns:
-        0-dim; float32 whatever the autocast, float64 for float64 inputs.
+        0-dim; float32 regardless of autocast, float64 for float64 inputs.
 
     Raises:
         ValueError: if z is not (N, V, D) with an image and a view, the labels are not N integers, a temperature given

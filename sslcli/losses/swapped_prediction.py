@@ -31,7 +31,7 @@ def swapped_prediction(
         temperature: τ > 0; a number, or a 0-dim tensor on the scores' device.
 
     Returns:
-        0-dim; float32 whatever the autocast, float64 for float64 inputs.
+        0-dim; float32 regardless of autocast, float64 for float64 inputs.
 
     Raises:
         ValueError: if shapes or counts are not as above, or a temperature given as a number is not positive.

@@ -44,7 +44,7 @@ def vicreg(
         epsilon: ε > 0, inside the root.
 
     Returns:
-        0-dim; float32 whatever the autocast, float64 for float64 inputs.
+        0-dim; float32 regardless of autocast, float64 for float64 inputs.
 
     Raises:
         ValueError: if the shapes are not two equal (N, D), or a number is out of its range.

@@ -42,7 +42,7 @@ class QueueOptions(KeyOptions):
     """Options of the methods with a queue."""
 
     symmetric: bool = False
-    """Average both directions, each with a queue of its own: view 2's keys, then view 1's. The papers have one."""
+    """Average both directions, each with its own queue: view 2's keys, then view 1's. The papers use one direction."""
 
 
 class QueueContrast(Method):

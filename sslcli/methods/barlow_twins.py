@@ -1,4 +1,4 @@
-"""Barlow Twins: each dimension of one view's embeddings correlates with the same one of the other's, and with no other.
+"""Barlow Twins: each dimension of one view's embeddings correlates with the same one of the other view's, and no other.
 
 Zbontar, Jing, Misra, LeCun, Deny, *Barlow Twins: Self-Supervised Learning via Redundancy Reduction*, ICML 2021,
 https://arxiv.org/abs/2103.03230.

@@ -92,7 +92,7 @@ class MoCoOptions(KeyOptions, VICRegWeights):
 
     preset: Literal["none", "moco_v2", "simclr", "byol", "vicreg"] = "none"
     """Sets every other option (and the views, where the config has none) to this method's; those that you set yourself
-    win. `none` is untitled-ai's MoCo on STL-10. Optimizer and schedule stay the config's."""
+    take precedence. `none` is untitled-ai's MoCo on STL-10. It does not set the optimizer and the schedule."""
     loss: Literal["ce", "bce", "ip", "vic"] = "ce"
     """Cross-entropy of the positive pair among the negatives, binary cross-entropy of each pair by itself (their mean),
     1 − inner product of the positive pair, or VICReg's."""

@@ -48,7 +48,7 @@ class MoCoV3Options(ViewsTogetherOptions, MomentumOptions):
     predictor: MoCoV3PredictorOptions = MoCoV3PredictorOptions()
     """The head after the projector, of the online network only."""
     momentum: float = Field(default=0.99, ge=0, lt=1)
-    """Initial EMA momentum of the momentum encoder; the paper has 0.996 for 1000 epochs."""
+    """Initial EMA momentum of the momentum encoder; the paper uses 0.996 for 1000 epochs."""
     freeze_patch_projection: bool | None = None
     """Keep a ViT's patch projection at its initial values; null: wherever there is one."""
 
@@ -78,7 +78,7 @@ class MoCoV3(Method):
         vit = isinstance(patches, nn.Module)
         if options.freeze_patch_projection and not vit:
             raise UserError(
-                "method.freeze_patch_projection: this backbone has no patch projection: leave it null, or take a ViT"
+                "method.freeze_patch_projection: this backbone has no patch projection: leave it null, or use a ViT"
             )
         if isinstance(patches, nn.Module) and options.freeze_patch_projection is not False:
             patches.requires_grad_(False)

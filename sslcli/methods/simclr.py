@@ -23,7 +23,7 @@ class SimCLROptions(MethodOptions):
     """Options of SimCLR."""
 
     temperature: float = Field(default=0.5, gt=0)
-    """Divides the cosines in the loss; the paper has 0.5 on CIFAR-10 and 0.1 on ImageNet."""
+    """Divides the cosines in the loss; the paper uses 0.5 on CIFAR-10 and 0.1 on ImageNet."""
     projector: ProjectorOptions = Field(default_factory=ProjectorOptions)
     """The head between the features and the loss; with 3 layers it is version 2's."""
 

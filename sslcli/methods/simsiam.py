@@ -21,7 +21,7 @@ class SimSiamProjectorOptions(Options):
     """The projector: linear–BN–ReLU, then linear–BN without scale and shift."""
 
     layers: int = Field(default=3, ge=1)
-    """Linear layers; the paper has 3 on ImageNet and 2 on CIFAR-10."""
+    """Linear layers; the paper uses 3 on ImageNet and 2 on CIFAR-10."""
     hidden_dim: int = Field(default=2048, ge=1)
     """Width of the hidden layers."""
     output_dim: int = Field(default=2048, ge=1)

@@ -59,7 +59,7 @@ class SupCon(Method):
         """Returns the loss, the mean cosines of pairs of one class and of two, and the first views' features. Raises
         UserError if there are no labels, or not two global views or more, the first ones."""
         if batch.labels is None:
-            raise UserError("method: supcon needs labels, and these images have none: use labeled data, or simclr")
+            raise UserError("method: supcon needs labels, but these images have none: use labeled data, or simclr")
         x, _ = global_and_local(batch, "supcon")
         h = each_view(self.backbone, x)  # N×D each
         z = torch.stack(each_view(self.projector, h), dim=1)  # N×V×E

@@ -20,7 +20,7 @@ from .heads import Norm, mlp
 class WeightNormLinear(nn.Module):
     """A linear layer without bias whose rows are g·v/‖v‖: direction and length are learned separately.
 
-    Computed in float32 at least whatever the autocast: its outputs are cosines that the loss divides by temperatures
+    Computed in at least float32 regardless of autocast: its outputs are cosines that the loss divides by temperatures
     such as 0.04, where the rounding of bfloat16 would be a tenth of a target.
 
     Attributes:

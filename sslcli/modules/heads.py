@@ -42,7 +42,7 @@ class WideProjectorOptions(Options):
     hidden_dim: int = Field(default=8192, ge=1)
     """Width of the hidden layers."""
     output_dim: int = Field(default=8192, ge=1)
-    """Dimension of the embeddings; the loss benefits from many."""
+    """Dimension of the embeddings; the loss benefits from a large one."""
     norm: Norm = "batch"
     """Batch norm after each hidden layer, or none."""
 

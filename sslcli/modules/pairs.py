@@ -48,7 +48,7 @@ def global_and_local(batch: Batch, method: str, least: int = 2) -> tuple[list[Te
     images = [view.image for view in batch.views]
     count = _equal_sides(images)
     if count < least:
-        raise UserError(f"views: {method} needs {least} or more views of the first one's size, and there are {count}")
+        raise UserError(f"views: {method} needs {least} or more views of the first one's size, but there are {count}")
     sides = [image.shape[-1] for image in images]
     if any(side >= sides[0] for side in sides[count:]):
         raise UserError(f"views: {method} needs its largest views first, not sizes of {', '.join(map(str, sides))}")

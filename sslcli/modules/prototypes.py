@@ -23,7 +23,7 @@ class Prototypes(nn.Linear):
         self.normalize()
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Returns the scores (N, K), float32 at least whatever the autocast: divided by ε = 0.05, half precision's
+        """Returns the scores (N, K), at least float32 regardless of autocast: divided by ε = 0.05, half precision's
         rounding would show.
 
         Args:

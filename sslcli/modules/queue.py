@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Queue(nn.Module):
-    """The last `length` embeddings, oldest overwritten first; all of it is in buffers, so that it survives a restart.
+    """The last `length` embeddings, oldest overwritten first; all of it is in buffers, so it survives a restart.
 
     The batch need not divide the length: a push wraps around. Filled with normalized random vectors at first, as
     MoCo's is, from torch's global generator.

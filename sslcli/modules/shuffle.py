@@ -18,7 +18,7 @@ from .sync_norm import local_batch_norms
 
 
 def encode_shuffled(encoder: nn.Module, images: Tensor, number: Tensor, *, enabled: bool = True) -> Tensor:
-    """Runs a momentum encoder, on a shuffled share of all processes' images where that makes a difference.
+    """Runs a momentum encoder, on a shuffled portion of all processes' images where that makes a difference.
 
     It does while training on several processes with batch norms that see only their own process's samples. With
     synchronized norms a shuffle would move all images between processes, and change nothing.
@@ -35,7 +35,7 @@ def encode_shuffled(encoder: nn.Module, images: Tensor, number: Tensor, *, enabl
 
 
 def shuffled(network: Callable[[Tensor], Tensor], images: Tensor, number: Tensor) -> Tensor:
-    """Runs a network on a shuffled share of all processes' images and brings the results back in order.
+    """Runs a network on a shuffled portion of all processes' images and brings the results back in order.
 
     On one process the network sees the batch in another order, which changes nothing.
 

@@ -93,7 +93,7 @@ def weight_decay_schedule(options: OptimizerOptions, total_steps: int) -> StepFu
 def set_rates(
     optimizer: torch.optim.Optimizer, step: int, schedule: Schedule, weight_decay: StepFunction | None
 ) -> None:
-    """Sets every group's learning rate and weight decay for a step, before the optimizer makes it.
+    """Sets every group's learning rate and weight decay for a step, before the optimizer takes it.
 
     The learning rate is the schedule's value, or its base with `constant_lr`, times the group's `lr_multiplier`.
     Excluded groups keep a weight decay of 0. A group may lack `constant_lr`, `lr_multiplier` and `excluded`.

@@ -75,9 +75,9 @@ class LARSOptions(OptimizerOptions):
     """Options of LARS."""
 
     momentum: Decay = 0.9
-    """Share of the last update that is kept."""
+    """Momentum: the fraction of the last update that is kept."""
     trust_coefficient: float = Field(default=0.001, gt=0)
-    """η: the size of a layer's step as a share of the norm of its weights."""
+    """η: the size of a layer's step as a fraction of the norm of its weights."""
     lr_excluded: float | None = Field(default=None, gt=0)
     """Learning rate of the excluded parameters, scaled and scheduled like `lr`; null: the same as `lr`."""
 

@@ -16,7 +16,7 @@ class SGDOptions(OptimizerOptions):
     """Options of stochastic gradient descent."""
 
     momentum: Decay = 0.9
-    """Share of the last update that is kept."""
+    """Momentum: the fraction of the last update that is kept."""
     nesterov: bool = False
     """Nesterov momentum; needs a momentum above 0."""
 

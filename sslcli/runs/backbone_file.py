@@ -27,7 +27,7 @@ from . import files
 def save_backbone(
     path: Path, backbone: Backbone, card: BackboneCard, plugin: dict[str, str] | None = None, key_names: str = ""
 ) -> None:
-    """Writes a safetensors file whole or not at all; any program that reads safetensors can read the weights.
+    """Writes a safetensors file atomically; any program that reads safetensors can read the weights.
 
     Args:
         path: the file; an existing one is replaced.
@@ -89,7 +89,7 @@ def load_backbone_file(path: Path) -> Trained:
             or does not fit.
     """
     if path.is_dir():
-        raise UserError(f"{path}: is a directory; name the backbone file in it")
+        raise UserError(f"{path}: is a directory; give the backbone file in it")
     try:
         state, document = files.read(path)
         digest = files.read_digest(path)

@@ -14,7 +14,7 @@ def resolve_device(name: str, option: str = "device") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"{option}: {name!r} is not a device; write auto, cpu, cuda, cuda:N or mps") from None
+        raise UserError(f"{option}: {name!r} is not a device; use auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:

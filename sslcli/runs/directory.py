@@ -54,17 +54,17 @@ class RunDirectory:
         if self.is_run():
             if not resume and self._has_results():
                 raise UserError(
-                    f"{self.path}: holds a run already; resume it with --resume, or choose another --output"
+                    f"{self.path}: already contains a run; resume it with --resume, or choose another --output"
                 )
             if list_checkpoints(self.checkpoints):
                 return True
         elif self.path.is_dir() and any(self.path.iterdir()):
-            raise UserError(f"{self.path}: is not empty and holds no run; choose another --output")
+            raise UserError(f"{self.path}: is not empty and contains no run; choose another --output")
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir():
             raise UserError(f"{self.path}: cannot be created, {parent} is a file; choose another --output")
         if not os.access(parent, os.W_OK | os.X_OK):
-            raise UserError(f"{self.path}: cannot be written ({parent} is read-only for you); choose another --output")
+            raise UserError(f"{self.path}: cannot be written ({parent} is not writable); choose another --output")
         return False
 
     def _has_results(self) -> bool:
@@ -132,7 +132,7 @@ class RunDirectory:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads `metrics.jsonl`, one record per line, without lines that a kill or a power cut has damaged."""
+    """Reads `metrics.jsonl`, one record per line, without lines that a kill or a power failure has damaged."""
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         with suppress(ValueError):

@@ -1,4 +1,4 @@
-"""Safetensors files that are written whole or not at all, and in which a changed byte is detected.
+"""Safetensors files that are written atomically, and in which a changed byte is detected.
 
 Each of these files has one canonical JSON document in its header, with a sha256 for each tensor, and the sha256 of the
 document itself: without it, a flipped bit in the header could turn step 500 into 400 and load without an error.
@@ -28,7 +28,7 @@ class DamagedFile(Exception):
 
 
 def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies tensors to host memory, contiguous, so that they may be written while training goes on.
+    """Copies tensors to host memory, contiguous, so that they can be written while training continues.
 
     Raises:
         ValueError: if two names share memory, which a file of independent tensors cannot express.
@@ -128,7 +128,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedFile(f"{path}: is damaged or no safetensors file: {str(error).splitlines()[0]}") from error
+        raise DamagedFile(f"{path}: is damaged or not a safetensors file: {str(error).splitlines()[0]}") from error
 
 
 def _document(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:

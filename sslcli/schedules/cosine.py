@@ -15,7 +15,7 @@ class CosineOptions(WarmupOptions):
     """Options of the cosine schedule."""
 
     final: float = Field(default=0.0, ge=0, le=1)
-    """Where the cosine ends, as a share of the base."""
+    """Where the cosine ends, as a fraction of the base value."""
     final_lr: float | None = Field(default=None, ge=0)
     """Where the cosine ends, as a learning rate to which `scale_lr` does not apply; instead of `final`."""
 

@@ -13,7 +13,7 @@ class MilestonesOptions(WarmupOptions):
     """Options of the schedule `step`."""
 
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.6, 0.8)
-    """When the value falls, as shares of the run (including the warm-up)."""
+    """When the value drops, as fractions of the run (including the warm-up)."""
     factor: float = Field(default=0.1, gt=0, le=1)
     """The value is multiplied by this at each milestone."""
 

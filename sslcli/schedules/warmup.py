@@ -15,11 +15,11 @@ class WarmupOptions(ScheduleOptions):
     """Options of the warm-up with which every schedule can begin."""
 
     warmup_epochs: float = Field(default=0.0, ge=0)
-    """Epochs in which the value rises linearly to its base."""
+    """Epochs over which the value rises linearly to its base."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """The same in optimizer steps; only one of the two can be given."""
     warmup_start: float = Field(default=0.0, ge=0, le=1)
-    """Where the warm-up starts, as a share of the base."""
+    """Where the warm-up starts, as a fraction of the base value."""
     warmup_start_lr: float | None = Field(default=None, ge=0)
     """Where the warm-up starts, as a learning rate to which `scale_lr` does not apply; instead of `warmup_start`."""
     warmup: Literal["linear", "linspace"] = "linear"

@@ -1,4 +1,4 @@
-"""Checks of data sets."""
+"""Checks of datasets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_dataset(cls: type[Dataset], options: Mapping[str, Any] | None = None) 
     _check_limit(dataset, parsed)
     for part in get_args(Part):
         good = isinstance(cls.labeled(parsed, part), cls.Options | None)
-        require(good, f"{label}.labeled({part!r}) must return options of the data set, or None")
+        require(good, f"{label}.labeled({part!r}) must return options of the dataset, or None")
 
 
 def _some(dataset: Dataset) -> list[int]:
@@ -82,7 +82,7 @@ def _check_images(dataset: Dataset, again: Dataset) -> None:
     images = dataset.images()
     if images is None:
         return
-    require(info.image_size is not None, f"{label}.images() returns images of one size, and its info has no image_size")
+    require(info.image_size is not None, f"{label}.images() returns images of one size, but its info has no image_size")
     shape = (len(dataset), info.channels, *(info.image_size or ()))
     require_is(f"{label}.images()", kind(images), f"torch.uint8 {shape}")
     for i in _some(dataset):
@@ -94,8 +94,8 @@ def _check_labels(dataset: Dataset, again: Dataset) -> None:
     if labels is None:
         return
     require_is(f"{label}.labels", f"{labels.device} {kind(labels)}", f"cpu torch.int64 {(len(dataset),)}")
-    require(int(labels.min()) >= 0, f"{label}.labels has negative numbers; it is None without labels")
-    require(classes is not None, f"{label} has labels, and its info no classes")
+    require(int(labels.min()) >= 0, f"{label}.labels has negative numbers; without labels it must be None")
+    require(classes is not None, f"{label} has labels, but its info has no classes")
     count, largest = len(classes or ()), int(labels.max())
     require(largest < count, f"{label}.labels go to {largest}, but there are {count} classes")
     same = again.labels is not None and equal(labels, again.labels)
@@ -113,4 +113,4 @@ def _check_limit(dataset: Dataset, options: DatasetOptions) -> None:
     whole = torch.bincount(dataset.labels, minlength=classes) * limit / len(dataset)
     got = torch.bincount(part.labels, minlength=classes)
     good = ((got - whole).abs() <= 1).all()
-    require(good, f"{label} with limit={limit} does not keep the share of each class: {got.tolist()}")
+    require(good, f"{label} with limit={limit} does not keep the proportion of each class: {got.tolist()}")

@@ -54,7 +54,7 @@ def check_evaluator(cls: type[Evaluator], options: Mapping[str, Any] | None = No
     require(again.metrics == result.metrics, f"{label}: two runs with one seed: {result.metrics}, {again.metrics}")
     if not cls.seeded:
         other = evaluate(subject(), seed=1)
-        require(other.metrics == result.metrics, f"{label} has seeded = False, and another seed changes its metrics")
+        require(other.metrics == result.metrics, f"{label} has seeded = False, but another seed changes its metrics")
     if cls.needs_labels:
         said = refusal(lambda: evaluate(subject(labels=False)))
         require(said, f"{label} needs labels, and must reject data without any with a UserError of one line")
@@ -65,7 +65,7 @@ def _check_result(label: str, result: EvaluationResult) -> None:
     for name, value in result.metrics.items():
         require(isinstance(value, int | float) and math.isfinite(value), f"{label}: the metric {name!r} is {value!r}")
         if name.startswith("top"):
-            require(0 <= value <= 1, f"{label}: {name!r} is {value}; accuracies are shares between 0 and 1")
+            require(0 <= value <= 1, f"{label}: {name!r} is {value}; accuracies are fractions between 0 and 1")
     require(result.protocol, f"{label} does not state how its metrics were computed: the protocol is empty")
     for name, content in (("protocol", result.protocol), ("details", result.details)):
         with reported(f"{label}: {name} must be plain data that JSON can hold", (TypeError, ValueError)):

@@ -40,13 +40,13 @@ def check_exporter(
         path = Path(folder) / f"a model{suffix}"
         exported = cls(parsed).export(trained, path)
         require(isinstance(exported, Exported), f"{label}.export must return an Exported")
-        require(exported.path.is_file(), f"{label} reports {exported.path.name}, and there is no such file")
+        require(exported.path.is_file(), f"{label} reports {exported.path.name}, but there is no such file")
         if load:
             _check_loading(label, trained, exported)
         nowhere = Path(folder) / "missing" / path.name
         said = refusal(lambda: cls(parsed).export(trained, nowhere))
         require(said, f"{label}: for a folder that does not exist it must raise a UserError of one line")
-        require(not nowhere.exists(), f"{label} leaves a part of a file when it fails")
+        require(not nowhere.exists(), f"{label} leaves a partial file when it fails")
     require_same(before, snapshot(trained.backbone), f"{label} changes the backbone that it exports: {{}}")
     require(not trained.backbone.training, f"{label} leaves the backbone in training mode")
 

@@ -105,7 +105,7 @@ class MethodTrial:
         return sgd.build(groups, options)
 
     def train(self, method: Method, optimizer: torch.optim.Optimizer, first: int, last: int) -> Tensor:
-        """Makes the steps with the indices `first` to `last` − 1; returns their losses, all of them finite."""
+        """Runs the steps with the indices `first` to `last` − 1; returns their losses, all of them finite."""
         losses = []
         for step in range(first, last):
             torch.manual_seed(step)
@@ -114,7 +114,7 @@ class MethodTrial:
         return torch.stack(losses)
 
     def step(self, method: Method, optimizer: torch.optim.Optimizer, step: int, batches: list[Batch]) -> Tensor:
-        """Makes one step on its micro-batches; returns their mean loss."""
+        """Runs one step on its micro-batches; returns their mean loss."""
         found = [method(batch) for batch in batches]
         loss = torch.stack([each.loss for each in found]).mean()
         torch.autograd.backward(loss)
@@ -147,7 +147,7 @@ def _check_step(trial: MethodTrial) -> None:
     for name, parameter in method.named_parameters():
         gradient = parameter.grad
         if not parameter.requires_grad:
-            require(gradient is None, f"{label}: {name} is not trained, and gets a gradient")
+            require(gradient is None, f"{label}: {name} is not trained, but gets a gradient")
             continue
         require(gradient is not None, f"{label}: no gradient reaches {name}; freeze it, or use it in the loss")
         if id(parameter) in in_backbone and gradient is not None:

@@ -64,7 +64,7 @@ class _Trial:
         return {f"{n}.{key}": torch.as_tensor(value).clone() for n in names for key, value in states[n].items()}
 
     def step(self, seed: int, without: Collection[str] = (), scale: float = 1.0) -> dict[str, Tensor]:
-        """Makes a step with random gradients for all parameters but those named; returns the parameters then."""
+        """Takes a step with random gradients for all parameters but those named; returns the parameters then."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.parameters.items():
             gradient = scale * torch.randn(parameter.shape, generator=generator).to(parameter.device)
@@ -143,7 +143,7 @@ def _check_zeros(trial: _Trial) -> None:
     after = trial.step(0, scale=0.0)
     require_finite(after, f"{trial.label}: {{}} is not finite after a step with gradients of 0")
     moved = [name for name in changed(before, after) if name in trial.excluded]
-    require(not moved, f"{trial.label}: {moved[:1]} has weight_decay 0 and a gradient of 0, and moves")
+    require(not moved, f"{trial.label}: {moved[:1]} has weight_decay 0 and a gradient of 0, but moves")
     require_finite(trial.step(0), f"{trial.label}: {{}}, a weight of 0, is not finite after a step")
 
 

@@ -1,4 +1,4 @@
-"""Small parts that checks run plugins with: a backbone, a data set in memory, and a run for callbacks."""
+"""Small parts that checks run plugins with: a backbone, a dataset in memory, and a run for callbacks."""
 
 from __future__ import annotations
 

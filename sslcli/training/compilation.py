@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 Compiled = Literal["none", "views", "all"]
 
 #: Pixels of views per CPU thread from which compiling pays off. Measured with `benchmarks/views.py`: a pixel of
-#: SimCLR's views costs .15 µs of a thread eager and .05 compiled, so that half a minute is won back after 3e8; the
+#: SimCLR's views costs .15 µs of a thread eager and .05 compiled, so half a minute is recovered after 3e8; the
 #: backbone, which takes longer to compile, gains more. This is twice that.
 _PIXELS_PER_THREAD = 600_000_000
 #: On a CPU views of this size and above stay eager: eager code, which processes only the selected samples, in chunks
@@ -108,7 +108,7 @@ def compile_parts(
         choice = "none"
     if choice != "none" and compiled:
         parts = " and ".join(["the views"] * small + ["the backbone"] * (choice == "all"))
-        log.info(f"compiling {parts}: takes half a minute or more the first time (training.compile=none skips it)")
+        log.info(f"compiling {parts}: this takes half a minute or more the first time (training.compile=none skips it)")
         # It warns of a missing CUDA toolkit, which does not matter on a CPU.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         mode = "reduce-overhead" if training.cuda_graphs else None

@@ -45,7 +45,7 @@ class Context(RunContext):
         return self.session.method.encoder()
 
     def labeled(self, part: Part) -> Dataset | None:
-        """Opens the labeled images of a part, once; None if the data have no labels."""
+        """Opens the labeled images of a part, once; None if the data has no labels."""
         if part not in self._labeled:
             dataset, cls = self.session.dataset, self.session.config.data.cls
             options = cls.labeled(dataset.options, part)

@@ -38,7 +38,7 @@ def joined(device: str) -> Iterator[None]:
     With `device`, `training.device`, on CUDA, tensors there go through NCCL, those on the CPU through gloo.
 
     Raises:
-        SslError: the group does not form.
+        SslError: the group cannot be formed.
     """
     if not described() or dist.is_initialized():
         yield
@@ -55,7 +55,7 @@ def joined(device: str) -> Iterator[None]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise SslError(f"the process group did not form (rank {os.environ.get('RANK')}): {reason}") from error
+        raise SslError(f"the process group could not be formed (rank {os.environ.get('RANK')}): {reason}") from error
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Interrupt:
-    """While open, stores the first signal in `number` instead of raising; a second one has its usual effect."""
+    """While open, stores the first signal in `number` instead of raising; a second one has its default effect."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""The loop around `method(batch)`: the same for every method, with no wait for the device between log lines."""
+"""The loop around `method(batch)`: the same for every method, without waiting for the device between log lines."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Meter:
 
 
 class Loop:
-    """Makes optimizer steps after the `start` that are made already; keeps the `progress` of `context` up to date."""
+    """Runs optimizer steps after the `start` already done; keeps the `progress` of `context` up to date."""
 
     def __init__(self, session: Session, context: Context, start: int) -> None:
         self.session, self.context = session, context
@@ -92,7 +92,7 @@ class Loop:
         self.without_reduction: Callable[[], AbstractContextManager[object]] = getattr(
             self.module, "no_sync", nullcontext
         )
-        # Statistics that differ between processes: averaged after each step, so that no state is local.
+        # Statistics that differ between processes: averaged after each step, so no state is local.
         self.local_statistics = local_statistics(self.method)
         self.parameters = [p for p in self.method.parameters() if p.requires_grad]
         self.meter = Meter(session.device)
@@ -113,7 +113,7 @@ class Loop:
         quiet: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
         devices = [device.index] if device.type == "cuda" else None
         module = DistributedDataParallel(self.method, device_ids=devices, gradient_as_bucket_view=True, **quiet)
-        # The first steps of a wrapper reduce gradients in another order than later ones. With two discarded steps at
+        # The first steps of a wrapper reduce gradients in another order than later ones do. With two discarded steps at
         # every start, a resumed run is bitwise identical to one that was not interrupted.
         kept = {name: tensor.clone() for name, tensor in self.method.state_dict().items()}
         schedule = self._schedule_values(start)
@@ -141,7 +141,7 @@ class Loop:
         self.context.progress = Progress(step, self.session.info.total_steps, self.session.info.steps_per_epoch)
 
     def step(self) -> None:
-        """Makes one optimizer step, over all its micro-batches."""
+        """Runs one optimizer step, over all its micro-batches."""
         session, step = self.session, self.context.progress.step
         self._begin_graphs()
         # The schedule is a function of the step about to be made: the first step gets its first value.
@@ -233,7 +233,7 @@ class Loop:
             advice = "training.precision=fp32, " if name != "fp32" else ""
             raise RunFailed(
                 f"the loss was not finite in step {bad} (lr {lr:.3g}, {name}); earlier checkpoints are "
-                f"good: try a smaller optimizer.lr, a longer warm-up, {advice}or training.clip.norm=1.0"
+                f"intact: try a smaller optimizer.lr, a longer warm-up, {advice}or training.clip.norm=1.0"
             )
 
     def record(self) -> dict[str, float]:

@@ -18,7 +18,7 @@ class PeakMemory:
     """Peak memory since this object was created: on CUDA what torch allocated, else this process's resident set.
 
     Attributes:
-        kind: which of the two; if the system cannot reset its counter, the peak is that since the process started.
+        kind: which of the two; if the system cannot reset its counter, the peak is the one since the process started.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -47,7 +47,7 @@ def held_bytes(session: Session) -> dict[str, int]:
     """Returns the bytes of the images in memory, of all parameters and buffers, and of the optimizer's state."""
     state = named_optimizer_state(session.optimizer, session.method).values()
     return {
-        "data set": session.data_bytes,
+        "dataset": session.data_bytes,
         "parameters": sum(tensor.nbytes for tensor in (*session.method.parameters(), *session.method.buffers())),
         "optimizer state": sum(value.nbytes for value in state if isinstance(value, torch.Tensor)),
     }

@@ -37,7 +37,7 @@ def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeR
 
 
 def _completed(model: type[Options], stored: dict[str, Any]) -> dict[str, Any]:
-    """The stored options, with the present defaults of those that did not exist when the run was started."""
+    """The stored options, with the current defaults of those that did not exist when the run was started."""
     try:
         return {**stored, **model.parse({name: value for name, value in stored.items() if name != "name"}).plain()}
     except ValidationError:  # an option was removed or changed its meaning: all are shown as they were written

@@ -112,7 +112,7 @@ def build(
         training = config.training
         dataset = limited(config.data.cls.open(config.data.options))
         if config.method.cls.needs_labels and dataset.labels is None:
-            raise UserError(f"method: {config.method.name!r} needs labels, and {dataset.info.name!r} has none")
+            raise UserError(f"method: {config.method.name!r} needs labels, but {dataset.info.name!r} has none")
         views = ViewMaker(config.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
         # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
         data = open_cached(dataset, wanted_side(views), training.epochs, training.workers)
@@ -165,7 +165,7 @@ def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
     """The config with `data.cache: auto` resolved."""
     options = config.data.options
     if not isinstance(options, FileOptions) or options.cache != "auto":
-        return config  # only data sets of files can be cached; another's `cache` has its own meaning
+        return config  # only datasets of files can be cached; another's `cache` has its own meaning
     options = options.model_copy(update={"cache": data.kind if isinstance(data, CachedDataset) else "none"})
     return dataclasses.replace(config, data=dataclasses.replace(config.data, options=options))
 

@@ -60,7 +60,7 @@ class SpeedLoop(Loop):
         super().step()
 
     def run(self, batches: Iterator[list[SourceBatch]], steps: int) -> None:
-        """Makes steps on these batches, and waits for the device."""
+        """Runs steps on these batches, and waits for the device."""
         self.batches = batches
         for _ in range(steps):
             self.step()
@@ -95,15 +95,15 @@ def measure(config: RunConfig, *, steps: int, rounds: int) -> tuple[Session, Mea
         the session, with its source closed, and the measurements.
 
     Raises:
-        UserError: the input is wrong, or this is one of several processes.
+        UserError: the input is invalid, or this is one of several processes.
         SslError: there is not enough memory.
     """
     if group.described():
-        raise UserError("bench: measures one process; start it without torchrun")
+        raise UserError("bench: measures a single process; run it without torchrun")
     session = build(config)
     try:
         session.source.prepare()
-        # Nothing is written to this directory, since there are no callbacks and checkpoints.
+        # Nothing is written to this directory, since there are no callbacks or checkpoints.
         loop = SpeedLoop(session, Context(session, RunDirectory(Path())), 0)
         return session, _measure(loop, steps, rounds)
     except torch.OutOfMemoryError as error:

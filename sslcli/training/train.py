@@ -69,7 +69,7 @@ def train(
 
     Raises:
         UserError: the input or a plugin is wrong, and nothing was trained.
-        SslError: the run failed; its last checkpoint is good.
+        SslError: the run failed; its last checkpoint is intact.
     """
     began = time.perf_counter()
     directory = RunDirectory(output)
@@ -140,13 +140,13 @@ def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path) -> 
         before, now = checkpoint.document["world_size"], distributed.world_size()
         if before != now:
             log.warning(
-                f"resuming on {now} process(es) a run of {before} process(es): results will not be bitwise identical"
+                f"resuming a run of {before} process(es) on {now} process(es): results will not be bitwise identical"
             )
     session = build(config, fresh=checkpoint is None)
     log.debug(f"plan: {', '.join(f'{name} {value}' for name, value in plan(session).items())}")
     if config.training.accumulate > 1 and session.method.batch_coupled:
         log.info(
-            f"training.accumulate: {config.method.name!r} compares the images of a batch with each other, here of a "
+            f"training.accumulate: {config.method.name!r} compares images within a batch, which is now a "
             f"micro-batch of only {config.training.batch_size // config.training.accumulate}"
         )
     if checkpoint is not None:
@@ -157,7 +157,7 @@ def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path) -> 
 
 
 def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | None) -> TrainResult:
-    """Makes the steps that are left, with callbacks, log lines and checkpoints between them."""
+    """Runs the remaining steps, with callbacks, log lines and checkpoints between them."""
     training, checkpoints, per_epoch = session.config.training, session.config.checkpoints, session.info.steps_per_epoch
     periods = [checkpoints.every_steps, checkpoints.every_epochs and checkpoints.every_epochs * per_epoch]
     context = Context(session, directory)

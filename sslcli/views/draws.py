@@ -1,4 +1,4 @@
-"""The random parameters of a batch's views, in one buffer, so that a single transfer moves them to a device."""
+"""The random parameters of a batch's views, in one buffer, so a single transfer moves them to a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small modules and data sets as users of the Python API have them, and a run that takes a second."""
+"""Small modules and datasets as users of the Python API have them, and a run that takes a second."""
 
 from __future__ import annotations
 

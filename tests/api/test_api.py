@@ -79,11 +79,11 @@ def test_without_output_a_run_is_named_after_method_data_and_hash(tmp_path, monk
         ({"optimizer": {"name": "sgd", "lr": object()}}, "optimizer: a config cannot hold an object of type object"),
         ({"overrides": {"data": Arrays(8)}}, "overrides: a config cannot hold an object of type Arrays"),
         ({"callbacks": "knn"}, "callbacks: should be a list of objects and names, or a mapping"),
-        ({"data": Arrays(8), "labeled": Arrays(8)}, "labeled: should be a pair of data sets"),
-        ({"data": Arrays(8), "labeled": (Arrays(8),)}, "labeled: should be a pair of data sets"),
+        ({"data": Arrays(8), "labeled": Arrays(8)}, "labeled: should be a pair of datasets"),
+        ({"data": Arrays(8), "labeled": (Arrays(8),)}, "labeled: should be a pair of datasets"),
         ({"overrides": ["optimizer.lr=1"]}, "overrides: should be a mapping of options by dotted key, not a list"),
         ({"optimiser": "sgd"}, r"sslcli\.train: optimiser: unknown keyword; did you mean optimizer\?"),
-        ({"data": "shapes", "labeled": (Arrays(8), Arrays(8))}, "labeled: needs a data set that is given as an object"),
+        ({"data": "shapes", "labeled": (Arrays(8), Arrays(8))}, "labeled: needs a dataset that is given as an object"),
     ],
 )  # fmt: skip
 def test_wrong_values_are_refused_in_one_line(sections, message, tmp_path) -> None:
@@ -172,7 +172,7 @@ def test_a_plugin_class_can_be_given_instead_of_a_name(tmp_path) -> None:
     with plugins.registered({("methods", "simclr"): Scaled}):  # known only there, and only with their prefix
         assert plugins.load("methods", "python:simclr") is Scaled
         assert plugins.load("methods", "simclr") is SimCLR
-    with pytest.raises(plugins.PluginError, match="give it again in Python"):
+    with pytest.raises(plugins.PluginError, match="pass it again in Python"):
         plugins.load("methods", "python:simclr")
 
 
@@ -180,11 +180,11 @@ def test_commands_explain_in_one_line_that_a_run_was_trained_with_objects(tmp_pa
     run = tiny_run(tmp_path / "run", training={"max_steps": 1})
     for words in (["eval", run.path], ["export", "backbone", run.path]):
         assert refused(*words).endswith(
-            "backbone 'python:Net' was an object of the Python program that trained: load it with "
-            "sslcli.load_backbone(path, into=module), or give it again: sslcli.Run(path, backbone=…)"
+            "backbone 'python:Net' was an object in the Python program that trained this run: load it with "
+            "sslcli.load_backbone(path, into=module), or pass it again: sslcli.Run(path, backbone=…)"
         )
     err = refused("train", run.path, "--resume", lines=2)
-    assert "data.name: data set 'python:Arrays' was an object of the Python program that trained" in err
+    assert "data.name: dataset 'python:Arrays' was an object in the Python program that trained this run" in err
 
 
 def test_a_run_has_its_steps_log_card_and_table(config, tmp_path, monkeypatch) -> None:
@@ -214,11 +214,11 @@ def test_a_run_evaluates_and_exports_like_the_functions(config, tmp_path) -> Non
     assert [row.target for row in rows] == [str(run.path), "cifar_resnet20"]
     for wrong, message in (
         ({"target": torch.nn.Identity()}, "should be a Run, a path or a name, not Identity"),
-        ({"target": []}, "what to evaluate"),
+        ({"target": []}, "nothing to evaluate"),
         ({"method": "all"}, "evaluate_all"),
         ({"seeds": 0}, "seeds: should be a whole number from 1, not 0"),
         ({"seed": 0.5}, "seed: should be a whole number from 0, not 0.5"),
-        ({"eval": Arrays(8)}, "train and eval: data sets as objects go together; give both"),
+        ({"eval": Arrays(8)}, "train and eval: datasets as objects go together; give both"),
         ({"overrides": ["k=3"]}, "overrides: should be a mapping"),
     ):
         with pytest.raises(UserError, match=message):

@@ -86,7 +86,7 @@ def test_an_opened_run_needs_its_module_to_evaluate(tmp_path) -> None:
     opened = sslcli.Run(run.path, backbone=Net(), data=data, labeled=(data, test))
     assert opened.evaluate("knn", k=[3]).metrics == run.evaluate("knn", k=[3]).metrics
     assert states_equal(opened.backbone(), run.backbone())
-    with pytest.raises(UserError, match=r"give it again: sslcli.Run\(path, backbone=…\)"):
+    with pytest.raises(UserError, match=r"pass it again: sslcli.Run\(path, backbone=…\)"):
         sslcli.Run(run.path).evaluate("knn")
     with pytest.raises(UserError, match=r"backbone: should be .* any nn.Module; not an object of type int"):
         sslcli.Run(run.path, backbone=3)

@@ -1,4 +1,4 @@
-"""A user's own data set: the source of its labels, how it is read, and the errors."""
+"""A user's own dataset: the source of its labels, how it is read, and the errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def opened(dataset: Any, *, test: Any = None, **options: Any) -> WrappedDataset:
 
 
 class Labeled(Arrays):
-    """Has its labels and classes as attributes, like torchvision's data sets."""
+    """Has its labels and classes as attributes, like torchvision's datasets."""
 
     def __init__(self, count: int, seed: int = 0, size: int = 16) -> None:
         super().__init__(count, seed, size)

@@ -32,7 +32,7 @@ def test_the_start_reports_pixels_and_the_untrained_encoder_in_one_line(messages
     assert set(metrics) == {"knn_top1_pixels", "knn_top1"}
     pixels, encoder = f"{metrics['knn_top1_pixels']:.1%}", f"{metrics['knn_top1']:.1%}"
     assert messages == [
-        f"kNN top-1: raw pixels {pixels}, the encoder before training {encoder} (30 images among 90, k 20)"
+        f"kNN top-1: raw pixels {pixels}, encoder before training {encoder} (30 test images, 90 training images, k=20)"
     ]
     assert metrics["knn_top1_pixels"] > 0.6  # the class is the mean color
 
@@ -73,7 +73,7 @@ def test_a_resumed_run_has_no_new_baseline_and_does_not_measure_again():
     [
         (lambda: FakeRun(None, None), "no labels"),
         (lambda: FakeRun(InMemory(None, 9), InMemory(None, 9, split="test")), "no labels"),
-        (lambda: FakeRun(parts()[0], parts()[0]), "the test images are the ones to search"),
+        (lambda: FakeRun(parts()[0], parts()[0]), "the training and the test images are the same"),
     ],
 )
 def test_where_nothing_can_be_measured_it_says_so_once(make, reason, messages):
@@ -91,7 +91,7 @@ def test_limits_keep_the_share_of_each_class(messages):
         images = shared.shared_images(context, part, limit)
         assert torch.bincount(images.data.labels).tolist() == [limit // 3] * 3
         assert images.images.dtype == torch.uint8
-    assert "12 images among 30" in messages[0]
+    assert "12 test images, 30 training images" in messages[0]
 
 
 def test_it_logs_what_the_evaluator_measures():
@@ -112,7 +112,7 @@ def test_large_pixels_are_reduced_and_may_be_left_out(messages):
     assert "knn_top1_pixels" in context.logged[0][1]
     _, context = started(pixels=False)
     assert list(context.logged[0][1]) == ["knn_top1"]
-    assert messages[-1].startswith("kNN top-1: the encoder before training")
+    assert messages[-1].startswith("kNN top-1: encoder before training")
 
 
 @pytest.mark.parametrize("options", [KNNMonitorOptions, LogisticMonitorOptions, OnlineProbeOptions])

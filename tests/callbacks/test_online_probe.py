@@ -97,7 +97,7 @@ def test_another_kind_of_probe_starts_anew_and_says_so(messages):
     other.load_state_dict(probe.state_dict())
     other.on_start(context)
     go(other, context, 3, 3)
-    assert messages == ["online probe: starts anew, the checkpoint has another kind of probe"]
+    assert messages == ["online probe: starts from scratch, the checkpoint has a different kind of probe"]
 
 
 def test_features_with_a_gradient_get_none_and_nothing_is_drawn():
@@ -157,7 +157,7 @@ def test_features_that_are_not_one_for_each_image_switch_it_off_with_a_line(mess
         context.at(step)
         context.step_features, context.step_labels = torch.cat([features, features]), labels
         probe.on_step(context)
-    assert messages == ["online probe: off, the method does not give one feature for each image"]
+    assert messages == ["online probe: off, the method does not return one feature per image"]
 
 
 def trained(config, folder, **keywords):

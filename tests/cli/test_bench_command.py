@@ -16,7 +16,7 @@ def test_it_prints_every_figure_and_writes_only_the_output_file(folder: Path) ->
     out, err = done("bench", "c.yaml", "--steps", "1", "--rounds", "2", "--output", "speed.json")
     rows = (
         "data", "transfer", "views", "forward", "backward", "optimizer and method update", "waiting", "rest", "step",
-        "end to end", "on prepared views", "ratio", "peak, ", "data set", "parameters", "optimizer state",
+        "end to end", "on prepared views", "ratio", "peak, ", "dataset", "parameters", "optimizer state",
     )  # fmt: skip
     lines = [line.strip() for line in out.splitlines()]
     assert [row for row in rows if not any(line.startswith(row) for line in lines)] == []
@@ -34,8 +34,8 @@ def test_it_prints_every_figure_and_writes_only_the_output_file(folder: Path) ->
     [
         (["c.yaml", "training.batch_size=many"], "training.batch_size: should be a valid integer"),
         (["c.yaml", "training.batch_size=64"], "training.batch_size: 64 is more than the 48 images"),
-        (["c.yaml", "--output", "c.yaml"], "c.yaml: exists already; choose another --output"),
-        (["c.yaml", "--output", "no/speed.json"], "no/speed.json: the folder no does not exist"),
+        (["c.yaml", "--output", "c.yaml"], "c.yaml: already exists; choose another --output"),
+        (["c.yaml", "--output", "no/speed.json"], "no/speed.json: the directory no does not exist"),
         (["c.yaml", "--plugin", "gone.py"], "gone.py"),
     ],
 )
@@ -49,4 +49,4 @@ def test_a_mistake_is_one_line(folder: Path, arguments: list[str], message: str)
 def test_a_loss_that_is_not_finite_is_reported_with_the_figures(folder: Path, odd_plugins: Path) -> None:
     out, err = done("bench", "c.yaml", "method={name: nan_method, bad_step: 2}", "--steps", "1", "--rounds", "1")
     assert "end to end" in out
-    assert "the loss was not finite in step 2: `ssl train` would have ended there" in err
+    assert "the loss was not finite in step 2: `ssl train` would have stopped there" in err

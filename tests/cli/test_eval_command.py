@@ -45,11 +45,11 @@ def test_eval_prints_its_results_and_keeps_them_in_the_run(run):
         (["run", "kk=3"], "command line: kk: unknown option of 'knn'; did you mean k?"),
         (["run", "k=x"], "command line: k: should be a valid integer, not 'x'"),
         (["run", "data.countt=x"], "command line: data.countt: unknown option of 'shapes'; did you mean count?"),
-        (["run", "data=shapess"], "unknown data set 'shapess'; did you mean shapes?"),
+        (["run", "data=shapess"], "unknown dataset 'shapess'; did you mean shapes?"),
         (["run", "k"], "k: no such run or file; "),
         (["run", "=3"], "command line: '=3': should look like key.path=value"),
-        (["k=[5]"], "nothing to evaluate: name a run"),
-        (["run", "--device", "gpu"], "device: 'gpu' is not a device; write auto, cpu, cuda, cuda:N or mps"),
+        (["k=[5]"], "nothing to evaluate: give a run"),
+        (["run", "--device", "gpu"], "device: 'gpu' is not a device; use auto, cpu, cuda, cuda:N or mps"),
         (["backbone.safetensors", "data=cifar10", "data.root=nowhere"], "data.root: no CIFAR-10 in nowhere"),
         pytest.param(
             ["run", "--device", "cuda:1"], "device: cuda:1: there is no CUDA device that torch can use",
@@ -103,8 +103,8 @@ def test_several_targets_make_one_table_on_the_same_data(run):
     assert [row.split()[0] for row in rows] == ["run", "other", "resnet18"]
     assert rows[0].split()[1:] == rows[1].split()[1:]
     assert len({len(row) for row in (header, *rows)}) == 1
-    assert "all are evaluated on shapes, as run was trained on, each in its own size and normalization" in err
-    assert "only shown, not written: resnet18; use --output FILE to write it" in err
+    assert "evaluating all on shapes, which run was trained on; each with its own image size and normalization" in err
+    assert "results shown but not saved: resnet18; use --output FILE to save them" in err
     assert all((Path(name) / "eval" / "knn.json").is_file() for name in ("run", "other"))
 
 
@@ -130,7 +130,7 @@ def test_all_runs_every_evaluator_that_takes_part_and_names_the_others(run, monk
     assert {"knn", "linear"} <= set(methods)
     for plugin in expected:
         assert (plugin.name in methods) is plugins.load_found(plugin).in_all
-        assert (f"left out, it takes long: {plugin.name} " in err) is not plugins.load_found(plugin).in_all
+        assert (f"skipped because it is slow: {plugin.name} " in err) is not plugins.load_found(plugin).in_all
     assert len(counted) == 2  # features of each part, once for all
     assert {path.stem for path in Path("run/eval").glob("*.json")} == set(methods)
 
@@ -158,7 +158,7 @@ def test_several_seeds_give_a_standard_deviation_and_are_all_kept(run):
 
 def test_an_evaluator_without_randomness_runs_once_for_all_seeds(run):
     out, err = done("eval", "run", "k=[5]", "--seeds", 5, "--json")
-    assert "knn: draws nothing, so that one seed is enough" in err
+    assert "knn: has no randomness, so one seed is enough" in err
     assert "std" not in json.loads(out)
 
 
@@ -167,10 +167,10 @@ def test_a_run_that_cannot_be_written_to_is_evaluated_and_shown(run):
     out, err = done("eval", "run", "k=[5]")
     assert out.startswith("top1")
     assert "run/eval/knn.json: cannot be written (File exists)\n" in err
-    assert "only shown, not written: run; use --output FILE to write it" in err
+    assert "results shown but not saved: run; use --output FILE to save them" in err
     _, err = done("eval", "run", "k=[5]", "--output", "kept.json")
     assert json.loads(Path("kept.json").read_text())["target"] == "run"
-    assert "only shown" not in err
+    assert "but not saved" not in err
 
 
 def test_results_without_a_run_go_to_output_and_nothing_is_replaced(run, monkeypatch):
@@ -185,15 +185,15 @@ def test_results_without_a_run_go_to_output_and_nothing_is_replaced(run, monkeyp
     assert stored["protocol"]["pretrained_on"] == "none"
     Path("mine.png").write_text("a picture of mine")
     for name, message in (
-        ("r.json", "r.json: exists already; choose another --output"),
-        ("mine.json", "mine.png: exists already"),
+        ("r.json", "r.json: already exists; choose another --output"),
+        ("mine.json", "mine.png: already exists"),
         ("new.png", "new.png: results are JSON"),
     ):
         assert message in refused("eval", "resnet18", *data, "--output", name)
     monkeypatch.setattr(tempfile, "TemporaryFile", no_room)
     err = refused("eval", "resnet18", *data, "--output", "s.json")
     assert err == "ssl: s.json: cannot be written (Read-only file system); choose another --output"
-    assert "which data to evaluate on?" in refused("eval", "resnet18", "k=[5]")
+    assert "no data to evaluate on" in refused("eval", "resnet18", "k=[5]")
 
 
 def test_the_protocol_names_everything_that_affects_the_results(run):
@@ -215,15 +215,15 @@ def test_without_labels_evaluators_that_need_some_are_left_out_or_refused(run):
         Image.new("RGB", (16, 16), (number * 30, 99, 9)).save(f"photos/{number}.png")
     data = ["data.name=images", "data.root=photos"]
     err = refused("eval", "run", *data)
-    assert err == "ssl: images: there are no labeled images to train and test on; name data that have some"
+    assert err == "ssl: images: there are no labeled images to train and test on; choose data that has some"
     out, err = done("eval", "run", "--method", "all", *data)
-    assert "left out, there are no labeled images to train and test on: knn" in err
+    assert "skipped because there are no labeled images to train and test on: knn" in err
     assert "rank_me" in out.splitlines()[0]
     assert [path.stem for path in Path("run/eval").glob("*.json")] == ["quality"]
     for number in range(8):
         Path("classes", "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         Path(f"photos/{number}.png").rename(f"classes/{'ab'[number % 2]}/{number}.png")
-    assert "folder: all labeled images are one part" in refused("eval", "run", "data.name=folder", "data.root=classes")
+    assert "folder: all labeled images are in one part" in refused("eval", "run", "data.name=folder", "data.root=classes")
 
 
 def test_an_evaluator_that_breaks_the_seal_fails_with_one_line_and_writes_nothing(run):

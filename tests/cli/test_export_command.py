@@ -22,7 +22,7 @@ def test_export_writes_a_file_and_prints_code_that_loads_it(run: Path) -> None:
 
 def test_export_replaces_a_file_only_with_force(run: Path, folder: Path) -> None:
     (folder / "x.safetensors").write_text("mine")
-    assert "exists already" in refused("export", "backbone", run, "--output", "x.safetensors")
+    assert "already exists" in refused("export", "backbone", run, "--output", "x.safetensors")
     assert (folder / "x.safetensors").read_text() == "mine"
     done("export", "backbone", run, "--output", "x.safetensors", "--force")
     assert (folder / "x.safetensors").read_bytes() != b"mine"
@@ -31,9 +31,9 @@ def test_export_replaces_a_file_only_with_force(run: Path, folder: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["backbone", "run", "--output", "no/such/x.safetensors"], "no/such/x.safetensors: the folder no/such does "),
+        (["backbone", "run", "--output", "no/such/x.safetensors"], "no/such/x.safetensors: the directory no/such "),
         (["backbone", "run", "--output", "run"], "run: is a directory; --output "),
-        (["backbone", "run", "--output", "c.yaml/x"], "c.yaml/x: the folder c.yaml does not exist"),
+        (["backbone", "run", "--output", "c.yaml/x"], "c.yaml/x: the directory c.yaml does not exist"),
         (["backbon", "run"], "unknown exporter 'backbon'; did you mean backbone?"),
         (["backbone", "gone"], "gone: no such run or file"),
         (["backbone", "."], ".: is not a run directory"),

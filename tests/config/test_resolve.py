@@ -62,6 +62,7 @@ def test_a_complete_config_is_resolved(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_two_lines_are_a_config(tmp_path: Path) -> None:
     config = from_text(tmp_path, SHORT)
+    assert config == resolve(Document({"method": "simclr", "data": "shapes"}))  # the same from Python
     assert config.backbone.name == "resnet18"
     assert config.optimizer.name == "lars_simclr"  # SimCLR's own
     assert config.schedule.name == "cosine"
@@ -257,10 +258,6 @@ def test_a_resolved_config_describes_the_same_run(tmp_path: Path, overrides: lis
     assert again.plain() == config.plain()
     assert again.digest() == config.digest()
     assert repr(resolve(Document(copy.deepcopy(config.plain()))).plain()) == repr(config.plain())
-
-
-def test_a_document_of_python_values_may_name_plugins_in_short(tmp_path: Path) -> None:
-    assert resolve(Document({"method": "simclr", "data": "shapes"})) == from_text(tmp_path, SHORT)
 
 
 def leaves(value: Any, key: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:

@@ -1,4 +1,4 @@
-"""Data sets without files, and comparisons of batches, for tests of sources."""
+"""Datasets without files, and comparisons of batches, for tests of sources."""
 
 from __future__ import annotations
 

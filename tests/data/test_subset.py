@@ -1,4 +1,4 @@
-"""Parts of a data set: the fixed choice of `limit`, and where it is applied."""
+"""Parts of a dataset: the fixed choice of `limit`, and where it is applied."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ def test_a_failed_download_is_one_clear_line(
     tmp_path: Path, cls: Any, title: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(getattr(datasets, cls.__name__), "download", no_network)
-    with pytest.raises(UserError, match=rf"^data\.download: {title} could not be fetched into [^\n]*no route[^\n]*$"):
+    with pytest.raises(UserError, match=rf"^data\.download: {title} could not be downloaded to [^\n]*no route[^\n]*$"):
         cls(cls.Options(root=tmp_path, download=True))
 
 
@@ -270,7 +270,7 @@ def test_fetched_data_with_a_wrong_checksum_is_refused(root: Path, monkeypatch: 
     file = root / "cifar-100-python" / "train"
     file.unlink()
     monkeypatch.setattr(datasets.CIFAR100, "download", lambda self: file.write_bytes(b"an error page"))
-    with pytest.raises(UserError, match=r"^data\.download: CIFAR-100 could not be fetched into [^\n]*$"):
+    with pytest.raises(UserError, match=r"^data\.download: CIFAR-100 could not be downloaded to [^\n]*$"):
         CIFAR100(CIFAR10Options(root=root, download=True))
 
 

@@ -1,4 +1,4 @@
-"""Data sets of image files: `folder`, `images` and `imagenet`."""
+"""Datasets of image files: `folder`, `images` and `imagenet`."""
 
 from __future__ import annotations
 

@@ -31,16 +31,16 @@ def test_only_the_run_s_own_backbone_is_replaced_unasked(run):
     assert (run / "backbone.safetensors").is_file()
     export("backbone", run, None, [], replace=False)
     export("features", run, None, [], replace=False)
-    with pytest.raises(UserError, match=r"features\.safetensors: exists already; choose another --output"):
+    with pytest.raises(UserError, match=r"features\.safetensors: already exists; choose another --output"):
         export("features", run, None, [], replace=False)
-    with pytest.raises(UserError, match=r"backbone\.safetensors: exists already"):
+    with pytest.raises(UserError, match=r"backbone\.safetensors: already exists"):
         export("features", run, run / "backbone.safetensors", [], replace=False)
     export("features", run, None, [], replace=True)
 
 
 def test_the_second_file_of_an_array_is_not_replaced_either(run, tmp_path):
     (tmp_path / "f.json").write_text("mine")
-    with pytest.raises(UserError, match=r"f\.json: exists already"):
+    with pytest.raises(UserError, match=r"f\.json: already exists"):
         export("features", run, tmp_path / "f.npy", [], replace=False)
     assert (tmp_path / "f.json").read_text() == "mine"
     assert not (tmp_path / "f.npy").exists()
@@ -49,7 +49,7 @@ def test_the_second_file_of_an_array_is_not_replaced_either(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["features", "RUN", "data.name=shape"], "unknown data set 'shape'"),
+        (["features", "RUN", "data.name=shape"], "unknown dataset 'shape'"),
         (["features", "RUN", "--output", "f.txt"], "should end in .safetensors or .npy"),
         (["features", "RUN", "--device", "tpu"], "device: 'tpu' is not a device"),
         (["torch-export", "RUN", "--output", "b.bin"], "needs a name that ends in .pt2"),

@@ -61,7 +61,7 @@ def test_an_evaluator_that_peeks_before_it_has_chosen_is_refused(peek):
 
 
 def test_a_choice_after_the_test_images_were_read_is_refused():
-    with pytest.raises(SslError, match="decides after it has read the test images"):
+    with pytest.raises(SslError, match="chooses after it has read the test images"):
         run("train", "decide", "eval", "decide")
 
 

@@ -116,7 +116,7 @@ class Evil:
         ("evil.pth", ["backbone=resnet18"], "evil.pth: cannot be read as weights alone"),
         ("list.pth", ["backbone=resnet18"], "list.pth: holds no named weights"),
         ("empty.pth", ["backbone=resnet18"], "empty.pth: cannot be read as weights alone (EOFError"),
-        ("cut.safetensors", ["backbone=resnet18"], "cut.safetensors: is damaged or no safetensors file"),
+        ("cut.safetensors", ["backbone=resnet18"], "cut.safetensors: is damaged or not a safetensors file"),
         ("resnet18", ["mean=[0.5]"], "command line: mean: should have 3 numbers"),
         ("resnet18", ["std=[0.2, 0, 0.2]"], "command line: std: should be numbers above 0"),
         ("resnet18", ["backbone.widht=4"], "command line: backbone.widht: unknown option"),

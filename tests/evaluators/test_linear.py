@@ -156,7 +156,7 @@ def test_a_result_has_its_sweep_its_curves_and_its_confusion_matrix():
     [
         ({"optimizer": {"weight_decy": 1}}, "weight_decy: unknown option of 'sgd'; did you mean weight_decay"),
         ({"optimizer": {"name": "sdg"}}, "unknown optimizer 'sdg'; did you mean sgd"),
-        ({"optimizer": {"name": "adam", "lr": 1}}, "takes no lr: give it beside the optimizer"),
+        ({"optimizer": {"name": "adam", "lr": 1}}, "takes no lr: set it outside the optimizer section"),
         ({"schedule": {"warmup_epochs": -1}}, "warmup_epochs: should be greater than or equal to 0"),
         ({"views": {"crop_scale": [0.5, 1]}}, "views are for protocol=augmented"),
         ({"protocol": "augmented", "views": {"flipp": 1}}, "flipp: unknown option"),

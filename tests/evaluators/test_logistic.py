@@ -113,4 +113,4 @@ def test_too_few_iterations_are_reported(messages):
     subject = PlainSubject(clusters(120, 4), clusters(60, 4, seed=1), 4)
     result = evaluate(subject, C=[100.0], iterations=2)
     assert result.protocol["converged"] is False
-    assert "not at the optimum after 2 iterations" in messages[-1]
+    assert "optimum not reached after 2 iterations" in messages[-1]

@@ -48,7 +48,7 @@ class Damaged(Dataset):
 
 @pytest.fixture
 def given(monkeypatch):
-    """Returns a function that replaces the run's own data set."""
+    """Returns a function that replaces the run's own dataset."""
 
     def give(dataset):
         monkeypatch.setattr(module, "open_images", lambda it, asked: dataset)
@@ -140,7 +140,7 @@ def test_a_failure_half_way_leaves_no_file(tmp_path, given, suffix):
     with pytest.raises(UserError, match=r"more than 1% of the 60 images"):
         export(FeaturesExporter, trained(), tmp_path / f"f{suffix}", batch_size=8)
     given(Damaged(3, channels=1))
-    with pytest.raises(UserError, match="have 1 channels, the backbone takes 3"):
+    with pytest.raises(UserError, match="have 1 channels, but the backbone takes 3"):
         export(FeaturesExporter, trained(), tmp_path / f"f{suffix}")
     assert list(tmp_path.iterdir()) == []
 
@@ -157,8 +157,8 @@ def test_features_that_are_not_finite_are_refused(tmp_path, given):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [("f.bin", {}, r"should end in \.safetensors or \.npy"), ("f.bin", {"format": "npy"}, r"arrays end in \.npy"),
-     ("f.npy", {"data": {"name": "shape"}}, "unknown data set 'shape'; did you mean shapes"),
-     ("f.npy", {"data": {"name": 3}}, "should be the name of a data set"),
+     ("f.npy", {"data": {"name": "shape"}}, "unknown dataset 'shape'; did you mean shapes"),
+     ("f.npy", {"data": {"name": 3}}, "should be the name of a dataset"),
      ("f.npy", {"data": {"splitt": "x"}}, "data.splitt: unknown option of 'shapes'; did you mean split"),
      ("nowhere/f.npy", {"data": {"count": 8}}, "cannot be written")],
 )  # fmt: skip

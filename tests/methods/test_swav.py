@@ -76,7 +76,7 @@ def test_swav_does_without_local_views() -> None:
 
 
 def test_swav_needs_as_many_global_views_as_are_assigned() -> None:
-    with pytest.raises(UserError, match="swav needs 3 or more views of the first one's size, and there are 2"):
+    with pytest.raises(UserError, match="swav needs 3 or more views of the first one's size, but there are 2"):
         build(assigned_views=3)(batch())
 
 

@@ -31,7 +31,7 @@ def test_the_leading_views_of_the_first_one_s_size_are_global(sides: tuple[int, 
 
 
 def test_too_few_global_views_are_refused() -> None:
-    with pytest.raises(UserError, match="swav needs 2 or more views of the first one's size, and there are 1"):
+    with pytest.raises(UserError, match="swav needs 2 or more views of the first one's size, but there are 1"):
         global_and_local(batch(8, 4, 4), "swav")
     with pytest.raises(UserError, match="swav needs 3 or more views"):
         global_and_local(batch(8, 8, 4), "swav", least=3)

@@ -19,7 +19,7 @@ def test_only_an_empty_or_missing_directory_is_new(tmp_path):
     assert not (tmp_path / "a").exists()
     (tmp_path / "thesis.tex").write_text("years of work")
     for path, message in (
-        (tmp_path, "not empty and holds no run"),
+        (tmp_path, "not empty and contains no run"),
         (tmp_path / "thesis.tex", "is a file"),
         (tmp_path / "thesis.tex" / "run", "is a file"),
     ):

@@ -74,7 +74,7 @@ def test_a_run_that_has_anything_to_lose_is_not_taken_over(folder: Path, kept: s
     (folder / "run" / kept).write_text('{"step": 1}\n')
     code, err, _ = start(folder, "return Step(loss)")
     assert code == 2
-    assert "holds a run already; resume it with --resume" in err
+    assert "already contains a run; resume it with --resume" in err
     assert (folder / "run" / kept).read_text() == '{"step": 1}\n'
 
 

@@ -58,7 +58,7 @@ def test_the_log_of_a_resumed_run_has_each_step_once(tiny, tmp_path, rest):
 def test_a_run_is_only_resumed_on_request_and_then_made_longer(tiny, tmp_path):
     assert train(tiny("training.epochs=1"), tmp_path / "a", resume=True).step == 4
     before = contents(tmp_path / "a")
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already contains a run"):
         train(tiny("training.epochs=1"), tmp_path / "a")
     assert contents(tmp_path / "a") == before
     assert train(tiny("training.epochs=2"), tmp_path / "a", resume=True).step == 8

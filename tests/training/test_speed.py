@@ -112,7 +112,7 @@ def test_time_spent_waiting_for_workers_is_a_phase_and_they_end(tiny, photograph
     session, found = measure(config, steps=1, rounds=1)
     assert found.phases[0]["data"] > 0
     assert session.source._running is None
-    assert found.memory["held_bytes"]["data set"] == 0
+    assert found.memory["held_bytes"]["dataset"] == 0
     session, clock = build(config), Clock()
     assert session.source.ahead == 2 * workers  # a batch is one slice, and each worker is given two
     try:
@@ -142,7 +142,7 @@ def test_nothing_is_written(tiny, tmp_path, monkeypatch):
 
 def test_several_processes_are_refused(tiny, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="bench: measures one process; start it without torchrun"):
+    with pytest.raises(UserError, match="bench: measures a single process; run it without torchrun"):
         measure(tiny(), steps=1, rounds=1)
 
 
@@ -190,7 +190,7 @@ def test_the_memory_of_a_session_is_counted_in_bytes(tiny):
     loop_of(session).step()
     held = held_bytes(session)
     trained = [p for p in session.method.parameters() if p.requires_grad]
-    assert held["data set"] == 32 * 3 * 16 * 16
+    assert held["dataset"] == 32 * 3 * 16 * 16
     assert held["parameters"] == sum(t.nbytes for t in session.method.state_dict().values())
     # Two moments, and each parameter's step.
     assert held["optimizer state"] == 4 * (2 * sum(p.numel() for p in trained) + len(trained))

@@ -1,4 +1,4 @@
-"""A data set in NumPy files: `root/train/images.npy`, (N, H, W, C) uint8, and beside it `labels.npy`, (N,) integers.
+"""A dataset in NumPy files: `root/train/images.npy`, (N, H, W, C) uint8, and beside it `labels.npy`, (N,) integers.
 
 `root/test/` holds the test images in the same way. Without `labels.npy` you can train but not evaluate.
 """
@@ -17,7 +17,7 @@ from sslcli.contracts.errors import UserError
 
 
 class ArraysOptions(RootedOptions):
-    """Options of a data set in NumPy files."""
+    """Options of a dataset in NumPy files."""
 
     split: Literal["train", "test"] = "train"
     """Which folder of `root` to read: `train` or `test`."""

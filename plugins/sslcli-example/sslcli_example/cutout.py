@@ -14,9 +14,9 @@ class CutoutOptions(Options):
     """Options of cutout."""
 
     p: float = Field(default=0.5, ge=0, le=1)
-    """Share of the samples in which a square is masked."""
+    """Fraction of samples in which a square is masked."""
     side: float = Field(default=0.5, gt=0, le=1)
-    """Side of the square, as a share of the view's."""
+    """Side of the square, as a fraction of the view's."""
     fill: float = Field(default=0.5, ge=0, le=1)
     """Value of the square; images have values from 0 to 1."""
 

@@ -42,7 +42,7 @@ class NearestMean(Evaluator):
     seeded = False
 
     def evaluate(self, subject: Subject) -> EvaluationResult:
-        """Returns `top1`, and in the details the share of correct images per class.
+        """Returns `top1`, and in the details the fraction of correct images per class.
 
         Raises:
             UserError: the images have no labels.

@@ -15,16 +15,16 @@ from sslcli.contracts.optimizer import Schedule, ScheduleOptions
 
 
 class WarmupStableDecayOptions(ScheduleOptions):
-    """Options of warm-up, stable, decay; warm-up and decay are shares of the run's steps."""
+    """Options of warm-up, stable, decay; warm-up and decay are fractions of the run's steps."""
 
     warmup: float = Field(default=0.05, ge=0, le=1)
-    """Share of the steps in which the learning rate rises linearly to its base."""
+    """Fraction of the steps in which the learning rate rises linearly to its base value."""
     decay: float = Field(default=0.2, ge=0, le=1)
-    """Share of the steps, the last ones, in which it falls."""
+    """Fraction of the steps, at the end of the run, in which it falls."""
     shape: Literal["sqrt", "linear"] = "sqrt"
     """How it falls from 1 to 0 as p goes from 0 to 1: 1 − √p or 1 − p."""
     final: float = Field(default=0.0, ge=0, le=1)
-    """Where the decay ends, as a share of the base."""
+    """Where the decay ends, as a fraction of the base value."""
 
     @model_validator(mode="after")
     def _both_fit(self) -> Self:

@@ -1,6 +1,6 @@
 """Every model of timm without its classifier, as `timm/NAME`.
 
-Which images a model takes, and the size of its features, are found by trying, so that new models of timm work too.
+Which images a model takes, and the size of its features, are found by trial, so new models of timm work too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TimmOptions(GradientCheckpointingOptions):
     drop_rate: float = Field(default=0.0, ge=0, lt=1)
     """Dropout in training; for models that have it."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """What else the model is made with, as timm calls it: `{patch_size: 4, depth: 6}`."""
+    """Further arguments of the model, under timm's names: `{patch_size: 4, depth: 6}`."""
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:

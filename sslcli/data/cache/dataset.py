@@ -1,7 +1,7 @@
 """`data.cache`: images decoded once, at a bounded size, into memory or a file, from which every epoch reads them.
 
 Crops come from the images at that size. Where it reduces nothing, they are bitwise those of the files themselves. An
-image that cannot be read is not in the cache, and is treated as without one. When a file of the folder has changed, all
+image that cannot be read is not in the cache, and is read as if there were no cache. When a file has changed, all
 are decoded again.
 """
 
@@ -61,7 +61,7 @@ def _system_errors() -> Iterator[None]:
 
 
 class CachedDataset(FileDataset):
-    """The images of another data set, reduced to a bounded size and kept.
+    """The images of another dataset, reduced to a bounded size and kept.
 
     Until `prepare` has been called, and for images that cannot be kept, each is decoded when it is asked for, to the
     same pixels.
@@ -135,10 +135,10 @@ class CachedDataset(FileDataset):
     def resolve(self, passes: int) -> Kind:
         """Returns what `auto` is, if each image is going to be read `passes` times."""
         if self._kept() is not None:
-            log.info("data.cache: auto is disk: all images are there already")
+            log.info("data.cache: auto is disk: all images are cached already")
             return "disk"
         if passes < _PASSES:
-            log.info("data.cache: auto is none, since each image is read less than %d times", _PASSES)
+            log.info("data.cache: auto is none, since each image is read fewer than %d times", _PASSES)
             return "none"
         size, memory, disk = self.estimate(), available_memory(), free_disk(self.path.parent)
         fits = memory is not None and size <= _SHARE * memory
@@ -179,14 +179,14 @@ class CachedDataset(FileDataset):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                log.info("data.cache: waiting for another process that writes %s", self.path)
+                log.info("data.cache: waiting for another process that is writing %s", self.path)
                 fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             raise self._unusable(error) from error
         with lock:
             images = self._kept() or self._written()
         kept = int((images.shapes[:, 0] > 0).sum())
-        missing = "" if kept == len(self) else " (the others could not be read, and are tried again each time)"
+        missing = "" if kept == len(self) else " (the others could not be read and are retried each time)"
         log.info("data.cache: %s of %s images%s from %s", f"{kept:,}", f"{len(self):,}", missing, self.path)
         return images
 
@@ -195,7 +195,7 @@ class CachedDataset(FileDataset):
         unfinished = self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp")
         for file in (self.path, *unfinished):
             if file.exists():
-                log.info("data.cache: %s is incomplete, damaged or of images that have changed: removed", file)
+                log.info("data.cache: removed %s: incomplete, damaged, or made from images that have changed", file)
                 file.unlink()
         with atomic_path(self.path) as temporary, temporary.open("wb") as opened:
             self._write(opened, str(self.path), free_disk(self.path.parent), "data.cache_dir to another disk")
@@ -230,7 +230,7 @@ class CachedDataset(FileDataset):
 
 
 def open_cached(dataset: Dataset, wanted: int | None, passes: int, workers: int | Literal["auto"]) -> Dataset:
-    """Returns a data set with the cache that its options ask for, not made yet; itself where they ask for none.
+    """Returns a dataset with the cache that its options ask for, not made yet; itself where they ask for none.
 
     Args:
         dataset: any; only those whose images are files have the option.

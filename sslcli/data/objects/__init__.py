@@ -1,1 +1,1 @@
-"""Data sets given as Python objects."""
+"""Datasets given as Python objects."""

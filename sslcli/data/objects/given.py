@@ -1,4 +1,4 @@
-"""A user's own data set, an object of a Python program: inspected before it is used, and read item by item."""
+"""A user's own dataset, an object of a Python program: inspected before it is used, and read item by item."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ class Given:
         """
         kind = type(dataset).__name__
         if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(type(dataset), "__getitem__"):
-            raise UserError(f"data: {kind} cannot be indexed; a data set needs __getitem__(index) and __len__()")
+            raise UserError(f"data: {kind} cannot be indexed; a dataset needs __getitem__(index) and __len__()")
         try:
             self.length = len(dataset)
         except (TypeError, NotImplementedError) as error:
-            raise UserError(f"data: {kind} has no length; a data set needs __getitem__(index) and __len__()") from error
+            raise UserError(f"data: {kind} has no length; a dataset needs __getitem__(index) and __len__()") from error
         if not self.length:
             raise UserError(f"data: {kind} is empty")
         self.dataset, self.title = dataset, title
@@ -92,7 +92,7 @@ class Given:
 
     @cached_property
     def look(self) -> Look:
-        """Raises UserError if none of a few items, spread over the data set, is an image."""
+        """Raises UserError if none of a few items, spread over the dataset, is an image."""
         inspected = sorted({round(n * (self.length - 1) / (_INSPECTED - 1)) for n in range(_INSPECTED)})
         images: list[Any] = []
         labels: dict[int, Label] = {}
@@ -114,7 +114,7 @@ class Given:
             raise UserError(f"data: {self.title}[{problem[0]}]: {reason(problem[1])}") from problem[1]
         if changing:
             log.warning(
-                "data: %s gives other pixels each time (a random transform?): leave that to the views, since with it a "
+                "data: %s returns different pixels each time (a random transform?): leave that to the views, or else a "
                 "resumed run differs from one that was not interrupted", self.title
             )  # fmt: skip
         sizes = {size for size, _ in images}
@@ -123,7 +123,7 @@ class Given:
 
     @cached_property
     def declared(self) -> list[Label] | None:
-        """The labels that the data set has apart from its items, if the inspected items agree."""
+        """The labels that the dataset has apart from its items, if the inspected items agree."""
         labels = declared_labels(self.dataset)
         agree = labels is not None and all(labels[index] == label for index, label in self.look.labels.items())
         return labels if agree else None
@@ -171,7 +171,7 @@ class Given:
         return self._everything[channels]
 
     def worker_obstacle(self) -> str | None:
-        """Returns why worker processes cannot get the data set from this one; None if they can."""
+        """Returns why worker processes cannot get the dataset from this one; None if they can."""
         methods = torch.multiprocessing.get_all_start_methods()  # the default is the first
         if (torch.multiprocessing.get_start_method(allow_none=True) or methods[0]) == "fork":
             return None

@@ -1,4 +1,4 @@
-"""Items of a user's own data set → uint8 pixels and a label: PIL images, arrays or tensors, alone or in pairs."""
+"""Items of a user's own dataset → uint8 pixels and a label: PIL images, arrays or tensors, alone or in pairs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..decode import eight_bit
 
 #: Keys of items that are mappings.
 _IMAGE_KEYS, _LABEL_KEYS = ("image", "img", "pixel_values"), ("label", "labels")
-#: Names under which data sets have the labels of all items; the last is in some of torchvision's.
+#: Names under which datasets have the labels of all items; the last is in some of torchvision's.
 _ATTRIBUTES = ("targets", "labels", "_labels")
 #: Floating-point pixels may leave [0, 1] by this much: resizing filters overshoot a little.
 _TOLERANCE = 0.02
@@ -115,7 +115,7 @@ def _bytes(planes: Tensor) -> Tensor:
 
 
 def declared_labels(dataset: Any) -> list[Label] | None:
-    """Returns the labels of all items if the data set has them apart from its items: `targets`, `labels`.
+    """Returns the labels of all items if the dataset has them apart from its items: `targets`, `labels`.
 
     Looks through torch's `Subset` and `ConcatDataset`. None if there are none, if they are neither integers ≥ 0 nor
     names (STL-10's unlabeled images have −1), and if a `target_transform` would change them.
@@ -144,7 +144,7 @@ def _as_labels(values: Any, length: int) -> list[Label] | None:
 
 
 def declared_classes(dataset: Any) -> list[str] | None:
-    """Returns the class names if the data set has a list of them; looks through torch's `Subset` and the like."""
+    """Returns the class names if the dataset has a list of them; looks through torch's `Subset` and the like."""
     if isinstance(dataset, torch.utils.data.Subset):
         return declared_classes(dataset.dataset)
     if isinstance(dataset, torch.utils.data.ConcatDataset):

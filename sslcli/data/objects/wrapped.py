@@ -1,4 +1,4 @@
-"""Any map-style data set of a Python program as a `Dataset`: PIL images, arrays or tensors, with or without labels.
+"""Any map-style dataset of a Python program as a `Dataset`: PIL images, arrays or tensors, with or without labels.
 
 A few images of one size are read once and kept; all others are read by the same worker processes as image files.
 """
@@ -26,17 +26,17 @@ _VIEW = 224
 
 
 def _american(split: Any) -> Any:
-    """Runs of version 0.1 have stored `labelled`."""
+    """Runs of version 0.1 stored `labelled`."""
     return "labeled" if split == "labelled" else split
 
 
 class WrappedOptions(DatasetOptions):
-    """Options of a data set that is given as an object."""
+    """Options of a dataset that is given as an object."""
 
     split: Annotated[Literal["train", "labeled", "test"], BeforeValidator(_american)] = "train"
-    """The images to train on, or of a labeled pair those to fit a probe on and those to evaluate it on."""
+    """`train`: the images to train on; `labeled` and `test`: those to fit a probe on and to evaluate it on."""
     count: int | None = Field(default=None, ge=1)
-    """How many items the object has; `sslcli.train` sets it, so that a run is not resumed with another object."""
+    """Number of items in the object; set by `sslcli.train`, so that a run is not resumed with a different object."""
     channels: Literal[1, 3] | None = None
     """3 for color, 1 to read everything as gray; null: gray if the images are."""
     normalization: Literal["imagenet", "measured"] = "imagenet"
@@ -49,11 +49,11 @@ class WrappedOptions(DatasetOptions):
     """`auto`: from the object's `targets` or `labels`, else from the items if they are kept in memory; `read`: every
     item is read for its label when the run starts; `none`: labels are ignored."""
     in_memory: bool | None = None
-    """Keep the images in memory, which must have one size then; null: if they have and take up to 256 MiB."""
+    """Keep the images in memory, which requires that all have one size; null: if so and they take up to 256 MiB."""
     threads: bool | None = Field(default=None, json_schema_extra=FREE)
-    """Evaluations may call `__getitem__` from several threads at once; null: only of torchvision's data sets."""
+    """Evaluations may call `__getitem__` from several threads at once; null: only for torchvision's datasets."""
     max_unreadable: float = Field(default=0.01, ge=0, le=1, json_schema_extra=FREE)
-    """The run ends when a larger share of the images than this cannot be read; fewer are replaced by others."""
+    """The run ends if more than this fraction of the images cannot be read; otherwise such images are replaced."""
 
 
 class WrappedDataset(Dataset):
@@ -175,6 +175,6 @@ class WrappedDataset(Dataset):
 
 
 def wrap_datasets(given: Mapping[str, Given]) -> type[WrappedDataset]:
-    """Returns a data set class of the given objects by split: `train`, `labeled`, `test`."""
+    """Returns a dataset class of the given objects by split: `train`, `labeled`, `test`."""
     name = type(next(iter(given.values())).dataset).__name__
     return type(name, (WrappedDataset,), {"given": dict(given)})

@@ -47,7 +47,7 @@ class LinearOptions(ProbeOptions, ImageOptions):
 
 
 class Linear(Probe):
-    """A linear classifier on the frozen backbone: all rates trained at once, choice on held-out training images."""
+    """A linear classifier on the frozen backbone: all rates are trained at once; held-out training images decide."""
 
     Options = LinearOptions
     options: LinearOptions

@@ -1,6 +1,6 @@
 """Many linear classifiers trained at once on the same batches of features, each as if it were alone.
 
-Heads that share a scaling of the features are rows of one matrix, so that a sweep is one product per batch.
+Heads that share a scaling of the features are rows of one matrix, so a sweep is one product per batch.
 """
 
 from __future__ import annotations

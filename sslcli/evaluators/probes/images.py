@@ -33,9 +33,9 @@ class ImageOptions(Options):
     views: dict[str, Any] = PROBE_TRAIN
     """The one view of each image and epoch, as in a run's config; probe_train: a random crop of 8% or more, a flip."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the backbone; auto: bf16 where the device has it in hardware, else fp16 on CUDA, else fp32."""
+    """Precision of the backbone; auto: bf16 if the device supports it natively, else fp16 on CUDA, else fp32."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Processes that decode images which don't fit on the device; 0: none; auto: one per core, less one."""
+    """Worker processes that decode images that don't fit on the device; 0: none; auto: CPU cores minus one."""
 
     @field_validator("views")
     @classmethod
@@ -66,7 +66,7 @@ def views_for(subject: Subject, section: Mapping[str, Any], default: Mapping[str
     except ValueError as error:
         raise UserError(f"evaluation: views: {error}") from error
     if max(view.size for view in views) != subject.image_size:
-        raise UserError(f"views.size: the backbone is evaluated on images of {subject.image_size} px; leave it out")
+        raise UserError(f"views.size: the backbone is evaluated on images of {subject.image_size} px; omit views.size")
     return views
 
 

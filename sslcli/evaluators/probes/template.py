@@ -27,7 +27,7 @@ from .training import finite
 
 log = logging.getLogger(__name__)
 
-CHOICE = "highest top-1 on the held-out training images, of equal ones the lowest loss there"
+CHOICE = "highest top-1 on the held-out training images; ties are broken by the lowest loss there"
 
 
 @dataclass
@@ -136,7 +136,7 @@ class Probe(Evaluator):
         if final is None or refit:
             images = everything
             settings = final.settings if final is not None else candidates[0]
-            log.info(f"{self.name}: {_in_words(settings)}; training it on all {len(images):,}")
+            log.info(f"{self.name}: {_in_words(settings)}; retraining on all {len(images):,}")
             (final,) = self.train([settings], images, None, final)
             if final.curve:
                 details["final_curve" if "curve" in details else "curve"] = final.curve

@@ -36,10 +36,10 @@ Init = Literal["zero", "normal"]
 
 
 class RecipeOptions(Options):
-    """What every trained probe is trained with, while a run goes on or after it."""
+    """What every probe is trained with, during or after a run."""
 
     optimizer: dict[str, Any] = Field(default={"name": "sgd"}, validate_default=True)
-    """Any registered optimizer with its options but lr, as in a run's config: {name: larc, clip: false}."""
+    """Any registered optimizer with its options except lr, as in a run's config: {name: larc, clip: false}."""
     schedule: dict[str, Any] = Field(default={"name": "cosine"}, validate_default=True)
     """Any registered schedule with its options (warmup_epochs, final_lr, milestones), as in a run's config."""
 
@@ -52,7 +52,7 @@ class RecipeOptions(Options):
             value = {**default, **value, "name": default["name"]}
         given = {key: each for key, each in value.items() if key != "name"}
         if section == "optimizer" and "lr" in given:
-            raise ValueError("takes no lr: give it beside the optimizer, as lr")
+            raise ValueError("takes no lr: set it outside the optimizer section, as lr")
         name, extra = value["name"], {"lr": 1.0} if section == "optimizer" else {}
         if not isinstance(name, str):
             raise ValueError(f"needs a name; see `ssl list {section}s`")
@@ -71,16 +71,16 @@ class ProbeOptions(RecipeOptions):
     epochs: int = Field(default=100, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(default=256, ge=1)
-    """Images per step; fewer where there are not so many, or where whole batches would leave out a tenth of them."""
+    """Images per step; fewer if there are not that many, or if whole batches would omit more than a tenth of them."""
     init: Init = "zero"
-    """The classifier's weights at the start: zero (all classes alike, nothing drawn), or normal with standard deviation
+    """The classifier's initial weights: zero (all classes equal, no randomness), or normal with standard deviation
     0.01 (MoCo, SimSiam); the biases are zero."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training images, the same of each class, on which the choice is made where there is one to make."""
+    """Fraction of the training images, the same for each class, that is held out to choose among the settings."""
     refit: bool = True
-    """Train the chosen one once more, on all training images; false: test it as it was chosen."""
+    """Retrain the chosen one on all training images; false: test it as it is."""
     top: Counts = (1, 5)
-    """Which top-k accuracies to report; those of all classes or more are left out, since they are always 1."""
+    """Which top-k accuracies to report; k from the number of classes on is skipped, since it is always 1."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class ScheduledOptimizer:
         self._decay = weight_decay_schedule(options, training.epochs * steps)
 
     def prepare(self, step: int) -> None:
-        """Sets learning rate and weight decay for a step, counted from 0, before the optimizer makes it."""
+        """Sets learning rate and weight decay for a step, counted from 0, before the optimizer takes it."""
         set_rates(self.optimizer, step, self.schedule, self._decay)
 
 

@@ -112,7 +112,7 @@ def test_a_damaged_file_is_noticed_and_made_anew(root: Path, damage: str, caplog
     path.write_bytes(damaged[damage])
     caplog.clear()
     assert all_there(opened(root, "disk"))
-    assert sum("is incomplete, damaged" in line for line in messages(caplog)) == 1
+    assert sum(": incomplete, damaged" in line for line in messages(caplog)) == 1
 
 
 def interrupt(*_: object) -> None:

@@ -87,7 +87,7 @@ def test_auto_takes_what_is_on_the_disk_already(root: Path, caplog: Any) -> None
     data = open_cached(Folder(options(root, cache="auto")), 66, 1, 0)
     assert isinstance(data, CachedDataset)
     assert data.kind == "disk"
-    assert messages(caplog) == ["data.cache: auto is disk: all images are there already"]
+    assert messages(caplog) == ["data.cache: auto is disk: all images are cached already"]
 
 
 def test_without_the_option_and_for_other_data_there_is_no_cache(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the items of a user's own data set may be: images of the usual kinds, with or without a label."""
+"""What the items of a user's own dataset may be: images of the usual kinds, with or without a label."""
 
 from __future__ import annotations
 
