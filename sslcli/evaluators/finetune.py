@@ -28,7 +28,7 @@ from sslcli.evaluation.extraction import autocast, extract_features
 from sslcli.evaluation.scores import accuracy, exact_float32
 from sslcli.modules.roles import parameter_roles
 from sslcli.randomness import seed_for
-from sslcli.runs.device import resolve_precision
+from sslcli.runs.device import memory_format, resolve_precision
 
 from .probes.images import ImageOptions, ViewBatches
 from .probes.template import Probe, Trial
@@ -130,7 +130,8 @@ class Finetune(Probe):
         self.view = views.view
         backbone = copy.deepcopy(self.subject.backbone)
         weight = draw_weights((self.classes, backbone.spec.feature_dim), training.init, seed_for(seed, _WEIGHTS))
-        network = Classifier(backbone, weight).to(device).to(memory_format=torch.channels_last)
+        layout = memory_format(backbone, device)
+        network = Classifier(backbone, weight).to(device).to(memory_format=layout)
         trial = Trial(settings, network)
         steps = views.steps_per_epoch
         groups = [
@@ -148,7 +149,7 @@ class Finetune(Probe):
                 for step in range(epoch * steps, (epoch + 1) * steps):
                     scheduled.prepare(step)
                     inputs, labels = next(stream)
-                    inputs = inputs.contiguous(memory_format=torch.channels_last)
+                    inputs = inputs.contiguous(memory_format=layout)
                     torch.manual_seed(seed_for(seed, _STEP, step))  # dropout and the like
                     with autocast(device, self.precision):
                         scores = network(inputs)

@@ -1,8 +1,9 @@
-"""Device and precision: the meaning of `auto` on this machine."""
+"""Device and precision, the meaning of `auto` on this machine; and the memory format of a network."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from sslcli.contracts.errors import UserError
 
@@ -36,3 +37,14 @@ def resolve_precision(name: str, device: torch.device) -> str:
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return "bf16" if any(getattr(torch.cpu, check, lambda: False)() for check in checks) else "fp32"
     return "fp32"
+
+
+def memory_format(module: nn.Module, device: torch.device) -> torch.memory_format:
+    """Returns channels_last, in which convolutions are fastest, or the contiguous format where that would crash.
+
+    On CPUs with AVX-512, torch 2.15's backward pass of a strided 1×1 convolution of fewer than 16 channels writes out
+    of bounds in channels_last, at 64 pixels and more.
+    """
+    convolutions = (each for each in module.modules() if isinstance(each, nn.Conv2d))
+    narrow = any(c.in_channels < 16 and c.kernel_size == (1, 1) and c.stride != (1, 1) for c in convolutions)
+    return torch.contiguous_format if narrow and device.type == "cpu" else torch.channels_last

@@ -22,6 +22,7 @@ from sslcli.modules.sync_norm import local_statistics
 from sslcli.optimizers.groups import set_rates, weight_decay_schedule
 from sslcli.phases import phase
 from sslcli.randomness import seed_for
+from sslcli.runs.device import memory_format
 
 from .context import Context
 from .setup import SEED_STEP, Session
@@ -88,6 +89,8 @@ class Loop:
         self.method, self.optimizer = session.method, session.optimizer
         self.schedules: dict[str, StepFunction] = self.method.schedules()
         self.weight_decay = weight_decay_schedule(session.config.optimizer.options, session.info.total_steps)
+        channels_last = session.config.training.channels_last
+        self.memory_format = memory_format(self.method, session.device) if channels_last else torch.contiguous_format
         self.module = self._distribute(start)
         self.without_reduction: Callable[[], AbstractContextManager[object]] = getattr(
             self.module, "no_sync", nullcontext
@@ -190,9 +193,7 @@ class Loop:
             with phase("transfer"):
                 draws = draws.to(session.device)
             views = session.views.apply(images, draws, cropped=source_batch.cropped)
-            if session.config.training.channels_last:
-                views = [view.contiguous(memory_format=torch.channels_last) for view in views]
-        return views
+            return [view.contiguous(memory_format=self.memory_format) for view in views]
 
     def _forward(self, module: torch.nn.Module, source_batch: SourceBatch, schedule: dict[str, Tensor]) -> Step:
         views = self.make_views(source_batch)

@@ -30,7 +30,7 @@ from sslcli.modules.headed import HeadedBackbone
 from sslcli.modules.sync_norm import synchronize_batch_norm
 from sslcli.optimizers.groups import build_groups, effective_lr
 from sslcli.randomness import seed_for
-from sslcli.runs.device import resolve_device, resolve_precision
+from sslcli.runs.device import memory_format, resolve_device, resolve_precision
 from sslcli.runs.weights import start_from
 from sslcli.version import __version__
 from sslcli.views.normalize import normalize
@@ -130,7 +130,9 @@ def build(
         if training.sync_batch_norm and distributed.is_distributed():
             synchronize_batch_norm(method, device)
         if training.channels_last:
-            method = method.to(memory_format=torch.channels_last)
+            method = method.to(memory_format=memory_format(method, device))
+            if memory_format(method, device) != torch.channels_last:
+                log.info("training.channels_last: off, since torch crashes with so narrow convolutions on this device")
         config = compile_parts(config, source, views, method, compiled=compiled, fresh=fresh)
         options = config.optimizer.options
         optimizer = config.optimizer.cls.build(build_groups(method, options), options)

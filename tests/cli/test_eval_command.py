@@ -223,7 +223,7 @@ def test_without_labels_evaluators_that_need_some_are_left_out_or_refused(run):
     for number in range(8):
         Path("classes", "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         Path(f"photos/{number}.png").rename(f"classes/{'ab'[number % 2]}/{number}.png")
-    assert "folder: all labeled images are in one part" in refused("eval", "run", "data.name=folder", "data.root=classes")
+    assert "all labeled images are in one part" in refused("eval", "run", "data.name=folder", "data.root=classes")
 
 
 def test_an_evaluator_that_breaks_the_seal_fails_with_one_line_and_writes_nothing(run):

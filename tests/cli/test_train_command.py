@@ -140,13 +140,16 @@ def test_a_finished_run_can_be_made_longer_from_its_directory(run: Path) -> None
 
 
 def test_a_dry_run_writes_nothing_and_prints_a_valid_config(folder: Path) -> None:
-    out, err = done("train", "c.yaml", "training.epochs=7", "--dry-run")
+    out, err = done("train", "c.yaml", "training.epochs=7", "training.channels_last=false", "--dry-run")
     assert err == ""
     assert left_behind(folder) == set()
     plan = dict(line.removeprefix("# ").split(": ", 1) for line in out.partition("# plan\n")[2].splitlines())
     assert (plan["steps"], plan["views"], plan["images"]) == ("21", "2", "48")
     (folder / "again.yaml").write_text(out)
-    first, again = load_config(folder / "c.yaml", ["training.epochs=7"]), load_config(folder / "again.yaml", [])
+    first, again = (
+        load_config(folder / "c.yaml", ["training.epochs=7", "training.channels_last=false"]),
+        load_config(folder / "again.yaml", []),
+    )
     assert again.plain() == first.plain()
     assert str(again.output) == f"runs/c-{first.digest()}"
     assert done("train", "again.yaml", "--dry-run")[0] == out

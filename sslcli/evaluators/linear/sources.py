@@ -20,7 +20,7 @@ from sslcli.data.subset import Subset
 from sslcli.evaluation.extraction import autocast, extract_features
 from sslcli.evaluation.subject import labeled_features
 from sslcli.randomness import seed_for
-from sslcli.runs.device import resolve_precision
+from sslcli.runs.device import memory_format, resolve_precision
 
 from ..probes.images import ImageOptions, ViewBatches
 from .heads import Batches, cached_batches, standardizations
@@ -75,10 +75,11 @@ class AugmentedFeatures:
 
     def _features(self, views: ViewBatches) -> Batches:
         # A copy, since convolutions are fastest in a format that the subject's own weights do not have.
-        backbone = copy.deepcopy(self.subject.backbone).to(memory_format=torch.channels_last)
+        layout = memory_format(self.subject.backbone, self.subject.device)
+        backbone = copy.deepcopy(self.subject.backbone).to(memory_format=layout)
         with closing(iter(views)) as stream:
             for images, labels in stream:
-                images = images.contiguous(memory_format=torch.channels_last)
+                images = images.contiguous(memory_format=layout)
                 with torch.no_grad(), autocast(self.subject.device, self.precision):
                     pooled = backbone(images).pooled
                 yield pooled.float(), labels
