@@ -121,7 +121,7 @@ class Preset:
         A view without `size` has the side `size`.
         """
         if not cls.fixed:
-            raise NotImplementedError(f"the preset {cls.__name__} must define `views` or `fixed`")
+            raise TypeError(f"the preset {cls.__name__} must define `views` or `fixed`")
         return copy.deepcopy(cls.fixed)
 
 
