@@ -82,7 +82,7 @@ def test_published_weights_are_timm_s_and_loaded_only_on_request(monkeypatch: py
     monkeypatch.setattr(timm, "create_model", fetch)
     for pretrained in (False, True):
         backbone = build("resnet10t", 32, pretrained=pretrained)
-        start_from(backbone, "timm/resnet10t", backbone.options, lambda text: None)
+        start_from(backbone, "timm/resnet10t", backbone.options)
         assert asked.count(True) == (1 if pretrained else 0)
 
 
