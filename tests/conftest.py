@@ -16,6 +16,7 @@ from sslcli.config.document import Document
 from sslcli.config.merge import apply_overrides
 from sslcli.config.resolve import RunConfig, resolve
 from sslcli.logs import lines_to
+from sslcli.runs.arithmetic import settings_restored
 
 # Tests work on tiny tensors, which two threads make slower, not faster; and one thread is the same on every machine.
 torch.set_num_threads(1)
@@ -31,6 +32,13 @@ TINY: dict[str, Any] = {
     "checkpoints": {"every_epochs": 1},
     "callbacks": {"knn": None, "online_probe": None, "tensorboard": None, "progress": None},
 }
+
+
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    """Tests start with torch's own settings, whatever the one before set."""
+    with settings_restored():
+        yield
 
 
 @pytest.fixture

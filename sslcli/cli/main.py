@@ -103,4 +103,6 @@ def main() -> None:
     # Huge pages for large tensors on a CPU; torch reads this at its first allocation. The system's allocator returns
     # such memory whenever it is freed, and the page faults of the next allocation cost a tenth of a training step.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # For training.deterministic on CUDA: torch before 2.10 refuses products without it, and reads it once.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     app(prog_name="ssl")

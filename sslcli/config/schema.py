@@ -36,16 +36,17 @@ class TrainingOptions(Options):
     """Images per optimizer step, over all processes and micro-batches."""
     accumulate: int = Field(default=1, ge=1, json_schema_extra=WARN)
     """Micro-batches whose gradients an optimizer step accumulates; saves memory."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", json_schema_extra=WARN)
-    """Precision of the forward pass; auto: bf16 if the device supports it natively, else fp16 on CUDA, else fp32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(default="auto", json_schema_extra=WARN)
+    """Precision of the forward pass; auto: bf16 if the device supports it natively, else fp16 on CUDA, else fp32. What
+    stays in float32 (losses, views) is exact; only tf32 uses TF32, everywhere."""
     device: str = Field(default="auto", json_schema_extra=WARN)
     """auto, cpu, cuda, cuda:N or mps; auto: CUDA if available, else the CPU."""
     channels_last: bool = Field(default=True, json_schema_extra=WARN)
     """Use the channels_last memory format, in which convolutions are fastest on CPUs and tensor cores."""
     compile: Literal["auto", "none", "views", "all"] = Field(default="auto", json_schema_extra=WARN)
-    """What torch.compile compiles: the views (on a CPU those below 128 px), or all: views and backbone; auto: all on a
-    CPU, the views on CUDA, if there is a compiler and the run is long enough to pay off. Rounding differs slightly from
-    eager code."""
+    """What torch.compile compiles: the views (on a CPU those below 128 px), or all: views and backbone; auto: all, if
+    there is a compiler and the run is long enough to pay off, and on CUDA in shorter runs the views. Rounding differs
+    slightly from eager code."""
     cuda_graphs: bool = Field(default=False, json_schema_extra=WARN)
     """Replay compiled code as CUDA graphs: less work for the CPU, slightly more memory. Needs compile on CUDA."""
     sync_batch_norm: bool = True

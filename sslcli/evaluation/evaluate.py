@@ -11,6 +11,7 @@ from sslcli.config.options import overrides_as_data
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator
 from sslcli.contracts.export import Trained
+from sslcli.runs.arithmetic import exact_float32
 from sslcli.runs.device import resolve_device
 from sslcli.runs.trained import load_trained
 from sslcli.storage import check_output
@@ -27,6 +28,7 @@ from .targets import Target, find_target, load_network, read_shown
 log = logging.getLogger(__name__)
 
 
+@exact_float32()
 def evaluate_all(
     targets: Sequence[str | Path],
     method: str,

@@ -8,11 +8,13 @@ from sslcli.config.options import parse_options
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import Exported, Exporter
 from sslcli.plugins import load
+from sslcli.runs.arithmetic import exact_float32
 from sslcli.runs.device import resolve_device
 from sslcli.runs.directory import RunDirectory
 from sslcli.runs.trained import load_trained
 
 
+@exact_float32()
 def export(
     name: str,
     target: Path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.contracts.evaluation import FeatureSet
 from sslcli.contracts.views import Operation
 from sslcli.plugins import load
+from sslcli.runs.arithmetic import exact_float32
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 
@@ -40,7 +41,7 @@ THREADS = 8
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Returns the context in which a network's arithmetic is `fp32`, `bf16` or `fp16`."""
+    """Returns the context in which a network's arithmetic is `bf16` or `fp16`; anything else is float32."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
@@ -120,7 +121,8 @@ def feature_blocks(
     """
     for block, indices in _read(images, inputs.image_size, batch_size):
         # Entered anew for each block, since the caller's code runs between two blocks.
-        with torch.no_grad(), _evaluating(backbone), autocast(inputs.device, precision):
+        exact = exact_float32() if precision == "fp32" else nullcontext()
+        with torch.no_grad(), exact, _evaluating(backbone), autocast(inputs.device, precision):
             pooled = backbone(inputs.normalize(block.to(inputs.device))).pooled
         yield pooled.float(), indices
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scores import exact_float32
+from sslcli.runs.arithmetic import exact_float32
 
 #: Distances held at once: 64 MiB.
 BLOCK = 1 << 23

@@ -1,27 +1,12 @@
-"""Scores per class → accuracies, counted image by image, and the arithmetic that they are computed in."""
+"""Scores per class → accuracies, counted image by image."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """Makes float32 matrix products float32 on a GPU too: TF32's 10 bits would reorder neighbors."""
-    matmul = torch.backends.cuda.matmul
-    # torch 2.9 brought a setting of its own for each backend; its older, global one fails where both were used.
-    setting, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-    before = getattr(matmul, setting)
-    setattr(matmul, setting, exact)
-    try:
-        yield
-    finally:
-        setattr(matmul, setting, before)
 
 
 def in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:

@@ -23,6 +23,8 @@ from .seal import state_digest, unsealed
 
 log = logging.getLogger(__name__)
 
+#: The arithmetic of features and of what is fitted on them: without TF32 (`arithmetic.exact_float32`).
+PRECISION = "fp32"
 #: Which output of a network is its feature: what it pools itself, or the mean of its patch tokens.
 Feature = Literal["pooled", "tokens"]
 
@@ -87,7 +89,7 @@ class FrozenSubject(Subject):
             for other, known in self._features.items():
                 if self._datasets[other] is data:
                     return known
-            log.info(f"features of {len(data):,} images ({part})")
+            log.info(f"features of {len(data):,} images ({part}), {PRECISION} on {self.device.type}")
             features = extract_features(self.backbone, data, self, self.batch_size)
             if not bool(torch.isfinite(features.features).all()):
                 raise UserError(f"the backbone's features of {data.info.name} are not all finite; the run diverged")
@@ -132,7 +134,7 @@ class FrozenSubject(Subject):
             "view": "each image once; one of another size is resized and cropped to the center",
             "mean": list(card.mean),
             "std": list(card.std),
-            "precision": "fp32",
+            "precision": PRECISION,
             "device": self.device.type,
             "torch": torch.__version__,
             "seed": self.seed,

@@ -25,9 +25,10 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import ParameterGroup
 from sslcli.data.subset import Subset, stratified_share
 from sslcli.evaluation.extraction import autocast, extract_features
-from sslcli.evaluation.scores import accuracy, exact_float32
+from sslcli.evaluation.scores import accuracy
 from sslcli.modules.roles import parameter_roles
 from sslcli.randomness import seed_for
+from sslcli.runs.arithmetic import exact_float32
 from sslcli.runs.device import memory_format, resolve_precision
 
 from .probes.images import ImageOptions, ViewBatches

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
 from sslcli.contracts.options import Options
-from sslcli.evaluation.scores import exact_float32, summarize
+from sslcli.evaluation.scores import summarize
 from sslcli.evaluation.subject import labeled_features, require_parts
+from sslcli.runs.arithmetic import exact_float32
 
 from .probes.training import Counts, Rates
 

@@ -9,7 +9,11 @@ from sslcli.contracts.errors import UserError
 
 
 def resolve_device(name: str, option: str = "device") -> torch.device:
-    """Returns the device that `name`, the value of `option`, stands for; UserError if there is none."""
+    """Returns the device that `name`, the value of `option`, stands for; UserError if there is none.
+
+    `cuda:N` becomes the current CUDA device: kernels of other libraries, and memory that a tensor's device does not
+    decide, would otherwise be on the first one. Callers restore it (`arithmetic.settings_restored`).
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -21,13 +25,21 @@ def resolve_device(name: str, option: str = "device") -> torch.device:
         if (device.index or 0) >= count:
             there = f"there are {count} CUDA devices" if count else "there is no CUDA device that torch can use"
             raise UserError(f"{option}: {name}: {there}; set it to cpu or auto")
+        if device.index is not None:
+            torch.cuda.set_device(device)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"{option}: mps: not available here; set it to cpu or auto")
     return device
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """Returns `fp32`, `bf16` or `fp16`; `auto` is bf16 if the hardware supports it, and fp16 on older GPUs."""
+    """Returns `fp32`, `tf32`, `bf16` or `fp16`; `auto` is bf16 if the hardware supports it, and fp16 on older GPUs.
+
+    Raises:
+        UserError: the device has no TF32.
+    """
+    if name == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < 8):
+        raise UserError("training.precision: tf32: needs a GPU of NVIDIA's Ampere generation or newer; set it to fp32")
     if name != "auto":
         return name
     if device.type == "cuda":

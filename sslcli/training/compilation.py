@@ -32,9 +32,11 @@ _PIXELS_PER_THREAD = 600_000_000
 #: On a CPU views of this size and above stay eager: eager code, which processes only the selected samples, in chunks
 #: that fit the cache, is as fast there (`benchmarks/views.py --size`: half as fast at 64 px, equal at 128).
 _EAGER_ON_CPU = 128
-#: Batches of views on CUDA from which compiling them pays off. An estimate: an eager view is about a hundred small
-#: kernels, whatever its size, assumed to take a millisecond.
-_VIEWS_ON_CUDA = 30_000
+#: Micro-batches on CUDA from which compiling the views, or the backbone too, pays off: estimates, which wait for a
+#: measurement there. Launching a small kernel takes the host 11 µs (`benchmarks/results/gpu-env.json`), and torch's own
+#: code as much again: views of a hundred and fifty kernels become some thirty, which saves 3 ms of a step, and half a
+#: minute of compiling after ten thousand. The backbone takes a minute or more and gains about a fifth of a 30 ms step.
+_VIEWS_ON_CUDA, _BACKBONE_ON_CUDA = 8_000, 15_000
 
 
 def missing_compiler(device: torch.device) -> str | None:
@@ -56,8 +58,6 @@ def resolve_compile(
 ) -> Compiled:
     """Returns what to compile: `auto` compiles if there is a compiler and the run is long enough.
 
-    On CUDA `auto` does not compile the backbone, since that gain has not been measured.
-
     Args:
         name: the option's value.
         device: of the run.
@@ -76,7 +76,7 @@ def resolve_compile(
     if missing is not None or device.type not in ("cpu", "cuda"):
         return "none"
     if device.type == "cuda":
-        return "views" if batches * len(sizes) >= _VIEWS_ON_CUDA else "none"
+        return "all" if batches >= _BACKBONE_ON_CUDA else "views" if batches >= _VIEWS_ON_CUDA else "none"
     pixels = batches * batch_size * sum(size**2 for size in sizes)
     return "all" if pixels >= _PIXELS_PER_THREAD * torch.get_num_threads() else "none"
 

@@ -51,8 +51,10 @@ def joined(device: str) -> Iterator[None]:
                 f"(it has {torch.cuda.device_count()}); start fewer processes, or set training.device=cpu"
             )
         torch.cuda.set_device(local_rank())
+    # With its device NCCL connects here, where a failure is reported, and never guesses a device from the rank.
+    own = torch.device("cuda", local_rank()) if cuda else None
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT, device_id=own)
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise SslError(f"the process group could not be formed (rank {os.environ.get('RANK')}): {reason}") from error

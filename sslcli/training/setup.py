@@ -30,6 +30,7 @@ from sslcli.modules.headed import HeadedBackbone
 from sslcli.modules.sync_norm import synchronize_batch_norm
 from sslcli.optimizers.groups import build_groups, effective_lr
 from sslcli.randomness import seed_for
+from sslcli.runs.arithmetic import allow_tf32, use_deterministic_kernels
 from sslcli.runs.device import memory_format, resolve_device, resolve_precision
 from sslcli.runs.weights import start_from
 from sslcli.version import __version__
@@ -146,20 +147,19 @@ def build(
 
 
 def _device_resolved(config: RunConfig) -> tuple[RunConfig, torch.device]:
-    """The config with device and precision resolved, and this process's device; sets what torch does there."""
+    """The config with device and precision resolved, and this process's device; sets what torch does there, which
+    callers of `build` restore (`settings_restored`)."""
     training = config.training
     device = resolve_device(training.device, "training.device")
     # Only the type of a device matters to the run, not its index.
     name = training.device if training.device != "auto" else device.type
     precision = resolve_precision(training.precision, device)
     config = dataclasses.replace(config, training=training.model_copy(update={"device": name, "precision": precision}))
-    torch.use_deterministic_algorithms(training.deterministic)
-    if device.type == "cuda":
-        if distributed.is_distributed():
-            device = torch.device("cuda", local_rank())
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
-        # Image sizes never change within a run, so trying each kernel pays off; a choice by time is not reproducible.
-        torch.backends.cudnn.benchmark = not training.deterministic
+    use_deterministic_kernels(training.deterministic)
+    # Also what autocast leaves in float32 (losses, views, weight norms) is float32, unless TF32 was asked for.
+    allow_tf32(precision == "tf32")
+    if device.type == "cuda" and distributed.is_distributed():
+        device = torch.device("cuda", local_rank())
     return config, device
 
 

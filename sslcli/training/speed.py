@@ -25,6 +25,7 @@ from sslcli.config.resolve import RunConfig
 from sslcli.contracts.data import SourceBatch
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.phases import clock_for, phase
+from sslcli.runs.arithmetic import settings_restored
 from sslcli.runs.directory import RunDirectory
 from sslcli.runs.environment import describe_environment
 
@@ -88,6 +89,7 @@ class Measured:
     bad_step: int | None  #: the first step whose loss was not finite
 
 
+@settings_restored()
 def measure(config: RunConfig, *, steps: int, rounds: int) -> tuple[Session, Measured]:
     """Builds what `ssl train` would build, and measures `steps` optimizer steps of each kind in every round.
 

@@ -20,6 +20,7 @@ from sslcli.contracts.errors import SslError
 from sslcli.logs import lines_to
 from sslcli.plugins import PluginFile, choose
 from sslcli.runs import files
+from sslcli.runs.arithmetic import settings_restored
 from sslcli.runs.backbone_file import save_backbone
 from sslcli.runs.checkpoint import Checkpoint, CheckpointWriter, newest_intact, read_checkpoint
 from sslcli.runs.directory import RunDirectory
@@ -73,7 +74,11 @@ def train(
     """
     began = time.perf_counter()
     directory = RunDirectory(output)
-    with process_group.joined(config.training.device), lines_to(tell if distributed.rank() == 0 else None):
+    with (
+        settings_restored(),
+        process_group.joined(config.training.device),
+        lines_to(tell if distributed.rank() == 0 else None),
+    ):
         checkpoint = _find_checkpoint(directory, resume=resume)
         session = together(lambda: _prepare(config, checkpoint, output))
 

@@ -9,7 +9,7 @@ import torch
 from evaluation_helpers import PlainSubject, clusters
 
 import sslcli.evaluators.knn as knn
-from sslcli.evaluation.scores import accuracy, exact_float32, in_top, summarize
+from sslcli.evaluation.scores import accuracy, in_top, summarize
 
 
 def literal_knn(bank, bank_labels, features, classes, k, temperature):
@@ -125,26 +125,11 @@ def test_confusion_has_the_true_class_in_its_rows():
     assert details["per_class"] == {"a": 0.5, "b": 0.5, "c": None}
 
 
-def test_the_precision_of_products_is_restored():
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("high")
-        with exact_float32():
-            matmul = torch.backends.cuda.matmul  # torch 2.9 and later refuse to read the older setting here
-            assert matmul.fp32_precision == "ieee" if hasattr(matmul, "fp32_precision") else not matmul.allow_tf32
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_neighbors_on_a_gpu_are_those_of_the_cpu_even_with_tf32_on():
     g = torch.Generator().manual_seed(0)
     bank, test = torch.rand(500, 64, generator=g), torch.rand(100, 64, generator=g)
     torch.set_float32_matmul_precision("high")
-    try:
-        found = knn.nearest(bank.cuda(), test.cuda(), 5)[0].cpu()
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    found = knn.nearest(bank.cuda(), test.cuda(), 5)[0].cpu()
     torch.testing.assert_close(found, knn.nearest(bank, test, 5)[0], rtol=0, atol=2e-6)

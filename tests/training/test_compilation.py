@@ -34,7 +34,8 @@ def compilers(monkeypatch):
     ("name", "device", "batches", "compiled"),
     [
         ("auto", CPU, 1144, "none"), ("auto", CPU, 1145, "all"),
-        ("auto", CUDA, 14_999, "none"), ("auto", CUDA, 15_000, "views"), ("auto", torch.device("mps"), 10**9, "none"),
+        ("auto", CUDA, 7_999, "none"), ("auto", CUDA, 8_000, "views"), ("auto", CUDA, 14_999, "views"),
+        ("auto", CUDA, 15_000, "all"), ("auto", torch.device("mps"), 10**9, "none"),
         ("none", CPU, 10**9, "none"), ("views", CPU, 1, "views"), ("all", CPU, 1, "all"),
     ],
 )  # fmt: skip
@@ -146,16 +147,3 @@ def test_a_compiled_run_is_close_to_the_eager_one_and_resumes_exactly(tiny, tmp_
     # One step: in a network so small rounding errors grow quickly.
     first, eager = run("first", "training.max_steps=1"), run("eager", "training.max_steps=1", "training.compile=none")
     torch.testing.assert_close(first, eager, rtol=1e-3, atol=1e-4)  # the names too
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_graphs_replay_the_same_step(tiny, tmp_path: Path):
-    ends = {}
-    for graphs in ("true", "false"):
-        config = tiny("training.device=cuda", "training.compile=all", f"training.cuda_graphs={graphs}")
-        train(config, tmp_path / graphs)
-        ends[graphs] = newest(tmp_path / graphs).tensors
-    for name, tensor in ends["false"].items():
-        if tensor.is_floating_point():
-            torch.testing.assert_close(ends["true"][name], tensor, rtol=0.02, atol=5e-3)

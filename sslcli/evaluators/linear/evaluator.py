@@ -13,8 +13,8 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from sslcli.evaluation.scores import exact_float32
 from sslcli.evaluation.subject import labeled_features
+from sslcli.runs.arithmetic import exact_float32
 
 from ..probes.images import PROBE_TRAIN, ImageOptions
 from ..probes.template import Probe, Trial

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslcli.evaluation.scores import exact_float32, in_top
+from sslcli.evaluation.scores import in_top
 from sslcli.randomness import permutation, seed_for
+from sslcli.runs.arithmetic import exact_float32
 
 from ..probes.training import Training, draw_weights
 from .updates import make_update
