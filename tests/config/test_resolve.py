@@ -153,7 +153,7 @@ seed: -1
         ("training.epochs=3.0", "training.epochs: should be a valid integer, not 3.0"),
         ("training.deterministic=1", "training.deterministic: should be a valid boolean, not 1"),
         ("training.deterministic=on", "training.deterministic: should be a valid boolean, not 'on'"),
-        ("training.precision=fp8", "training.precision: should be 'auto', 'fp32', 'bf16' or 'fp16', not 'fp8'"),
+        ("training.precision=fp8", "training.precision: should be 'auto', 'fp32', 'tf32', 'bf16' or 'fp16', not 'fp8'"),
         ("training.device=gpu", "training.device: should be auto, cpu, cuda, cuda:N or mps, not 'gpu'"),
         ("training.batch_size=1", "training.batch_size: should be greater than or equal to 2, not 1"),
         ("training.clip=3", "training.clip: should be a mapping of options, not 3"),
