@@ -22,27 +22,33 @@ class CollapseOptions(Options):
     rank: float = Field(default=1.5, ge=1, json_schema_extra=FREE)
     """Effective rank below which they vary along one line only."""
     lines: int = Field(default=2, ge=1, json_schema_extra=FREE)
-    """Number of consecutive log lines below a threshold before the warning."""
+    """Number of consecutive measurements below a threshold before the warning: each log line has a std, every tenth an
+    effective rank."""
 
 
 class CollapseWatch(Callback):
-    """Reads `feature_std` and `feature_rank` of each log line; warns once, and again after a recovery."""
+    """Reads `feature_std` and, where it is there, `feature_rank`; warns once, and again after a recovery."""
 
     Options = CollapseOptions
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
-        self.bad_lines = 0
+        #: Consecutive lines below the threshold, and the latest value.
+        self.bad_lines = {"feature_std": 0, "feature_rank": 0}
+        self.latest: dict[str, float] = {}
+        self.warned = False
 
     def on_log(self, context: RunContext, record: Mapping[str, float | int]) -> None:
-        std, rank = record.get("feature_std"), record.get("feature_rank")
-        if std is None or rank is None:
-            return
-        collapsed = std < self.options.std or rank < self.options.rank
-        self.bad_lines = self.bad_lines + 1 if collapsed else 0
-        if self.bad_lines == self.options.lines:
+        for name, threshold in (("feature_std", self.options.std), ("feature_rank", self.options.rank)):
+            if name in record:
+                self.latest[name] = record[name]
+                self.bad_lines[name] = self.bad_lines[name] + 1 if record[name] < threshold else 0
+        worst = max(self.bad_lines.values())
+        if worst >= self.options.lines and not self.warned:
+            std, rank = (self.latest.get(name, float("nan")) for name in self.bad_lines)
             log.warning(
                 f"the representation is collapsing at step {record['step']}: std of the normalized features "
                 f"{std:.4f} (1 = spread evenly), effective rank {rank:.2f}; try a smaller optimizer.lr, a longer "
                 "warm-up, or stronger views"
             )
+        self.warned = worst >= self.options.lines or (self.warned and worst > 0)

@@ -16,7 +16,8 @@ from torch.optim.optimizer import ParamsT
 
 from sslcli.contracts.optimizer import OptimizerPlugin
 
-from .layerwise import LayerwiseSGD, Tensors, add_all, add_each, decayed, gradients, norms
+from .kernels import scale_each_
+from .layerwise import LayerwiseSGD, decayed, gradients, norms
 from .sgd import SGDOptions
 
 
@@ -66,36 +67,26 @@ class LARC(LayerwiseSGD):
             {"clip": clip, "exclude_1d": exclude_1d, "eps": eps, "nesterov": nesterov},
         )  # fmt: skip
 
-    def update(self, parameters: list[Tensor], group: dict[str, Any], *, scaled: bool) -> None:
-        weight_decay, lr, momentum = group["weight_decay"], group["lr"], group["momentum"]
-        direction: Tensors
+    def directions(
+        self, parameters: list[Tensor], group: dict[str, Any], *, scaled: bool
+    ) -> tuple[list[Tensor], float | Tensor]:
+        undecayed = not scaled and group["exclude_1d"] and not group["excluded"]
+        directions = decayed(parameters, 0.0 if undecayed else group["weight_decay"])
         if scaled:
-            ratios, usable = _ratios(parameters, group)
-            direction = torch._foreach_mul(gradients(parameters), list(ratios.unbind()))
-            if weight_decay != 0:
-                add_each(direction, parameters, ratios * weight_decay * usable)
-        else:
-            direction = decayed(parameters, 0.0 if group["exclude_1d"] and not group["excluded"] else weight_decay)
-        buffers = self.buffers(parameters)
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, direction)
-        if group["nesterov"]:
-            add_all(parameters, direction, -lr)
-            add_all(parameters, buffers, -lr * momentum)
-        else:
-            add_all(parameters, buffers, -lr)
+            scale_each_(directions, _ratios(parameters, group))
+        return directions, group["lr"]
 
 
-def _ratios(parameters: list[Tensor], group: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Returns the ratio of each parameter, 1 where a norm is 0, and a mask that is False there."""
+def _ratios(parameters: list[Tensor], group: dict[str, Any]) -> Tensor:
+    """Returns what to multiply g + weight_decay·w by: the ratio; 1 where w is 0; 0 where g is 0, and d so too."""
     weight_norms, gradient_norms = norms(parameters), norms(gradients(parameters))
     denominator = gradient_norms + group["weight_decay"] * weight_norms + group["eps"]
     ratios = group["trust_coefficient"] * weight_norms / denominator
     if group["clip"]:
         # min(r/lr, 1) without 0/0, which would stay in the momentum: a warm-up from 0 has lr = 0.
         ratios = torch.where(ratios < group["lr"], ratios / group["lr"], torch.ones_like(ratios))
-    usable = (weight_norms > 0) & (gradient_norms > 0)
-    return torch.where(usable, ratios, torch.ones_like(ratios)), usable
+    ratios = torch.where(weight_norms > 0, ratios, torch.ones_like(ratios))
+    return torch.where(gradient_norms > 0, ratios, torch.zeros_like(ratios))
 
 
 class LARCOptions(SGDOptions):

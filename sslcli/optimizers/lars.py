@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin
 
-from .kernels import Decay
-from .layerwise import LayerwiseSGD, add_all, add_each, decayed, norms
+from .kernels import Decay, scale_each_
+from .layerwise import LayerwiseSGD, decayed, norms
 
 
 class LARS(LayerwiseSGD):
@@ -39,16 +39,16 @@ class LARS(LayerwiseSGD):
 
     lr_in_momentum: ClassVar[bool] = False
 
-    def update(self, parameters: list[Tensor], group: dict[str, Any], *, scaled: bool) -> None:
+    def directions(
+        self, parameters: list[Tensor], group: dict[str, Any], *, scaled: bool
+    ) -> tuple[list[Tensor], float | Tensor]:
         inside, outside = (group["lr"], 1.0) if self.lr_in_momentum else (1.0, group["lr"])
-        direction = decayed(parameters, group["weight_decay"])
-        buffers = self.buffers(parameters)
-        torch._foreach_mul_(buffers, group["momentum"])
+        directions = decayed(parameters, group["weight_decay"])
         if scaled:
-            add_each(buffers, direction, _trust_ratios(parameters, direction, group) * inside)
-        else:
-            add_all(buffers, direction, inside)
-        add_all(parameters, buffers, -outside)
+            scale_each_(directions, _trust_ratios(parameters, directions, group) * inside)
+        elif self.lr_in_momentum:
+            torch._foreach_mul_(directions, inside)
+        return directions, outside
 
 
 class LARSSimCLR(LARS):
@@ -63,8 +63,8 @@ class LARSSimCLR(LARS):
     lr_in_momentum = True
 
 
-def _trust_ratios(parameters: list[Tensor], direction: tuple[Tensor, ...], group: dict[str, Any]) -> Tensor:
-    weight_norms, direction_norms = norms(parameters), norms(direction)
+def _trust_ratios(parameters: list[Tensor], directions: list[Tensor], group: dict[str, Any]) -> Tensor:
+    weight_norms, direction_norms = norms(parameters), norms(directions)
     ratios = group["trust_coefficient"] * weight_norms / direction_norms
     # A layer initialized to zeros would never move, and a direction of zeros would give 0/0.
     usable = (weight_norms > 0) & (direction_norms > 0)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from .kernels import momentum_step
+
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
@@ -24,6 +26,9 @@ class LayerwiseSGD(torch.optim.Optimizer):
     created at once, so that a first step that the GradScaler skips or a parameter that is frozen at first makes no
     difference.
     """
+
+    #: For torch's GradScaler, which would otherwise wait for the device: `step` itself skips what it has to.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -51,10 +56,12 @@ class LayerwiseSGD(torch.optim.Optimizer):
         self.buffers(self.param_groups[-1]["params"])
 
     def buffers(self, parameters: Tensors) -> list[Tensor]:
-        """Returns the momentum buffer of each parameter; zeros if a loaded state has none."""
+        """Returns the momentum buffer of each parameter, in its memory format; zeros if a loaded state has none."""
         for parameter in parameters:
-            if "momentum_buffer" not in self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            [state["momentum_buffer"]] = aligned([state["momentum_buffer"]], [parameter])
         return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
 
     @torch.no_grad()
@@ -64,18 +71,43 @@ class LayerwiseSGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # What GradScaler.step sets: whether the step is to be skipped, and the scale if gradients still have it.
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         for group in self.param_groups:
             used = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if scale is not None:
+                torch._foreach_mul_(gradients(used), scale.reciprocal())
             least = 2 if group.get("exclude_1d", True) else 0
             for scaled in (True, False):
                 some = [p for p in used if (not group["excluded"] and p.ndim >= least) == scaled]
                 if some:
-                    self.update(some, group, scaled=scaled)
+                    directions, lr = self.directions(some, group, scaled=scaled)
+                    momentum_step(
+                        some, aligned(directions, some), self.buffers(some), lr, group["momentum"],
+                        nesterov=group.get("nesterov", False), found_inf=found_inf,
+                    )  # fmt: skip
         return loss
 
     @abstractmethod
-    def update(self, parameters: list[Tensor], group: dict[str, Any], *, scaled: bool) -> None:
-        """Updates one or more parameters: each by the ratio of its norms if `scaled`, else without a ratio."""
+    def directions(
+        self, parameters: list[Tensor], group: dict[str, Any], *, scaled: bool
+    ) -> tuple[list[Tensor], float | Tensor]:
+        """Returns what to add to the momentum of each parameter, and the learning rate outside of it.
+
+        Each direction is scaled by the ratio of its norms if `scaled`. Neither gradients nor parameters are changed.
+        """
+
+
+def aligned(tensors: list[Tensor], parameters: Tensors) -> list[Tensor]:
+    """Returns the tensors in the memory format of their parameters, which fused kernels require."""
+    pairs = zip(tensors, parameters, strict=True)
+    return [t if _alike(t, p) else torch.empty_like(p).copy_(t) for t, p in pairs]
+
+
+def _alike(tensor: Tensor, parameter: Tensor) -> bool:
+    """Whether memory is in the same order: the stride of a dimension of size 1 does not matter."""
+    strides = tensor.stride(), parameter.stride()
+    return strides[0] == strides[1] or all(s == 1 or a == b for s, a, b in zip(parameter.shape, *strides, strict=True))
 
 
 def gradients(parameters: Tensors) -> tuple[Tensor, ...]:
@@ -83,26 +115,11 @@ def gradients(parameters: Tensors) -> tuple[Tensor, ...]:
     return tuple(parameter.grad for parameter in parameters if parameter.grad is not None)
 
 
-def decayed(parameters: Tensors, weight_decay: float) -> tuple[Tensor, ...]:
-    """Returns g + weight_decay·w for each parameter w with gradient g."""
-    if weight_decay == 0:
-        return gradients(parameters)
-    return tuple(torch._foreach_add(gradients(parameters), parameters, alpha=weight_decay))
+def decayed(parameters: Tensors, weight_decay: float) -> list[Tensor]:
+    """Returns g + weight_decay·w, a new tensor, for each parameter w with gradient g."""
+    return list(torch._foreach_add(gradients(parameters), parameters, alpha=weight_decay))
 
 
 def norms(tensors: Tensors) -> Tensor:
     """Returns the L2 norm of each tensor, as one tensor of shape (number of tensors,)."""
     return torch.stack(torch._foreach_norm(tensors))
-
-
-def add_each(targets: Tensors, tensors: Tensors, factors: Tensor) -> None:
-    """Adds to each target its tensor times its own factor; `factors` has shape (number of tensors,)."""
-    torch._foreach_addcmul_(targets, tensors, list(factors.unbind()))
-
-
-def add_all(targets: Tensors, tensors: Tensors, factor: float | Tensor) -> None:
-    """Adds to each target its tensor times one factor, a number or a 0-dim tensor."""
-    if isinstance(factor, Tensor):  # as `alpha` it would be read on the host
-        torch._foreach_add_(targets, torch._foreach_mul(tensors, factor))
-    else:
-        torch._foreach_add_(targets, tensors, alpha=factor)

@@ -7,7 +7,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,11 +20,14 @@ from sslcli.contracts.method import Batch, Progress, Step, StepFunction, View
 from sslcli.evaluation.quality import effective_rank, feature_std
 from sslcli.modules.sync_norm import local_statistics
 from sslcli.optimizers.groups import set_rates, weight_decay_schedule
+from sslcli.optimizers.kernels import scale_each_
 from sslcli.phases import phase
 from sslcli.randomness import seed_for
 from sslcli.runs.device import memory_format
 
 from .context import Context
+from .meter import Meter
+from .scaler import MOST_SKIPPED
 from .setup import SEED_STEP, Session
 
 log = logging.getLogger(__name__)
@@ -33,52 +36,13 @@ log = logging.getLogger(__name__)
 LESS_MEMORY = "try a smaller training.batch_size, or the same with training.accumulate=2"
 
 
+#: Log lines from one effective rank to the next: its eigenvalues take 5 to 11 ms on an H100
+#: (`benchmarks/results/gpu-env.json`), a quarter of a step.
+RANK_EVERY = 10
+
+
 class RunFailed(SslError):
     """The run cannot continue; the message says at which step, and what to try."""
-
-
-class Meter:
-    """Sums of the values that steps report, kept on the device until a log line is due, and the time."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
-        self.reset()
-
-    def reset(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
-        self.images = 0
-        self.waited = self.paused = 0.0
-        self.started = time.perf_counter()
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """The time of the block (callbacks, saving) does not count as training time."""
-        began = time.perf_counter()
-        yield
-        self.paused += time.perf_counter() - began
-
-    def seconds(self) -> float:
-        return max(time.perf_counter() - self.started - self.paused, 1e-9)
-
-    def add(self, step: int, loss: Tensor, metrics: dict[str, Tensor]) -> None:
-        """Takes one step's values (0-dim tensors)."""
-        for name, value in {"loss": loss, **metrics}.items():
-            value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.count += 1
-        bad = (self.first_bad_step < 0) & ~loss.detach().isfinite()
-        self.first_bad_step = torch.where(bad, step, self.first_bad_step)
-
-    def bad_step(self) -> int | None:
-        """Returns the first step whose loss was not finite (waits for the device)."""
-        step = distributed.all_reduce_max(int(self.first_bad_step))
-        return step if step >= 0 else None
-
-    def means(self) -> dict[str, float]:
-        """Returns the mean of everything since the last log line (waits for the device)."""
-        values = distributed.all_reduce_mean(torch.stack(list(self.sums.values())) / self.count)
-        return dict(zip(self.sums, values.tolist(), strict=True))
 
 
 class Loop:
@@ -227,7 +191,13 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
 
     def check_finite(self) -> None:
-        """Raises RunFailed if the loss of any step was not finite (waits for the device)."""
+        """Raises RunFailed if the loss of any step was not finite, or no update is possible (waits for the device)."""
+        skipped = distributed.all_reduce_max(self.session.scaler.most_in_a_row())
+        if skipped >= MOST_SKIPPED:
+            raise RunFailed(
+                f"{skipped} updates in a row were skipped since gradients were not finite in fp16, whatever the loss "
+                "scale; earlier checkpoints are intact: try training.precision=bf16 or fp32, or a smaller optimizer.lr"
+            )
         bad = self.meter.bad_step()
         if bad is not None:
             name, lr = self.session.config.training.precision, self.session.schedule(bad - 1)
@@ -249,14 +219,20 @@ class Loop:
             line["weight_decay"] = self.weight_decay(step)
         line["images_per_second"] = round(meter.images * self.session.info.world_size / seconds, 1)
         line["data_wait"] = round(meter.waited / seconds, 4)
-        line |= metrics
+        line |= metrics | self.session.scaler.take()
+        meter.reset()  # what follows counts for the next line, so that a rate includes what log lines cost
         if self.features is not None:
             line["feature_std"] = feature_std(self.features).item()
-            line["feature_rank"] = effective_rank(self.features).item()
+            if self._rank_is_due():
+                line["feature_rank"] = effective_rank(self.features).item()
         if self.replaced:
             line["unreadable_images"] = len(self.replaced)
-        meter.reset()
         return line
+
+    def _rank_is_due(self) -> bool:
+        """At the first log line, every tenth one, and the last: by the step, so that a resumed run has the same."""
+        step, every = self.context.progress.step, self.session.config.training.log_every
+        return step in (every, self.session.last_step) or step % (RANK_EVERY * every) == 0
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
@@ -270,5 +246,5 @@ def _joined(parts: list[Tensor | None]) -> Tensor | None:
 def clip_each(parameters: list[torch.nn.Parameter], norm: float) -> None:
     """Scales each parameter's gradient whose L2 norm is above `norm` down to it."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    scales = [(norm / (value + 1e-6)).clamp(max=1.0) for value in torch._foreach_norm(gradients)]
-    torch._foreach_mul_(gradients, scales)
+    norms = torch.stack(torch._foreach_norm(gradients))
+    scale_each_(gradients, (norm / (norms + 1e-6)).clamp(max=1.0))

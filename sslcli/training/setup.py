@@ -39,6 +39,7 @@ from sslcli.views.pipeline import ViewMaker
 
 from .compilation import compile_parts
 from .group import local_rank
+from .scaler import LossScaler
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Session:
 
     config: RunConfig
     device: torch.device
-    scaler: torch.amp.GradScaler
+    scaler: LossScaler
     dataset: Dataset
     source: Source
     views: ViewMaker
@@ -142,7 +143,7 @@ def build(
         callbacks = {name: choice.cls(choice.options) for name, choice in config.callbacks.items()}
         reading = "all in memory" if isinstance(source, ResidentSource) else "read while training"
         log.debug(f"{device}, {training.precision}, training.compile={config.training.compile}; images are {reading}")
-        scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
+        scaler = LossScaler(device, enabled=training.precision == "fp16")
         return Session(config, device, scaler, dataset, source, views, method, optimizer, schedule, info, callbacks)
 
 

@@ -1,0 +1,46 @@
+"""fp16's loss scale, and how many updates it cost: counted on the device, read when a log line is due."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Skipped updates in a row after which a run stops. Each halves the scale, which starts at 65,536: after twenty it is
+#: below 1/8, and gradients that overflow even so overflow in the network itself, which no scale prevents.
+MOST_SKIPPED = 20
+
+
+class LossScaler(torch.amp.GradScaler):
+    """torch's GradScaler, which counts the updates that it skips because a gradient is not finite.
+
+    The counts start anew when a run is resumed; the scale is part of the checkpoint.
+    """
+
+    def __init__(self, device: torch.device, *, enabled: bool) -> None:
+        super().__init__(device.type, enabled=enabled)
+        #: Skipped in a row until now, the most in a row, and all since `take`.
+        self._counts = torch.zeros(3, dtype=torch.int64, device=device)
+
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        result = super().step(optimizer, *args, **kwargs)
+        if self.is_enabled():
+            found: list[Tensor] = list(self._found_inf_per_device(optimizer).values())
+            skipped = torch.stack(found).amax().to(torch.int64)
+            row, most, total = self._counts.unbind()
+            row = (row + 1) * skipped
+            self._counts = torch.stack([row, torch.maximum(row, most), total + skipped])
+        return result
+
+    def most_in_a_row(self) -> int:
+        """Returns how many updates in a row were skipped, at most since the start (waits for the device)."""
+        return int(self._counts[1]) if self.is_enabled() else 0
+
+    def take(self) -> dict[str, float]:
+        """Returns what a log line shows, nothing unless enabled, and begins to count anew (waits for the device)."""
+        if not self.is_enabled():
+            return {}
+        skipped = int(self._counts[2])
+        self._counts[2] = 0
+        return {"loss_scale": self.get_scale(), "skipped_updates": skipped}
