@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from sslcli.contracts.callback import Callback, Outcome, RunContext
@@ -24,8 +25,8 @@ KEPT = 384 << 20
 class SharedImages:
     """Some images of a labeled dataset, the same share of each class.
 
-    They are kept as uint8 on the CPU up to 384 MiB. More (10,000 of 224 pixels would be 1.5 GB) are decoded again for
-    each measurement, which takes the memory of two batches.
+    They are kept as uint8 on the CPU up to 384 MiB, pinned for a GPU. More (10,000 of 224 pixels would be 1.5 GB) are
+    decoded again for each measurement, which takes the memory of two batches.
 
     Attributes:
         data: the images; without the unreadable ones if they are kept.
@@ -33,7 +34,7 @@ class SharedImages:
         latest: a step, and what `shared_features` returned after it.
     """
 
-    def __init__(self, data: Dataset, limit: int | None, image_size: int) -> None:
+    def __init__(self, data: Dataset, limit: int | None, image_size: int, device: torch.device) -> None:
         assert data.labels is not None
         self.data = Subset(data, stratified_choice(data.labels, limit))
         self.images: Tensor | None = None
@@ -41,13 +42,15 @@ class SharedImages:
         if len(self.data) * data.info.channels * image_size**2 <= KEPT:
             self.images, kept = load_images(self.data, image_size)
             self.data = Subset(self.data, kept)
+            if device.type == "cuda":
+                self.images = self.images.pin_memory()
+        assert self.data.labels is not None
+        self.labels = self.data.labels.to(device)
 
     def features(self, backbone: nn.Module, context: RunContext) -> tuple[Tensor, Tensor]:
         """Returns features (N, D) float32 and labels (N,), both on the device; the backbone stays as it was."""
         found = extract_features(backbone, self.data if self.images is None else self.images, context)
-        labels = self.data.labels if found.labels is None else found.labels
-        assert labels is not None
-        return found.features, labels.to(context.device)
+        return found.features, self.labels if found.labels is None else found.labels
 
 
 #: What the monitors of a run share; freed with the run.
@@ -61,7 +64,7 @@ def shared_images(context: RunContext, part: Part, limit: int | None) -> SharedI
         data = context.labeled(part)
         if data is None or data.labels is None:
             return None
-        shared[key] = SharedImages(data, limit, context.image_size)
+        shared[key] = SharedImages(data, limit, context.image_size, context.device)
     return shared[key]
 
 

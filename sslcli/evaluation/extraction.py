@@ -119,12 +119,27 @@ def feature_blocks(
     Raises:
         UserError: more than 1% of the images cannot be read.
     """
+    size = min(batch_size, len(images))
     for block, indices in _read(images, inputs.image_size, batch_size):
         # Entered anew for each block, since the caller's code runs between two blocks.
         exact = exact_float32() if precision == "fp32" else nullcontext()
         with torch.no_grad(), exact, _evaluating(backbone), autocast(inputs.device, precision):
-            pooled = backbone(inputs.normalize(block.to(inputs.device))).pooled
+            pooled = backbone(inputs.normalize(_sent(block, size, inputs.device))).pooled[: len(block)]
         yield pooled.float(), indices
+
+
+def _sent(block: Tensor, size: int, device: torch.device) -> Tensor:
+    """Returns images on the device: on CUDA `size` of them, the missing ones black, from pinned memory.
+
+    So the host does not wait, and kernels, of which cuDNN may try all for a new shape, see one shape only.
+    """
+    if device.type != "cuda":
+        return block.to(device)
+    if len(block) < size or not (block.is_cuda or block.is_pinned()):
+        full = torch.zeros((size, *block.shape[1:]), dtype=block.dtype, device=block.device, pin_memory=block.is_cpu)
+        full[: len(block)] = block
+        block = full
+    return block.to(device, non_blocking=True)
 
 
 @contextmanager

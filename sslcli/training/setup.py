@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -82,7 +83,13 @@ class Session:
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) on the device → float32, normalized as in training."""
-        return normalize(images, self.dataset.info.mean, self.dataset.info.std)
+        return normalize(images, *self._statistics)
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and std on the device, so that no batch waits for them."""
+        info = self.dataset.info
+        return torch.tensor(info.mean, device=self.device), torch.tensor(info.std, device=self.device)
 
     def card(self, progress: Progress) -> BackboneCard:
         """The description to store with the backbone's weights."""
