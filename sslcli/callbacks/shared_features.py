@@ -31,6 +31,7 @@ class SharedImages:
     Attributes:
         data: the images; without the unreadable ones if they are kept.
         images: uint8 (N, C, S, S), or None where they are not kept.
+        labels: (N,) on the device, of `data`.
         latest: a step, and what `shared_features` returned after it.
     """
 

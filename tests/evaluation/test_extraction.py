@@ -124,3 +124,23 @@ def test_parts_that_cannot_be_used_are_refused_in_one_line(train, test, message)
     with pytest.raises(UserError, match=message) as caught:
         require_parts(FrozenSubject(trained(), train, test, CPU))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_every_block_has_one_size_and_is_copied_without_waiting():
+    cuda, sizes = torch.device("cuda"), []
+    backbone, images = TinyBackbone(), torch.randint(0, 256, (23, 3, 8, 8), dtype=torch.uint8)
+    expected = extract_features(backbone, images, INPUTS, 8).features
+    inputs = SimpleNamespace(device=cuda, image_size=8, normalize=normalizer((0.5,) * 3, (0.25,) * 3, cuda))
+    backbone = backbone.cuda()
+    backbone.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
+    for given in (images, images.pin_memory(), images.cuda()):
+        extract_features(backbone, given, inputs, 8)  # what is created once may wait
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = extract_features(backbone, given, inputs, 8).features
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
+    assert set(sizes) == {8}
