@@ -48,8 +48,8 @@ class Network(nn.Module):
 
     def __init__(self, trained: Trained, *, normalize: bool) -> None:
         super().__init__()
-        # A copy, because tracing sets flags on modules.
-        self.backbone = copy.deepcopy(trained.backbone)
+        # A copy, because tracing sets flags on modules; on the CPU, where the file is checked.
+        self.backbone = copy.deepcopy(trained.backbone).cpu()
         self.normalize = normalize
         if normalize:
             for name, values in (("mean", trained.card.mean), ("std", trained.card.std)):

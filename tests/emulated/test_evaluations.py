@@ -1,0 +1,40 @@
+"""Evaluators, exporters and the benchmark on a pretended GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from launch import results  # noqa: F401  # a fixture
+from matrix import CASES
+
+pytestmark = pytest.mark.emulated
+QUICK = ("evaluator knn", "exporter torch-export")
+
+
+def cases(kind: str) -> list[Any]:
+    names = [name for name in CASES if name.startswith(kind)]
+    return [pytest.param(name, marks=() if name in QUICK else (pytest.mark.slow,)) for name in names]
+
+
+@pytest.mark.parametrize("case", cases("evaluator"))
+def test_an_evaluator_finds_on_the_device_what_it_finds_on_the_cpu(case: str, results: dict[str, Any]) -> None:  # noqa: F811
+    assert "error" not in results[case], results[case]["error"]
+    metrics = results[case]["metrics"]
+    assert metrics["cuda"]
+    assert metrics["cuda"] == pytest.approx(metrics["cpu"], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("case", cases("exporter"))
+def test_an_exporter_moves_a_copy_to_the_cpu_and_leaves_the_backbone_there(case: str, results: dict[str, Any]) -> None:  # noqa: F811
+    """A tensor of a pretended GPU cannot be traced, and cannot be written."""
+    assert "error" not in results[case], results[case]["error"]
+    assert results[case]["written"]
+    assert results[case]["stayed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["bench"])
+def test_the_benchmark_measures_the_memory_of_the_device(case: str, results: dict[str, Any]) -> None:  # noqa: F811
+    assert "error" not in results[case], results[case]["error"]
+    assert results[case]["peak"] > 100_000

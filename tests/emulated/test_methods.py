@@ -1,0 +1,43 @@
+"""Every method trains on a pretended GPU, with all monitors, and resumes: nothing waits, no device is mixed, and the
+kernels of a step stay below what is stated here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from launch import results, waits  # noqa: F401  # a fixture
+from small_options import method_cases
+
+pytestmark = pytest.mark.emulated
+
+#: Most kernels of an eager step of a ResNet-18 with the method's own recipe and optimizer, and of its views: a little
+#: above what was counted, so that a change that adds many is seen. `python tests/emulated/count.py` counts anew.
+MOST_KERNELS: dict[str, tuple[int, int]] = {}
+QUICK = ("simclr", "byol", "moco_v2")
+
+
+def cases() -> list[Any]:
+    marks = {name: () if name in QUICK else (pytest.mark.slow,) for name in method_cases()}
+    return [pytest.param(f"method {name}", marks=marks[name]) for name in method_cases()]
+
+
+@pytest.mark.parametrize("case", cases())
+def test_a_method_trains_without_waiting_for_the_device(case: str, results: dict[str, Any]) -> None:  # noqa: F811
+    result = results[case]
+    assert waits(result) == []
+    assert result["devices"] == ["cuda:0"]
+    assert result["races"] == []
+    assert result["last_slow"] == []
+
+
+@pytest.mark.parametrize("case", cases())
+def test_a_step_launches_no_more_kernels_than_stated(case: str, results: dict[str, Any]) -> None:  # noqa: F811
+    kernels = results[case]["last_kernels"]
+    most, most_views = MOST_KERNELS[case.removeprefix("method ")]
+    assert kernels["views"] <= most_views, kernels
+    assert sum(kernels.values()) <= most, kernels
+
+
+def test_every_method_has_a_limit() -> None:
+    assert set(MOST_KERNELS) == set(method_cases())
