@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.views import ViewSpec
-from sslcli.views import pipeline
+from sslcli.views import groups, pipeline
 from sslcli.views.pipeline import ViewMaker
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -79,7 +79,9 @@ def test_draws_differ_between_samples_views_operations_epochs_and_seeds() -> Non
     positions = torch.arange(200)
 
     def bits(epoch: int, seed: int, view: int, operation: int) -> Tensor:
-        return maker(once, seed=seed).draw(epoch, positions, sides(200)).values[view][operation]["chosen"]
+        return (
+            maker(once, seed=seed).draw(epoch, positions, sides(200)).values[0][operation]["chosen"].view(2, 200)[view]
+        )
 
     patterns = [bits(0, 1, 0, 1), bits(0, 1, 0, 2), bits(0, 1, 1, 1), bits(1, 1, 0, 1), bits(0, 2, 0, 1)]
     for index, pattern in enumerate(patterns):
@@ -98,7 +100,7 @@ def test_a_flip_folded_into_the_crop_is_the_same(monkeypatch: pytest.MonkeyPatch
     folded, images = maker(), sources(8)
     draws = folded.draw(0, torch.arange(8), sides(8))
     assert {bool(value) for value in draws.values[0][1]["chosen"]} == {True, False}
-    monkeypatch.setattr(pipeline, "Resampling", ViewMaker)  # no operation is an instance of it
+    monkeypatch.setattr(groups, "Resampling", ViewMaker)  # no operation is an instance of it
     apart = maker()
     for one, other in zip(folded.apply([images], draws), apart.apply([images], draws), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
