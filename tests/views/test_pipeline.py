@@ -55,10 +55,12 @@ def test_draws_do_not_depend_on_how_a_batch_is_split_and_ordered() -> None:
     whole = views.draw(3, positions, sides(12)).values
     for rows in (torch.arange(5), torch.arange(5, 12), torch.randperm(12)):
         part = views.draw(3, positions[rows], sides(len(rows))).values
-        for operations, others in zip(whole, part, strict=True):
-            for parameters, other in zip(operations, others, strict=True):
+        for group, stages, others in zip(views.groups, whole, part, strict=True):
+            for parameters, other in zip(stages, others, strict=True):
                 assert parameters.keys() == other.keys()
-                assert all(torch.equal(parameters[name][rows], other[name]) for name in parameters)
+                for name, value in parameters.items():
+                    each = value.unflatten(0, (len(group), 12))  # by view and sample
+                    assert torch.equal(each[:, rows].flatten(0, 1), other[name])
 
 
 def test_views_do_not_depend_on_how_a_batch_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
