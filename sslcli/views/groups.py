@@ -19,6 +19,7 @@ from torch import Tensor
 from sslcli.augmentations.flip import Flip
 from sslcli.augmentations.resampling import Resampling
 from sslcli.contracts.views import Operation, Parameters
+from sslcli.modules import as_one_batch
 
 from .kinds import Keys, ViewKind
 
@@ -132,7 +133,7 @@ class ViewGroup:
         Returns:
             (M, C, size, size) float32.
         """
-        images = sources[0] if len(sources) == 1 else torch.cat(sources)
+        images = as_one_batch(sources)
         steps = [(self.stages[number].operation, start, stop, values) for number, start, stop, values in work]
         operation, start, stop, values = steps.pop(0)
         if cropped:
