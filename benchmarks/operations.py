@@ -202,7 +202,9 @@ def _count_views(counter: Counter, config: RunConfig, batch: int, source_side: i
         rest = iter(sources)
         for group, parameters in zip(maker.groups, draws.values, strict=True):
             own = list(itertools.islice(rest, len(group)))
-            group.apply(group.make, own, parameters, *affine, source_side is None, torch.contiguous_format)
+            group.apply(
+                group.make, own, parameters, *affine, source_side is None, torch.contiguous_format, batch * len(own)
+            )
     return _bytes({id(source): source for source in sources}.values())
 
 

@@ -156,5 +156,5 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     # A gray has no hue, and no chroma to show it.
     hue = difference.div_((6 * chroma).clamp_min_(1e-20)).add_(third).add_(shift)
     distance = hue.unsqueeze(1) - own
-    distance = (distance - distance.round()).abs_()  # at most half the circle
+    distance.sub_(distance.round()).abs_()  # at most half the circle
     return high.unsqueeze(1) - distance.mul_(6).sub_(1).clamp_(0, 1).mul_(chroma.unsqueeze(1))

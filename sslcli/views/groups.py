@@ -73,7 +73,7 @@ class ViewGroup:
         scale: Tensor,
         cropped: bool,
         memory_format: torch.memory_format,
-        most: int | None = None,
+        most: int,
     ) -> list[Tensor]:
         """Makes the views of the group: slices of one tensor, one after another.
 
@@ -85,7 +85,7 @@ class ViewGroup:
             scale: as for `make`.
             cropped: as for `make`.
             memory_format: of the result.
-            most: make about so many samples at a time, of one view or of several whole ones; None: all at once.
+            most: samples to make at a time at most: of several whole views, or else parts of one.
 
         Returns:
             for each view (N, C, size, size) float32, normalized.
@@ -98,8 +98,8 @@ class ViewGroup:
             part = [source[rows] for source in sources[start // count : math.ceil(stop / count)]]
             return make(part, self._work(parameters, count, start, stop), shift, scale, cropped, memory_format)
 
-        if most is None or most >= count:
-            size = total if most is None else most // count * count
+        if most >= count:
+            size = most // count * count
             parts = [run(start, min(start + size, total), memory_format) for start in range(0, total, size)]
         else:
             shape = (total, self.channels, self.size, self.size)

@@ -146,6 +146,17 @@ def test_views_of_a_group_follow_each_other_in_memory(samples: int, monkeypatch:
         assert torch.equal(second, plain[1])
 
 
+def test_a_device_makes_small_views_together_and_large_ones_one_at_a_time() -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    small, large = maker("simclr", 32), maker("simclr", 224)
+    assert small._samples_at_once(0, cuda, 1024) >= 2 * 1024
+    assert 64 * 2 <= large._samples_at_once(0, cuda, 64) < 64 * 4
+    assert large._samples_at_once(0, cuda, 512) == 512  # a view is never divided
+    assert small._samples_at_once(0, cpu, 1024) < 1024
+    small.compile()
+    assert small._samples_at_once(0, cpu, 1024) == 1024
+
+
 @pytest.mark.parametrize("name", ["simclr", "byol"])
 def test_a_group_is_one_graph_for_the_compiler(name: str) -> None:
     views, graphs = maker(name), []
@@ -160,7 +171,7 @@ def test_a_group_is_one_graph_for_the_compiler(name: str) -> None:
     affine = torch.rand(2, 3, 1, 1, generator=torch.Generator().manual_seed(0)).unbind()
     results = []
     for make in (torch.compile(group.make, fullgraph=True, dynamic=False, backend=backend), group.make):
-        results.append(group.apply(make, images * 2, parameters, *affine, False, torch.channels_last))
+        results.append(group.apply(make, images * 2, parameters, *affine, False, torch.channels_last, COUNT * 2))
     assert len(graphs) == 1
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, atol=2e-4, rtol=0)
