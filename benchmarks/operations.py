@@ -8,6 +8,7 @@ not counted.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -191,16 +192,19 @@ def _count_views(counter: Counter, config: RunConfig, batch: int, source_side: i
     maker = ViewMaker(config.views, CHANNELS, (0.5,) * CHANNELS, (0.25,) * CHANNELS, seed=0)
     sizes = None if source_side is None else torch.full((batch, 2), source_side)
     draws = maker.draw(0, torch.arange(batch), sizes).to(torch.device("meta"))
-    mean = std = torch.empty(CHANNELS, device="meta")
-    kinds = [kind for kind in maker.kinds for _ in range(kind.spec.count)]
+    affine = torch.empty(2, CHANNELS, 1, 1, device="meta").unbind()
     with counter:
         if source_side is None:
-            sources = [_images(batch, kind.spec.size) for kind in kinds]
+            sources = [_images(batch, size) for size in maker.sizes]
         else:
             gathered = _images(2 * batch, source_side).index_select(0, torch.arange(batch, device="meta"))
-            sources = [gathered] * len(kinds)
-        for kind, source, parameters in zip(kinds, sources, draws.values, strict=True):
-            kind.make(source, parameters, mean, std, source_side is None)
+            sources = [gathered] * len(maker)
+        rest = iter(sources)
+        for group, parameters in zip(maker.groups, draws.values, strict=True):
+            own = list(itertools.islice(rest, len(group)))
+            group.apply(
+                group.make, own, parameters, *affine, source_side is None, torch.contiguous_format, batch * len(own)
+            )
     return _bytes({id(source): source for source in sources}.values())
 
 

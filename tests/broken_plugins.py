@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import ConfigDict
 from torch import Tensor
 
+from sslcli.augmentations.solarize import Solarize
 from sslcli.contracts.backbone import BackboneProvider, BackboneSpec, Features
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, RootedOptions
 from sslcli.contracts.method import MethodOptions, ParameterGroup, Step
@@ -281,6 +282,8 @@ OPERATIONS = [
            apply=lambda self, images, p: images * p["factor"] * torch.ones(1, 3, 1, 1)),
     broken("BottomRight", TopLeft, "apply_one differs from apply by up to",
            apply_one=lambda self, image, p: image[..., -self.size :, -self.size :]),
+    broken("SharedThreshold", Solarize, "apply reads an option in `drawn`.*threshold", drawn=frozenset({"threshold"})),
+    broken("DrawnNothing", Dim, "drawn names p, which is not an option", drawn=frozenset({"p"})),
     broken("NoSide", Dim, "source_side must return None", source_side=lambda self: 8),
 ]  # fmt: skip
 PRESETS = [

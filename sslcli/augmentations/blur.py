@@ -50,6 +50,7 @@ class Blur(Operation):
     """Gaussian blur, reflected at the edges (Chen et al., *SimCLR*, appendix A)."""
 
     Options = BlurOptions
+    drawn = frozenset({"p"})
     draws = 2
     options: BlurOptions
 

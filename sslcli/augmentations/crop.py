@@ -41,6 +41,7 @@ class Crop(Resampling):
     """Random resized crop (Szegedy et al., *Going deeper with convolutions*), distributed as torchvision's."""
 
     Options = CropOptions
+    drawn = frozenset({"scale", "ratio"})
     draws = 2 * _ATTEMPTS + 2
     options: CropOptions
 

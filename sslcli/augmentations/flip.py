@@ -20,6 +20,7 @@ class Flip(Operation):
     """Horizontal flip; directly after a crop or resize it costs nothing, since that operation does both."""
 
     Options = FlipOptions
+    drawn = frozenset({"p"})
     draws = 1
     options: FlipOptions
 

@@ -30,6 +30,7 @@ class Grayscale(Operation):
     """Replaces all three channels by their luma."""
 
     Options = GrayscaleOptions
+    drawn = frozenset({"p"})
     channels = frozenset({3})
     draws = 1
     options: GrayscaleOptions

@@ -17,6 +17,8 @@ from .grayscale import luma
 from .selected import takes_subsets
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+#: Names of the parameters that `blends` returns.
+_BLENDS = ("blend", "mean", "gray")
 
 
 class JitterOptions(Options):
@@ -36,10 +38,11 @@ class Jitter(Operation):
     """Random brightness, contrast, saturation and hue.
 
     Its parameters: `chosen` (N,) bool; `factors` (N, 4) float32, the three factors and the shift of the hue; `order`
-    (N, 4) int64, which of the four comes first, second, …; `rank` (N, 4), the inverse of `order`.
+    (N, 4) int64, which of the four comes first, second, …; and what `blends` returns for them.
     """
 
     Options = JitterOptions
+    drawn = frozenset({"p"})
     channels = frozenset({3})
     draws = 9
     options: JitterOptions
@@ -48,19 +51,13 @@ class Jitter(Operation):
         strength = [self.options.brightness, self.options.contrast, self.options.saturation]
         low = torch.tensor([max(0.0, 1 - x) for x in strength] + [-self.options.hue], dtype=torch.float64)
         high = torch.tensor([1 + x for x in strength] + [self.options.hue], dtype=torch.float64)
-        order = uniform[:, 5:9].argsort(1)
-        return {
-            "chosen": uniform[:, 0] < self.options.p,
-            "factors": (low + (high - low) * uniform[:, 1:5]).float(),
-            "order": order,
-            "rank": order.argsort(1),
-        }
+        factors, order = (low + (high - low) * uniform[:, 1:5]).float(), uniform[:, 5:9].argsort(1)
+        return {"chosen": uniform[:, 0] < self.options.p, "factors": factors, "order": order, **blends(factors, order)}
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
-        chosen, factors = parameters["chosen"], parameters["factors"]
         if takes_subsets(images):
-            return self._by_order(images, chosen, factors, parameters["order"])
-        return self._static(images, chosen, factors, parameters["rank"])
+            return self._by_order(images, parameters["chosen"], parameters["factors"], parameters["order"])
+        return self._static(images, parameters)
 
     def _by_order(self, images: Tensor, chosen: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         """Samples with the same order are adjusted together, each adjustment once."""
@@ -79,31 +76,42 @@ class Jitter(Operation):
             result.index_copy_(0, index, x)
         return result
 
-    def _static(self, images: Tensor, chosen: Tensor, factors: Tensor, rank: Tensor) -> Tensor:
-        """The same with static shapes: three blends before the hue is shifted, and three after it.
-
-        A blend by the factor 1 leaves a pixel bitwise unchanged, so unneeded blends do nothing.
-        """
-        factors = torch.where(chosen.unsqueeze(1), factors, 1.0)
-        hue = rank[:, HUE:]
+    def _static(self, images: Tensor, parameters: Parameters) -> Tensor:
+        """The same with static shapes: three blends before the hue is shifted, and three after it."""
+        blend = [each.view(len(images), 6, 1, 1, 1).unbind(1) for each in map(parameters.__getitem__, _BLENDS)]
         x = images
-        for nth in range(3):
-            x = self._blend(x, torch.where((rank < hue) & (rank == nth), factors, 1.0))
-        if self.options.hue > 0:
-            x = torch.where(chosen.view(-1, 1, 1, 1), adjust(x, factors[:, HUE], HUE), x)
-        for nth in range(1, 4):
-            x = self._blend(x, torch.where((rank > hue) & (rank == nth), factors, 1.0))
-        return x
+        for nth, (weight, mean, gray) in enumerate(zip(*blend, strict=True)):
+            if nth == 3 and self.options.hue > 0:
+                x = adjust(x, parameters["factors"][:, HUE], HUE)
+            x = _blend(x, weight, mean, gray)
+        return torch.where(parameters["chosen"].view(-1, 1, 1, 1), x, images)
 
-    @staticmethod
-    def _blend(images: Tensor, factors: Tensor) -> Tensor:
-        """Adjusts at most one of brightness, contrast and saturation: the one whose factor is not 1."""
-        brightness, contrast, saturation = (factors[:, kind].view(-1, 1, 1, 1) for kind in range(3))
-        gray = luma(images)
-        mean = gray.mean((1, 2, 3), keepdim=True)
-        # One blend for all three: with black, with the mean gray, with the pixel's own gray.
-        target = torch.where(saturation != 1, gray, torch.where(contrast != 1, mean, 0.0))
-        return torch.lerp(target, images, brightness * contrast * saturation).clamp(0, 1)
+
+def blends(factors: Tensor, order: Tensor) -> Parameters:
+    """Places brightness, contrast and saturation in six blends: before the hue is shifted up to three, after it too.
+
+    A blend by the factor 1 leaves a pixel bitwise unchanged, so the three that a sample does not need do nothing.
+
+    Args:
+        factors: (N, 4) as in the parameters of `Jitter`.
+        order: (N, 4) likewise.
+
+    Returns:
+        (N, 6) each: `blend` float32, the factor; `mean` and `gray` bool, whether the blend is with the image's mean
+        gray (contrast) or with the pixel's own (saturation); if neither, it is with black.
+    """
+    rank = order.argsort(1)
+    place = rank[:, :HUE] + 2 * (rank[:, :HUE] > rank[:, HUE:])
+    placed = place.unsqueeze(1) == torch.arange(6).view(6, 1)  # (N, 6, 3)
+    blend = torch.where(placed, factors[:, :HUE].unsqueeze(1), 1.0).prod(2)
+    return dict(zip(_BLENDS, (blend, placed[..., CONTRAST], placed[..., SATURATION]), strict=True))
+
+
+def _blend(images: Tensor, weight: Tensor, mean: Tensor, gray: Tensor) -> Tensor:
+    """Blends images with their mean gray, their pixels' own gray or black, by (N, 1, 1, 1) each."""
+    own = luma(images)
+    target = torch.where(gray, own, own.mean((1, 2, 3), keepdim=True) * mean)
+    return torch.lerp(target, images, weight).clamp_(0, 1)
 
 
 def adjust(images: Tensor, factor: Tensor, kind: int) -> Tensor:
@@ -143,9 +151,10 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     chroma = high - torch.minimum(torch.minimum(red, green), blue)
     is_red, is_green = high == red, high == green
     difference = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
-    third = torch.where(is_red, 0.0, torch.where(is_green, 1 / 3, 2 / 3))
-    hue = difference / (6 * torch.where(chroma == 0, 1.0, chroma)) + third + shift
-    own = torch.arange(3, device=images.device).view(3, 1, 1) / 3
+    own = (torch.arange(3, device=images.device) / 3).view(3, 1, 1)
+    third = torch.where(is_red, own[0], torch.where(is_green, own[1], own[2]))
+    # A gray has no hue, and no chroma to show it.
+    hue = difference.div_((6 * chroma).clamp_min_(1e-20)).add_(third).add_(shift)
     distance = hue.unsqueeze(1) - own
-    distance = (distance - distance.round()).abs_()  # at most half the circle
+    distance.sub_(distance.round()).abs_()  # at most half the circle
     return high.unsqueeze(1) - distance.mul_(6).sub_(1).clamp_(0, 1).mul_(chroma.unsqueeze(1))

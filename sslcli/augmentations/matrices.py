@@ -28,13 +28,13 @@ def filter_matrix(spans: Tensor, size: int, source: int, cubic: bool, mirror: Te
         (N, size, source) float32; each row sums to 1.
     """
     begin, length, first, step = spans.view(-1, 4, 1, 1).unbind(1)  # (N, 1, 1) each
-    output = torch.arange(size, device=spans.device, dtype=torch.float32).view(1, -1, 1) + 0.5
+    output = torch.arange(0.5, size, device=spans.device).view(1, -1, 1)
     if mirror is not None:
         output = torch.where(mirror.view(-1, 1, 1), size - output, output)
     # Relative to the span's start: small numbers lose fewer digits.
-    inside = torch.arange(source, device=spans.device, dtype=torch.float32).view(1, 1, -1) + 0.5 - begin
+    inside = torch.arange(0.5, source, device=spans.device).view(1, 1, -1) - begin
     width = step.clamp_min(1)
-    distance = (inside / width - (first + output * step) / width).abs_()
+    distance = (inside / width - torch.addcmul(first, output, step).div_(width)).abs_()
     weights = _keys(distance) if cubic else distance.neg_().add_(1).clamp_(min=0)
     weights.mul_((inside > 0) & (inside < length))
     return weights / weights.sum(-1, keepdim=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,9 +40,12 @@ class Resampling(Operation):
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         height, width = images.shape[-2:]
         cubic = self.options.interpolation == "bicubic"
-        rows = filter_matrix(parameters["rows"], self.size, height, cubic)
-        columns = filter_matrix(parameters["columns"], self.size, width, cubic, parameters.get("mirror"))
-        return multiply(rows, images.float(), columns / 255, clip=cubic)
+        spans, mirror = torch.cat([parameters["rows"], parameters["columns"]]), parameters.get("mirror")
+        if mirror is not None:
+            mirror = torch.cat([torch.zeros_like(mirror), mirror])
+        # Both in one pass; a pixel beyond the shorter side is outside its spans, and its weight 0.
+        rows, columns = filter_matrix(spans, self.size, max(height, width), cubic, mirror).chunk(2)
+        return multiply(rows[..., :height], images.float(), columns[..., :width] / 255, clip=cubic)
 
     def _resize(self, image: Tensor, height: int, width: int) -> Tensor:
         """(C, H, W) uint8 → (C, height, width) uint8, with the same filters."""

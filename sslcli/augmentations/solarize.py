@@ -23,6 +23,7 @@ class Solarize(Operation):
     """Inverts bright values (Grill et al., *BYOL*, appendix B)."""
 
     Options = SolarizeOptions
+    drawn = frozenset({"p"})
     draws = 1
     options: SolarizeOptions
 

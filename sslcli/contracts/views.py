@@ -31,9 +31,12 @@ class Operation(ABC):
         geometric: it turns source images (uint8, any size) into float images of the view's size. A view has exactly
             one such operation, the first.
         draws: how many uniform numbers it needs per sample.
+        drawn: names of options that only `parameters` and `source_side` read, such as a probability: views of one size
+            whose operations differ in no other options are made together.
     """
 
     Options: ClassVar[type[Options]] = Options
+    drawn: ClassVar[frozenset[str]] = frozenset()
     channels: ClassVar[frozenset[int] | None] = None
     geometric: ClassVar[bool] = False
     draws: int = 0

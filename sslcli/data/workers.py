@@ -3,6 +3,7 @@ it for all its views, with the draws that a resident image would get; the device
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Generator, Iterable, Iterator
@@ -148,12 +149,18 @@ class WorkerSource(Source):
                 )
 
     def _views(self, parts: list[Crops]) -> list[Tensor]:
-        """The slices' buffers → (N, C, S, S) per view, on the device."""
-        views = []
+        """The slices' buffers → (N, C, S, S) per view, on the device; adjacent views of one size follow in memory."""
+        views, shapes = [], self._cropper.shapes
         for part in parts:
             buffer = part.buffer.to(self.device, non_blocking=self._stream is not None)
-            views.append(split_views(buffer, len(part.index), self._cropper.shapes))
-        return [torch.cat(rows) if len(rows) > 1 else rows[0] for rows in zip(*views, strict=True)]
+            views.append(split_views(buffer, len(part.index), shapes))
+        if len(views) == 1:
+            return views[0]
+        count = sum(len(part.index) for part in parts)
+        result: list[Tensor] = []
+        for _, same in itertools.groupby(zip(shapes, zip(*views, strict=True), strict=True), key=lambda pair: pair[0]):
+            result += torch.split(torch.cat([rows for _, view in same for rows in view]), count)
+        return result
 
 
 def _slices(steps: Iterable[list[MicroBatch]]) -> Iterator[Slice]:

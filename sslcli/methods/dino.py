@@ -17,7 +17,7 @@ from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import all_reduce_mean
 from sslcli.losses import dino_and_metrics, mean_cosines
-from sslcli.modules import MomentumEncoder, MomentumOptions, each_view, global_and_local
+from sslcli.modules import MomentumEncoder, MomentumOptions, as_one_batch, each_view, global_and_local
 from sslcli.modules.dino_head import DINOHead
 from sslcli.modules.drop_path import drop_path_rates, grow_drop_path, set_drop_path
 from sslcli.modules.heads import Norm
@@ -145,7 +145,7 @@ class DINO(Method):
         z = self.head.embed(torch.cat(h))  # VN×bottleneck: all views together, for the head's batch norms
         student = self.head.last_layer(z).chunk(len(x))  # N×K each
         with torch.no_grad():
-            teacher_h = self.teacher.backbone(torch.cat(x[:global_views])).pooled  # GN×D
+            teacher_h = self.teacher.backbone(as_one_batch(x[:global_views])).pooled  # GN×D
             teacher_z = self.teacher.projector.embed(teacher_h)  # GN×bottleneck
             logits = self.teacher.projector.last_layer(teacher_z)  # GN×K
         teacher, temperature = logits.chunk(global_views), batch.schedule["teacher_temperature"]

@@ -78,8 +78,28 @@ def each_view(network: Callable[[Tensor], Any], views: Sequence[Tensor], togethe
     while len(results) < len(views):
         rest = views[len(results) :]
         count = _equal_sides(rest)
-        results += run(rest[0] if count == 1 else torch.cat(list(rest[:count]))).chunk(count)
+        results += run(as_one_batch(rest[:count])).chunk(count)
     return results
+
+
+def as_one_batch(views: Sequence[Tensor]) -> Tensor:
+    """Returns `torch.cat(views)`, without a copy if they follow each other in memory, as views made together do.
+
+    Args:
+        views: (N, …) each.
+    """
+    first = views[0]
+    if len(views) == 1:
+        return first
+    if torch.compiler.is_compiling() or any(view.requires_grad for view in views):
+        return torch.cat(list(views))
+    step = len(first) * first.stride(0)
+    for number, view in enumerate(views):
+        same = (view.dtype, view.shape, view.stride()) == (first.dtype, first.shape, first.stride())
+        adjacent = view.storage_offset() == first.storage_offset() + number * step
+        if not (same and adjacent and view.untyped_storage()._cdata == first.untyped_storage()._cdata):
+            return torch.cat(list(views))
+    return first.as_strided((len(views) * len(first), *first.shape[1:]), first.stride())
 
 
 def _equal_sides(views: Sequence[Tensor]) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -48,6 +50,7 @@ def check_operation(cls: type[Operation], options: Mapping[str, Any] | None = No
         with reported(f"{label} fails on images with {count} channels; list in `channels` which it supports"):
             operation.apply(images.clone(), parameters)
         _check_apply(operation, images, parameters)
+        _check_drawn(operation, images, parameters)
         if cls.geometric:
             _check_apply_one(operation, images[:8], _rows(parameters, slice(0, 8)))
     drew = not equal(state, torch.get_rng_state())
@@ -132,6 +135,18 @@ def _check_apply(operation: Operation, images: Tensor, parameters: Parameters) -
         require(close, f"{label}.apply: a sample depends on the others in its batch")
     copied: Operation = pickle.loads(pickle.dumps(operation))
     require(equal(copied.apply(images, parameters), made), f"{label} gives another result after pickling")
+
+
+def _check_drawn(operation: Operation, images: Tensor, parameters: Parameters) -> None:
+    """Applies the operation without the options that only `parameters` may read."""
+    label, options, drawn = type(operation).__name__, operation.options, operation.drawn
+    known = type(options).model_fields.keys()
+    require(drawn <= known, f"{label}.drawn names {', '.join(sorted(drawn - known))}, which is not an option")
+    made, bare = operation.apply(images, parameters), copy.copy(operation)
+    bare.options = SimpleNamespace(**{name: getattr(options, name) for name in known if name not in drawn})
+    with reported(f"{label}.apply reads an option in `drawn`, which only `parameters` may read"):
+        again = bare.apply(images, parameters)
+    require(equal(again, made), f"{label}.apply returns something else without the options in `drawn`")
 
 
 def _check_each_sample(operation: Operation, channels: int) -> None:

@@ -19,6 +19,7 @@ from sslcli.contracts.data import Source
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Method
 from sslcli.data.source import ResidentSource
+from sslcli.runs.device import memory_format
 from sslcli.views.pipeline import ViewMaker
 
 log = logging.getLogger(__name__)
@@ -112,8 +113,9 @@ def compile_parts(
         # It warns of a missing CUDA toolkit, which does not matter on a CPU.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         mode = "reduce-overhead" if training.cuda_graphs else None
+        layout = memory_format(method, device) if training.channels_last else torch.contiguous_format
         try:
-            _compile_views(views, mode, source, share, device)
+            _compile_views(views, mode, source, share, device, layout)
         except Exception as error:  # compilers fail in many ways
             problem = f"the compiler failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
             if training.compile != "auto":
@@ -131,7 +133,9 @@ def compile_parts(
     return dataclasses.replace(config, training=training.model_copy(update={"compile": choice}))
 
 
-def _compile_views(views: ViewMaker, mode: str | None, source: Source, count: int, device: torch.device) -> None:
+def _compile_views(
+    views: ViewMaker, mode: str | None, source: Source, count: int, device: torch.device, layout: torch.memory_format
+) -> None:
     """Compiles by making views of a batch of zeros, twice: CUDA graphs are recorded the second time."""
     views.compile(mode, below=_EAGER_ON_CPU if device.type == "cpu" else None)
     shapes: list[tuple[int, ...]] = [(size, size) for size in views.sizes]
@@ -143,4 +147,4 @@ def _compile_views(views: ViewMaker, mode: str | None, source: Source, count: in
     images = [torch.zeros((count, channels, *shape), dtype=torch.uint8, device=device) for shape in shapes]
     for _ in range(2):
         draws = views.draw(0, torch.arange(count), sizes).to(device)
-        views.apply(images, draws, cropped=sizes is None)
+        views.apply(images, draws, sizes is None, layout)

@@ -156,8 +156,7 @@ class Loop:
             draws = session.views.draw(source_batch.epoch, source_batch.positions, sizes)
             with phase("transfer"):
                 draws = draws.to(session.device)
-            views = session.views.apply(images, draws, cropped=source_batch.cropped)
-            return [view.contiguous(memory_format=self.memory_format) for view in views]
+            return session.views.apply(images, draws, source_batch.cropped, self.memory_format)
 
     def _forward(self, module: torch.nn.Module, source_batch: SourceBatch, schedule: dict[str, Tensor]) -> Step:
         views = self.make_views(source_batch)

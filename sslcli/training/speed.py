@@ -6,6 +6,7 @@ alternate in one process, so that changes of the machine's load affect both side
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import statistics
@@ -73,9 +74,9 @@ class SpeedLoop(Loop):
 
     def ready(self, micro_batches: list[SourceBatch]) -> list[SourceBatch]:
         """Returns the micro-batches with copies of their views, since CUDA graphs overwrite theirs."""
+        # `deepcopy` keeps views that follow each other in memory as they are (`modules.as_one_batch`).
         return [
-            ReadyBatch(**vars(batch), views=tuple(view.clone() for view in self.make_views(batch)))
-            for batch in micro_batches
+            ReadyBatch(**vars(batch), views=tuple(copy.deepcopy(self.make_views(batch)))) for batch in micro_batches
         ]
 
 

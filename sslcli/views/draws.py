@@ -31,19 +31,20 @@ class Draws:
     """Parameters of every operation of every view.
 
     Attributes:
-        values: `values[view][operation]` are the parameters of an operation; all tensors share one buffer.
+        values: `values[group][stage]` are the parameters of an operation (`groups.ViewGroup`), with rows for every
+            sample of its first view, of its second, and so on; all tensors share one buffer.
     """
 
     def __init__(self, buffer: Tensor, slots: list[list[dict[str, Slot]]]) -> None:
         self._buffer = buffer
         self._slots = slots
         self.values: list[list[Parameters]] = [
-            [{name: slot.read(buffer) for name, slot in operation.items()} for operation in view] for view in slots
+            [{name: slot.read(buffer) for name, slot in stage.items()} for stage in group] for group in slots
         ]
 
     @classmethod
     def pack(cls, values: Sequence[Sequence[Parameters]]) -> Draws:
-        """Copies parameters on the CPU, `values[view][operation]`, into one buffer."""
+        """Copies parameters on the CPU, `values[group][stage]`, into one buffer."""
         end = 0
 
         def slot(value: Tensor) -> Slot:
@@ -51,11 +52,11 @@ class Draws:
             start, end = end, end + math.ceil(value.nbytes / _ALIGNMENT) * _ALIGNMENT
             return Slot(start, value.dtype, tuple(value.shape))
 
-        slots = [[{name: slot(value) for name, value in operation.items()} for operation in view] for view in values]
+        slots = [[{name: slot(value) for name, value in stage.items()} for stage in group] for group in values]
         draws = cls(torch.zeros(end, dtype=torch.uint8), slots)
-        for view, packed in zip(values, draws.values, strict=True):
-            for operation, tensors in zip(view, packed, strict=True):
-                for name, value in operation.items():
+        for group, packed in zip(values, draws.values, strict=True):
+            for stage, tensors in zip(group, packed, strict=True):
+                for name, value in stage.items():
                     tensors[name].copy_(value)
         return draws
 

@@ -19,8 +19,16 @@ def normalize(images: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequ
     Returns:
         float32 of the same shape.
     """
-    mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-    std = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
     if images.dtype == torch.uint8:
         images = images.float() / 255
-    return torch.addcmul(-mean / std, images, 1 / std)  # one pass over the images
+    shift, scale = shift_and_scale(mean, std, images.device)
+    return torch.addcmul(shift, images, scale)  # one pass over the images
+
+
+def shift_and_scale(
+    mean: Tensor | Sequence[float], std: Tensor | Sequence[float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Returns normalization as a sum and a product: (C, 1, 1) each, so that it is shift + images × scale."""
+    mean = torch.as_tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+    std = torch.as_tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+    return -mean / std, 1 / std

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from sslcli.augmentations import jitter as color
 from sslcli.augmentations.grayscale import Grayscale
-from sslcli.augmentations.jitter import HUE, Jitter, shift_hue
+from sslcli.augmentations.jitter import HUE, Jitter, blends, shift_hue
 from sslcli.contracts.views import Parameters
 from sslcli.randomness import uniform
 
@@ -42,7 +42,7 @@ def pictures(count: int) -> Tensor:
 def in_every_order(strength: float = 0.8, hue: float = 0.4) -> tuple[Jitter, Parameters]:
     operation = jitter(brightness=strength, contrast=strength, saturation=strength, hue=hue, p=1.0)
     parameters = operation.parameters(uniform(1, torch.arange(24), count=9), torch.full((24, 2), 8))
-    return operation, {**parameters, "order": ORDERS, "rank": ORDERS.argsort(1)}
+    return operation, {**parameters, "order": ORDERS, **blends(parameters["factors"], ORDERS)}
 
 
 def one_by_one(images: Tensor, parameters: Parameters, kinds: set[int]) -> Tensor:

@@ -23,6 +23,7 @@ from sslcli.data.plan import Plan
 from sslcli.data.source import ResidentSource, open_source
 from sslcli.data.workers import WorkerSource
 from sslcli.datasets.folder import Folder, FolderOptions
+from sslcli.modules import as_one_batch
 from sslcli.views.pipeline import ViewMaker
 
 
@@ -41,6 +42,14 @@ def test_a_batch_has_a_crop_for_each_view_and_the_label_of_each_image() -> None:
         assert torch.equal(batch.labels, batch.index % 3)
         assert batch.cropped
         assert batch.replaced == ()
+
+
+@pytest.mark.parametrize("size", [32, 3])  # one slice, and several
+def test_adjacent_views_of_one_size_follow_in_memory(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "SLICE", size)
+    for (batch,) in take(Uneven(50), 0, 2, 8):
+        for pair in (batch.images[:2], batch.images[2:]):
+            assert as_one_batch(pair).data_ptr() == pair[0].data_ptr()
 
 
 def test_order_shares_and_positions_are_those_of_a_resident_source() -> None:

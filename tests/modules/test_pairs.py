@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from sslcli.contracts.backbone import Features
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, View
-from sslcli.modules import each_view, global_and_local, two_views
+from sslcli.modules import as_one_batch, each_view, global_and_local, two_views
 
 
 def images(*sides: int) -> list[Tensor]:
@@ -48,6 +50,26 @@ def test_two_views_are_two() -> None:
     assert [tuple(image.shape) for image in two_views(batch(8, 4), "moco")] == [(3, 2, 8, 8), (3, 2, 4, 4)]
     with pytest.raises(UserError, match="moco needs exactly 2 views of an image, not 3"):
         two_views(batch(8, 8, 4), "moco")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_views_that_follow_each_other_in_memory_become_a_batch_without_a_copy(layout: torch.memory_format) -> None:
+    base = torch.randn(12, 2, 4, 4).contiguous(memory_format=layout)
+    a, b, c = base[3:6], base[6:9], base[9:]
+    for copied in (False, True):  # copies of views that `ssl bench` keeps are neighbors too
+        a, b, c = copy.deepcopy([a, b, c]) if copied else (a, b, c)
+        for parts in ([a, b, c], [b, c], [c]):
+            one = as_one_batch(parts)
+            assert one.data_ptr() == parts[0].data_ptr()
+            assert one.is_contiguous(memory_format=layout)
+            assert torch.equal(one, torch.cat(parts))
+    for parts in ([b, a], [a, c], [a, a], [a, b.clone()], [a, base[6:8]], [a, b.mT], [a.half(), b.half()]):
+        one = as_one_batch(parts)
+        assert torch.equal(one, torch.cat(parts))
+        assert one.data_ptr() != parts[0].data_ptr()
+    weight = torch.randn(6, 2, requires_grad=True)
+    as_one_batch([weight[:3], weight[3:]]).sum().backward()
+    assert torch.equal(weight.grad, torch.ones(6, 2))
 
 
 class Recording(nn.Module):

@@ -91,7 +91,7 @@ def test_large_views_stay_eager_on_a_cpu(tiny, monkeypatch, odd_plugins):
     monkeypatch.setattr(torch, "compile", lambda function, **options: made.append(function) or function)
     sizes = "{count: 1, size: 128, crop_scale: [0.5, 1]}, {count: 1, size: 64, crop_scale: [0.5, 1]}"
     build(tiny("training.compile=views", f"views=[{sizes}]", "method=mean_method"))
-    assert [function.__self__.spec.size for function in made] == [64]
+    assert [function.__self__.size for function in made] == [64]
 
 
 def test_a_backbone_that_cannot_be_compiled_ends_only_a_run_that_asked_for_it(tiny, compilers, monkeypatch):

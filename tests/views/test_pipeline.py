@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.views import ViewSpec
-from sslcli.views import pipeline
+from sslcli.views import groups, pipeline
 from sslcli.views.pipeline import ViewMaker
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -55,10 +55,12 @@ def test_draws_do_not_depend_on_how_a_batch_is_split_and_ordered() -> None:
     whole = views.draw(3, positions, sides(12)).values
     for rows in (torch.arange(5), torch.arange(5, 12), torch.randperm(12)):
         part = views.draw(3, positions[rows], sides(len(rows))).values
-        for operations, others in zip(whole, part, strict=True):
-            for parameters, other in zip(operations, others, strict=True):
+        for group, stages, others in zip(views.groups, whole, part, strict=True):
+            for parameters, other in zip(stages, others, strict=True):
                 assert parameters.keys() == other.keys()
-                assert all(torch.equal(parameters[name][rows], other[name]) for name in parameters)
+                for name, value in parameters.items():
+                    each = value.unflatten(0, (len(group), 12))  # by view and sample
+                    assert torch.equal(each[:, rows].flatten(0, 1), other[name])
 
 
 def test_views_do_not_depend_on_how_a_batch_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +81,9 @@ def test_draws_differ_between_samples_views_operations_epochs_and_seeds() -> Non
     positions = torch.arange(200)
 
     def bits(epoch: int, seed: int, view: int, operation: int) -> Tensor:
-        return maker(once, seed=seed).draw(epoch, positions, sides(200)).values[view][operation]["chosen"]
+        return (
+            maker(once, seed=seed).draw(epoch, positions, sides(200)).values[0][operation]["chosen"].view(2, 200)[view]
+        )
 
     patterns = [bits(0, 1, 0, 1), bits(0, 1, 0, 2), bits(0, 1, 1, 1), bits(1, 1, 0, 1), bits(0, 2, 0, 1)]
     for index, pattern in enumerate(patterns):
@@ -98,7 +102,7 @@ def test_a_flip_folded_into_the_crop_is_the_same(monkeypatch: pytest.MonkeyPatch
     folded, images = maker(), sources(8)
     draws = folded.draw(0, torch.arange(8), sides(8))
     assert {bool(value) for value in draws.values[0][1]["chosen"]} == {True, False}
-    monkeypatch.setattr(pipeline, "Resampling", ViewMaker)  # no operation is an instance of it
+    monkeypatch.setattr(groups, "Resampling", ViewMaker)  # no operation is an instance of it
     apart = maker()
     for one, other in zip(folded.apply([images], draws), apart.apply([images], draws), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
