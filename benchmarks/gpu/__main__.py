@@ -1,10 +1,10 @@
 """The commands of `.ci/gpu`.
 
-    .ci/gpu prepare --cifar FOLDER [--rung G1 [--state FOLDER]]   packs what must be brought, prints the calls
-    .ci/gpu run --seconds 370 --stages env,tests,bench --out OUT  on the lent machine: stages, rungs (G1), or both
-    .ci/gpu run --device cpu --tiny --out OUT                     every stage and rung in small, on any machine
-    .ci/gpu keep FOLDER                                           results into the repository: files, tables, ledger
-    .ci/gpu next                                                  what to run next
+.ci/gpu prepare --cifar FOLDER [--rung G1 [--state FOLDER]]   packs what must be brought, prints the calls
+.ci/gpu run --seconds 370 --stages env,tests,bench --out OUT  on the lent machine: stages, rungs (G1), or both
+.ci/gpu run --device cpu --tiny --out OUT                     every stage and rung in small, on any machine
+.ci/gpu keep FOLDER                                           results into the repository: files, tables, ledger
+.ci/gpu next                                                  what to run next
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def main(words: list[str] | None = None) -> int:
     each.add_argument("--tiny", action="store_true", help="a dry run: everything in small")
     each.add_argument("--bring", metavar="RUNG:N", help="only copy the pieces of a packed run from the Nth on")
     each = commands.add_parser("keep", help="move results into the repository")
-    each.add_argument("folder", type=Path)
+    each.add_argument("folder", type=Path, help="what a call brought back: results.jsonl, pieces of a rung")
+    each.add_argument("--into", type=Path, metavar="FOLDER", help="change copies in this folder instead; for a dry run")
     commands.add_parser("next", help="print what has not run yet")
     arguments = parser.parse_args(words)
     try:
@@ -60,7 +61,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from . import rungs, stages
+    from . import found, lines, rungs, stages
 
     asked = [*stages.STAGES, *rungs.RUNGS] if arguments.tiny and not arguments.stages else []
     asked = stages.names(arguments.stages) if arguments.stages else asked
@@ -83,13 +84,16 @@ def _run(arguments: argparse.Namespace) -> int:
         runner.note("stopped", signal=stopped.number)
         runner.kill()
         return 128 + stopped.number
-    return 0
+    bad = found.failed(lines.read(runner.results)) if arguments.tiny else []
+    for each in bad:
+        print(f"failed: {each}", file=sys.stderr)
+    return 1 if bad else 0
 
 
 def _keep(arguments: argparse.Namespace) -> int:
     from .keep import keep
 
-    for line in keep(arguments.folder):
+    for line in keep(arguments.folder, arguments.into):
         print(line)
     return 0
 

@@ -135,7 +135,9 @@ def method(name: str) -> None:
     train(config(name, *more, f"training.max_steps={2 if ARGUMENTS.tiny else 15}"), output, tell=said.append)
     train(config(name, *more), output, resume=True, tell=said.append)
     found = read_metrics(output / "metrics.jsonl")
-    values = {key: [line[key] for line in found if key in line][-8:] for key in ("loss", "knn_top1", "images_per_second")}
+    values = {
+        key: [line[key] for line in found if key in line][-8:] for key in ("loss", "knn_top1", "images_per_second")
+    }
     note(name, **values, said=said[-6:])
     if not on_cuda():
         return

@@ -21,8 +21,9 @@ from PIL import Image
 
 #: Images in a mosaic, and the side of one in pixels.
 _MOSAIC, _SIDE = 1000, 32
-#: Bytes of one piece of a packed run: a lent machine returns files of at most 16 MiB.
-PIECE = 15 << 20
+#: Bytes of one piece of a packed run: one fits beside half of the images on the way there, and six into a call without
+#: images and on the way back, where files may have 16 MiB, and all together 64.
+PIECE = 10_000_000
 _CHECKPOINT = re.compile(r"step-(\d+)\.safetensors")
 
 

@@ -22,8 +22,8 @@ from packaging.utils import canonicalize_name
 from torchvision.datasets import CIFAR10
 
 from . import packing
-from .rungs import ROOT
-from .stages import PARTS
+from .rungs import PIECES_A_CALL, ROOT
+from .stages import PARTS, commit
 
 PLACE = ROOT / ".gpu"
 #: What travels in one call may be this large, the repository's own files included.
@@ -65,12 +65,12 @@ def prepare(cifar: Path | None, state: Path | None, rung: str | None) -> str:
     tree = sum((ROOT / name).lstat().st_size for name in _listed() if (ROOT / name).is_file())
     used = tree + sum(path.stat().st_size for path in wheels.iterdir())
     parts = distribute(sorted(images.iterdir()), pieces, LIMIT - used)
-    commit = _output("git", "rev-parse", "HEAD") + ("+" if _output("git", "status", "--porcelain") else "")
-    lines = [f"commit {commit}; the repository is {tree / 1e6:.1f} MB, wheels {(used - tree) / 1e6:.1f} MB"]
+    head = commit()
+    lines = [f"commit {head}; the repository is {tree / 1e6:.1f} MB, wheels {(used - tree) / 1e6:.1f} MB"]
     for name, files in zip("abcdefgh", parts, strict=False):
         part = PLACE / name
         shutil.copytree(wheels, part / "wheels")
-        (part / "COMMIT").write_text(commit + "\n")
+        (part / "COMMIT").write_text(head + "\n")
         for path in files:
             target = part / ("state" if path in pieces else "cifar10") / path.name
             target.parent.mkdir(exist_ok=True)
@@ -118,12 +118,12 @@ def commands(parts: int, rung: str | None) -> list[str]:
         elif not last:
             seconds, what = 60, ".ci/gpu run --seconds 60" + (" --stages env" if number == 0 else "")
         else:
-            seconds = min(560, 720 - 75 * number)
+            seconds = 600 - 40 * number  # a session has 15 minutes; a call takes half a minute to send
             what = f".ci/gpu run --seconds {seconds} --stages {rung}"
         lines.append(f'  carry .gpu/{name}, limit {seconds + 30} s:  {what} --out "$OUT"')
     if rung is not None:
-        lines.append(f"If pieces are left ({rung}.004, …), before the machine is given back, with nothing to carry:")
-        lines.append(f'  limit 60 s:  .ci/gpu run --seconds 30 --bring {rung}:4 --out "$OUT"')
+        lines.append("If it was packed, before the machine is given back, with nothing to carry, for the other pieces:")
+        lines.append(f'  limit 60 s:  .ci/gpu run --seconds 30 --bring {rung}:{PIECES_A_CALL} --out "$OUT"')
     lines.append("Then, for the folder that came back from each call:  .ci/gpu keep FOLDER")
     return lines
 

@@ -19,10 +19,10 @@ from . import packing
 from .runner import Runner, Stopped
 
 ROOT = Path(__file__).parents[2]
-#: Pieces of a packed run that one call brings back: 4 × 15 MiB of the 64 that are allowed, and of eight files.
-PIECES_A_CALL = 4
+#: Pieces of a packed run that one call brings back: of the 64 MiB, and eight files, that are allowed.
+PIECES_A_CALL = 6
 #: Seconds kept for the evaluations, and for saving and packing.
-_EVALUATE, _SAVE = 75.0, 30.0
+_EVALUATE, _SAVE = 45.0, 30.0
 
 #: k nearest neighbors that vote alike, as scikit-learn's; a tie goes to the nearer ones.
 _KNN10 = ("knn", "k=[10]", "temperature=[1000.0]")
@@ -38,7 +38,7 @@ class Rung:
         evaluations: by the name of the figure, an evaluator and its options.
         published: the figures to stand beside, top-1 in percent.
         source: where they are from.
-        images: that are trained on, in all epochs, for the prediction.
+        images: that are trained on, in all epochs.
         megabytes: of the packed run directory, about.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -86,11 +87,15 @@ def _is_installed(package: str) -> bool:
     return False
 
 
+def has_cifar(runner: Runner) -> bool:
+    """Returns whether all of CIFAR-10 has come."""
+    return len(list((runner.work / "cifar10/cifar-10-batches-py").glob("*_batch*"))) == FILES
+
+
 def data(runner: Runner) -> list[str]:
-    """Returns overrides: CIFAR-10, or drawn images, as fast, while half of it is missing; their digit is the class."""
-    folder = runner.work / "cifar10/cifar-10-batches-py"
-    if not runner.tiny and len(list(folder.glob("*_batch*"))) == FILES:
-        return [f"data.root={folder.parent}", f"training.device={runner.device}"]
+    """Returns overrides: CIFAR-10, or drawn images, as fast, while half of it is missing, and in a dry run."""
+    if not runner.tiny and has_cifar(runner):
+        return [f"data.root={runner.work / 'cifar10'}", f"training.device={runner.device}"]
     count = 128 if runner.tiny else 8192
     return [f"data={{name: shapes, count: {count}, size: 32}}", f"training.device={runner.device}"]
 
@@ -140,7 +145,9 @@ def bench(runner: Runner) -> None:
         if runner.tiny:
             overrides = [*data(runner), "backbone={name: resnet18, width: 4}", *_TINY_BENCH]
         words = ["--steps", "1" if runner.tiny else "10", "--rounds", "1" if runner.tiny else "3"]
-        if runner.one(f"bench {label}", runner.ssl("bench", str(CONFIG), *overrides, *words, "--output", str(target)), 75):
+        if runner.one(
+            f"bench {label}", runner.ssl("bench", str(CONFIG), *overrides, *words, "--output", str(target)), 75
+        ):
             runner.note(label, bench=json.loads(target.read_text()))
 
 
@@ -148,10 +155,16 @@ def learn(runner: Runner) -> None:
     """Ten epochs of SimCLR with kNN after each, then both evaluations: does it learn, and at the speed of the bench?"""
     run = runner.work / "learn"
     more = ["training.epochs=10", "schedule.warmup_epochs=1", "callbacks.knn.every_epochs=1", *tiny(runner)]
-    if runner.one("train", runner.ssl("train", str(CONFIG), *data(runner), *more, "--output", str(run), "--resume"), 120):
+    if runner.one(
+        "train", runner.ssl("train", str(CONFIG), *data(runner), *more, "--output", str(run), "--resume"), 120
+    ):
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         names = ("loss", "knn_top1", "images_per_second")
-        runner.note("curve", **{name: [each[name] for each in records if name in each][-60:] for name in names})
+        runner.note(
+            "curve",
+            drawn=not has_cifar(runner),
+            **{name: [each[name] for each in records if name in each][-60:] for name in names},
+        )
         for method, options in (("knn", []), ("linear", ["epochs=2"] if runner.tiny else [])):
             target = runner.work / f"learn-{method}.json"
             words = [str(run), "--method", method, *options, "--device", runner.device, "--output", str(target)]
@@ -230,6 +243,8 @@ def run(runner: Runner, name: str) -> None:
             values["status"] = "no time left"
         elif name in STAGES:
             STAGES[name](runner)
+        elif not (runner.tiny or has_cifar(runner)):
+            values["status"] = "CIFAR-10 is incomplete: bring both halves first"
         else:
             climb(runner, name, data(runner), tiny(runner))
     except Exception as error:  # the next stage is worth more than this one's traceback
@@ -237,8 +252,16 @@ def run(runner: Runner, name: str) -> None:
     runner.note("end", seconds=round(time.monotonic() - began, 1), left=round(runner.left(), 1), **values)
 
 
+def commit() -> str:
+    """Returns the commit of this checkout, with + if files differ; empty where there is none."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
+    return head + "+" * bool(changed)
+
+
 def about(runner: Runner) -> None:
     """Notes device, versions, commit and date of this call."""
     runner.stage = "run"
     commits = [path.read_text().strip() for part in runner.packed for path in part.glob("COMMIT")]
-    runner.one("about", runner.job("about"), 60, SSLCLI_GPU_COMMIT=commits[0] if commits else "")
+    runner.one("about", runner.job("about"), 60, SSLCLI_GPU_COMMIT=commits[0] if commits else commit())
