@@ -84,7 +84,7 @@ def about() -> None:
         commit=os.environ.get("SSLCLI_GPU_COMMIT") or None,
         versions={
             "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
+            "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         },
     )  # fmt: skip
 
@@ -196,7 +196,7 @@ def profile(compiled: str) -> None:
         synchronize()
     events, kernels = seen.events() or [], dict[str, list[float]]()
     for event in events:
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             kernels.setdefault(event.name, []).append(event.time_range.elapsed_us())
     ordered = sorted(kernels.items(), key=lambda item: -sum(item[1]))[:30]
     note(

@@ -1,4 +1,4 @@
-"""Moves what a lent machine brought back into the repository: files of results, the documentation's tables, the ledger."""
+"""Moves what a lent machine brought back into the repository: result files, tables of the documentation, ledger."""
 
 from __future__ import annotations
 

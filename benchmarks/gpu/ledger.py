@@ -1,4 +1,4 @@
-"""The ledger `benchmarks/results/GPU.md`: which stages and rungs have run, when, where, with what result; what is next."""
+"""The ledger `benchmarks/results/GPU.md`: which stages and rungs have run, when, with what result; what is next."""
 
 from __future__ import annotations
 

@@ -103,33 +103,32 @@ def pack_run(run: Path) -> list[bytes]:
                 smaller, kind = (coded, "coded") if len(coded) < len(data) else (data, "plain")
                 file.writestr(f"{name}/{plane}.{kind}", smaller, zipfile.ZIP_STORED)
             file.writestr(f"{name}/sha256", hashlib.sha256(raw).hexdigest())
-    whole = packed.getvalue()
+    whole = hashlib.sha256(packed.getvalue()).digest() + packed.getvalue()
     return [whole[start : start + PIECE] for start in range(0, len(whole), PIECE)]
 
 
 def unpack_run(pieces: Iterable[bytes], run: Path) -> None:
     """Writes the run directory that was packed; raises Damaged if a file differs or a piece is missing."""
+    whole = b"".join(pieces)
+    if hashlib.sha256(whole[32:]).digest() != whole[:32]:
+        raise Damaged(f"{run}: a piece is missing or damaged")
     planes: dict[str, dict[int, bytes]] = {}
     files: dict[str, bytes] = {}
     hashes: dict[str, str] = {}
-    try:
-        with zipfile.ZipFile(io.BytesIO(b"".join(pieces))) as file:
-            for entry in file.namelist():
-                name, part = entry.rpartition("/")[::2]
-                if not name.endswith(".safetensors"):
-                    files[entry] = file.read(entry)
-                elif part == "sha256":
-                    hashes[name] = file.read(entry).decode()
-                else:
-                    number, kind = part.split(".")
-                    data = file.read(entry)
-                    data = zlib.decompress(data, -15) if kind == "coded" else data
-                    planes.setdefault(name, {})[int(number)] = data
-    except zipfile.BadZipFile as error:
-        raise Damaged(f"{run}: a piece is missing or damaged: {error}") from error
+    with zipfile.ZipFile(io.BytesIO(whole[32:])) as file:
+        for entry in file.namelist():
+            name, part = entry.rpartition("/")[::2]
+            if not name.endswith(".safetensors"):
+                files[entry] = file.read(entry)
+            elif part == "sha256":
+                hashes[name] = file.read(entry).decode()
+            else:
+                number, kind = part.split(".")
+                data = file.read(entry)
+                planes.setdefault(name, {})[int(number)] = zlib.decompress(data, -15) if kind == "coded" else data
     for name, found in planes.items():
         files[name] = _checked(_joined([found[number] for number in sorted(found)]), hashes[name])
-    for name, data in files.items():  # only now: half a run would look like one
+    for name, data in files.items():
         path = run / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)

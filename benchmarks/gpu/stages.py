@@ -180,7 +180,7 @@ def _each(runner: Runner, job: str, names: tuple[str, ...], at_once: int, limit:
 
 
 def methods(runner: Runner) -> None:
-    """Every method as it is used: two short epochs with monitors, a save, a resumption; waits of a step; four at once."""
+    """Every method as it is used: two short epochs with monitors, a save, a resumption; then a step's waits."""
     _each(runner, "method", METHODS, 4, 75)
 
 
