@@ -27,7 +27,8 @@ TRAINS = """
 import pathlib, signal, sys, time
 run = pathlib.Path(sys.argv[-1])
 (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-(run / "metrics.jsonl").write_text('{"loss": 0.5, "images_per_second": 9.0}')
+lines = ['{"step": 3, "knn_top1": 0.2}', '{"step": 6, "loss": 0.5}', '{"step": 6, "knn_top1": 0.3}']
+(run / "metrics.jsonl").write_text("\\n".join(lines))
 def save(*_):
     (run / "checkpoints/step-000000007.safetensors").write_bytes(b"weights" * 100)
     sys.exit(143)
@@ -136,6 +137,7 @@ def test_a_rung_at_its_limit_is_saved_packed_and_brought_back(
     found = {r["name"]: r for r in records(runner)}
     assert (found["piece"]["from"], found["piece"]["to"], found["piece"]["arrived"]) == (0, 7, False)
     assert found["piece"]["loss"] == 0.5
+    assert found["piece"]["knn"] == [[3, 0.2], [6, 0.3]]
     assert found["train"]["status"] == 143
     assert found["brought back"]["pieces"] == ["G2.000", "G2.001", "G2.002"]
     rungs.bring_back(runner, "G2", 3)

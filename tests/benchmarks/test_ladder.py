@@ -85,6 +85,14 @@ def test_a_config_names_its_source_and_its_figures(rungs: Any, path: Path) -> No
         assert number in comment or f".{number.replace('.', '')}" in comment
 
 
+def test_every_variant_of_the_speed_stage_resolves(benchmark: Import) -> None:
+    stages = benchmark("gpu.stages")
+    for overrides in stages.VARIANTS.values():
+        config = load_config(stages.CONFIG, list(overrides))
+        assert config.training.compile in ("none", "views", "all")
+        assert config.training.cuda_graphs <= (config.training.compile != "none")
+
+
 def test_what_judges_a_rung_can_be_asked_for(rungs: Any) -> None:
     for rung in rungs.RUNGS.values():
         assert rung.published.keys() == rung.evaluations.keys()
