@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -35,13 +36,37 @@ class Stopped(BaseException):
         self.number = number
 
 
+@dataclass
+class _Signals:
+    held: bool = False
+    waiting: int | None = None
+
+
+_signals = _Signals()
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Lets a signal that comes meanwhile raise Stopped at the end: a job that was started must be known."""
+    _signals.held = True
+    try:
+        yield
+    finally:
+        _signals.held = False
+    if _signals.waiting is not None:
+        raise Stopped(_signals.waiting)
+
+
 def stop_on_signals() -> None:
     """Makes SIGTERM and SIGINT raise Stopped, once: what is done about it is not interrupted again."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
+            signal.signal(each, lambda *_: None)  # not SIG_IGN, which a job would inherit
+        if _signals.held:
+            _signals.waiting = number
+        else:
+            raise Stopped(number)
 
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, stop)
@@ -138,12 +163,12 @@ class Runner:
             lines.STAGE: self.stage,
             **environment,
         }
-        with log.open("wb") as output:
+        with signals_held(), log.open("wb") as output:
             process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=variables, start_new_session=True
             )
-        job = Job(name, process, log)
-        self.running.append(job)
+            job = Job(name, process, log)
+            self.running.append(job)
         return job
 
     def finish(self, job: Job, limit: float) -> bool:
