@@ -63,8 +63,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from . import found, lines, rungs, stages
 
-    asked = [*stages.STAGES, *rungs.RUNGS] if arguments.tiny and not arguments.stages else []
-    asked = stages.names(arguments.stages) if arguments.stages else asked
+    asked = stages.names(arguments.stages) if arguments.stages else []
     packed = tuple(sorted(path.parent for path in (HERE / ".gpu").glob("*/COMMIT")))
     runner = Runner(
         arguments.out.absolute(), arguments.work.absolute(), arguments.seconds, arguments.device, arguments.tiny, packed

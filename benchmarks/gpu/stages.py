@@ -224,12 +224,12 @@ PARTS = {"a": (370, ("env", "tests", "bench")), "b": (320, tuple(STAGES)[3:])}
 
 
 def names(asked: str) -> list[str]:
-    """Returns the stages and rungs that a list of names with commas means; raises ValueError for an unknown one."""
+    """Returns the stages and rungs that names with commas mean (`all`: every stage); ValueError for an unknown one."""
     found: list[str] = []
     for name in asked.split(","):
-        means = [name] if name in STAGES else rungs_of(name)
+        means = list(STAGES) if name == "all" else [name] if name in STAGES else rungs_of(name)
         if not means:
-            raise ValueError(f"{name!r} is no stage or rung; they are {', '.join([*STAGES, *RUNGS])}")
+            raise ValueError(f"{name!r} is no stage or rung; they are all, {', '.join([*STAGES, *RUNGS])}")
         found += means
     return found
 

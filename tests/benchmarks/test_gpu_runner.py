@@ -196,6 +196,7 @@ def test_stages_are_those_of_the_two_parts_and_their_names_are_checked(benchmark
     assert [*first, *second] == list(stages.STAGES)
     assert stages.PARTS["a"][0] + stages.PARTS["b"][0] + 200 <= 900  # with the machine's start and two transfers
     assert stages.names("env,G0") == ["env", "G0-simclr", "G0-vicreg", "G0-byol", "G0-swav"]
+    assert stages.names("all,G1") == [*stages.STAGES, "G1"]
     with pytest.raises(ValueError, match="'bnch' is no stage"):
         stages.names("env,bnch")
 
