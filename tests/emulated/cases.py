@@ -1,12 +1,12 @@
 """What is run on a pretended CUDA device: real runs, evaluations and exports, in a process of their own.
 
 `python cases.py OUT NAME…` runs the cases with these names, and prints one JSON object for each: what the ledger holds,
-or the error. `python cases.py OUT --kernels` prints the kernels of a step of every method, to renew the limits.
-Start it by `launch.run`, which prepares the process.
+or the error. `launch.run` starts it, and prepares the process. Names that are no cases are run as Python.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
@@ -106,9 +106,8 @@ CASES: dict[str, Callable[[Path], Any]] = {}
 def main(out: Path, names: list[str]) -> None:
     runtime.install()
     watch()
-    import matrix  # every case, in CASES
-
-    assert matrix
+    for module in ("matrix", "lowering"):  # which put every case into CASES
+        importlib.import_module(module)
     for name in names:
         ledger.clear()
         LAST.clear()
