@@ -22,6 +22,9 @@ VERBOSITY = {
     "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show more detail.")],
 }
 
+#: What to try where no command knows better.
+ADVICE = "end other programs, or choose fewer images (data.limit) or a smaller network"
+
 app = typer.Typer(
     name="ssl",
     no_args_is_help=True,
@@ -40,12 +43,15 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, quiet: bool = False, verbose: bool = False, **kwargs: Any) -> None:
         from sslcli.logs import on_console
+        from sslcli.memory import out_of_memory
 
         try:
-            with on_console(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO):
+            level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+            with out_of_memory("", ADVICE), on_console(level):
                 code = command(*args, **kwargs)
         except SslError as error:
-            if os.environ.get("LOCAL_RANK", "0") == "0":  # all processes on a machine have the same error
+            # One process of a machine shows what all have; of memory perhaps only another one had too little.
+            if os.environ.get("LOCAL_RANK", "0") == "0" or not error.shared:
                 for line in str(error).splitlines():
                     print(f"ssl: {line}", file=sys.stderr)
             code = error.exit_code

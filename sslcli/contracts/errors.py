@@ -7,6 +7,8 @@ class SslError(Exception):
     """Ends the program with a message and no traceback; exit code 1 (failure)."""
 
     exit_code: int = 1
+    shared: bool = True
+    """Whether all processes of a group have this error, so that one of them shows it."""
 
 
 class UserError(SslError):

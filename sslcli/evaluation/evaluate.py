@@ -11,6 +11,7 @@ from sslcli.config.options import overrides_as_data
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator
 from sslcli.contracts.export import Trained
+from sslcli.memory import out_of_memory
 from sslcli.runs.arithmetic import exact_float32
 from sslcli.runs.device import resolve_device
 from sslcli.runs.trained import load_trained
@@ -27,8 +28,12 @@ from .targets import Target, find_target, load_network, read_shown
 
 log = logging.getLogger(__name__)
 
+#: What to try if there is no room for the network, the images or their features.
+_SMALLER = "try fewer images (data.limit), one target at a time, or device cpu if a GPU is full"
+
 
 @exact_float32()
+@out_of_memory("in the evaluation", _SMALLER)
 def evaluate_all(
     targets: Sequence[str | Path],
     method: str,
@@ -61,6 +66,7 @@ def evaluate_all(
     Raises:
         UserError: nothing trained there, no such evaluator, invalid options, no labeled data, or test images that are
             training images too.
+        OutOfMemory: there is not enough memory; what is evaluated by then has been written.
         SslError: an evaluator that breaks its seal or changes the backbone.
     """
     if not targets:
@@ -145,11 +151,14 @@ def _run(
         if len(own) < len(seeds):
             log.info(f"{name}: has no randomness, so one seed is enough")
         results = []
+        batched = "batch_size" in type(evaluator).Options.model_fields
+        advice = "try a smaller batch_size, or fewer images (data.limit)" if batched else _SMALLER
         try:
             for seed in own:
                 if len(own) > 1:
                     log.info(f"{name}: seed {seed}")
-                results.append(run_evaluator(name, evaluator, subject, seed))
+                with out_of_memory(f"evaluating {name!r}", advice):
+                    results.append(run_evaluator(name, evaluator, subject, seed))
         except UserError as error:
             if strict:
                 raise

@@ -7,6 +7,7 @@ from pathlib import Path
 from sslcli.config.options import parse_options
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import Exported, Exporter
+from sslcli.memory import out_of_memory
 from sslcli.plugins import load
 from sslcli.runs.arithmetic import exact_float32
 from sslcli.runs.device import resolve_device
@@ -36,6 +37,7 @@ def export(
         device: for exporters that compute something: `auto`, `cpu`, `cuda`, `cuda:N`.
 
     Raises:
+        OutOfMemory: there is not enough memory.
         UserError: unknown exporter, nothing trained there, invalid options, or a file that cannot be written.
     """
     cls: type[Exporter] = load("exporters", name)
@@ -54,4 +56,7 @@ def export(
     for file in exporter.outputs(path):
         if file.exists() and not replace and file != own:
             raise UserError(f"{file}: already exists; choose another --output, or replace it with --force")
-    return exporter.export(load_trained(target), path)
+    advice = "try a smaller batch_size" if "batch_size" in cls.Options.model_fields else "end other programs"
+    advice += ", or --device cpu" if exporter.device.type != "cpu" else ""
+    with out_of_memory(f"exporting {name!r}", advice):
+        return exporter.export(load_trained(target), path)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import BackboneCard, Trained
+from sslcli.memory import is_out_of_memory
 from sslcli.modules.headed import HeadedBackbone, KeptLayersOptions
 from sslcli.plugins import PYTHON, PluginError, choose, load
 from sslcli.storage import writing
@@ -153,6 +154,8 @@ def build_backbone(path: Path, card: BackboneCard, fill: Callable[[Backbone], ob
         problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
         raise UserError(f"{path}: the installed backbone {name!r} rejects the card's options ({problems})") from error
     except (RuntimeError, KeyError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: its weights do not fit the installed backbone {name!r} ({reason})") from error
     return backbone.eval()

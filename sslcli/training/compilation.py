@@ -19,6 +19,7 @@ from sslcli.contracts.data import Source
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Method
 from sslcli.data.source import ResidentSource
+from sslcli.memory import is_out_of_memory
 from sslcli.runs.device import memory_format
 from sslcli.views.pipeline import ViewMaker
 
@@ -117,6 +118,8 @@ def compile_parts(
         try:
             _compile_views(views, mode, source, share, device, layout)
         except Exception as error:  # compilers fail in many ways
+            if is_out_of_memory(error):
+                raise
             problem = f"the compiler failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
             if training.compile != "auto":
                 raise UserError(f"training.compile: {choice}: {problem}; set training.compile=none") from error

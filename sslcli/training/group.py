@@ -38,7 +38,7 @@ def joined(device: str) -> Iterator[None]:
     With `device`, `training.device`, on CUDA, tensors there go through NCCL, those on the CPU through gloo.
 
     Raises:
-        SslError: the group cannot be formed.
+        SslError: the group cannot be formed, or another process of it has ended.
     """
     if not described() or dist.is_initialized():
         yield
@@ -60,6 +60,12 @@ def joined(device: str) -> Iterator[None]:
         raise SslError(f"the process group could not be formed (rank {os.environ.get('RANK')}): {reason}") from error
     try:
         yield
+    except RuntimeError as error:
+        # gloo raises plain ones. Whatever ended the other process, it says so itself.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise SslError(f"the other processes cannot be reached, perhaps since one of them failed: {reason}") from error
     finally:
         dist.destroy_process_group()
 

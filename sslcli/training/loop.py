@@ -32,10 +32,6 @@ from .setup import SEED_STEP, Session
 
 log = logging.getLogger(__name__)
 
-#: Advice in messages.
-LESS_MEMORY = "try a smaller training.batch_size, or the same with training.accumulate=2"
-
-
 #: Log lines from one effective rank to the next: its eigenvalues take 5 to 11 ms on an H100
 #: (`benchmarks/results/gpu-env.json`), a quarter of a step.
 RANK_EVERY = 10
@@ -50,6 +46,7 @@ class Loop:
 
     def __init__(self, session: Session, context: Context, start: int) -> None:
         self.session, self.context = session, context
+        self._set_progress(start)
         self.method, self.optimizer = session.method, session.optimizer
         self.schedules: dict[str, StepFunction] = self.method.schedules()
         self.weight_decay = weight_decay_schedule(session.config.optimizer.options, session.info.total_steps)
@@ -66,7 +63,6 @@ class Loop:
         self.features: Tensor | None = None
         self.replaced: set[str] = set()
         self.batches: Iterator[list[SourceBatch]] = session.source.batches(start)
-        self._set_progress(start)
 
     def _distribute(self, start: int) -> torch.nn.Module:
         """Wraps the method for several processes; on one it is returned unchanged."""

@@ -1,4 +1,4 @@
-"""Peak memory, and the memory of the known parts of a session."""
+"""Peak memory, the memory of the known parts of a session, and what to try if a step needs too much."""
 
 from __future__ import annotations
 
@@ -8,10 +8,26 @@ from pathlib import Path
 
 import torch
 
+from sslcli import distributed
+from sslcli.config.resolve import RunConfig
+
 from .setup import Session
 from .state import named_optimizer_state
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def less_memory(config: RunConfig) -> str:
+    """Returns options with which a step needs less memory, as advice in a message."""
+    training = config.training
+    parts = 2 * training.accumulate
+    advice = "try a smaller training.batch_size"
+    if training.batch_size % (parts * distributed.world_size()) == 0:
+        advice += f", or the same with training.accumulate={parts}"
+    more = ["smaller views"]
+    if getattr(config.backbone.options, "gradient_checkpointing", True) is False:
+        more.insert(0, "backbone.gradient_checkpointing=true")
+    return f"{advice}; {' and '.join(more)} help too"
 
 
 class PeakMemory:

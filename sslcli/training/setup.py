@@ -27,6 +27,7 @@ from sslcli.data.source import ResidentSource, open_source
 from sslcli.data.subset import limited
 from sslcli.evaluation.extraction import autocast
 from sslcli.logs import lines_to
+from sslcli.memory import out_of_memory
 from sslcli.modules.headed import HeadedBackbone
 from sslcli.modules.sync_norm import synchronize_batch_norm
 from sslcli.optimizers.groups import build_groups, effective_lr
@@ -44,6 +45,8 @@ from .scaler import LossScaler
 
 log = logging.getLogger(__name__)
 
+#: What to try if there is no room for the network or the data.
+SMALLER = "try a smaller backbone, smaller heads of the method, or fewer images (data.limit)"
 #: Separates the streams of random numbers that are drawn from the run's one seed.
 SEED_WEIGHTS, SEED_STEP = 1, 2
 
@@ -102,6 +105,7 @@ class Session:
         )  # fmt: skip
 
 
+@out_of_memory("while the run was built", SMALLER)
 def build(
     config: RunConfig, *, fresh: bool = True, compiled: bool = True, tell: Callable[[str], None] | None = None
 ) -> Session:
@@ -115,6 +119,7 @@ def build(
 
     Raises:
         UserError: options do not fit together, in one line.
+        OutOfMemory: there is no room for the network, the optimizer or the images.
     """
     with lines_to(tell):
         config, device = _device_resolved(config)

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.data import SourceBatch
-from sslcli.contracts.errors import SslError, UserError
+from sslcli.contracts.errors import UserError
+from sslcli.memory import out_of_memory
 from sslcli.phases import clock_for, phase
 from sslcli.runs.arithmetic import settings_restored
 from sslcli.runs.directory import RunDirectory
@@ -32,8 +33,8 @@ from sslcli.runs.environment import describe_environment
 
 from . import group
 from .context import Context
-from .loop import LESS_MEMORY, Loop
-from .memory import PeakMemory, held_bytes
+from .loop import Loop
+from .memory import PeakMemory, held_bytes, less_memory
 from .setup import Session, build
 from .train import plan
 
@@ -99,18 +100,17 @@ def measure(config: RunConfig, *, steps: int, rounds: int) -> tuple[Session, Mea
 
     Raises:
         UserError: the input is invalid, or this is one of several processes.
-        SslError: there is not enough memory.
+        OutOfMemory: there is not enough memory.
     """
     if group.described():
         raise UserError("bench: measures a single process; run it without torchrun")
     session = build(config)
     try:
-        session.source.prepare()
-        # Nothing is written to this directory, since there are no callbacks or checkpoints.
-        loop = SpeedLoop(session, Context(session, RunDirectory(Path())), 0)
-        return session, _measure(loop, steps, rounds)
-    except torch.OutOfMemoryError as error:
-        raise SslError(f"out of memory: {LESS_MEMORY}") from error
+        with out_of_memory("in a step", lambda: less_memory(config)):
+            session.source.prepare()
+            # Nothing is written to this directory, since there are no callbacks or checkpoints.
+            loop = SpeedLoop(session, Context(session, RunDirectory(Path())), 0)
+            return session, _measure(loop, steps, rounds)
     finally:
         session.source.close()
 

@@ -18,6 +18,7 @@ from sslcli.config.resolve import RunConfig
 from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.errors import SslError
 from sslcli.logs import lines_to
+from sslcli.memory import out_of_memory
 from sslcli.plugins import PluginFile, choose
 from sslcli.runs import files
 from sslcli.runs.arithmetic import settings_restored
@@ -31,8 +32,9 @@ from . import resume as resuming
 from . import state
 from .context import Context
 from .interrupt import Interrupt
-from .loop import LESS_MEMORY, Loop, RunFailed
-from .setup import Session, build
+from .loop import Loop
+from .memory import less_memory
+from .setup import SMALLER, Session, build
 
 log = logging.getLogger(__name__)
 
@@ -101,17 +103,20 @@ def train(
 
 
 def together(work: Callable[[], T]) -> T:
-    """Calls `work` on every process; if it raises an SslError on any of them, it is raised on all."""
+    """Calls `work` on every process; if any has an SslError or too little memory for it, that is raised on all."""
     problem: SslError | None = None
     try:
-        result = work()
+        with out_of_memory("before the first step", SMALLER):
+            result = work()
     except SslError as error:
         problem = error
     problems = [found for found in distributed.gather_objects(problem) if found is not None]
     if not problems:
         return result
     # Raised on every process: whichever one prints it, the user sees what was wrong.
-    raise problem or problems[0]
+    raised = problem or problems[0]
+    raised.shared = True
+    raise raised
 
 
 def _find_checkpoint(directory: RunDirectory, *, resume: bool) -> Checkpoint | None:
@@ -166,13 +171,14 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
     training, checkpoints, per_epoch = session.config.training, session.config.checkpoints, session.info.steps_per_epoch
     periods = [checkpoints.every_steps, checkpoints.every_epochs and checkpoints.every_epochs * per_epoch]
     context = Context(session, directory)
+    needs_less = out_of_memory(lambda: _where(context), lambda: less_memory(session.config))
     writer = CheckpointWriter(directory.checkpoints, checkpoints.keep)
     start = 0
     if checkpoint is not None:
         start = writer.last_step = checkpoint.step
-    loop = Loop(session, context, start)
-    try:
-        with closing(writer), Interrupt() as interrupt, context.ending() as outcome:
+    with needs_less, closing(writer):
+        loop = Loop(session, context, start)
+        with Interrupt() as interrupt, context.ending() as outcome:
             context.start()
             loop.meter.reset()
             signal = 0
@@ -194,9 +200,13 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
             if context.progress.step == session.last_step and context.is_main:
                 save_backbone(directory.backbone, session.method.encoder(), session.card(context.progress))
             outcome.append("interrupted" if signal else "done")
-    except torch.OutOfMemoryError as error:
-        raise RunFailed(f"out of memory in step {context.progress.step + 1}: {LESS_MEMORY}") from error
     return TrainResult(directory.path, context.progress.step, session.info.total_steps, signal or None)
+
+
+def _where(context: Context) -> str:
+    """The last step that ended, and of which process: those of a group need not run out of memory together."""
+    process = f" on process {distributed.rank()}" if distributed.is_distributed() else ""
+    return f"{f'after step {context.progress.step}' if context.progress.step else 'in the first step'}{process}"
 
 
 def _save(loop: Loop, writer: CheckpointWriter) -> None:

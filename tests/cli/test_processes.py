@@ -120,3 +120,25 @@ def test_a_mistake_on_several_processes_is_reported_once(config, tmp_path):
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not (tmp_path / "run").exists()
+
+
+GREEDY = """
+import torch
+from sslcli import distributed
+from sslcli.contracts.callback import Callback
+
+class Greedy(Callback):
+    def on_step(self, context):
+        if distributed.rank() == 1 and context.progress.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+"""
+
+
+def test_too_little_memory_for_one_of_two_processes_ends_both_with_a_line_each(config, tmp_path):
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    words = ["callbacks.greedy={}", "--plugin", "greedy.py", "--devices", "2", "--output", "run", "--quiet"]
+    done = ssl("train", str(config), *words, cwd=tmp_path)
+    said = [line for line in done.stderr.splitlines() if line.startswith("ssl: ")]
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert any(line.startswith("ssl: out of memory after step 2 on process 1: try a smaller") for line in said)

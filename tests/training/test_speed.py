@@ -154,7 +154,7 @@ def test_too_little_memory_is_one_line_and_the_source_is_closed(tiny, monkeypatc
     closed = []
     monkeypatch.setattr(Loop, "step", fail)
     monkeypatch.setattr("sslcli.data.source.ResidentSource.close", lambda source: closed.append(source))
-    with pytest.raises(SslError, match=r"out of memory: try a smaller training\.batch_size"):
+    with pytest.raises(SslError, match=r"out of memory in a step: try a smaller training\.batch_size"):
         measure(tiny(), steps=1, rounds=1)
     assert len(closed) == 1
 
