@@ -54,7 +54,7 @@ def train(
     directory = config if is_run else default_directory(resolved, config.stem)
     directory = output.expanduser() if output is not None else directory
     if dry_run:
-        _show_plan(resolved, directory)
+        _show_plan(resolved, directory, devices or int(os.environ.get("WORLD_SIZE", "1")))
         return 0
     if devices is not None and devices > 1:
         from sslcli.training.group import launch
@@ -93,8 +93,10 @@ def next_steps(directory: Path, *, labeled: bool) -> str:
     return " && ".join(steps)
 
 
-def _show_plan(config: RunConfig, directory: Path) -> None:
+def _show_plan(config: RunConfig, directory: Path, processes: int) -> None:
     from sslcli.config.document import dump_yaml
+    from sslcli.training.estimate import estimate
+    from sslcli.training.memory import less_memory
     from sslcli.training.setup import build
     from sslcli.training.train import plan
 
@@ -103,6 +105,10 @@ def _show_plan(config: RunConfig, directory: Path) -> None:
     print("# plan")
     for name, value in plan(session).items():
         print(f"# {name.replace('_', ' ')}: {_readable(name, value)}")
+    memory = estimate(session, processes)
+    print(f"# memory{' of each process' if processes > 1 else ''}: {memory.line()}", flush=True)
+    if memory.fits is False:
+        log.warning(f"a step is not likely to fit into the memory of {session.device}: {less_memory(session.config)}")
 
 
 def _readable(name: str, value: Any) -> str:

@@ -5,6 +5,8 @@ Which images these are is a function of the step (see `plan`), so a source has n
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -13,16 +15,40 @@ from torch import Tensor
 
 from sslcli.contracts.data import Dataset, Source, SourceBatch
 from sslcli.contracts.errors import UnreadableImage
+from sslcli.memory import is_out_of_memory
 from sslcli.phases import phase
 
+from .cache.room import available_memory
 from .plan import MicroBatch, Plan
 from .workers import WorkerSource
 
 if TYPE_CHECKING:
     from sslcli.views.pipeline import ViewMaker
 
-#: Decoded images above this many bytes are not kept in memory.
-RESIDENT_BYTES = 8 * 2**30
+log = logging.getLogger(__name__)
+
+#: Decoded images above this many bytes are not kept in memory, or above this share of what is free there: a step needs
+#: memory too.
+RESIDENT_BYTES, RESIDENT_SHARE = 8 * 2**30, 0.5
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Returns the bytes that may still be allocated on a device, or on this machine for others than CUDA's.
+
+    None where the system doesn't say.
+    """
+    if device.type != "cuda":
+        return available_memory()
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + unused
+
+
+def resident_budget(device: torch.device) -> int:
+    """Returns how many bytes of decoded images one process may keep on a device."""
+    free = [free_memory(device), free_memory(torch.device("cpu"))]
+    free[1] = None if free[1] is None else free[1] // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(min([RESIDENT_BYTES, *(RESIDENT_SHARE * each for each in free if each is not None)]))
 
 
 def resident_images(dataset: Dataset, budget: int = RESIDENT_BYTES) -> Tensor | None:
@@ -74,9 +100,14 @@ def open_source(
         UserError: if the batch size does not suit the rest.
     """
     plan = Plan(dataset.info.name, len(dataset), batch_size, accumulate, seed, rank, world_size)
-    images = resident_images(dataset)
+    images = resident_images(dataset, resident_budget(device))
     if images is not None:
-        return ResidentSource(dataset, device, plan, images)
+        try:
+            return ResidentSource(dataset, device, plan, images)
+        except RuntimeError as error:  # others may have taken the memory meanwhile
+            if not is_out_of_memory(error):
+                raise
+            log.info("the images do not fit into the memory of the device: they are read while training")
     return WorkerSource(dataset, device, plan, views, workers)
 
 

@@ -118,8 +118,7 @@ class Loop:
         results: list[Step] = []
         metrics: dict[str, Tensor] = {}
         for number, source_batch in enumerate(micro_batches):
-            # Dropout, for example: a function of the step, so that a resumed run draws the same numbers.
-            torch.manual_seed(seed_for(session.config.seed, SEED_STEP, step, number, distributed.rank()))
+            self.seed(step, number)
             # Gradients of all but the last micro-batch are added up on each process before they are reduced.
             with self.without_reduction() if number < len(micro_batches) - 1 else nullcontext():
                 result = self._forward(self.module, source_batch, schedule)
@@ -142,6 +141,10 @@ class Loop:
             self.method.after_step([result.carry for result in results], self.context.progress)
             distributed.average_(self.local_statistics)
         self.meter.add(step + 1, torch.stack([result.loss for result in results]).sum(), metrics)
+
+    def seed(self, step: int, number: int) -> None:
+        """Seeds dropout, for example: a function of the step, so that a resumed run draws the same numbers."""
+        torch.manual_seed(seed_for(self.session.config.seed, SEED_STEP, step, number, distributed.rank()))
 
     def make_views(self, source_batch: SourceBatch) -> list[Tensor]:
         """Returns the views of a micro-batch as the method receives them, one tensor (N, C, S, S) each."""

@@ -31,6 +31,7 @@ from . import group as process_group
 from . import resume as resuming
 from . import state
 from .context import Context
+from .estimate import Estimate
 from .interrupt import Interrupt
 from .loop import Loop
 from .memory import less_memory
@@ -247,8 +248,8 @@ def plugins_used(config: RunConfig) -> dict[str, dict[str, str]]:
     return used
 
 
-def plan(session: Session) -> dict[str, Any]:
-    """Returns the size of a run, for `--dry-run`."""
+def plan(session: Session, memory: Estimate | None = None) -> dict[str, Any]:
+    """Returns the size of a run, for `--dry-run`; with an estimate, also `memory`, as `Estimate.plain` has it."""
     info, training = session.info, session.config.training
     return {
         "images": len(session.dataset),
@@ -264,4 +265,5 @@ def plan(session: Session) -> dict[str, Any]:
         "backbone_parameters": sum(p.numel() for p in session.method.encoder().parameters()),
         "trainable_parameters": sum(p.numel() for p in session.method.parameters() if p.requires_grad),
         "data_bytes": session.data_bytes,
+        **({"memory": memory.plain()} if memory is not None else {}),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -152,7 +153,39 @@ def test_a_dry_run_writes_nothing_and_prints_a_valid_config(folder: Path) -> Non
     )
     assert again.plain() == first.plain()
     assert str(again.output) == f"runs/c-{first.digest()}"
-    assert done("train", "again.yaml", "--dry-run")[0] == out
+    again_out = done("train", "again.yaml", "--dry-run")[0]
+    assert without_memory(again_out) == without_memory(out)
+
+
+def without_memory(out: str) -> str:
+    """The output of a dry run but for its last line, which says how much memory is free at the moment."""
+    lines = out.splitlines()
+    assert lines[-1].startswith("# memory: about ")
+    return "\n".join(lines[:-1])
+
+
+def test_a_dry_run_says_whether_a_step_fits_and_allocates_none_of_it(folder: Path) -> None:
+    out, err = done("train", "c.yaml", "training.channels_last=false", "--dry-run")
+    assert re.fullmatch(
+        r"# memory: about [\d.]+ MiB at the peak of a step \(images .* MiB, parameters .* MiB, "
+        r"optimizer state .* MiB, gradients, views and activations .* MiB\); fits: [\d.]+ GiB free",
+        out.splitlines()[-1],
+    )
+    assert err == ""
+    # Far more than any machine has.
+    words = ("data.count=50000", "training.batch_size=50000", "views.size=2048", "backbone.width=64")
+    out, err = done("train", "c.yaml", *words, "--dry-run")
+    assert re.search(r"about [\d.,]+ TiB at the peak of a step .*; does not fit: [\d.]+ GiB free", out.splitlines()[-1])
+    assert err.count("\n") == 1
+    assert "a step is not likely to fit into the memory of cpu: try a smaller training.batch_size" in err
+    assert left_behind(folder) == set()
+
+
+def test_a_dry_run_for_several_processes_estimates_the_share_of_one(folder: Path) -> None:
+    (one, _), (two, _) = (done("train", "c.yaml", "--dry-run", *words) for words in ((), ("--devices", "2")))
+    assert "# memory of each process: about" in two
+    step = [float(re.search(r"activations ([\d.]+) MiB", out)[1]) for out in (one, two)]
+    assert 0.4 < step[1] / step[0] < 0.8
 
 
 def test_a_plugin_file_is_kept_in_the_run(folder: Path) -> None:

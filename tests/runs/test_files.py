@@ -107,3 +107,24 @@ def test_a_snapshot_is_a_contiguous_copy_and_rejects_shared_memory():
     weight = torch.randn(4)
     with pytest.raises(ValueError, match="a and b share memory"):
         files.snapshot({"a": weight, "b": weight[1:]})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_snapshot_from_a_gpu_is_what_was_there_though_work_was_pending_and_follows():
+    tensors = {str(n): torch.randn(64, 32, 3, 3, device="cuda") for n in range(20)}
+    tensors = {name: tensor.to(memory_format=torch.channels_last) for name, tensor in tensors.items()}
+    tensors |= {"number": torch.full((), 3, device="cuda"), "empty": torch.empty(0, device="cuda")}
+    factor = torch.randn(4096, 4096, device="cuda")
+    for _ in range(20):  # keeps the device busy
+        factor = factor @ factor / 4096
+    for tensor in tensors.values():
+        tensor.add_(1)
+    expected = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    found = files.snapshot(tensors)
+    for tensor in tensors.values():
+        tensor.zero_()
+    for name, copy in found.items():
+        assert copy.is_contiguous()
+        assert copy.is_pinned() or not copy.numel()
+        assert torch.equal(copy, expected[name].cpu()), name
