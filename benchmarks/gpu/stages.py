@@ -50,6 +50,7 @@ VARIANTS = MappingProxyType(
         "eager 512 contiguous": _compiled("none", _SMALL, _BF16, "training.channels_last=false"),
         "eager 512 fp16": _compiled("none", _SMALL, "training.precision=fp16"),
         "eager 512 fp32": _compiled("none", _SMALL, "training.precision=fp32"),
+        "eager 512 tf32": _compiled("none", _SMALL, "training.precision=tf32"),
     }
 )
 AGAIN = "eager 512 again"

@@ -82,6 +82,7 @@ def open_source(
     *,
     views: ViewMaker,
     workers: int | Literal["auto"] = "auto",
+    resident: bool = True,
 ) -> Source:
     """Returns the source that suits a dataset: all images on the device if they have one size and fit, else workers.
 
@@ -95,12 +96,13 @@ def open_source(
         world_size: how many processes there are.
         views: crops the images in the workers.
         workers: processes that decode; 0 decodes in this one, `auto` leaves one of the cores free.
+        resident: False for workers in any case.
 
     Raises:
         UserError: if the batch size does not suit the rest.
     """
     plan = Plan(dataset.info.name, len(dataset), batch_size, accumulate, seed, rank, world_size)
-    images = resident_images(dataset, resident_budget(device))
+    images = resident_images(dataset, resident_budget(device)) if resident else None
     if images is not None:
         try:
             return ResidentSource(dataset, device, plan, images)

@@ -77,6 +77,11 @@ class Session:
         return max(view.size for view in self.config.views)
 
     @property
+    def resident(self) -> bool:
+        """Whether all images stay on the device."""
+        return isinstance(self.source, ResidentSource)
+
+    @property
     def data_bytes(self) -> int:
         """Bytes of the images that stay on the device."""
         return self.source.images.nbytes if isinstance(self.source, ResidentSource) else 0
@@ -107,7 +112,12 @@ class Session:
 
 @out_of_memory("while the run was built", SMALLER)
 def build(
-    config: RunConfig, *, fresh: bool = True, compiled: bool = True, tell: Callable[[str], None] | None = None
+    config: RunConfig,
+    *,
+    fresh: bool = True,
+    compiled: bool = True,
+    resident: bool = True,
+    tell: Callable[[str], None] | None = None,
 ) -> Session:
     """Opens the data and builds views, backbone, method, optimizer and callbacks.
 
@@ -115,6 +125,8 @@ def build(
         config: the whole configuration.
         fresh: the run starts, so that the backbone gets the weights that its options name; False to resume one.
         compiled: compile what `training.compile` says; False to only show the plan.
+        resident: keep all images on the device if they fit; False to resume a run that read them while training, since
+            workers and the device round differently.
         tell: shows messages to the user, as well as the handlers of the logger `sslcli`.
 
     Raises:
@@ -134,6 +146,7 @@ def build(
         source = open_source(
             data, device, training.batch_size, training.accumulate, config.seed,
             distributed.rank(), distributed.world_size(), views=views, workers=training.workers,
+            resident=resident,
         )  # fmt: skip
         info = RunInfo(
             total_steps=training.epochs * source.steps_per_epoch, steps_per_epoch=source.steps_per_epoch,
@@ -153,10 +166,11 @@ def build(
         base_lr = effective_lr(options, training.batch_size)
         schedule = config.schedule.cls(config.schedule.options, base_lr, info.total_steps, info.steps_per_epoch)
         callbacks = {name: choice.cls(choice.options) for name, choice in config.callbacks.items()}
-        reading = "all in memory" if isinstance(source, ResidentSource) else "read while training"
-        log.debug(f"{device}, {training.precision}, training.compile={config.training.compile}; images are {reading}")
         scaler = LossScaler(device, enabled=training.precision == "fp16")
-        return Session(config, device, scaler, dataset, source, views, method, optimizer, schedule, info, callbacks)
+        session = Session(config, device, scaler, dataset, source, views, method, optimizer, schedule, info, callbacks)
+        reading = "all in memory" if session.resident else "read while training"
+        log.debug(f"{device}, {training.precision}, training.compile={config.training.compile}; images are {reading}")
+        return session
 
 
 def _device_resolved(config: RunConfig) -> tuple[RunConfig, torch.device]:

@@ -153,7 +153,10 @@ def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path) -> 
             log.warning(
                 f"resuming a run of {before} process(es) on {now} process(es): results will not be bitwise identical"
             )
-    session = build(config, fresh=checkpoint is None)
+    resident = checkpoint is None or checkpoint.document.get("resident", True)
+    session = build(config, fresh=checkpoint is None, resident=resident)
+    if checkpoint is not None and resident and not session.resident and "resident" in checkpoint.document:
+        log.warning("the images were all in memory and do not fit there now: results will not be bitwise identical")
     log.debug(f"plan: {', '.join(f'{name} {value}' for name, value in plan(session).items())}")
     if config.training.accumulate > 1 and session.method.batch_coupled:
         log.info(
@@ -227,6 +230,7 @@ def _save(loop: Loop, writer: CheckpointWriter) -> None:
         "card": dataclasses.asdict(session.card(progress)),
         "plugins": plugins_used(session.config),
         "world_size": distributed.world_size(),
+        "resident": session.resident,
         "versions": {"sslcli": __version__, "torch": torch.__version__},
     }
     try:

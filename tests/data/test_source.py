@@ -13,7 +13,8 @@ from sslcli.contracts.data import Dataset, Source, SourceBatch
 from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.data import plan as plan_module
 from sslcli.data.plan import Plan
-from sslcli.data.source import ResidentSource, open_source, resident_images
+from sslcli.data.source import RESIDENT_BYTES, ResidentSource, open_source, resident_budget, resident_images
+from sslcli.data.workers import WorkerSource
 
 
 def resident(dataset: Dataset, device: torch.device, *arguments: int, **named: int) -> ResidentSource:
@@ -138,6 +139,39 @@ def test_open_source_takes_the_resident_one_where_images_have_one_size() -> None
     assert isinstance(opened, ResidentSource)
     (first,), (second,) = take(opened, 3, 1), take(resident(Numbered(50), CPU, 8, 2, 4), 3, 1)
     assert_same(first[1], second[1])
+
+
+def test_images_that_do_not_fit_into_free_memory_are_read_while_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"cuda": 1 << 40, "cpu": 1 << 40}
+    monkeypatch.setattr("sslcli.data.source.free_memory", lambda device: free[device.type])
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    cuda = torch.device("cuda")
+    assert resident_budget(cuda) == RESIDENT_BYTES
+    free["cuda"] = 3000
+    assert resident_budget(cuda) == 1500
+    free["cpu"] = 2000  # the images are decoded on the host
+    assert resident_budget(cuda) == 1000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert resident_budget(cuda) == 500
+    free["cpu"] = 2 * 2 * 50 * 24
+    assert isinstance(open_source(Numbered(50), CPU, 8, views=views()), ResidentSource)
+    free["cpu"] -= 4
+    assert isinstance(open_source(Numbered(50), CPU, 8, views=views()), WorkerSource)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("something else")])
+def test_images_are_read_while_training_where_their_copy_finds_no_room(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ResidentSource, "__init__", refused)
+    if isinstance(error, torch.OutOfMemoryError):
+        assert isinstance(open_source(Numbered(50), CPU, 8, views=views()), WorkerSource)
+    else:
+        with pytest.raises(RuntimeError, match="something else"):
+            open_source(Numbered(50), CPU, 8, views=views())
 
 
 @pytest.mark.gpu

@@ -101,6 +101,24 @@ def test_a_resumed_run_keeps_what_auto_was(tiny, tmp_path, messages):
     assert [line for line in messages if "resuming with" in line] == []
 
 
+def test_a_run_whose_images_were_not_in_memory_reads_them_while_training_again(tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("sslcli.data.source.free_memory", lambda device: 0)
+        train(tiny(), tmp_path / "whole")
+        train(tiny("training.max_steps=3"), tmp_path / "parts")
+    train(tiny(), tmp_path / "parts", resume=True)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_images_that_no_longer_fit_into_memory_are_reported(tiny, tmp_path, monkeypatch, messages):
+    train(tiny("training.max_steps=3"), tmp_path / "a")
+    monkeypatch.setattr("sslcli.data.source.free_memory", lambda device: 0)
+    train(tiny(), tmp_path / "a", resume=True)
+    assert [line for line in messages if "bitwise" in line] == [
+        "warning: the images were all in memory and do not fit there now: results will not be bitwise identical"
+    ]
+
+
 def test_runs_with_one_seed_are_equal_and_with_two_are_not(tiny, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(tiny("training.epochs=1", f"seed={seed}"), tmp_path / name)
