@@ -36,8 +36,8 @@ _PIXELS_PER_THREAD = 600_000_000
 _EAGER_ON_CPU = 128
 #: Micro-batches on CUDA from which compiling the views, or the backbone too, pays off: estimates, which wait for a
 #: measurement there. Launching a small kernel takes the host 11 µs (`benchmarks/results/gpu-env.json`), and torch's own
-#: code as much again: SimCLR's views, 123 kernels, become some thirty, which saves 2 ms of a step, and twenty seconds of
-#: compiling after ten thousand. The backbone takes a minute or more and gains about a fifth of a 30 ms step.
+#: code as much again: SimCLR's views, 123 kernels, become some thirty, which saves 2 ms of a step, and twenty seconds
+#: of compiling after ten thousand. The backbone takes a minute or more and gains about a fifth of a 30 ms step.
 _VIEWS_ON_CUDA, _BACKBONE_ON_CUDA = 8_000, 15_000
 
 
