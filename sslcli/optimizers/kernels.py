@@ -52,14 +52,14 @@ def momentum_step(
         directions: d.
         buffers: m.
         lr: a number or a 0-dim tensor.
-        momentum: in [0, 1).
+        momentum: in [0, 1); with 0 fused kernels leave m as it is, since nothing reads it.
         nesterov: Nesterov momentum.
         found_inf: a GradScaler's; where it is 1 nothing changes, which fused kernels decide on the device.
     """
     if has_fused(parameters) and len({each.dtype for each in parameters}) == 1:
         torch._fused_sgd_(
-            parameters, directions, buffers, weight_decay=0.0, momentum=momentum, lr=lr, dampening=0.0,
-            nesterov=nesterov, maximize=False, is_first_step=False, found_inf=found_inf,
+            parameters, directions, buffers if momentum else [], weight_decay=0.0, momentum=momentum, lr=lr,
+            dampening=0.0, nesterov=nesterov and momentum > 0, maximize=False, is_first_step=False, found_inf=found_inf,
         )  # fmt: skip
         return
     if found_inf is not None and bool(found_inf):
@@ -102,12 +102,13 @@ def _chunks(tensors: list[Tensor], factors: Sequence[Tensor]) -> Iterator[tuple[
     """Tensors of one dtype that have `_FACTORS` numbers together, or a single one, with their factors."""
     some: list[Tensor] = []
     own: list[Tensor] = []
+    numbers = 0
     for each, factor in zip(tensors, factors, strict=True):
-        full = sum(other.numel() for other in some) + each.numel() > _FACTORS
-        if some and (full or each.dtype != some[0].dtype):
+        if some and (numbers + each.numel() > _FACTORS or each.dtype != some[0].dtype):
             yield some, own
-            some, own = [], []
+            some, own, numbers = [], [], 0
         some.append(each)
         own.append(factor)
+        numbers += each.numel()
     if some:
         yield some, own

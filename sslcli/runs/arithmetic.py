@@ -20,7 +20,8 @@ def settings_restored() -> Iterator[None]:
     deterministic = _deterministic()
     older = [(write, _readable(read)) for read, write in _OLDER]
     suppressed = getattr(sys.modules.get(_DYNAMO), "suppress_errors", False)
-    settings = [(owner, name, getattr(owner, name)) for owner, name in _settings()]
+    benchmark = torch.backends.cudnn.benchmark
+    precisions = [(owner, owner.fp32_precision) for owner in _newer()]
     device = torch.cuda.current_device() if _cuda_started() else 0
     try:
         yield
@@ -30,8 +31,11 @@ def settings_restored() -> Iterator[None]:
         for write, value in older:
             if value is not None:
                 write(value)
-        for owner, name, value in settings:
-            setattr(owner, name, value)
+        torch.backends.cudnn.benchmark = benchmark
+        for owner, precision in precisions:
+            owner.fp32_precision = "none"  # it follows the more general settings, as it may have before
+            if owner.fp32_precision != precision:
+                owner.fp32_precision = precision
         if _DYNAMO in sys.modules:
             torch._dynamo.config.suppress_errors = suppressed
         if _cuda_started():
@@ -50,6 +54,9 @@ def allow_tf32(allowed: bool) -> None:
     """Sets whether float32 products and convolutions on CUDA may be computed in TF32."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
+    for owner in _newer():  # a caller's more general setting would count where the older one says nothing
+        if (owner.fp32_precision == "tf32") != allowed:
+            owner.fp32_precision = "tf32" if allowed else "ieee"
 
 
 def use_deterministic_kernels(deterministic: bool) -> None:
@@ -88,9 +95,9 @@ def _cuda_started() -> bool:
     return started
 
 
-def _settings() -> Iterator[tuple[Any, str]]:
-    matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
-    yield cudnn, "benchmark"
-    if hasattr(matmul, "fp32_precision"):
-        yield from ((each, "fp32_precision") for each in (matmul, cudnn.conv, cudnn.rnn))
+def _newer() -> list[Any]:
+    """The owners of the settings that torch has since 2.9, which the older ones write too."""
+    backends: Any = torch.backends
+    if not hasattr(backends.cuda.matmul, "fp32_precision"):
+        return []
+    return [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -79,14 +80,52 @@ def test_a_run_that_fails_restores_them_too(tiny: ConfigMaker, tmp_path: Any, be
     assert settings() == before
 
 
-def test_newer_settings_are_restored_as_well(before: dict[str, Any]) -> None:
-    matmul: Any = torch.backends.cuda.matmul
-    if not hasattr(matmul, "fp32_precision"):
-        pytest.skip("torch before 2.9 has only the older settings")
-    matmul.fp32_precision = "tf32"  # from here on torch may refuse to read the older one
+NEWER = pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9 has only the older settings"
+)
+
+
+@pytest.fixture
+def newer() -> Iterator[dict[str, Any]]:
+    """The owners of a `fp32_precision`; those of the three general ones are set back, the others by conftest.py."""
+    backends: Any = torch.backends
+    yield {
+        "all": backends, "cudnn": backends.cudnn, "mkldnn": backends.mkldnn, "matmul": backends.cuda.matmul,
+        "conv": backends.cudnn.conv, "rnn": backends.cudnn.rnn, "mkldnn.matmul": backends.mkldnn.matmul,
+    }  # fmt: skip
+    for general in (backends, backends.cudnn, backends.mkldnn):
+        general.fp32_precision = "none"
+
+
+@NEWER
+@pytest.mark.parametrize("name", ["all", "cudnn", "matmul", "conv"])
+def test_newer_settings_do_not_count_in_exact_float32_and_are_restored(
+    name: str, before: dict[str, Any], newer: dict[str, Any]
+) -> None:
+    newer[name].fp32_precision = "tf32"  # from here on torch may refuse to read the older one
+    precisions = {key: owner.fp32_precision for key, owner in newer.items()}
     with exact_float32():
         assert tf32() == (False, False)
-    assert matmul.fp32_precision == "tf32"
+    assert {key: owner.fp32_precision for key, owner in newer.items()} == precisions
+
+
+@NEWER
+def test_what_followed_a_more_general_setting_follows_it_still(newer: dict[str, Any]) -> None:
+    newer["matmul"].fp32_precision = "none"
+    newer["all"].fp32_precision = "tf32"
+    with exact_float32():
+        assert tf32() == (False, False)
+    assert tf32() == (True, True)
+    newer["all"].fp32_precision = "ieee"
+    assert newer["matmul"].fp32_precision == "ieee"
+
+
+@NEWER
+def test_other_devices_keep_their_own(newer: dict[str, Any]) -> None:
+    newer["mkldnn.matmul"].fp32_precision = "bf16"
+    with exact_float32():
+        pass
+    assert newer["mkldnn.matmul"].fp32_precision == "bf16"
 
 
 @pytest.mark.parametrize(
