@@ -58,6 +58,9 @@ def keep(folder: Path, into: Path | None = None) -> Iterator[str]:
     for piece in sorted(folder.glob("G*.[0-9][0-9][0-9]")):
         target = (into or WAITING) / piece.name
         target.parent.mkdir(parents=True, exist_ok=True)
+        if piece.suffix == ".000":  # of another packing, whose pieces would not fit to these
+            for old in target.parent.glob(f"{piece.stem}.[0-9][0-9][0-9]"):
+                old.unlink()
         shutil.copy(piece, target)
         yield f"{piece.name}: for `.ci/gpu prepare --rung {piece.stem} --state {target.parent.name}`"
     ledger.refresh(results)

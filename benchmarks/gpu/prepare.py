@@ -6,6 +6,7 @@ A part holds the commit, the wheels that are missing there, files of CIFAR-10, a
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ from packaging.utils import canonicalize_name
 from torchvision.datasets import CIFAR10
 
 from . import packing
-from .rungs import PIECES_A_CALL, ROOT
+from .rungs import PIECES_A_CALL, ROOT, RUNGS, rungs_of
 from .stages import PARTS, commit
 
 PLACE = ROOT / ".gpu"
@@ -123,7 +124,9 @@ def commands(parts: int, rung: str | None) -> list[str]:
         lines.append(f'  carry .gpu/{name}, limit {seconds + 30} s:  {what} --out "$OUT"')
     if rung is not None:
         lines.append("If it was packed, before the machine is given back, with nothing to carry, for the other pieces:")
-        lines.append(f'  limit 60 s:  .ci/gpu run --seconds 30 --bring {rung}:{PIECES_A_CALL} --out "$OUT"')
+        pieces = math.ceil(max(RUNGS[each].megabytes for each in rungs_of(rung)) * 1e6 / packing.PIECE)
+        for first in range(PIECES_A_CALL, pieces, PIECES_A_CALL):
+            lines.append(f'  limit 60 s:  .ci/gpu run --seconds 30 --bring {rung}:{first} --out "$OUT"')
     lines.append("Then, for the folder that came back from each call:  .ci/gpu keep FOLDER")
     return lines
 

@@ -99,6 +99,9 @@ def climb(runner: Runner, name: str, data: Sequence[str], tiny: Sequence[str]) -
         tiny: overrides that make a dry run of it.
     """
     rung, run = RUNGS[name], runner.work / "rungs" / name
+    if not run.exists() and any(list(part.glob(f"state/{name}.*")) for part in runner.packed):
+        runner.note("train", status="the pieces that were brought are not one packed run: not started over")
+        return
     arrived, figures = False, dict[str, float | None]()
     try:
         arrived = _train(runner, rung, run, [*data, *tiny])

@@ -76,9 +76,11 @@ def unpack(runner: Runner) -> None:
         pieces = sorted(path for part in runner.packed for path in part.glob(f"state/{name}.[0-9][0-9][0-9]"))
         run = runner.work / "rungs" / name
         if pieces and not run.exists():
-            # Not all of them have come yet.
-            with suppress(packing.Damaged):
+            try:
                 packing.unpack_run((path.read_bytes() for path in pieces), run)
+            except packing.Damaged:  # not all of them have come yet, or not from one packing
+                runner.note("unpacked", rung=name, pieces=len(pieces), status="not whole")
+            else:
                 runner.note("unpacked", rung=name, step=(packing.newest_checkpoint(run) or (None, 0))[1])
 
 

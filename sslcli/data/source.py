@@ -44,14 +44,15 @@ def free_memory(device: torch.device) -> int | None:
     return free + unused
 
 
-def resident_budget(device: torch.device) -> int:
-    """Returns how many bytes of decoded images one process may keep on a device."""
+def resident_budget(device: torch.device, most: float = RESIDENT_BYTES, share: float = RESIDENT_SHARE) -> float:
+    """Returns how many bytes of decoded images one process may keep on a device: at most `most`, and `share` of what
+    is free there and on the host, where they are decoded."""
     free = [free_memory(device), free_memory(torch.device("cpu"))]
     free[1] = None if free[1] is None else free[1] // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return int(min([RESIDENT_BYTES, *(RESIDENT_SHARE * each for each in free if each is not None)]))
+    return min([most, *(share * each for each in free if each is not None)])
 
 
-def resident_images(dataset: Dataset, budget: int = RESIDENT_BYTES) -> Tensor | None:
+def resident_images(dataset: Dataset, budget: float = RESIDENT_BYTES) -> Tensor | None:
     """Returns all images as one uint8 tensor (N, C, H, W) on the CPU, decoded one by one if necessary.
 
     None where the images differ in size, take more than `budget` bytes, or cannot all be read.
@@ -82,7 +83,7 @@ def open_source(
     *,
     views: ViewMaker,
     workers: int | Literal["auto"] = "auto",
-    resident: bool = True,
+    budget: float | None = None,
 ) -> Source:
     """Returns the source that suits a dataset: all images on the device if they have one size and fit, else workers.
 
@@ -96,13 +97,13 @@ def open_source(
         world_size: how many processes there are.
         views: crops the images in the workers.
         workers: processes that decode; 0 decodes in this one, `auto` leaves one of the cores free.
-        resident: False for workers in any case.
+        budget: bytes of images that may be kept on the device; None: `resident_budget`.
 
     Raises:
         UserError: if the batch size does not suit the rest.
     """
     plan = Plan(dataset.info.name, len(dataset), batch_size, accumulate, seed, rank, world_size)
-    images = resident_images(dataset, resident_budget(device)) if resident else None
+    images = resident_images(dataset, resident_budget(device) if budget is None else budget)
     if images is not None:
         try:
             return ResidentSource(dataset, device, plan, images)

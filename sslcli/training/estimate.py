@@ -16,12 +16,18 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sslcli.contracts.data import Source, SourceBatch
 from sslcli.contracts.method import Method
+from sslcli.data.plan import Plan
 from sslcli.data.source import ResidentSource, free_memory
 from sslcli.memory import readable
 from sslcli.optimizers.groups import build_groups
@@ -68,13 +74,6 @@ class Estimate:
     def fits(self) -> bool | None:
         return None if self.problem or self.free is None else self.peak <= self.free
 
-    def plain(self) -> dict[str, Any]:
-        """Returns every figure in bytes, and `fits`; or only the problem."""
-        if self.problem:
-            return {"problem": self.problem}
-        parts = {f"{name}_bytes": getattr(self, name) for name in ("images", "parameters", "optimizer_state", "step")}
-        return {"peak_bytes": self.peak, **parts, "free_bytes": self.free, "fits": self.fits}
-
     def line(self) -> str:
         """Returns the estimate in one line."""
         if self.problem:
@@ -92,7 +91,14 @@ def estimate(session: Session, processes: int = 1) -> Estimate:
     Args:
         session: as `setup.build` returns it with `compiled=False`.
         processes: of which each gets its share of the batch, and DDP keeps all gradients.
+
+    Raises:
+        UserError: the batch cannot be shared so.
     """
+    training = session.config.training
+    Plan(
+        session.dataset.info.name, len(session.dataset), training.batch_size, training.accumulate, world_size=processes
+    )
     held = held_bytes(session)
     free = free_memory(session.device)
     if free is not None:
@@ -103,8 +109,9 @@ def estimate(session: Session, processes: int = 1) -> Estimate:
         with torch.random.fork_rng(devices=[]):
             peak, state = _run(session, processes)
     except Exception as error:  # plugins may do anything; an estimate must not keep a run from starting
-        reason = " ".join(str(error).split())[:160]
-        return Estimate(problem=f"a step needs the values of its tensors ({type(error).__name__}: {reason})")
+        needs = isinstance(error, DataDependentOutputException | DynamicOutputShapeException)
+        what = "a step needs the values of its tensors" if needs else "a step without values failed"
+        return Estimate(problem=f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:160]})")
     step = peak - held["parameters"] - state
     if processes > 1:
         step += sum(p.nbytes for p in session.method.parameters() if p.requires_grad)

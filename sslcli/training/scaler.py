@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Skipped updates in a row after which a run stops. Each halves the scale, which starts at 65,536: after twenty it is
-#: below 1/8, and gradients that overflow even so overflow in the network itself, which no scale prevents.
+#: Skipped updates in a row after which a run stops. Each halves the scale: after twenty it is a millionth of what was
+#: right before. Gradients that overflow even so most likely overflow in the network itself, which no scale prevents.
 MOST_SKIPPED = 20
 
 

@@ -116,7 +116,7 @@ def build(
     *,
     fresh: bool = True,
     compiled: bool = True,
-    resident: bool = True,
+    budget: float | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Session:
     """Opens the data and builds views, backbone, method, optimizer and callbacks.
@@ -125,8 +125,7 @@ def build(
         config: the whole configuration.
         fresh: the run starts, so that the backbone gets the weights that its options name; False to resume one.
         compiled: compile what `training.compile` says; False to only show the plan.
-        resident: keep all images on the device if they fit; False to resume a run that read them while training, since
-            workers and the device round differently.
+        budget: bytes of images that may be kept on the device; None: `resident_budget`.
         tell: shows messages to the user, as well as the handlers of the logger `sslcli`.
 
     Raises:
@@ -134,7 +133,7 @@ def build(
         OutOfMemory: there is no room for the network, the optimizer or the images.
     """
     with lines_to(tell):
-        config, device = _device_resolved(config)
+        config, device = device_resolved(config)
         training = config.training
         dataset = limited(config.data.cls.open(config.data.options))
         if config.method.cls.needs_labels and dataset.labels is None:
@@ -146,7 +145,7 @@ def build(
         source = open_source(
             data, device, training.batch_size, training.accumulate, config.seed,
             distributed.rank(), distributed.world_size(), views=views, workers=training.workers,
-            resident=resident,
+            budget=budget,
         )  # fmt: skip
         info = RunInfo(
             total_steps=training.epochs * source.steps_per_epoch, steps_per_epoch=source.steps_per_epoch,
@@ -173,7 +172,7 @@ def build(
         return session
 
 
-def _device_resolved(config: RunConfig) -> tuple[RunConfig, torch.device]:
+def device_resolved(config: RunConfig) -> tuple[RunConfig, torch.device]:
     """The config with device and precision resolved, and this process's device; sets what torch does there, which
     callers of `build` restore (`settings_restored`)."""
     training = config.training

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -17,6 +18,7 @@ from sslcli import distributed
 from sslcli.config.resolve import RunConfig
 from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.errors import SslError
+from sslcli.data.source import resident_budget
 from sslcli.logs import lines_to
 from sslcli.memory import out_of_memory
 from sslcli.plugins import PluginFile, choose
@@ -31,11 +33,10 @@ from . import group as process_group
 from . import resume as resuming
 from . import state
 from .context import Context
-from .estimate import Estimate
 from .interrupt import Interrupt
 from .loop import Loop
 from .memory import less_memory
-from .setup import SMALLER, Session, build
+from .setup import SMALLER, Session, build, device_resolved
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def train(
         lines_to(tell if distributed.rank() == 0 else None),
     ):
         checkpoint = _find_checkpoint(directory, resume=resume)
-        session = together(lambda: _prepare(config, checkpoint, output))
+        session = _prepared(config, checkpoint, output)
 
         def begin() -> None:
             if distributed.rank() == 0:
@@ -142,10 +143,28 @@ def _find_checkpoint(directory: RunDirectory, *, resume: bool) -> Checkpoint | N
     return together(read)
 
 
-def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path) -> Session:
+def _prepared(config: RunConfig, checkpoint: Checkpoint | None, output: Path) -> Session:
+    if checkpoint is not None:
+        config = resuming.keep_resolved(config, checkpoint.document["config"])
+    budgets = distributed.gather_objects(together(lambda: _budget(config, checkpoint)))
+    return together(lambda: _prepare(config, checkpoint, output, min(budgets)))
+
+
+def _budget(config: RunConfig, checkpoint: Checkpoint | None) -> float:
+    """Bytes of images that this process may keep on its device. A resumed run does again what it did, if it can: images
+    are cropped on the device or in workers, which round differently."""
+    _, device = device_resolved(config)
+    if checkpoint is None:
+        return resident_budget(device)
+    resident = checkpoint.document.get("resident")
+    if resident is None:  # a run of a version that looked at the size alone
+        return resident_budget(device, share=1)
+    return resident_budget(device, most=math.inf, share=1) if resident else 0
+
+
+def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path, budget: float) -> Session:
     if checkpoint is not None:
         stored = checkpoint.document["config"]
-        config = resuming.keep_resolved(config, stored)
         for warning in resuming.check(config, stored, str(output)):
             log.warning(warning)
         before, now = checkpoint.document["world_size"], distributed.world_size()
@@ -153,9 +172,8 @@ def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path) -> 
             log.warning(
                 f"resuming a run of {before} process(es) on {now} process(es): results will not be bitwise identical"
             )
-    resident = checkpoint is None or checkpoint.document.get("resident", True)
-    session = build(config, fresh=checkpoint is None, resident=resident)
-    if checkpoint is not None and resident and not session.resident and "resident" in checkpoint.document:
+    session = build(config, fresh=checkpoint is None, budget=budget)
+    if checkpoint is not None and checkpoint.document.get("resident") and not session.resident:
         log.warning("the images were all in memory and do not fit there now: results will not be bitwise identical")
     log.debug(f"plan: {', '.join(f'{name} {value}' for name, value in plan(session).items())}")
     if config.training.accumulate > 1 and session.method.batch_coupled:
@@ -234,6 +252,7 @@ def _save(loop: Loop, writer: CheckpointWriter) -> None:
         "versions": {"sslcli": __version__, "torch": torch.__version__},
     }
     try:
+        writer.join()  # one snapshot at a time: torch keeps their pinned memory
         writer.save(progress.step, files.snapshot(tensors), document)
     except ValueError as error:
         raise SslError(f"method {session.config.method.name!r} cannot be saved: {error}") from error
@@ -252,8 +271,8 @@ def plugins_used(config: RunConfig) -> dict[str, dict[str, str]]:
     return used
 
 
-def plan(session: Session, memory: Estimate | None = None) -> dict[str, Any]:
-    """Returns the size of a run, for `--dry-run`; with an estimate, also `memory`, as `Estimate.plain` has it."""
+def plan(session: Session) -> dict[str, Any]:
+    """Returns the size of a run, for `--dry-run`."""
     info, training = session.info, session.config.training
     return {
         "images": len(session.dataset),
@@ -269,5 +288,4 @@ def plan(session: Session, memory: Estimate | None = None) -> dict[str, Any]:
         "backbone_parameters": sum(p.numel() for p in session.method.encoder().parameters()),
         "trainable_parameters": sum(p.numel() for p in session.method.parameters() if p.requires_grad),
         "data_bytes": session.data_bytes,
-        **({"memory": memory.plain()} if memory is not None else {}),
     }

@@ -76,8 +76,12 @@ def place(benchmark: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_results_are_kept_with_their_origin(benchmark: Import, place: Path) -> None:
     keep, folder = benchmark("gpu.keep").keep, write(place / "first", ABOUT, RECORDED)
     (folder / "G1.000").write_bytes(b"a piece")
+    (place / "waiting").mkdir()
+    for name in ("G1.001", "G2.001"):
+        (place / "waiting" / name).write_bytes(b"of an older packing")
     said = "\n".join(keep(folder))
     assert (place / "waiting/G1.000").read_bytes() == b"a piece"
+    assert {path.name for path in (place / "waiting").iterdir()} == {"G1.000", "G2.001"}
     names = {path.name for path in (place / "results").glob("*.json")}
     assert names == {f"gpu-{stage}.json" for stage in ("env", "tests", "bench", "profile", "G1")}
     for name in names:

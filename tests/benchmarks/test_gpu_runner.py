@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -154,6 +155,33 @@ def test_a_rung_at_its_limit_is_saved_packed_and_brought_back(
     assert there.read_bytes() == b"weights" * 100
 
 
+def test_pieces_of_two_packings_are_noted_and_the_rung_is_not_started_over(
+    make: MakeRunner, benchmark: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packing, rungs, stages = (benchmark(f"gpu.{name}") for name in ("packing", "rungs", "stages"))
+    monkeypatch.setattr(packing, "PIECE", 1000)
+    pieces = []
+    for content in (1, 2):
+        run = tmp_path / f"run{content}"
+        (run / "checkpoints").mkdir(parents=True)
+        noise = random.Random(content).randbytes(1500)
+        (run / "checkpoints/step-000000007.safetensors").write_bytes(noise)
+        pieces.append(packing.pack_run(run))
+    state = tmp_path / "part/state"
+    state.mkdir(parents=True)
+    for number, piece in enumerate([pieces[0][0], *pieces[1][1:]]):
+        (state / f"G2.{number:03}").write_bytes(piece)
+    runner = make(packed=(tmp_path / "part",))
+    stages.unpack(runner)
+    monkeypatch.setattr(rungs, "_train", lambda *_: pytest.fail("starts over"))
+    rungs.climb(runner, "G2", [], [])
+    notes = [(record["name"], record["status"]) for record in records(runner)]
+    assert notes == [
+        ("unpacked", "not whole"),
+        ("train", "the pieces that were brought are not one packed run: not started over"),
+    ]
+
+
 def test_a_rung_waits_for_both_halves_of_the_images(make: MakeRunner, benchmark: Import) -> None:
     runner = make()
     benchmark("gpu.stages").run(runner, "G1")
@@ -225,6 +253,8 @@ def test_pieces_go_where_there_is_room_and_the_images_into_two_parts(benchmark: 
     assert shown.count("carry .gpu/") == 3
     assert "--stages G2" in shown
     assert "--bring G2:6" in shown
+    assert "--bring G2:12" not in shown
+    assert "--bring G0:12" in "\n".join(prepare.commands(3, "G0"))  # the largest of them, BYOL's, is 17 pieces
 
 
 def test_what_a_wheel_needs_is_read_without_extras(benchmark: Import, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ def test_an_evaluator_finds_on_the_device_what_it_finds_on_the_cpu(case: str, re
     assert "error" not in results[case], results[case]["error"]
     metrics = results[case]["metrics"]
     assert metrics["cuda"]
-    assert metrics["cuda"] == pytest.approx(metrics["cpu"], rel=1e-3, abs=1e-6)
+    # Of a thousand images one or two may change sides after hundreds of steps that round differently.
+    apart = {"rel": 1e-3, "abs": 2.5e-3 if "finetune" in case or "linear" in case else 1e-6}
+    assert metrics["cuda"] == pytest.approx(metrics["cpu"], **apart)
 
 
 @pytest.mark.parametrize("case", cases("exporter"))

@@ -22,7 +22,7 @@ from sslcli.runs.arithmetic import exact_float32, settings_restored, use_determi
 from sslcli.runs.device import resolve_device, resolve_precision
 from sslcli.training import group
 from sslcli.training import train as training
-from sslcli.training.setup import _device_resolved
+from sslcli.training.setup import device_resolved
 from sslcli.training.speed import measure
 
 CUDA = torch.device("cuda")
@@ -138,7 +138,7 @@ def test_only_tf32_uses_tf32_on_cuda(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with settings_restored():
-        config, device = _device_resolved(tiny("training.device=cuda", f"training.precision={precision}"))
+        config, device = device_resolved(tiny("training.device=cuda", f"training.precision={precision}"))
         assert tf32() == (allowed, allowed)
         assert (device.type, config.training.precision) == ("cuda", "bf16" if precision == "auto" else precision)
         with exact_float32():

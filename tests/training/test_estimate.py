@@ -15,6 +15,7 @@ from small_options import method_cases
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, Step
 from sslcli.methods.simclr import SimCLR
 from sslcli.runs.directory import RunDirectory
@@ -23,7 +24,6 @@ from sslcli.training.estimate import Estimate, LiveStorages, estimate
 from sslcli.training.loop import Loop
 from sslcli.training.memory import held_bytes
 from sslcli.training.setup import Session, build
-from sslcli.training.train import plan
 
 RESNET = ("training.batch_size=64", "backbone.width=16", "data.size=32", "data.count=64", "training.epochs=20")
 VIT = (
@@ -121,18 +121,23 @@ def test_a_method_that_needs_values_is_not_estimated(tiny: ConfigMaker, monkeypa
     monkeypatch.setattr(SimCLR, "forward", reading)
     found = estimate(build(tiny(), compiled=False))
     assert found.fits is None
-    assert set(found.plain()) == {"problem"}
     assert re.match(r"not estimated: a step needs the values of its tensors \(DataDependent", found.line())
 
 
-def test_the_estimate_is_part_of_the_plan(tiny: ConfigMaker) -> None:
-    session = build(tiny(), compiled=False)
-    assert "memory" not in plan(session)
-    shown = plan(session, Estimate(images=1, parameters=2, optimizer_state=3, step=4, free=9))["memory"]
-    assert shown == {
-        "peak_bytes": 10, "images_bytes": 1, "parameters_bytes": 2, "optimizer_state_bytes": 3, "step_bytes": 4,
-        "free_bytes": 9, "fits": False,
-    }  # fmt: skip
+def test_a_method_that_fails_is_said_to_fail(tiny: ConfigMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SimCLR, "forward", lambda self, batch: 1 / 0)
+    line = estimate(build(tiny(), compiled=False)).line()
+    assert line.startswith("not estimated: a step without values failed (ZeroDivisionError: division by zero")
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tiny: ConfigMaker) -> None:
+    with pytest.raises(UserError, match=r"^training.batch_size: 8 .* multiple of 3"):
+        estimate(build(tiny(), compiled=False), processes=3)
+
+
+def test_a_step_fits_if_its_peak_is_free() -> None:
+    assert Estimate(images=1, parameters=2, optimizer_state=3, step=4, free=9).fits is False
+    assert Estimate(images=1, parameters=2, optimizer_state=3, step=4, free=10).fits is True
     assert Estimate(step=4, free=None).fits is None
     assert "free" not in Estimate(step=4).line()
 

@@ -110,6 +110,16 @@ def test_a_run_whose_images_were_not_in_memory_reads_them_while_training_again(t
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_run_whose_images_were_in_memory_keeps_them_there_as_long_as_they_fit(tiny, tmp_path, monkeypatch, messages):
+    train(tiny(), tmp_path / "whole")
+    train(tiny("training.max_steps=3"), tmp_path / "parts")
+    images = 32 * 3 * 16 * 16
+    monkeypatch.setattr("sslcli.data.source.free_memory", lambda device: images)  # a new run would want twice as much
+    train(tiny(), tmp_path / "parts", resume=True)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert [line for line in messages if "bitwise" in line] == []
+
+
 def test_images_that_no_longer_fit_into_memory_are_reported(tiny, tmp_path, monkeypatch, messages):
     train(tiny("training.max_steps=3"), tmp_path / "a")
     monkeypatch.setattr("sslcli.data.source.free_memory", lambda device: 0)

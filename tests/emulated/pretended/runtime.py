@@ -37,16 +37,12 @@ def install() -> None:
     # While there is no device torch lets a guard that does nothing take the place of CUDA's.
     torch._C._ensureCUDADeviceGuardSet()
     shim.pretend_devices(127)  # autograd asks about every device that its guard allows
-    if torch._C._cuda_getDeviceCount() == 0 and torch.cuda.device_count() == 0 and not _counted(shim):
+    if torch._C._cuda_getDeviceCount() != 127:
         raise RuntimeError("shim.c was not loaded before torch")
     _answer()
     _memory_and_streams()
     _python_parts()
     Mode().__enter__()
-
-
-def _counted(shim: Any) -> bool:
-    return "pretend" in str(shim)
 
 
 def _answer() -> None:
