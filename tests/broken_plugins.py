@@ -1,4 +1,4 @@
-"""Methods, backbones, datasets, and augmentations that break one rule each: what the conformance kit must find.
+"""Methods, datasets, and augmentations that break one rule each: what the conformance kit must find.
 
 Each is a correct plugin with one thing replaced (`broken`), beside the words that the check must say.
 """
@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import ConfigDict
 from torch import Tensor
 
 from sslcli.augmentations.solarize import Solarize
-from sslcli.contracts.backbone import BackboneProvider, BackboneSpec, Features
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, RootedOptions
 from sslcli.contracts.method import MethodOptions, ParameterGroup, Step
 from sslcli.contracts.views import Operation, Parameters, Preset
@@ -117,58 +115,6 @@ METHODS = [
     broken("OwnRandomness", SimCLR, "equal seeds give different losses", SMALL,
            forward=scaled(lambda self: 1 + random.random())),
 ]  # fmt: skip
-
-
-# Backbones
-
-
-def with_spec(self: Any, channels: int, dim: int) -> None:
-    SmallBackbone.__init__(self, channels, dim)
-    self.spec = BackboneSpec(dim + 1, channels)
-
-
-def other_features(change: Any) -> Any:
-    return lambda self, x, mask=None: Features(change(SmallBackbone.forward(self, x, mask).pooled))
-
-
-def own_seed(cls: Any, options: Any, channels: int, image_size: int) -> SmallBackbone:
-    torch.manual_seed(0)
-    return cls(channels, 16)
-
-
-BACKBONES = [
-    broken("WrongDim", SmallBackbone, r"\(2, 16\), not torch.float32 \(2, 17\)", __init__=with_spec),
-    broken("AlwaysDrops", SmallBackbone, r"two passes over the same images in eval\(\) differ",
-           forward=other_features(lambda pooled: F.dropout(pooled, training=True))),
-    broken("BatchNormInEval", SmallBackbone, "depend on the others in its batch",
-           forward=other_features(lambda pooled: pooled - pooled.mean(dim=0))),
-    broken("TakesMask", SmallBackbone, "must reject a mask",
-           forward=lambda self, x, mask=None: SmallBackbone.forward(self, x)),
-    broken("OwnSeed", SmallBackbone, "the same weights whatever the seed", build=classmethod(own_seed)),
-    broken("ImportsNothing", SmallBackbone, "import_state of what export_state returned gives other",
-           import_state=lambda self, state: None),
-    broken("ImportsAnything", SmallBackbone, "takes a state without 'layers.0.weight'",
-           import_state=lambda self, state: self.load_state_dict(state, strict=False)),
-    broken("NoPython", SmallBackbone, "the lines are not Python: SyntaxError",
-           export_state=lambda self: (dict(self.state_dict()), "model = (")),
-    broken("ThreeChannels", SmallBackbone, "spec.channels is 3, not 1",
-           build=classmethod(lambda cls, options, channels, image_size: cls(3, 16))),
-]  # fmt: skip
-
-
-class AnyName(BackboneProvider):
-    """Has a backbone for every name."""
-
-    @classmethod
-    def names(cls) -> list[str]:
-        return ["small"]
-
-    @classmethod
-    def get(cls, name: str) -> type[SmallBackbone]:
-        return SmallBackbone
-
-
-PROVIDERS = [broken("EveryName", AnyName, "get of a name that it does not list must raise KeyError")]
 
 
 # Datasets

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 
-from .family import member, refuse_mask
+from .family import features_of_maps, member, refuse_layers, refuse_masks
 
 #: Two stages halve the image: the smallest side whose last map has one pixel.
 MINIMUM_SIZE = 4
@@ -86,11 +86,24 @@ class CIFARResNet(Backbone):
             )
         return cls(options, channels)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Returns pooled features (N, 4·width) of images (N, C, H, W); UserError if a mask is given."""
-        refuse_mask(mask, self.name)
-        x = F.relu(self.bn1(self.conv1(x)))
-        return Features(pooled=self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3)))
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+        layers: int = 1,
+    ) -> Features:
+        """Returns pooled features (N, 4·width) of images (N, C, H, W), and the pixels of the last map as tokens;
+        `layers` are stages. UserError if a mask or a subset is given."""
+        refuse_masks(self.name, mask, mask_token, keep)
+        refuse_layers(self.name, layers, most=3)
+        x, maps = F.relu(self.bn1(self.conv1(x))), []
+        for stage in (self.layer1, self.layer2, self.layer3):
+            x = stage(x)
+            maps.append(x)
+        return features_of_maps(x.mean(dim=(2, 3)), maps[-layers:])
 
 
 CIFARResNet20, CIFARResNet56 = (

@@ -16,7 +16,7 @@ from torchvision.models import resnet
 from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 
-from .family import member, refuse_mask
+from .family import features_of_maps, member, refuse_layers, refuse_masks
 from .published import PublishedOptions, published_state
 
 #: Smallest image side for each stem: the factor by which the network downsamples, so that its last map has one pixel.
@@ -82,6 +82,19 @@ class ResidualNetwork(resnet.ResNet):  # type: ignore[misc]  # torchvision has n
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.bn1 = norm_layer(options.width)
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Returns the output of each of the four stages for images (N, C, H, W)."""
+        x, maps = self.maxpool(self.relu(self.bn1(self.conv1(x)))), []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def pooled(self, last: Tensor) -> Tensor:
+        """Returns the features (N, D) of the last stage's output."""
+        features: Tensor = self.avgpool(last).flatten(1)
+        return features
+
     def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
         if planes == TORCHVISION_WIDTH:
             self.inplanes = self._width  # channels from the stem to the first stage
@@ -134,10 +147,21 @@ class ResidualBackbone(Backbone):
             raise UserError(f"backbone.width: {cls.name} takes multiples of {step}, not {options.width}")
         return cls(options, channels)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Returns pooled features (N, 8·width·expansion) of images (N, C, H, W); UserError if a mask is given."""
-        refuse_mask(mask, self.name)
-        return Features(pooled=self.network(x))
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+        layers: int = 1,
+    ) -> Features:
+        """Returns pooled features (N, 8·width·expansion) of images (N, C, H, W), and the pixels of the last map as
+        tokens; `layers` are stages. UserError if a mask or a subset is given."""
+        refuse_masks(self.name, mask, mask_token, keep)
+        refuse_layers(self.name, layers, most=len(self.layers))
+        maps = self.network.maps(x)
+        return features_of_maps(self.network.pooled(maps[-1]), maps[-layers:])
 
     def export_state(self) -> tuple[dict[str, Tensor], str]:
         """Returns the weights under torchvision's names, and no lines: torchvision has no such model."""

@@ -12,16 +12,20 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.densenet import DenseNet
+from torchvision.models.maxvit import MaxVit
 from torchvision.models.mnasnet import MNASNet
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from sslcli.contracts.backbone import Backbone, BackboneProvider, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
-from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCheckpointingOptions
+from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCheckpointingOptions, last_outputs
+from sslcli.modules.masks import check_request, replace_masked, take
 
-from .family import member, refuse_mask
+from .family import features_of_maps, member, refuse_layers, refuse_masks
 from .published import PublishedOptions, published_state
 from .resnet import RESNETS
 
@@ -48,6 +52,28 @@ class _MNASNet(MNASNet):  # type: ignore[misc]  # torchvision has no types
         super()._load_from_state_dict(state, prefix, {"version": self._version, **metadata}, *rest)
 
 
+class _LastMap:
+    """A hook that keeps the map (N, E, H, W) that a network pools, until it is taken."""
+
+    def __init__(self, network: Any) -> None:
+        #: The module that pools is `avgpool` or a classifier that begins with it; others pool the output of a module.
+        self.is_input = hasattr(network, "avgpool") or isinstance(network, MaxVit)
+        self.relu = isinstance(network, DenseNet)
+        self.found: Tensor | None = None
+        names = ("avgpool", *(("classifier",) if self.is_input else ("features", "layers", "conv5")))
+        pooling = next((getattr(network, name) for name in names if hasattr(network, name)), None)
+        if pooling is not None:
+            pooling.register_forward_hook(self)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        found = inputs[0] if self.is_input else output
+        self.found = found.relu() if self.relu else found
+
+    def take(self) -> list[Tensor]:
+        found, self.found = self.found, None
+        return [] if found is None else [found]
+
+
 class TorchvisionBackbone(Backbone):
     """A classification model of torchvision without its classifier; `network` is the model."""
 
@@ -71,7 +97,12 @@ class TorchvisionBackbone(Backbone):
             self.network.encoder.layers = CheckpointedBlocks(blocks)
         self._side = image_size if self._family() in ONE_SIZE else None
         least = self._side or LARGER_MINIMUM.get(self.name, MINIMUM_SIZE)
-        self.spec = BackboneSpec(dim, channels, minimum_size=least, size_multiple=self._multiple())
+        is_vit = self._family() == "vit"
+        self._map = None if is_vit else _LastMap(self.network)
+        self.spec = BackboneSpec(
+            dim, channels, minimum_size=least, size_multiple=self._multiple(), maskable=is_vit,
+            patch_size=self._multiple() if is_vit else None,
+        )  # fmt: skip
         if isinstance(self.network, MNASNet):
             self.network.__class__ = _MNASNet
             self._lines += [
@@ -157,19 +188,56 @@ class TorchvisionBackbone(Backbone):
         """The patch embedding of a ViT, by which MoCo v3 recognizes one; None for other networks."""
         return self.network.conv_proj if self._family() == "vit" else None
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Returns pooled features (N, D) of images (N, C, H, W).
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+        layers: int = 1,
+    ) -> Features:
+        """Returns pooled features (N, D) of images (N, C, H, W), and as tokens the patches of a ViT, the pixels of the
+        last map of others.
 
         Raises:
-            UserError: if a mask is given, or if a ViT or MaxViT is given images of a size it was not built for.
+            UserError: if a ViT or MaxViT is given images of a size it was not built for; if a mask, a subset or more
+                than the last layer is asked of another network than a ViT.
         """
-        refuse_mask(mask, f"torchvision/{self.name}")
         if self._side is not None and tuple(x.shape[-2:]) != (self._side, self._side):
             raise UserError(
                 f"backbone: torchvision/{self.name} was built for images of {self._side} pixels, not "
                 f"{x.shape[-2]}×{x.shape[-1]}: use vit_small or a similar model, which accepts any size"
             )
-        return Features(pooled=self.network(x))
+        name = f"torchvision/{self.name}"
+        if self._map is None:
+            return self._vit(x, mask, mask_token, keep, layers)
+        refuse_masks(name, mask, mask_token, keep)
+        refuse_layers(name, layers)
+        pooled = self.network(x)
+        maps = self._map.take()
+        return features_of_maps(pooled, maps) if maps else Features(pooled)
+
+    def _vit(
+        self, x: Tensor, mask: Tensor | None, mask_token: Tensor | None, keep: Tensor | None, layers: int
+    ) -> Features:
+        """`forward` for a vision transformer, in torchvision's steps."""
+        name, network, encoder = f"torchvision/{self.name}", self.network, self.network.encoder
+        refuse_layers(name, layers, most=len(encoder.layers))
+        tokens = network._process_input(x)  # N×L×D
+        check_request(name, tokens.shape[1], mask, mask_token, keep)
+        if mask is not None and mask_token is not None:
+            tokens = replace_masked(tokens, mask, mask_token)
+        first, positions = network.class_token.expand(len(x), -1, -1), encoder.pos_embedding
+        if keep is None:
+            tokens = torch.cat([first, tokens], dim=1) + positions
+        else:
+            tokens = torch.cat([first + positions[:, :1], take(tokens + positions[:, 1:], keep)], dim=1)
+        last = [encoder.ln(out) for out in last_outputs(encoder.layers, encoder.dropout(tokens), layers)]
+        side = x.shape[-1] // self._multiple()
+        grid = (side, side) if keep is None else None
+        parts = tuple((out[:, 0], out[:, 1:]) for out in last)
+        return Features(network.heads(parts[-1][0]), parts[-1][1], grid, parts)
 
     def published_state(self) -> dict[str, Tensor] | None:
         """Returns torchvision's weights; the positions of a ViT are interpolated to its image size."""

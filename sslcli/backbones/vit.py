@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
-from sslcli.modules.drop_path import DropPath, grow_drop_path
-from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCheckpointingOptions
+from sslcli.modules.drop_path import grow_drop_path
+from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCheckpointingOptions, last_outputs
+from sslcli.modules.masks import check_request, replace_masked, take
+from sslcli.modules.transformer import EPS, TransformerBlock, initialize_transformer, sincos_positions
 
 from .family import member
-
-EPS = 1e-6
 
 
 class ViTOptions(GradientCheckpointingOptions):
@@ -41,41 +41,6 @@ class ViTOptions(GradientCheckpointingOptions):
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Probability of skipping a residual branch in training; it grows linearly from 0 in the first block to this in the
     last."""
-
-
-class _Attention(nn.Module):
-    """Multi-head self-attention with a bias on queries, keys and values."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        count, length, dim = x.shape
-        qkv = self.qkv(x).reshape(count, length, 3, self.heads, dim // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(out.transpose(1, 2).reshape(count, length, dim))
-
-
-class _Block(nn.Module):
-    """x ← x + attention(norm(x)); x ← x + mlp(norm(x))."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=EPS)
-        self.attn = _Attention(dim, heads)
-        self.drop_path1 = DropPath()
-        self.norm2 = nn.LayerNorm(dim, eps=EPS)
-        layers = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}
-        self.mlp = nn.Sequential(OrderedDict(layers))
-        self.drop_path2 = DropPath()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class ViT(Backbone):
@@ -103,16 +68,15 @@ class ViT(Backbone):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         else:
             self.register_buffer("pos_embed", sincos_positions(side, self.dim))
-        blocks = (_Block(self.dim, options.heads or self.heads) for _ in range(options.depth))
+        blocks = (TransformerBlock(self.dim, options.heads or self.heads) for _ in range(options.depth))
         self.blocks = (CheckpointedBlocks if options.gradient_checkpointing else nn.Sequential)(*blocks)
         self.norm = nn.LayerNorm(self.dim, eps=EPS)
         grow_drop_path(self, options.drop_path)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.trunc_normal_(part.weight, std=0.02)
-                nn.init.zeros_(part.bias)
-        self.spec = BackboneSpec(self.dim, channels, minimum_size=patch, size_multiple=patch, patch_size=patch)
+        initialize_transformer(self)
+        self.spec = BackboneSpec(
+            self.dim, channels, minimum_size=patch, size_multiple=patch, patch_size=patch, maskable=True
+        )
 
     @property
     def patch_projection(self) -> nn.Module:
@@ -130,29 +94,53 @@ class ViT(Backbone):
             )
         return cls(options, channels, image_size)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Returns pooled features (N, D), and the patch tokens (N, L, D) with their grid; both after the last norm.
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+        layers: int = 1,
+    ) -> Features:
+        """Returns pooled features (N, D), and the patch tokens (N, L, D) with their grid, all behind the last norm.
 
         Args:
             x: (N, C, H, W); sides are multiples of the patch size, and may differ from those it was built for.
-            mask: must be None: a mask token would be a parameter without gradient in every method without masks.
+            mask: see `Backbone.forward`, as all others.
+            mask_token: takes the place of a patch's embedding, before its position is added (SimMIM, iBOT, BEiT).
+            keep: the class token sees only these patches, and the pooled mean is theirs.
+            layers: see `Backbone.forward`.
 
         Raises:
-            UserError: if a mask is given, or the sides are not multiples.
+            UserError: the sides are not multiples, or another argument is wrong.
         """
-        if mask is not None:
-            raise UserError(f"backbone: {self.name} has no mask token: use a backbone with one for masked views")
         patch = self.options.patch_size
         if x.shape[-2] % patch or x.shape[-1] % patch:
             raise UserError(
                 f"backbone: {self.name} takes sides in multiples of {patch}, not {x.shape[-2]}×{x.shape[-1]} pixels"
             )
+        if not 1 <= layers <= len(self.blocks):
+            raise UserError(f"backbone: {self.name} has the outputs of 1 to {len(self.blocks)} layers, not of {layers}")
         grid = (x.shape[-2] // patch, x.shape[-1] // patch)
         tokens = self.patch_embed(x).flatten(2).transpose(1, 2)  # N×L×D
-        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
-        out: Tensor = self.norm(self.blocks(tokens + self.positions(*grid)))
-        patches = out[:, 1:]
-        return Features(out[:, 0] if self.options.pool == "cls" else patches.mean(dim=1), patches, grid)
+        check_request(self.name, tokens.shape[1], mask, mask_token, keep)
+        if mask is not None and mask_token is not None:
+            tokens = replace_masked(tokens, mask, mask_token)
+        first = self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
+        positions = self.positions(*grid)
+        if keep is None:
+            tokens = torch.cat([first, tokens], dim=1) + positions
+        else:
+            tokens = torch.cat([first + positions[:, :1], take(tokens + positions[:, 1:], keep)], dim=1)
+        last = [self.norm(out) for out in last_outputs(self.blocks, tokens, layers)]
+        cls, patches = last[-1][:, 0], last[-1][:, 1:]
+        return Features(
+            cls if self.options.pool == "cls" else patches.mean(dim=1),
+            patches,
+            grid if keep is None else None,
+            tuple((out[:, 0], out[:, 1:]) for out in last),
+        )
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """Returns the positional embeddings (1, 1 + L, D) of a grid, interpolated from those of its own grid.
@@ -174,19 +162,6 @@ def bicubic_matrix(size: int, new_size: int, like: Tensor) -> Tensor:
     unit = torch.eye(size, dtype=like.dtype, device=like.device).reshape(1, size, size, 1)
     rows = F.interpolate(unit, size=(new_size, 1), mode="bicubic", align_corners=False)
     return rows.reshape(size, new_size).T
-
-
-def sincos_positions(side: int, dim: int) -> Tensor:
-    """Returns fixed positions (1, 1 + side², D): sin and cos of the column, then of the row; 0 for the class token.
-
-    The frequencies are 10000^(−4i/D), i < D/4: MoCo v3, https://arxiv.org/abs/2104.02057. D must be a multiple of 4.
-    """
-    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
-    rows = angles[:, None].expand(side, side, -1).reshape(side * side, -1)
-    columns = angles[None].expand(side, side, -1).reshape(side * side, -1)
-    grid = torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()], dim=1)
-    return torch.cat([torch.zeros(1, dim, dtype=torch.float64), grid]).float()[None]
 
 
 ViTTiny, ViTSmall, ViTBase = (

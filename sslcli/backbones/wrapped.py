@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 
-from .family import refuse_mask
+from .family import refuse_layers, refuse_masks
 
 
 class WrappedBackbone(Backbone):
@@ -44,16 +44,26 @@ class WrappedBackbone(Backbone):
         spec = probe(_copied(cls.template, cls.title), channels, image_size, cls.title)
         return cls(cls.template if cls.in_place else _copied(cls.template, cls.title), spec)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+        layers: int = 1,
+    ) -> Features:
         """Returns pooled features (N, D) of images (N, C, H, W); if the module is a `Backbone`, all that it returns.
 
         Raises:
-            UserError: if a mask is given to a module that is not a `Backbone`, or the module does not return features.
+            UserError: if a mask, a subset or more than one layer is asked of a module that is not a `Backbone`, or the
+                module does not return features.
         """
         if isinstance(self.network, Backbone):
-            features: Features = self.network(x, mask)
+            features: Features = self.network(x, mask, mask_token=mask_token, keep=keep, layers=layers)
             return features
-        refuse_mask(mask, self.title)
+        refuse_masks(self.title, mask, mask_token, keep)
+        refuse_layers(self.title, layers)
         return Features(pooled=_pooled(self.network(x), self.title))
 
     def export_state(self) -> tuple[dict[str, Tensor], str]:

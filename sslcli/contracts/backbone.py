@@ -31,6 +31,7 @@ class BackboneSpec:
         minimum_size: the smallest image side that it accepts, in pixels.
         size_multiple: image sides must be a multiple of this (a ViT's patch size; 1 for most networks).
         patch_size: side of a patch for networks with tokens, else None.
+        maskable: its `forward` takes masks and subsets of patches.
     """
 
     feature_dim: int
@@ -38,19 +39,30 @@ class BackboneSpec:
     minimum_size: int = 1
     size_multiple: int = 1
     patch_size: int | None = None
+    maskable: bool = False
 
 
 @dataclass
 class Features:
-    """What a backbone returns: `pooled` (N, D); with tokens also `tokens` (N, L, D) and a `grid` (rows, columns)."""
+    """What a backbone returns.
+
+    Attributes:
+        pooled: (N, D).
+        tokens: (N, L, E) the patches, or the pixels of the last map, row by row; None for networks without.
+        grid: rows and columns of the tokens; None where `keep` has left some out.
+        layers: the class token (N, E), or None, and the tokens (N, L, E) of the last layers that were asked for, the
+            last one at the end; empty for networks without.
+    """
 
     pooled: Tensor
     tokens: Tensor | None = None
     grid: tuple[int, int] | None = None
+    layers: tuple[tuple[Tensor | None, Tensor], ...] = ()
 
 
 class Backbone(nn.Module, ABC):
-    """A network without a classifier, always called as `backbone(images, mask) -> Features`.
+    """A network without a classifier, called as `backbone(images) -> Features`, and by methods that hide patches with
+    the other arguments of `forward`.
 
     Attributes:
         Options: the options' class.
@@ -78,10 +90,25 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Args:
-        x: (N, C, H, W) float, normalized.
-        mask: (N, L) bool, True = hidden, for masked methods; networks without tokens raise UserError.
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+        layers: int = 1,
+    ) -> Features:
+        """Returns features. A network that is not `maskable` raises UserError for a mask or a subset.
+
+        Args:
+            x: (N, C, H, W) float, normalized.
+            mask: (N, L) bool, True = hidden: the patch's embedding is replaced by `mask_token`.
+            mask_token: (D,) or (1, 1, D), a parameter of the method; given if and only if `mask` is.
+            keep: (N, K) int64: only these patches are computed, in this order, each at its own position.
+            layers: how many of the last layers `Features.layers` has, behind the final norm where there is one: blocks
+                of a transformer, stages of a ResNet. A network that has none, or not so many, raises UserError for more
+                than 1.
         """
 
     def published_state(self) -> dict[str, Tensor] | None:

@@ -223,15 +223,23 @@ class MeanOfTokens(Backbone):
             device = next(backbone.parameters()).device
             tokens = backbone(torch.zeros(1, backbone.spec.channels, image_size, image_size, device=device)).tokens
         if tokens is None:
-            raise UserError("feature=tokens: this network has no tokens (a ViT has); use feature=pooled")
+            raise UserError("feature=tokens: this network has no tokens; use feature=pooled")
         self.spec = dataclasses.replace(backbone.spec, feature_dim=tokens.shape[-1])
 
     @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> Backbone:
         raise UserError("backbone: the mean of tokens wraps another backbone; name that one")
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+        layers: int = 1,
+    ) -> Features:
         """Returns the mean over the patch tokens as `pooled`; the rest as it is."""
-        found = self.backbone(x, mask)
+        found = self.backbone(x, mask, mask_token=mask_token, keep=keep, layers=layers)
         assert found.tokens is not None
-        return Features(found.tokens.mean(dim=1), found.tokens, found.grid)
+        return dataclasses.replace(found, pooled=found.tokens.mean(dim=1))

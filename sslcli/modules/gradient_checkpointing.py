@@ -32,7 +32,21 @@ class CheckpointedBlocks(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Whatever the blocks take and return: a ViT's have (N, L, D) → (N, L, D)."""
-        recompute = self.training and torch.is_grad_enabled()
-        for block in self:
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
-        return x
+        return last_outputs(self, x, 1)[0]
+
+
+def last_outputs(blocks: nn.Sequential, x: Tensor, count: int) -> list[Tensor]:
+    """Runs blocks one after the other, checkpointed if they are `CheckpointedBlocks`; returns the last `count` outputs.
+
+    Args:
+        blocks: at least `count`.
+        x: what the first block takes.
+        count: of the outputs to return, that of the last block at the end.
+    """
+    recompute = isinstance(blocks, CheckpointedBlocks) and blocks.training and torch.is_grad_enabled()
+    outputs = []
+    for number, block in enumerate(blocks):
+        x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        if number >= len(blocks) - count:
+            outputs.append(x)
+    return outputs

@@ -51,7 +51,7 @@ class HeadedBackbone(Backbone):
         if head is None:
             head = mlp(backbone.spec.feature_dim, width, width, options.layers + 1, norm=options.norm)[:-1]
         self.head = head
-        self.spec = dataclasses.replace(backbone.spec, feature_dim=width, patch_size=None)
+        self.spec = dataclasses.replace(backbone.spec, feature_dim=width, patch_size=None, maskable=False)
 
     @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> Backbone:
@@ -60,8 +60,16 @@ class HeadedBackbone(Backbone):
             "backbone: projector layers are not a backbone by themselves: name one, and let the method keep the layers"
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Returns pooled features (N, hidden_dim) of images (N, C, H, W). Raises UserError if a mask is given."""
-        if mask is not None:
-            raise UserError("backbone: with projector layers there are no tokens to mask: keep none of them")
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+        layers: int = 1,
+    ) -> Features:
+        """Returns pooled features (N, hidden_dim) of images (N, C, H, W). Raises UserError for anything else."""
+        if layers != 1 or any(each is not None for each in (mask, mask_token, keep)):
+            raise UserError("backbone: with projector layers there are no tokens and no layers: keep none of them")
         return Features(pooled=self.head(self.backbone(x).pooled))

@@ -101,9 +101,86 @@ def _check_evaluation(backbone: Backbone, images: Tensor) -> None:
     require(close, f"{label}: in eval() an image's features depend on the others in its batch")
     copied = _pooled(copy.deepcopy(backbone), images)
     require(equal(copied, first), f"{label}: a deep copy gives other features (momentum encoders are deep copies)")
-    if backbone(images).tokens is None:
-        said = refusal(lambda: backbone(images, torch.zeros(len(images), 4, dtype=torch.bool)))
-        require(said, f"{label} has no tokens, and must reject a mask with a UserError of one line")
+    _check_layers(backbone, images)
+    if backbone.spec.maskable:
+        _check_masks(backbone, images)
+        return
+    said = "is not maskable, and must reject {} with a UserError of one line"
+    hidden, token = torch.zeros(len(images), 4, dtype=torch.bool), torch.zeros(backbone.spec.feature_dim)
+    refused = refusal(lambda: backbone(images, hidden, mask_token=token))
+    require(refused, f"{label} {said.format('a mask')}")
+    refused = refusal(lambda: backbone(images, keep=torch.zeros(len(images), 1, dtype=torch.int64)))
+    require(refused, f"{label} {said.format('`keep`')}")
+
+
+def _check_layers(backbone: Backbone, images: Tensor) -> None:
+    label = type(backbone).__name__
+    with torch.no_grad():
+        found = backbone(images)
+        if not found.layers:
+            refused = refusal(lambda: backbone(images, layers=2))
+            require(refused, f"{label} has no layers, and must reject layers=2 with a UserError of one line")
+            return
+        last = found.layers[-1][1]
+        require(len(found.layers) == 1, f"{label} returns {len(found.layers)} layers where one is asked for")
+        require(found.tokens is not None and equal(last, found.tokens), f"{label}: the last layer is not its tokens")
+        with reported(f"{label}, asked for its last two layers"):
+            two = backbone(images, layers=2).layers
+        require(
+            len(two) == 2 and equal(two[-1][1], last), f"{label}, asked for two layers, does not return the last two"
+        )
+        require(refusal(lambda: backbone(images, layers=10_000)), f"{label} must reject more layers than it has")
+
+
+def _check_masks(backbone: Backbone, images: Tensor) -> None:
+    label, count = type(backbone).__name__, len(images)
+    plain = backbone(images)
+    require(plain.tokens is not None, f"{label} is maskable, but returns no tokens")
+    assert plain.tokens is not None
+    length, width = plain.tokens.shape[1:]
+    token = torch.zeros(width, requires_grad=True)
+    nothing = torch.zeros(count, length, dtype=torch.bool)
+    found = backbone(images, nothing, mask_token=token)
+    require(equal(found.pooled, plain.pooled), f"{label}: a mask that hides nothing changes the features")
+    some = nothing.clone()
+    some[:, ::2] = True
+    found = backbone(images, some, mask_token=token)
+    require(not equal(found.pooled, plain.pooled), f"{label}: a mask changes nothing")
+    [gradient] = torch.autograd.grad(found.pooled.square().sum(), token, allow_unused=True)
+    require(gradient is not None and bool(gradient.any()), f"{label}: no gradient reaches the mask token")
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(2))
+    even, odd = (torch.where(_pixels(hidden, plain.grid, images), noise, images) for hidden in (some, ~some))
+    same = equal(backbone(even, some, mask_token=token).pooled, found.pooled)
+    require(same, f"{label}: what a mask hides still changes the features")
+    alone = (lambda: backbone(images, some)), (lambda: backbone(images, mask_token=token))
+    require(all(map(refusal, alone)), f"{label} must reject a mask without a token, and a token without a mask")
+    require(
+        refusal(lambda: backbone(images, some[:, 1:], mask_token=token)), f"{label} must reject a mask of other size"
+    )
+    every = torch.arange(length).expand(count, -1)
+    with torch.no_grad():
+        kept = backbone(images, keep=every)
+        require(_close(kept.tokens, plain.tokens), f"{label}: `keep` of all patches gives other tokens")
+        order = torch.randperm(length, generator=torch.Generator().manual_seed(2))
+        kept = backbone(images, keep=every[:, order])
+        require(_close(kept.tokens, plain.tokens[:, order]), f"{label}: tokens do not come in the order of `keep`")
+        half = backbone(images, keep=every[:, ::2])
+        require_is(
+            f"{label}: the shape of tokens with `keep`", half.tokens.shape[1:], (len(range(0, length, 2)), width)
+        )
+        same = _close(backbone(odd, keep=every[:, ::2]).pooled, half.pooled)
+        require(same, f"{label}: patches that `keep` leaves out change the features")
+
+
+def _close(found: Tensor | None, expected: Tensor) -> bool:
+    return found is not None and found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def _pixels(mask: Tensor, grid: tuple[int, int] | None, images: Tensor) -> Tensor:
+    """Which pixels (N, 1, H, W) a mask of patches hides."""
+    rows, columns = grid or (1, 1)
+    shape = (images.shape[-2] // rows, images.shape[-1] // columns)
+    return mask.view(-1, 1, rows, columns).repeat_interleave(shape[0], 2).repeat_interleave(shape[1], 3)
 
 
 def _check_export(cls: type[Backbone], options: Any, backbone: Backbone, images: Tensor) -> None:

@@ -39,9 +39,17 @@ class SmallBackbone(Backbone):
     def build(cls, options: Any, channels: int, image_size: int) -> SmallBackbone:
         return cls(channels, dim=16)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Returns pooled features (N, 16); UserError if a mask is given."""
-        if mask is not None:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+        layers: int = 1,
+    ) -> Features:
+        """Returns pooled features (N, 16); UserError for anything else."""
+        if layers != 1 or any(each is not None for each in (mask, mask_token, keep)):
             raise UserError("backbone: that of the checks has no tokens to mask; pass one with tokens as `backbone`")
         return Features(self.layers(x).mean(dim=(2, 3)))
 

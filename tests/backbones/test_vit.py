@@ -186,8 +186,19 @@ def test_invalid_sizes_heads_and_masks_are_refused() -> None:
         ViTTiny.build(ViTOptions(heads=5), 3, 32)
     with pytest.raises(UserError, match="multiples of 4, not 16×18"):
         tiny()(torch.zeros(1, 3, 16, 18))
-    with pytest.raises(UserError, match="no mask token"):
-        tiny()(torch.zeros(1, 3, 16, 16), torch.zeros(1, 16, dtype=torch.bool))
+    images, mask, token = torch.zeros(1, 3, 16, 16), torch.zeros(1, 16, dtype=torch.bool), torch.zeros(192)
+    with pytest.raises(UserError, match="vit_tiny got a mask without a mask_token"):
+        tiny()(images, mask)
+    with pytest.raises(UserError, match="vit_tiny got a mask_token without a mask"):
+        tiny()(images, mask_token=token)
+    with pytest.raises(UserError, match=r"needs a mask \(N, 16\) of bool, not \(1, 15\) of bool"):
+        tiny()(images, mask[:, 1:], mask_token=token)
+    with pytest.raises(UserError, match=r"needs a mask \(N, 16\) of bool, not \(1, 16\) of float32"):
+        tiny()(images, mask.float(), mask_token=token)
+    with pytest.raises(UserError, match=r"K from 1 to 16, not \(1, 17\) of int64"):
+        tiny()(images, keep=torch.zeros(1, 17, dtype=torch.int64))
+    with pytest.raises(UserError, match="has the outputs of 1 to 2 layers, not of 3"):
+        tiny(depth=2)(images, layers=3)
 
 
 def test_features_are_finite_under_autocast() -> None:

@@ -17,12 +17,12 @@ from sslcli.contracts.export import Trained
 from sslcli.data.normalization import IMAGENET
 from sslcli.evaluation.parts import LabeledParts, pretrained_on
 from sslcli.evaluation.seal import state_digest
-from sslcli.evaluation.subject import FrozenSubject
+from sslcli.evaluation.subject import FrozenSubject, MeanOfTokens
 from sslcli.evaluation.targets import find_target, load_network, read_shown
 from sslcli.logs import lines_to
 from sslcli.plugins import load
 from sslcli.runs.backbone_file import save_backbone
-from sslcli.testing.stand_ins import MEAN, STD, MemoryDataset, small_trained
+from sslcli.testing.stand_ins import MEAN, STD, MemoryDataset, SmallBackbone, small_trained
 
 NARROW = ["backbone.stem=small", "backbone.width=4"]
 
@@ -171,7 +171,7 @@ def test_tokens_are_the_mean_of_the_patches_and_the_protocol_says_so():
 
 def test_a_network_without_tokens_is_refused():
     with pytest.raises(UserError, match="feature=tokens: this network has no tokens"):
-        tokens_of("resnet18", "tokens", *NARROW)
+        MeanOfTokens(SmallBackbone(3, 16), 16)
 
 
 def test_a_run_on_the_test_images_is_recognized_by_its_options():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import broken_backbones as backbones
 import broken_plugins as plugins
 import broken_tools as tools
 import pytest
@@ -15,8 +16,8 @@ from sslcli.testing.stand_ins import SmallBackbone
 
 TABLES = {
     testing.check_method: plugins.METHODS,
-    testing.check_backbone: plugins.BACKBONES,
-    testing.check_provider: plugins.PROVIDERS,
+    testing.check_backbone: backbones.BACKBONES,
+    testing.check_provider: backbones.PROVIDERS,
     testing.check_dataset: plugins.DATASETS,
     testing.check_operation: plugins.OPERATIONS,
     testing.check_preset: plugins.PRESETS,

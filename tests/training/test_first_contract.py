@@ -1,8 +1,8 @@
 """The second contract changes no run of the first: losses, weights, checkpoints and exported files are what they were.
 
-`first_contract/` holds the ends of short runs by the last version of the first contract (commit a3378c8), one a method, and
-features of a ViT; `python tests/training/test_first_contract.py FOLDER` wrote them. On the machine and torch version that
-they are from they must be equal to the bit, on others close, since kernels differ.
+`first_contract/` holds the ends of short runs by the last version of the first contract (commit a3378c8), one a
+method, and features of a ViT; `python tests/training/test_first_contract.py FOLDER` wrote them. On the machine and
+torch version that they are from they must be equal to the bit, on others close, since kernels differ.
 """
 
 from __future__ import annotations

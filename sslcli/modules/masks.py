@@ -1,0 +1,83 @@
+"""Hiding patches from a network: masks and subsets, drawn from uniform numbers, and what backbones do with them.
+
+Random subsets, He et al. (MAE), https://arxiv.org/abs/2111.06377; rectangles, Assran et al. (I-JEPA),
+https://arxiv.org/abs/2301.08243.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sslcli.contracts.errors import UserError
+
+
+def check_request(name: str, tokens: int, mask: Tensor | None, mask_token: Tensor | None, keep: Tensor | None) -> None:
+    """Checks the shapes of a backbone's arguments, without waiting for the device.
+
+    Args:
+        name: of the backbone, for the message.
+        tokens: L, the number of its patches.
+        mask: (N, L) bool or None.
+        mask_token: (D,) or (1, 1, D), or None.
+        keep: (N, K) int64 or None.
+
+    Raises:
+        UserError: a shape or type is wrong, or there is a mask without a token, or the other way around.
+    """
+    if (mask is None) != (mask_token is None):
+        given, lacking = ("mask", "mask_token") if mask_token is None else ("mask_token", "mask")
+        raise UserError(f"backbone: {name} got a {given} without a {lacking}: pass both, the method owns the token")
+    if mask is not None and (mask.dtype != torch.bool or mask.ndim != 2 or mask.shape[1] != tokens):
+        raise UserError(f"backbone: {name} needs a mask (N, {tokens}) of bool, not {_kind(mask)}")
+    if keep is not None and (keep.dtype != torch.int64 or keep.ndim != 2 or not 0 < keep.shape[1] <= tokens):
+        raise UserError(f"backbone: {name} needs `keep` as (N, K) of int64, K from 1 to {tokens}, not {_kind(keep)}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def replace_masked(tokens: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
+    """Returns tokens (N, L, D) with `mask_token` (D,) or (1, 1, D) in the places where `mask` (N, L) is True."""
+    return torch.where(mask.unsqueeze(-1), mask_token.reshape(-1).to(tokens.dtype), tokens)
+
+
+def take(tokens: Tensor, keep: Tensor) -> Tensor:
+    """Returns the tokens (N, K, D) of (N, L, D) at the places `keep` (N, K), in this order."""
+    return tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def random_keep(uniform: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Returns a random subset of the patches of each image, and what is hidden.
+
+    Args:
+        uniform: (N, L) numbers in [0, 1), as `Batch.uniform` draws them.
+        count: K, the patches to keep.
+
+    Returns:
+        `keep` (N, K) int64, ascending, and `mask` (N, L) bool, True where a patch is hidden.
+    """
+    keep = uniform.argsort(1)[:, :count].sort(1).values
+    mask = torch.ones_like(uniform, dtype=torch.bool).scatter(1, keep, torch.zeros_like(keep, dtype=torch.bool))
+    return keep, mask
+
+
+def block(uniform: Tensor, grid: tuple[int, int], scale: float, ratio: tuple[float, float]) -> Tensor:
+    """Returns a rectangle of patches of one size for all images, at a random place in each: (N, K) int64, ascending.
+
+    Args:
+        uniform: (N, 2) numbers in [0, 1): where the rectangle begins, as shares of the rows and columns that it can.
+        grid: rows and columns of patches.
+        scale: share of all patches that it covers, before it is rounded to whole ones.
+        ratio: its height and width in proportion to one another: (1, 1) for a square.
+    """
+    rows, columns = grid
+    area = scale * rows * columns
+    height = min(rows, max(1, round((area * ratio[0] / ratio[1]) ** 0.5)))
+    width = min(columns, max(1, round((area * ratio[1] / ratio[0]) ** 0.5)))
+    room = torch.tensor([rows - height + 1, columns - width + 1], device=uniform.device)
+    top, left = (uniform * room).long().minimum(room - 1).unsqueeze(-1).unbind(1)  # (N, 1) each
+    inside = torch.arange(height, device=uniform.device)[:, None] * columns
+    inside = (inside + torch.arange(width, device=uniform.device)).reshape(1, -1)
+    return top * columns + left + inside
