@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
+from sslcli.modules.masks import refuse_layers, refuse_masks
 
-from .family import features_of_maps, member, refuse_layers, refuse_masks
+from .family import features_of_maps, member
 
 #: Two stages halve the image: the smallest side whose last map has one pixel.
 MINIMUM_SIZE = 4

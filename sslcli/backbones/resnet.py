@@ -15,8 +15,9 @@ from torchvision.models import resnet
 
 from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
+from sslcli.modules.masks import refuse_layers, refuse_masks
 
-from .family import features_of_maps, member, refuse_layers, refuse_masks
+from .family import features_of_maps, member
 from .published import PublishedOptions, published_state
 
 #: Smallest image side for each stem: the factor by which the network downsamples, so that its last map has one pixel.

@@ -23,9 +23,9 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from sslcli.contracts.backbone import Backbone, BackboneProvider, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCheckpointingOptions, last_outputs
-from sslcli.modules.masks import check_request, replace_masked, take
+from sslcli.modules.masks import check_request, refuse_layers, refuse_masks, replace_masked, take
 
-from .family import features_of_maps, member, refuse_layers, refuse_masks
+from .family import features_of_maps, member
 from .published import PublishedOptions, published_state
 from .resnet import RESNETS
 

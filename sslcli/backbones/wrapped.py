@@ -11,8 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
-
-from .family import refuse_layers, refuse_masks
+from sslcli.modules.masks import refuse_layers, refuse_masks
 
 
 class WrappedBackbone(Backbone):

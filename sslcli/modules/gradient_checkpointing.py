@@ -35,15 +35,16 @@ class CheckpointedBlocks(nn.Sequential):
         return last_outputs(self, x, 1)[0]
 
 
-def last_outputs(blocks: nn.Sequential, x: Tensor, count: int) -> list[Tensor]:
-    """Runs blocks one after the other, checkpointed if they are `CheckpointedBlocks`; returns the last `count` outputs.
+def last_outputs(blocks: nn.Sequential, x: Tensor, count: int, *, recompute: bool = False) -> list[Tensor]:
+    """Runs blocks one after the other and returns the last `count` outputs.
 
     Args:
         blocks: at least `count`.
         x: what the first block takes.
         count: of the outputs to return, that of the last block at the end.
+        recompute: checkpoint the blocks in training, as `CheckpointedBlocks` always are.
     """
-    recompute = isinstance(blocks, CheckpointedBlocks) and blocks.training and torch.is_grad_enabled()
+    recompute = (recompute or isinstance(blocks, CheckpointedBlocks)) and blocks.training and torch.is_grad_enabled()
     outputs = []
     for number, block in enumerate(blocks):
         x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)

@@ -34,6 +34,22 @@ def check_request(name: str, tokens: int, mask: Tensor | None, mask_token: Tenso
         raise UserError(f"backbone: {name} needs `keep` as (N, K) of int64, K from 1 to {tokens}, not {_kind(keep)}")
 
 
+def refuse_masks(name: str, *arguments: Tensor | None) -> None:
+    """Raises UserError if a mask, its token or a subset of patches is given to the backbone of this name."""
+    if any(each is not None for each in arguments):
+        raise UserError(
+            f"backbone: {name} cannot leave out patches: a method that hides them needs a vision transformer, such as "
+            "vit_small"
+        )
+
+
+def refuse_layers(name: str, layers: int, most: int = 1) -> None:
+    """Raises UserError if other layers are asked for than the backbone of this name has."""
+    if not 1 <= layers <= most:
+        there = f"of 1 to {most} layers" if most > 1 else "of its last layer only"
+        raise UserError(f"backbone: {name} has the outputs {there}, not of {layers}")
+
+
 def _kind(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
 

@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslcli.contracts.backbone import Backbone, BackboneProvider, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
-from sslcli.modules.gradient_checkpointing import GradientCheckpointingOptions
+from sslcli.modules.gradient_checkpointing import GradientCheckpointingOptions, last_outputs
+from sslcli.modules.masks import check_request, refuse_layers, refuse_masks, replace_masked, take
 
 #: The smallest view that a model is tried with; if it fails, the size that it is built for is its smallest.
 SMALLEST = 32
@@ -65,7 +66,7 @@ class TimmBackbone(Backbone):
         least = self._patch or min(SMALLEST, image_size)
         if fixed or (least < image_size and self._try(least, channels) is None):
             least = image_size
-        self.spec = BackboneSpec(dim, channels, least, self._patch or 1, self._patch)
+        self.spec = BackboneSpec(dim, channels, least, self._patch or 1, self._patch, maskable=self._patch is not None)
         if options.gradient_checkpointing:
             self._check_checkpointing()
             self.train()
@@ -145,21 +146,58 @@ class TimmBackbone(Backbone):
         """The layer of a vision transformer that embeds patches, for MoCo v3; None for others."""
         return None if self._patch is None else self.network.patch_embed.proj
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+        layers: int = 1,
+    ) -> Features:
         """Returns pooled features (N, D) of images (N, C, H, W), and of vision transformers the patches' on their grid.
 
         Raises:
-            UserError: if a mask is given.
+            UserError: a mask, a subset or more than one layer is asked of a model that is no vision transformer.
         """
-        if mask is not None:
-            raise UserError(f"backbone: timm/{self.name} has no mask token: masked views need a backbone that has one")
         if self._patch is None:
+            refuse_masks(f"timm/{self.name}", mask, mask_token, keep)
+            refuse_layers(f"timm/{self.name}", layers)
             return Features(pooled=self.network(x))
-        found = self.network.forward_features(x)
+        network, prefix = self.network, self.network.num_prefix_tokens
+        refuse_layers(f"timm/{self.name}", layers, most=len(network.blocks))
+        if mask is None and mask_token is None and keep is None and layers == 1:
+            outputs = [network.forward_features(x)]
+        else:
+            outputs = self._outputs(x, mask, mask_token, keep, layers)
         grid = (x.shape[-2] // self._patch, x.shape[-1] // self._patch)
-        tokens = found[:, self.network.num_prefix_tokens :]
-        whole = tokens.shape[1] == grid[0] * grid[1]  # some drop patches, or pad the image
-        return Features(self.network.forward_head(found), tokens if whole else None, grid if whole else None)
+        tokens = outputs[-1][:, prefix:]
+        pooled = network.forward_head(outputs[-1])
+        if tokens.shape[1] != (grid[0] * grid[1] if keep is None else keep.shape[1]):  # some drop patches, or pad
+            return Features(pooled)
+        has_class = network.cls_token is not None
+        parts = tuple((out[:, 0] if has_class else None, out[:, prefix:]) for out in outputs)
+        return Features(pooled, tokens, grid if keep is None else None, parts)
+
+    def _outputs(
+        self, x: Tensor, mask: Tensor | None, mask_token: Tensor | None, keep: Tensor | None, layers: int
+    ) -> list[Tensor]:
+        """timm's `forward_features` of a vision transformer, with masks; the last layers' outputs, each normalized."""
+        network = self.network
+        tokens = network.patch_embed(x)  # N×L×D, or N×rows×columns×D for any size
+        shape = tokens.shape
+        flat = tokens.reshape(shape[0], -1, shape[-1])
+        check_request(f"timm/{self.name}", flat.shape[1], mask, mask_token, keep)
+        if mask is not None and mask_token is not None:
+            flat = replace_masked(flat, mask, mask_token)
+        tokens = network._pos_embed(flat.reshape(shape))
+        if keep is None:
+            tokens = network.patch_drop(tokens)
+        else:
+            prefix = network.num_prefix_tokens
+            tokens = torch.cat([tokens[:, :prefix], take(tokens[:, prefix:], keep)], dim=1)
+        outputs = last_outputs(network.blocks, network.norm_pre(tokens), layers, recompute=network.grad_checkpointing)
+        return [network.norm(out) for out in outputs]
 
     def published_state(self) -> dict[str, Tensor] | None:
         """Returns timm's weights, which timm adapts to the channels and the image size."""

@@ -67,6 +67,40 @@ def test_a_vision_transformer_has_tokens_and_takes_smaller_crops() -> None:
     assert (small.grid, tuple(small.tokens.shape)) == ((2, 2), (2, 4, 192))
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("vit_tiny_patch16_224", {}), ("vit_small_patch14_reg4_dinov2", {"depth": 2}), ("deit3_small_patch16_224", {})],
+    ids=["class token", "registers", "positions without the class token"],
+)
+def test_hidden_patches_do_not_count(name: str, arguments: dict[str, Any]) -> None:
+    backbone = build(name, 56, arguments={"patch_size": 14, "depth": 2, **arguments}).eval()
+    images, width = torch.randn(2, 3, 56, 56), backbone.spec.feature_dim
+    mask, token = torch.arange(16).expand(2, -1) % 3 == 0, torch.randn(width)
+    pixels = mask.view(2, 1, 4, 4).repeat_interleave(14, 2).repeat_interleave(14, 3)
+    other = torch.where(pixels, torch.randn_like(images), images)
+    keep = torch.stack([row.nonzero()[:, 0].flip(0) for row in ~mask])
+    with torch.no_grad():
+        first, second = (backbone(x, mask, mask_token=token, layers=2) for x in (images, other))
+        assert torch.equal(first.pooled, second.pooled)
+        assert [tuple(tokens.shape) for _, tokens in first.layers] == [(2, 16, width)] * 2
+        assert not torch.equal(first.pooled, backbone(images).pooled)
+        first, second = (backbone(x, keep=keep) for x in (images, other))
+        assert torch.equal(first.tokens, second.tokens)
+        every = torch.arange(16).expand(2, -1)
+        torch.testing.assert_close(backbone(images, keep=every).pooled, backbone(images).pooled)
+
+
+def test_gradient_checkpointing_gives_the_same_with_masks() -> None:
+    found = []
+    for checkpointing in (False, True):
+        backbone = build("vit_tiny_patch16_224", 32, arguments={"patch_size": 8, "depth": 2},
+                         gradient_checkpointing=checkpointing)  # fmt: skip
+        images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        backbone.train()(images, keep=torch.arange(5).expand(2, -1)).pooled.square().sum().backward()
+        found.append(backbone.network.blocks[0].attn.qkv.weight.grad)
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_a_network_of_one_size_says_so() -> None:
     assert build("mixer_s32_224", 64).spec.minimum_size == 64
 
