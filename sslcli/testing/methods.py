@@ -12,7 +12,7 @@ from sslcli.config.schema import TrainingOptions
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.errors import SslError
-from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunInfo, Step, View
+from sslcli.contracts.method import Batch, DrawKeys, Method, MethodOptions, Progress, RunInfo, Step, View
 from sslcli.optimizers.groups import build_groups
 from sslcli.plugins import load
 from sslcli.runs import files
@@ -95,7 +95,8 @@ class MethodTrial:
             name: torch.full((), function(step), dtype=torch.float32, device=self.device)
             for name, function in method.schedules().items()
         }
-        return Batch(views, labels, positions, schedule)
+        keys = DrawKeys(0, step, step // PER_EPOCH, positions + step * self.count)
+        return Batch(views, labels, positions, schedule, keys)
 
     def optimizer(self, method: Method) -> torch.optim.Optimizer:
         sgd = load("optimizers", "sgd")

@@ -16,7 +16,7 @@ from torch import Tensor
 from sslcli import distributed
 from sslcli.contracts.data import SourceBatch
 from sslcli.contracts.errors import SslError, UserError
-from sslcli.contracts.method import Batch, Progress, Step, StepFunction, View
+from sslcli.contracts.method import Batch, DrawKeys, Progress, Step, StepFunction, View
 from sslcli.evaluation.quality import effective_rank, feature_std
 from sslcli.modules.sync_norm import local_statistics
 from sslcli.optimizers.groups import set_rates, weight_decay_schedule
@@ -83,7 +83,7 @@ class Loop:
         source_batch = next(self.session.source.batches(start))[0]
         for _ in range(2):
             self._begin_graphs()
-            torch.autograd.backward(self._forward(module, source_batch, schedule).loss)
+            torch.autograd.backward(self._forward(module, source_batch, start, schedule).loss)
         self.optimizer.zero_grad(set_to_none=True)
         self.method.load_state_dict(kept)
         return module
@@ -121,7 +121,7 @@ class Loop:
             self.seed(step, number)
             # Gradients of all but the last micro-batch are added up on each process before they are reduced.
             with self.without_reduction() if number < len(micro_batches) - 1 else nullcontext():
-                result = self._forward(self.module, source_batch, schedule)
+                result = self._forward(self.module, source_batch, step, schedule)
                 loss = result.loss / len(micro_batches)
                 with phase("backward"):
                     torch.autograd.backward(session.scaler.scale(loss))
@@ -157,9 +157,12 @@ class Loop:
                 draws = draws.to(session.device)
             return session.views.apply(images, draws, source_batch.cropped, self.memory_format)
 
-    def _forward(self, module: torch.nn.Module, source_batch: SourceBatch, schedule: dict[str, Tensor]) -> Step:
-        views = self.make_views(source_batch)
-        batch = Batch([View(view) for view in views], source_batch.labels, source_batch.index, schedule)
+    def _forward(
+        self, module: torch.nn.Module, source_batch: SourceBatch, step: int, schedule: dict[str, Tensor]
+    ) -> Step:
+        views = [View(view) for view in self.make_views(source_batch)]
+        keys = DrawKeys(self.session.config.seed, step, source_batch.epoch, source_batch.positions)
+        batch = Batch(views, source_batch.labels, source_batch.index, schedule, keys)
         with phase("forward"), self.session.autocast():
             result = module(batch)
         if not isinstance(result, Step):

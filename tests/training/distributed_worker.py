@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from draws_helpers import drawn
 from run_helpers import method_config
 
 from sslcli import distributed
@@ -58,6 +59,10 @@ def main(output: Path) -> None:
         found |= {f"accumulated.{k}": v for k, v in gradients("simsiam", "training.accumulate=2").items()}
         if distributed.rank() == 0:
             save_file({k: v.contiguous() for k, v in found.items()}, output / "gradients.safetensors")
+        for accumulate in (1, 2):
+            draws = drawn(f"training.accumulate={accumulate}")
+            if distributed.rank() == 0:
+                save_file(draws, output / f"draws-{accumulate}.safetensors")
         if distributed.is_distributed():
             make_runs(output)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from draws_helpers import assert_same_draws
 from run_helpers import assert_same_end, newest
 from safetensors.torch import load_file
 
@@ -65,6 +66,14 @@ def test_accumulated_gradients_are_those_of_one_process(two):
     shared = load_file(two / "gradients.safetensors")
     for name in (name for name in joined if name.startswith("accumulated.")):
         torch.testing.assert_close(shared[name], joined[name], rtol=1e-6, atol=1e-9)
+
+
+def test_methods_draw_the_same_on_two_processes_and_with_two_micro_batches(two):
+    places = [place / f"draws-{accumulate}.safetensors" for place in (two, two / "alone") for accumulate in (1, 2)]
+    first, *others = map(load_file, places)
+    assert len(first["index"]) == 6 * 8
+    for other in others:
+        assert_same_draws(other, first)
 
 
 @pytest.mark.parametrize("run", [*METHODS, "local"])
