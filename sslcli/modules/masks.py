@@ -79,7 +79,7 @@ def random_keep(uniform: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return keep, mask
 
 
-def block(uniform: Tensor, grid: tuple[int, int], scale: float, ratio: tuple[float, float]) -> Tensor:
+def random_block(uniform: Tensor, grid: tuple[int, int], scale: float, ratio: tuple[float, float]) -> Tensor:
     """Returns a rectangle of patches of one size for all images, at a random place in each: (N, K) int64, ascending.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslcli.modules.masks import block
+from sslcli.modules.masks import random_block
 from sslcli.modules.transformer import images_of, patches_of
 
 
@@ -29,7 +29,7 @@ def test_a_block_is_a_rectangle_inside_the_grid(
 ) -> None:
     uniform = torch.rand(200, 2, generator=torch.Generator().manual_seed(0))
     uniform[0], uniform[1] = 0.0, 1.0 - 2**-24
-    found = block(uniform, (8, 8), scale, ratio)
+    found = random_block(uniform, (8, 8), scale, ratio)
     assert found.shape == (200, shape[0] * shape[1])
     corners = set()
     for indices in found.tolist():
