@@ -6,8 +6,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
-from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options
+from sslcli.modules.masks import refuse_layers, refuse_masks
 
 
 class ConvMixerOptions(Options):
@@ -60,8 +60,16 @@ class ConvMixer(Backbone):
     def build(cls, options: ConvMixerOptions, channels: int, image_size: int) -> ConvMixer:
         return cls(options, channels)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """Returns pooled features (N, dim) of images (N, C, H, W); UserError if a mask is given."""
-        if mask is not None:
-            raise UserError("backbone: convmixer has no tokens to mask: use a backbone with tokens for masked views")
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+        layers: int = 1,
+    ) -> Features:
+        """Returns pooled features (N, dim) of images (N, C, H, W); UserError for a mask, a subset or more layers."""
+        refuse_masks("convmixer", mask, mask_token, keep)
+        refuse_layers("convmixer", layers)
         return Features(self.blocks(self.stem(x)).mean(dim=(2, 3)))
