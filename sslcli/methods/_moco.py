@@ -66,7 +66,7 @@ class QueueContrast(Method):
         """`projector`: (N, feature_dim) → (N, dim)."""
         super().__init__(backbone, options, run)
         self.projector = projector
-        self.momentum_encoder = MomentumEncoder(backbone, projector)
+        self.momentum_encoder = MomentumEncoder(backbone=backbone, projector=projector)
         self.queues = nn.ModuleList(Queue(options.queue_size, dim) for _ in range(1 + options.symmetric))
 
     def negative_weight(self) -> float:
@@ -105,4 +105,6 @@ class QueueContrast(Method):
             for each in carry:
                 queue.push(all_gather(each[f"keys{direction}"]))
         # The papers update before the next keys are computed, with the same weights: the same numbers.
-        self.momentum_encoder.update(self.backbone, self.projector, self.options.momentum_at(progress))
+        self.momentum_encoder.follow(
+            backbone=self.backbone, projector=self.projector, value=self.options.momentum_at(progress)
+        )

@@ -59,7 +59,7 @@ class BYOL(Method):
         embedding = options.projector.output_dim
         self.projector = build_head(options.projector, backbone.spec.feature_dim)
         self.predictor = build_head(options.predictor, embedding, output_dim=embedding)
-        self.momentum_encoder = MomentumEncoder(backbone, self.projector)
+        self.momentum_encoder = MomentumEncoder(backbone=backbone, projector=self.projector)
 
     @classmethod
     def recipe(cls, options: BYOLOptions, image_size: int) -> RecipeSection:
@@ -80,4 +80,6 @@ class BYOL(Method):
         return Step(loss, mean_cosines(pairs), features=h[0].detach())
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
-        self.momentum_encoder.update(self.backbone, self.projector, self.options.momentum_at(progress))
+        self.momentum_encoder.follow(
+            backbone=self.backbone, projector=self.projector, value=self.options.momentum_at(progress)
+        )

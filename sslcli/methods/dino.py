@@ -108,7 +108,7 @@ class DINO(Method):
         self.head = DINOHead(backbone.spec.feature_dim, **dict(options.head))
         if not any(drop_path_rates(backbone)):
             grow_drop_path(backbone, options.drop_path)
-        self.teacher = MomentumEncoder(backbone, self.head)
+        self.teacher = MomentumEncoder(backbone=backbone, projector=self.head)
         # It runs in training mode, for its batch norms, and must not draw.
         set_drop_path(self.teacher, 0.0)
         self.register_buffer("center", torch.zeros(options.head.prototypes))
@@ -162,7 +162,7 @@ class DINO(Method):
                 parameter.grad = None
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
-        self.teacher.update(self.backbone, self.head, self.options.momentum_at(progress))
+        self.teacher.follow(backbone=self.backbone, projector=self.head, value=self.options.momentum_at(progress))
         mean = all_reduce_mean(torch.stack([each["teacher_mean"] for each in carry]).mean(dim=0))
         self.center.lerp_(mean, 1 - self.options.center_momentum)
 

@@ -196,7 +196,9 @@ class MoCo(Method):
         self.predictor: nn.Module = nn.Identity()
         if options.predictor.layers:
             self.predictor = build_head(options.predictor, dim, output_dim=dim)
-        self.momentum_encoder = MomentumEncoder(backbone, self.projector) if options.momentum_encoder else None
+        self.momentum_encoder = (
+            MomentumEncoder(backbone=backbone, projector=self.projector) if options.momentum_encoder else None
+        )
         self.queue = Queue(options.queue_size, dim) if options.negatives == "queue" else None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -263,5 +265,7 @@ class MoCo(Method):
                 for keys in each.values():
                     self.queue.push(all_gather(keys))
         if self.momentum_encoder is not None:
-            self.momentum_encoder.update(self.backbone, self.projector, self.options.momentum_at(progress))
+            self.momentum_encoder.follow(
+                backbone=self.backbone, projector=self.projector, value=self.options.momentum_at(progress)
+            )
         self.steps.add_(1)

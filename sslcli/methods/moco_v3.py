@@ -89,7 +89,7 @@ class MoCoV3(Method):
         normed = vit if predictor.last_norm is None else predictor.last_norm
         end = "no_affine" if normed else "none"
         self.predictor = build_head(predictor, dim, output_dim=dim, layers=2, last_norm=end, last_bias=False)
-        self.momentum_encoder = MomentumEncoder(backbone, self.projector)
+        self.momentum_encoder = MomentumEncoder(backbone=backbone, projector=self.projector)
 
     @classmethod
     def recipe(cls, options: MoCoV3Options, image_size: int) -> RecipeSection:
@@ -126,4 +126,6 @@ class MoCoV3(Method):
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
         # The paper updates before the next keys are computed, with the same weights: the same numbers.
-        self.momentum_encoder.update(self.backbone, self.projector, self.options.momentum_at(progress))
+        self.momentum_encoder.follow(
+            backbone=self.backbone, projector=self.projector, value=self.options.momentum_at(progress)
+        )

@@ -1,4 +1,4 @@
-"""The momentum encoder: a copy of backbone and projector that follows the online ones as an exponential moving average.
+"""The momentum encoder: copies of modules that follow the online ones as an exponential moving average.
 
 He et al. (MoCo), https://arxiv.org/abs/1911.05722; the cosine schedule is BYOL's, https://arxiv.org/abs/2006.07733.
 """
@@ -6,7 +6,7 @@ He et al. (MoCo), https://arxiv.org/abs/1911.05722; the cosine schedule is BYOL'
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
@@ -36,34 +36,41 @@ class MomentumOptions(MethodOptions):
 
 
 class MomentumEncoder(nn.Module):
-    """Copies of a backbone and a projector, never trained: `update` moves them toward the online ones.
+    """Copies of modules, never trained: `follow` moves them toward the online ones.
 
     Only parameters follow. Buffers (the running statistics of batch norm) stay the copy's own: in training mode it
     normalizes with its own batch, as BYOL's and MoCo's do.
     """
 
-    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+    def __init__(self, **modules: nn.Module) -> None:
         """Args:
-        backbone: images → `Features`; copied with its weights. Compile it after this copy was made.
-        projector: (N, D) → (N, E); copied likewise.
+        modules: copied with their weights, under these names: `MomentumEncoder(backbone=…, projector=…)` has the copies
+            `backbone` and `projector`. Compile a module after its copy was made.
         """
         super().__init__()
-        self.backbone: Any = copy.deepcopy(backbone)
-        self.projector: Any = copy.deepcopy(projector)
+        for name, module in modules.items():
+            self.add_module(name, copy.deepcopy(module))
         self.requires_grad_(False)
 
+    if TYPE_CHECKING:  # the copies, whatever they are
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the projections (N, E) of images (N, C, H, W), without gradient."""
+        """Returns the projections (N, E) of images (N, C, H, W), without gradient; without a `projector` the pooled
+        features (N, D)."""
         with torch.no_grad():
-            projection: Tensor = self.projector(self.backbone(images).pooled)
-        return projection
+            pooled: Tensor = self.backbone(images).pooled
+            return self.projector(pooled) if "projector" in self._modules else pooled
 
     @torch.no_grad()
-    def update(self, backbone: nn.Module, projector: nn.Module, momentum: float) -> None:
-        """Sets each parameter w′ to m·w′ + (1 − m)·w, with w the online network's and m = `momentum` in [0, 1].
+    def follow(self, *, value: float, **modules: nn.Module) -> None:
+        """Sets each parameter w′ to m·w′ + (1 − m)·w, in a few multi-tensor kernels, without waiting for the device.
 
-        In a few multi-tensor kernels, without waiting for the device.
+        Args:
+            value: m, the EMA momentum, in [0, 1].
+            modules: the online ones, w, under the names of their copies; copies that are not named stay as they are.
         """
-        copies: list[Tensor] = [*self.backbone.parameters(), *self.projector.parameters()]
-        online: list[Tensor] = [*backbone.parameters(), *projector.parameters()]
-        torch._foreach_lerp_(copies, online, weight=1 - momentum)
+        copies: list[Tensor] = [parameter for name in modules for parameter in self.get_submodule(name).parameters()]
+        online: list[Tensor] = [parameter for module in modules.values() for parameter in module.parameters()]
+        torch._foreach_lerp_(copies, online, weight=1 - value)

@@ -27,7 +27,7 @@ class Tiny(nn.Module):
 def pair() -> tuple[Tiny, nn.Linear, MomentumEncoder]:
     torch.manual_seed(0)
     backbone, projector = Tiny().double(), nn.Linear(3, 2).double()
-    return backbone, projector, MomentumEncoder(backbone, projector)
+    return backbone, projector, MomentumEncoder(backbone=backbone, projector=projector)
 
 
 def shake(*modules: nn.Module) -> None:
@@ -67,7 +67,7 @@ def test_update_is_the_moving_average_of_every_parameter() -> None:
     backbone, projector, momentum_encoder = pair()
     shake(backbone, projector)
     before = copy.deepcopy(momentum_encoder)
-    momentum_encoder.update(backbone, projector, 0.9)
+    momentum_encoder.follow(backbone=backbone, projector=projector, value=0.9)
     for module, old, new in (
         (backbone, before.backbone, momentum_encoder.backbone),
         (projector, before.projector, momentum_encoder.projector),
@@ -82,9 +82,9 @@ def test_update_with_momentum_zero_copies_and_with_one_changes_nothing() -> None
     backbone, projector, momentum_encoder = pair()
     shake(backbone, projector)
     before = [p.clone() for p in momentum_encoder.parameters()]
-    momentum_encoder.update(backbone, projector, 1.0)
+    momentum_encoder.follow(backbone=backbone, projector=projector, value=1.0)
     assert all(torch.equal(a, b) for a, b in zip(before, momentum_encoder.parameters(), strict=True))
-    momentum_encoder.update(backbone, projector, 0.0)
+    momentum_encoder.follow(backbone=backbone, projector=projector, value=0.0)
     online = [*backbone.parameters(), *projector.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(online, momentum_encoder.parameters(), strict=True))
 
@@ -92,7 +92,7 @@ def test_update_with_momentum_zero_copies_and_with_one_changes_nothing() -> None
 def test_update_leaves_the_copys_own_batch_norm_statistics() -> None:
     backbone, projector, momentum_encoder = pair()
     backbone.norm.running_mean.fill_(7)
-    momentum_encoder.update(backbone, projector, 0.5)
+    momentum_encoder.follow(backbone=backbone, projector=projector, value=0.5)
     assert torch.equal(momentum_encoder.backbone.norm.running_mean, torch.zeros(3, dtype=torch.float64))
 
 
@@ -107,3 +107,15 @@ def test_copy_takes_no_gradient() -> None:
     x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     assert not momentum_encoder(x).requires_grad
     assert not any(p.requires_grad for p in momentum_encoder.parameters())
+
+
+def test_any_modules_follow_by_name_and_others_stay() -> None:
+    backbone, predictor = Tiny(), nn.Linear(3, 3)
+    copies = MomentumEncoder(backbone=backbone, predictor=predictor)
+    assert {name.partition(".")[0] for name in copies.state_dict()} == {"backbone", "predictor"}
+    before = copy.deepcopy(copies.state_dict())
+    shake(backbone, predictor)
+    copies.follow(predictor=predictor, value=0.25)
+    torch.testing.assert_close(copies.predictor.weight, 0.25 * before["predictor.weight"] + 0.75 * predictor.weight)
+    assert torch.equal(copies.backbone.linear.weight, before["backbone.linear.weight"])
+    assert torch.equal(copies.eval()(torch.ones(2, 4)), copies.backbone(torch.ones(2, 4)).pooled)
