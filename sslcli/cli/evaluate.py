@@ -13,7 +13,7 @@ import typer
 
 from sslcli.contracts.errors import UserError
 
-from .arguments import Device
+from .arguments import Device, PluginFiles
 
 
 def evaluate(
@@ -47,6 +47,7 @@ def evaluate(
             'results {"results": [{"target", "method", "metrics", "std", "protocol", "file"}, ...]}.',
         ),
     ] = False,
+    plugin: PluginFiles = None,
 ) -> int:
     """Evaluate frozen backbones. Several backbones or evaluators in one call make one table, on the same data.
 
@@ -54,8 +55,10 @@ def evaluate(
 
     ssl eval runs/first runs/second resnet18 --method all
     """
-    from sslcli.plugins import choose
+    from sslcli.plugins import choose, register_file
 
+    for path in plugin or []:
+        register_file(path)
     if method != "all":
         choose("evaluators", method)  # so that a typo is reported before torch is imported
     targets, overrides = split_words(words)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .arguments import Device
+from .arguments import Device, PluginFiles
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +26,16 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")] = False,
     device: Device = "auto",
+    plugin: PluginFiles = None,
 ) -> int:
     """Write a trained backbone for other tools, and show how to load it.
 
     Example: ssl export backbone runs/quickstart-1a2b3c4d --output resnet18.safetensors
     """
-    from sslcli.plugins import choose
+    from sslcli.plugins import choose, register_file
 
+    for path in plugin or []:
+        register_file(path)
     choose("exporters", name)  # so that a typo is reported before torch is imported
 
     from sslcli.evaluation.export import export as run_export

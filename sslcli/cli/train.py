@@ -97,8 +97,7 @@ def _show_plan(config: RunConfig, directory: Path, processes: int) -> None:
     from sslcli.config.document import dump_yaml
     from sslcli.training.estimate import estimate
     from sslcli.training.memory import less_memory
-    from sslcli.training.setup import build
-    from sslcli.training.train import plan
+    from sslcli.training.setup import build, plan
 
     session = build(config, compiled=False)
     print(dump_yaml({**session.config.plain(), "output": str(directory)}), end="")

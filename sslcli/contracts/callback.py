@@ -66,6 +66,19 @@ class RunContext(ABC):
     def log(self, metrics: Mapping[str, float]) -> None:
         """Adds a line to `metrics.jsonl` (with `step` and `epoch`) and calls every callback's `on_log`."""
 
+    #: Why the run is to end after this step; None while it goes on.
+    stop_reason: str | None = None
+
+    def stop(self, reason: str) -> None:
+        """Ends the run after this step as if it were its last: saved, with a backbone file, exit code 0.
+
+        Any process may ask, the main one alone too; the first reason counts. A resumed run goes on from there.
+
+        Args:
+            reason: shown to the user: `knn_top1 has not risen for 5 measurements`.
+        """
+        self.stop_reason = self.stop_reason or reason
+
     def tell(self, text: str) -> None:
         """Shows a line to the user, above the progress bar, only once even with several processes."""
         log.info(text)

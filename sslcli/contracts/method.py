@@ -117,7 +117,12 @@ class Step:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a method knows about its run when it is built."""
+    """What a method knows about its run when it is built.
+
+    Attributes:
+        view_sizes: side of every view in pixels, in the recipe's order; empty where a method is built without views, to
+            load its weights.
+    """
 
     total_steps: int
     steps_per_epoch: int
@@ -125,6 +130,7 @@ class RunInfo:
     batch_size: int  #: images per optimizer step, over all processes and micro-batches
     world_size: int
     data: DataInfo
+    view_sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class MethodTrial:
         require_is(f"{self.label}: the recipe's number of views", views, cls.view_count or views)
         self.views = ViewMaker(specs, 3, (MEAN,) * 3, (STD,) * 3, seed=0)
         data = DataInfo("memory", 3, (image_size, image_size), (MEAN,) * 3, (STD,) * 3, CLASSES)
-        self.run = RunInfo(STEPS, PER_EPOCH, STEPS // PER_EPOCH, batch_size, 1, data)
+        self.run = RunInfo(STEPS, PER_EPOCH, STEPS // PER_EPOCH, batch_size, 1, data, tuple(self.views.sizes))
 
     def build(self, seed: int = 0) -> Method:
         with torch.random.fork_rng(devices=[]):

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,7 +151,7 @@ def build(
         info = RunInfo(
             total_steps=training.epochs * source.steps_per_epoch, steps_per_epoch=source.steps_per_epoch,
             epochs=training.epochs, batch_size=training.batch_size, world_size=distributed.world_size(),
-            data=dataset.info,
+            data=dataset.info, view_sizes=tuple(views.sizes),
         )  # fmt: skip
         method = _build_method(config, dataset, info, fresh=fresh).to(device)
         if training.sync_batch_norm and distributed.is_distributed():
@@ -214,3 +215,23 @@ def _build_method(config: RunConfig, dataset: Dataset, info: RunInfo, *, fresh: 
         start_from(backbone, config.backbone.name, config.backbone.options)
     method: Method = config.method.cls(backbone, config.method.options, info)
     return method
+
+
+def plan(session: Session) -> dict[str, Any]:
+    """Returns the size of a run, for `--dry-run`."""
+    info, training = session.info, session.config.training
+    return {
+        "images": len(session.dataset),
+        "epochs": info.epochs,
+        "steps_per_epoch": info.steps_per_epoch,
+        "steps": session.last_step,
+        "batch_size": training.batch_size,
+        "views": len(session.views),
+        "lr": session.schedule.base,
+        "device": str(session.device),
+        "precision": training.precision,
+        "feature_dim": session.method.encoder().spec.feature_dim,
+        "backbone_parameters": sum(p.numel() for p in session.method.encoder().parameters()),
+        "trainable_parameters": sum(p.numel() for p in session.method.parameters() if p.requires_grad),
+        "data_bytes": session.data_bytes,
+    }

@@ -35,8 +35,7 @@ from . import group
 from .context import Context
 from .loop import Loop
 from .memory import PeakMemory, held_bytes, less_memory
-from .setup import Session, build
-from .train import plan
+from .setup import Session, build, plan
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from .context import Context
 from .interrupt import Interrupt
 from .loop import Loop
 from .memory import less_memory
-from .setup import SMALLER, Session, build, device_resolved
+from .setup import SMALLER, Session, build, device_resolved, plan
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +45,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training run ended; `signal` is the number of the signal that interrupted it, or None."""
+    """How a training run ended; `signal` is the number of the signal that interrupted it, or None; `stopped`, why a
+    callback ended it."""
 
     directory: Path
     step: int
     total_steps: int
     signal: int | None
+    stopped: str | None = None
 
 
 def train(
@@ -203,8 +205,8 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
         with Interrupt() as interrupt, context.ending() as outcome:
             context.start()
             loop.meter.reset()
-            signal = 0
-            while context.progress.step < session.last_step and not signal:
+            context.stop_reason, signal = None, 0
+            while context.progress.step < session.last_step and not signal and context.stop_reason is None:
                 loop.step()
                 step = context.progress.step
                 context.step()
@@ -215,14 +217,26 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
                         context.epoch()
                     if any(period and step % period == 0 for period in periods):
                         _save(loop, writer)
-                # All processes stop after the same step.
-                signal = distributed.all_reduce_max(interrupt.number or 0)
+                # All processes stop after the same step, whichever has a reason; a signal comes first.
+                wish = interrupt.number + 1 if interrupt.number else int(context.stop_reason is not None)
+                wish = distributed.all_reduce_max(wish)
+                signal = max(wish - 1, 0)
+                if wish == 1:
+                    context.stop_reason = _first_reason(context.stop_reason)
             _save(loop, writer)
             writer.join()
-            if context.progress.step == session.last_step and context.is_main:
+            if not signal and context.is_main:
                 save_backbone(directory.backbone, session.method.encoder(), session.card(context.progress))
             outcome.append("interrupted" if signal else "done")
-    return TrainResult(directory.path, context.progress.step, session.info.total_steps, signal or None)
+    stopped = context.stop_reason if not signal else None
+    if stopped is not None:
+        log.info(f"ended at step {context.progress.step} of {session.last_step}: {stopped}")
+    return TrainResult(directory.path, context.progress.step, session.info.total_steps, signal or None, stopped)
+
+
+def _first_reason(own: str | None) -> str:
+    """Of all processes, in the order of their ranks."""
+    return next(reason for reason in distributed.gather_objects(own) if reason is not None)
 
 
 def _where(context: Context) -> str:
@@ -269,23 +283,3 @@ def plugins_used(config: RunConfig) -> dict[str, dict[str, str]]:
         found = choose(group, name.partition("/")[0])
         used[key] = {"name": name, "package": found.package, "version": found.version}
     return used
-
-
-def plan(session: Session) -> dict[str, Any]:
-    """Returns the size of a run, for `--dry-run`."""
-    info, training = session.info, session.config.training
-    return {
-        "images": len(session.dataset),
-        "epochs": info.epochs,
-        "steps_per_epoch": info.steps_per_epoch,
-        "steps": session.last_step,
-        "batch_size": training.batch_size,
-        "views": len(session.views),
-        "lr": session.schedule.base,
-        "device": str(session.device),
-        "precision": training.precision,
-        "feature_dim": session.method.encoder().spec.feature_dim,
-        "backbone_parameters": sum(p.numel() for p in session.method.encoder().parameters()),
-        "trainable_parameters": sum(p.numel() for p in session.method.parameters() if p.requires_grad),
-        "data_bytes": session.data_bytes,
-    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,26 @@ def test_a_wrong_export_is_one_line(run: Path, folder: Path, arguments: list[str
     before = left_behind(folder)
     assert refused("export", *arguments).startswith(f"ssl: {message}")
     assert left_behind(folder) == before
+
+
+def test_a_backbone_of_a_plugin_file_is_evaluated_and_exported_with_the_file(folder: Path) -> None:
+    """In processes of their own: none has registered the file before."""
+    plugin = Path(__file__).parents[1] / "odd_plugins.py"
+
+    def in_a_process(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "sslcli", *words]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+
+    small = ["data.count=32", "training.epochs=1", "training.batch_size=8", "training.device=cpu", "callbacks.knn=null"]
+    small += ["schedule.name=cosine", "schedule.warmup_epochs=0", "training.compile=none"]
+    config = "method: simclr\nbackbone: dropping\ndata: {name: shapes, size: 16}\n"
+    (folder / "odd.yaml").write_text(config)
+    trained = in_a_process("train", "odd.yaml", *small, "--output", "odd", "--plugin", str(plugin))
+    assert trained.returncode == 0, trained.stderr
+    without = in_a_process("eval", "odd")
+    assert without.returncode == 2
+    assert "--plugin" in without.stderr
+    for words in (["eval", "odd"], ["export", "backbone", "odd", "--output", "net.safetensors"]):
+        done = in_a_process(*words, "--plugin", str(plugin))
+        assert done.returncode == 0, done.stderr
+    assert (folder / "net.safetensors").exists()

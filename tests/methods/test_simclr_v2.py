@@ -88,7 +88,7 @@ def test_a_layer_that_is_not_hidden_cannot_be_kept() -> None:
 
 def test_kept_layers_refuse_masks_and_follow_another_backbone_only() -> None:
     encoder = method(keep_projector_layers=1).encoder()
-    with pytest.raises(UserError, match="no tokens to mask"):
+    with pytest.raises(UserError, match="no tokens and no layers"):
         encoder(batch().views[0].image, torch.zeros(6, 4, dtype=torch.bool))
     with pytest.raises(UserError, match="not a backbone by themselves"):
         type(encoder).build(encoder.options, 3, 16)
