@@ -5,10 +5,12 @@ The result is the list of views with every operation and option, as in a run's r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sslcli.contracts.views import OperationSpec, ViewSpec
+from sslcli.contracts.options import Options
+from sslcli.contracts.views import OperationSpec, RecipeSection, ViewSpec
 from sslcli.plugins import load
 
 from .document import Key
@@ -23,9 +25,7 @@ _KEYS_OF_CROP = {option: key for key, option in CROP_KEYS.items()}
 SHORT_KEYS = (*CROP_KEYS, *DEFAULT_ORDER)
 
 
-def resolve_views(
-    section: Any, recipe: Mapping[str, Any], default_size: int, problems: Problems
-) -> tuple[ViewSpec, ...]:
+def resolve_views(section: Any, recipe: RecipeSection, default_size: int, problems: Problems) -> tuple[ViewSpec, ...]:
     """Returns the views that a section describes.
 
     Args:
@@ -43,17 +43,22 @@ def resolve_views(
         problems.add(key, f"should be a mapping or a list of views, not {show(section)}")
         return ()
     section = {name: value for name, value in (section or {}).items() if value is not None}
-    section = {**({} if "preset" in section else recipe), **section}
+    own = None if "preset" in section or isinstance(recipe, Mapping) else recipe
+    if isinstance(recipe, Mapping) and "preset" not in section:
+        section = {**recipe, **section}
     size = section.pop("size", default_size)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         problems.add((*key, "size"), f"should be a side in pixels, 1 or more, not {show(size)}")
         return ()
     name = section.pop("preset", None)
-    if not isinstance(name, str):
+    if not isinstance(name, str) and own is None:
         problems.add(key, "should name a preset, or be a list of views")
         return ()
     single = {k: section.pop(k) for k in list(section) if k.isdecimal()}
-    views = _preset_views(name, section, size, key, problems)
+    if own is None:
+        views = _preset_views(str(name), section, size, key, problems)
+    else:
+        views = _listed_views(own, section, key, problems)
     if not views:
         return ()
     if single:
@@ -114,6 +119,16 @@ def _preset_views(name: str, section: dict[str, Any], size: int, key: Key, probl
     options = {k: v for k, v in section.items() if k not in short}
     parsed = parse_into(problems, preset.Options, options, "'views'", key, also=[*SHORT_KEYS, "size", "preset"])
     return [] if parsed is None else [_changed(view, short) for view in preset.views(parsed, size)]
+
+
+def _listed_views(
+    recipe: Sequence[Mapping[str, Any]], section: dict[str, Any], key: Key, problems: Problems
+) -> list[dict[str, Any]]:
+    """The views that a method lists itself, with the changes of a section's short keys."""
+    short = {k: v for k, v in section.items() if k in SHORT_KEYS}
+    rest = {k: v for k, v in section.items() if k not in short}
+    parse_into(problems, Options, rest, "'views'", key, also=[*SHORT_KEYS, "size", "preset"])
+    return [_changed(copy.deepcopy(dict(view)), short) for view in recipe]
 
 
 def _build_all(views: list[tuple[Key, dict[str, Any]]], size: int, problems: Problems) -> tuple[ViewSpec, ...]:

@@ -209,7 +209,8 @@ class Method(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def recipe(cls, options: Any, image_size: int) -> RecipeSection:
-        """Returns the paper's views for images of this size, as a `views:` section: `{"preset": "simclr"}`."""
+        """Returns the paper's views for images of this size, as a `views:` section: `{"preset": "simclr"}`, or a list
+        of views: `[{"crop_scale": [0.2, 1.0], "flip": 0.5}]`."""
 
     def schedules(self) -> dict[str, StepFunction]:
         """Returns functions of the step's index by name; `batch.schedule` has their values at the step as tensors."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field, SerializeAsAny
@@ -128,5 +128,5 @@ class Preset:
         return copy.deepcopy(cls.fixed)
 
 
-#: What `Method.recipe` returns: a `views:` section as a config would hold it.
-RecipeSection = Mapping[str, Any]
+#: What `Method.recipe` returns: a `views:` section as a config would hold it, a mapping or a list of views.
+RecipeSection = Mapping[str, Any] | Sequence[Mapping[str, Any]]

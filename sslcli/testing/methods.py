@@ -72,7 +72,9 @@ class MethodTrial:
         self.cls, self.label, self.backbone = cls, cls.__name__, backbone
         self.size, self.count, self.device = image_size, batch_size, torch.device(device)
         self.options = check_options(cls, options, MethodOptions)
-        specs = check_views(f"{self.label}.recipe", dict(cls.recipe(self.options, image_size)), image_size)
+        recipe = cls.recipe(self.options, image_size)
+        section = dict(recipe) if isinstance(recipe, Mapping) else list(recipe)
+        specs = check_views(f"{self.label}.recipe", section, image_size)
         views = sum(spec.count for spec in specs)
         require_is(f"{self.label}: the recipe's number of views", views, cls.view_count or views)
         self.views = ViewMaker(specs, 3, (MEAN,) * 3, (STD,) * 3, seed=0)

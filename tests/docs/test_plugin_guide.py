@@ -86,7 +86,7 @@ def test_the_guides_table_has_every_group_and_every_check() -> None:
 def test_the_guides_hooks_are_those_of_the_contract() -> None:
     named = set(re.findall(r"^\| `(on_\w+)\(", GUIDE, re.MULTILINE))
     assert named == set(HOOKS)
-    for name in (*get_annotations(RunContext), "encoder", "labeled", "normalize", "log", "tell"):
+    for name in (*get_annotations(RunContext), "encoder", "labeled", "normalize", "log", "tell", "stop"):
         assert re.search(rf"`{name}[`(]", GUIDE), name
 
 
