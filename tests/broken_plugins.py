@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslcli.augmentations.solarize import Solarize
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, RootedOptions
@@ -112,6 +112,11 @@ METHODS = [
            forward=scaled(lambda self: 1 if self.steps < 2 else float("nan"))),
     broken("LeavesOut", SimCLR, "parameter_groups: 'projector.* is left out", SMALL, parameter_groups=lambda self: [
         ParameterGroup(dict(self.backbone.named_parameters(prefix="backbone")))]),
+    broken("FreezesNothing", SimCLR, "frozen names what is not a module of it", SMALL, frozen=("teacher",)),
+    broken("TrainsFrozen", SimCLR, "projector is frozen, but in train", SMALL, frozen=("projector",),
+           train=lambda self, mode=True: nn.Module.train(self, mode)),
+    broken("ChangesFrozen", SimCLR, "'projector.*' is frozen, but training changes it", SMALL, frozen=("projector",),
+           after_step=lambda self, carry, progress: next(self.projector.parameters()).mul_(1.1)),
     broken("OwnRandomness", SimCLR, "equal seeds give different losses", SMALL,
            forward=scaled(lambda self: 1 + random.random())),
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -181,6 +181,9 @@ class Method(nn.Module, ABC):
             an error.
         minimum_views: the fewest views of an image that it can work with if `view_count` is None.
         paper: URL of the paper, shown by `ssl list methods NAME`.
+        frozen: names of submodules that are never trained, a teacher's for example: always in `eval()`, without
+            gradients, not part of checkpoints. `__init__` makes them anew, from where they come from; a run is resumed
+            only if they are the same.
         defaults: the paper's config sections: `optimizer` and `schedule` are used if the config has none, keys of
             `training` if the config's section does not set them.
     """
@@ -191,6 +194,7 @@ class Method(nn.Module, ABC):
     view_count: ClassVar[int | None] = None
     minimum_views: ClassVar[int] = 1
     paper: ClassVar[str] = ""
+    frozen: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     backbone: Backbone
@@ -205,6 +209,18 @@ class Method(nn.Module, ABC):
         self.backbone = backbone
         self.options = options
         self.run = run
+
+    def freeze(self) -> None:
+        """Takes the gradients of the modules in `frozen`; called once, when the method has been built."""
+        for name in self.frozen:
+            self.get_submodule(name).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """As for every module; those in `frozen` stay in `eval()`."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
 
     @classmethod
     @abstractmethod

@@ -16,7 +16,7 @@ from sslcli.contracts.method import Batch, DrawKeys, Method, MethodOptions, Prog
 from sslcli.optimizers.groups import build_groups
 from sslcli.plugins import load
 from sslcli.runs import files
-from sslcli.training.state import load_optimizer_state, named_optimizer_state
+from sslcli.training.state import frozen_state, load_optimizer_state, named_optimizer_state
 from sslcli.views.pipeline import ViewMaker
 
 from .augmentations import check_views
@@ -40,6 +40,7 @@ def check_method(cls: type[Method], options: Mapping[str, Any] | None = None, **
     _check_defaults(cls)
     _check_step(trial)
     _check_changes(trial)
+    _check_frozen(trial)
     _check_accumulation(trial)
     _check_randomness(trial)
     _check_resuming(trial)
@@ -84,7 +85,10 @@ class MethodTrial:
     def build(self, seed: int = 0) -> Method:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.cls(self.backbone(), self.options, self.run).to(self.device).train()
+            method = self.cls(self.backbone(), self.options, self.run)
+            with reported(f"{self.label}.frozen names what is not a module of it", AttributeError):
+                method.freeze()
+            return method.to(self.device).train()
 
     def batch(self, method: Method, step: int, part: slice = slice(None)) -> Batch:
         """The images of a step, or of one of its micro-batches."""
@@ -186,6 +190,21 @@ def _check_changes(trial: MethodTrial) -> None:
         method.encoder()(batch.views[0].image)
         method(batch)
     require_same(before, snapshot(method), f"{label}: a pass in eval() changes {{}}")
+
+
+def _check_frozen(trial: MethodTrial) -> None:
+    method = trial.build()
+    optimizer = trial.optimizer(method)
+    for name in trial.cls.frozen:
+        still = not any(part.training for part in method.get_submodule(name).modules())
+        require(still, f"{trial.label}: {name} is frozen, but in train(); does `train` call super().train?")
+    before = {name: value.clone() for name, value in frozen_state(method).items()}
+    trial.train(method, optimizer, 0, STEPS)
+    require_same(before, frozen_state(method), f"{trial.label}: {{}} is frozen, but training changes it")
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in method.named_parameters():
+        if name in before:
+            require(id(parameter) not in trained, f"{trial.label}: {name} is frozen, but the optimizer has it")
 
 
 def _check_accumulation(trial: MethodTrial) -> None:

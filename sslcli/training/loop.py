@@ -29,6 +29,7 @@ from .context import Context
 from .meter import Meter
 from .scaler import MOST_SKIPPED
 from .setup import SEED_STEP, Session
+from .state import frozen_state
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ class Loop:
         module = DistributedDataParallel(self.method, device_ids=devices, gradient_as_bucket_view=True, **quiet)
         # The first steps of a wrapper reduce gradients in another order than later ones do. With two discarded steps at
         # every start, a resumed run is bitwise identical to one that was not interrupted.
-        kept = {name: tensor.clone() for name, tensor in self.method.state_dict().items()}
+        frozen = frozen_state(self.method)
+        kept = {n: tensor if n in frozen else tensor.clone() for n, tensor in self.method.state_dict().items()}
         schedule = self._schedule_values(start)
         source_batch = next(self.session.source.batches(start))[0]
         for _ in range(2):

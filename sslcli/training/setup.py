@@ -43,6 +43,7 @@ from sslcli.views.pipeline import ViewMaker
 from .compilation import compile_parts
 from .group import local_rank
 from .scaler import LossScaler
+from .state import frozen_digests
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,11 @@ class Session:
     def data_bytes(self) -> int:
         """Bytes of the images that stay on the device."""
         return self.source.images.nbytes if isinstance(self.source, ResidentSource) else 0
+
+    @cached_property
+    def frozen(self) -> dict[str, str]:
+        """Digests of the method's frozen modules, which do not change in a run."""
+        return frozen_digests(self.method)
 
     def autocast(self) -> torch.autocast:
         return autocast(self.device, self.config.training.precision)
@@ -214,6 +220,7 @@ def _build_method(config: RunConfig, dataset: Dataset, info: RunInfo, *, fresh: 
     if fresh:  # before methods copy the backbone
         start_from(backbone, config.backbone.name, config.backbone.options)
     method: Method = config.method.cls(backbone, config.method.options, info)
+    method.freeze()
     return method
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from sslcli.contracts.callback import Callback
 from sslcli.contracts.errors import UserError
+from sslcli.contracts.method import Method
 from sslcli.runs.checkpoint import Checkpoint
 
 METHOD, OPTIMIZER, CALLBACK = "method.", "optimizer.", "callback."
@@ -62,10 +64,11 @@ def _like(value: Any, parameter: Tensor) -> Any:
 
 
 def collect(
-    method: nn.Module, optimizer: torch.optim.Optimizer, callbacks: Mapping[str, Callback]
+    method: Method, optimizer: torch.optim.Optimizer, callbacks: Mapping[str, Callback]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns all tensors by name, and the plain numbers by name."""
-    values: dict[str, Any] = {METHOD + name: tensor for name, tensor in method.state_dict().items()}
+    """Returns all tensors by name, and the plain numbers by name; of the method without what is frozen."""
+    frozen = frozen_state(method)
+    values: dict[str, Any] = {METHOD + name: value for name, value in method.state_dict().items() if name not in frozen}
     values |= {OPTIMIZER + name: value for name, value in named_optimizer_state(optimizer, method).items()}
     for name, callback in callbacks.items():
         values |= {f"{CALLBACK}{name}.{key}": value for key, value in callback.state_dict().items()}
@@ -74,16 +77,20 @@ def collect(
 
 
 def restore(
-    checkpoint: Checkpoint, method: nn.Module, optimizer: torch.optim.Optimizer, callbacks: Mapping[str, Callback]
+    checkpoint: Checkpoint, method: Method, optimizer: torch.optim.Optimizer, callbacks: Mapping[str, Callback]
 ) -> None:
     """Restores what `collect` returned.
 
     Raises:
-        UserError: the checkpoint does not fit the installed method.
+        UserError: the checkpoint does not fit the installed method, or what is frozen in it is not what it was.
     """
     values: dict[str, Any] = {**checkpoint.tensors, **checkpoint.document["numbers"]}
+    now, before = frozen_digests(method), checkpoint.document.get("frozen", {})
+    for name in method.frozen:
+        if now[name] != before.get(name):
+            raise UserError(f"{checkpoint.path}: was trained with another {name!r}: give the method the same one")
     try:
-        method.load_state_dict(_under(values, METHOD), strict=True)
+        method.load_state_dict({**frozen_state(method), **_under(values, METHOD)}, strict=True)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise UserError(f"{checkpoint.path}: does not fit the method: {' '.join(lines[1:3])}") from error
@@ -94,6 +101,25 @@ def restore(
     for name, callback in callbacks.items():
         if state := _under(values, f"{CALLBACK}{name}."):
             callback.load_state_dict(state)
+
+
+def frozen_state(method: Method) -> dict[str, Tensor]:
+    """Returns the part of a method's state that is not saved: that of its frozen modules."""
+    prefixes = tuple(f"{name}." for name in method.frozen)
+    return {name: value for name, value in method.state_dict().items() if name.startswith(prefixes)}
+
+
+def frozen_digests(method: Method) -> dict[str, str]:
+    """Returns a sha256 of the weights and buffers of each frozen module, by name."""
+    digests = {}
+    for module in method.frozen:
+        digest = hashlib.sha256()
+        for name, tensor in method.get_submodule(module).state_dict().items():
+            values = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {values.dtype} {tuple(values.shape)}\0".encode())
+            digest.update(values.reshape(-1).view(torch.uint8).numpy().data if values.numel() else b"")
+        digests[module] = digest.hexdigest()
+    return digests
 
 
 def _under(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -263,6 +263,7 @@ def _save(loop: Loop, writer: CheckpointWriter) -> None:
         "plugins": plugins_used(session.config),
         "world_size": distributed.world_size(),
         "resident": session.resident,
+        "frozen": session.frozen,
         "versions": {"sslcli": __version__, "torch": torch.__version__},
     }
     try:

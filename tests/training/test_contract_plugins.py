@@ -26,12 +26,13 @@ SMALL = {
     "jepa": {"predictor_dim": 16, "predictor_depth": 1, "predictor_heads": 2, "blocks": 2, "scale": 0.1},
 }
 NAMES = list(SMALL)
+FILES = [*NAMES, "distillation"]
 BACKBONE = ["backbone={name: vit_tiny, patch_size: 4, depth: 2}", "optimizer={name: adamw, lr: 1e-3}"]
 
 
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    for name in NAMES:
+    for name in FILES:
         register_file(FOLDER / f"{name}.py")
     yield
     plugins.clear_cache()
@@ -42,13 +43,13 @@ def options(name: str, *more: str) -> list[str]:
     return [f"method={{name: {name}, {values}}}", *BACKBONE, *more]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FILES)
 def test_a_file_is_short_and_uses_nothing_private(name: str) -> None:
     source = (FOLDER / f"{name}.py").read_text()
     assert len(source.splitlines()) <= 90
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sslcli"):
-            assert (node.module or "").split(".")[1] in ("contracts", "modules", "losses", "distributed")
+            assert (node.module or "").split(".")[1] in ("contracts", "modules", "losses", "distributed", "runs")
             assert not any(each.name.startswith("_") for each in node.names)
         if isinstance(node, ast.Attribute):
             assert not node.attr.startswith("_") or node.attr == "__init__"

@@ -13,7 +13,9 @@ timm = pytest.importorskip("timm")
 models = pytest.importorskip("sslcli_timm.models")
 
 import sslcli  # noqa: E402
+from sslcli.contracts.data import DataInfo  # noqa: E402
 from sslcli.contracts.errors import UserError  # noqa: E402
+from sslcli.runs.teacher import Teacher  # noqa: E402
 from sslcli.runs.weights import start_from  # noqa: E402
 from sslcli.testing import check_backbone, check_provider  # noqa: E402
 
@@ -118,6 +120,23 @@ def test_published_weights_are_timm_s_and_loaded_only_on_request(monkeypatch: py
         backbone = build("resnet10t", 32, pretrained=pretrained)
         start_from(backbone, "timm/resnet10t", backbone.options)
         assert asked.count(True) == (1 if pretrained else 0)
+
+
+def test_a_teacher_by_name_has_its_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = timm.create_model
+
+    def fetch(name: str, pretrained: bool = False, **arguments: Any) -> Any:
+        torch.manual_seed(5 if pretrained else 6)
+        return real(name, pretrained=False, **arguments)
+
+    monkeypatch.setattr(timm, "create_model", fetch)
+    data = DataInfo("test", 3, (32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    teacher = Teacher("timm/vit_tiny_patch16_224", data, 32, {"arguments": {"patch_size": 8, "depth": 2}})
+    published = fetch("vit_tiny_patch16_224", pretrained=True, **teacher.backbone.arguments).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images).pooled, published(images), rtol=1e-4, atol=1e-4)
+        assert teacher(images).tokens.shape == (2, 16, 192)
 
 
 def test_weights_that_cannot_be_loaded_are_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
