@@ -225,10 +225,10 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
                     context.stop_reason = _first_reason(context.stop_reason)
             _save(loop, writer)
             writer.join()
-            if not signal and context.is_main:
+            stopped = context.stop_reason if not signal else None
+            if context.is_main and (context.progress.step == session.last_step or stopped is not None):
                 save_backbone(directory.backbone, session.method.encoder(), session.card(context.progress))
             outcome.append("interrupted" if signal else "done")
-    stopped = context.stop_reason if not signal else None
     if stopped is not None:
         log.info(f"ended at step {context.progress.step} of {session.last_step}: {stopped}")
     return TrainResult(directory.path, context.progress.step, session.info.total_steps, signal or None, stopped)

@@ -45,6 +45,12 @@ def test_a_signal_finishes_the_step_saves_and_resumes(tiny, tmp_path, odd_plugin
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_signal_in_the_last_step_takes_nothing_away(tiny, tmp_path, odd_plugins):
+    result = train(tiny(f"callbacks.signaler={{step: 12, number: {int(signal.SIGTERM)}}}"), tmp_path / "a")
+    assert (result.signal, result.step) == (signal.SIGTERM, 12)
+    assert (tmp_path / "a" / "backbone.safetensors").exists()
+
+
 @pytest.mark.parametrize("rest", [b'{"step": 8, "loss": 1.0}\n{"step": 9, "lo', b"\xff\xfe\x00{"])
 def test_the_log_of_a_resumed_run_has_each_step_once(tiny, tmp_path, rest):
     train(tiny("training.max_steps=6"), tmp_path / "a")
