@@ -48,6 +48,7 @@ def test_a_wrong_export_is_one_line(run: Path, folder: Path, arguments: list[str
     assert left_behind(folder) == before
 
 
+@pytest.mark.slow
 def test_a_backbone_of_a_plugin_file_is_evaluated_and_exported_with_the_file(folder: Path) -> None:
     """In processes of their own: none has registered the file before."""
     plugin = Path(__file__).parents[1] / "odd_plugins.py"
