@@ -125,3 +125,13 @@ def test_a_run_in_packed_pieces_is_the_run_in_one(packing: Any, tmp_path: Path, 
         folder = following
         train(config(f"training.max_steps={until}"), folder, resume=True)
     assert_same_end(tmp_path / "whole", folder)
+
+
+def test_what_a_wheel_needs_is_read_without_extras(benchmark: Import, tmp_path: Path) -> None:
+    wheel = tmp_path / "one-1.0-py3-none-any.whl"
+    listed = ["two==2.41", 'three>=1; python_version < "3.9"', 'four; extra == "email"', "Five_X>=0.4"]
+    with zipfile.ZipFile(wheel, "w") as file:
+        lines = ["Metadata-Version: 2.1", "Name: one", *(f"Requires-Dist: {each}" for each in listed), "", ""]
+        file.writestr("one-1.0.dist-info/METADATA", "\n".join(lines))
+    found = benchmark("gpu.prepare").requirements(wheel)
+    assert [(each.name, str(each.specifier)) for each in found] == [("two", "==2.41"), ("Five_X", ">=0.4")]

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,16 +254,6 @@ def test_pieces_go_where_there_is_room_and_the_images_into_two_parts(benchmark: 
     assert "--bring G2:6" in shown
     assert "--bring G2:12" not in shown
     assert "--bring G0:12" in "\n".join(prepare.commands(3, "G0"))  # the largest of them, BYOL's, is 17 pieces
-
-
-def test_what_a_wheel_needs_is_read_without_extras(benchmark: Import, tmp_path: Path) -> None:
-    wheel = tmp_path / "one-1.0-py3-none-any.whl"
-    listed = ["two==2.41", 'three>=1; python_version < "3.9"', 'four; extra == "email"', "Five_X>=0.4"]
-    with zipfile.ZipFile(wheel, "w") as file:
-        lines = ["Metadata-Version: 2.1", "Name: one", *(f"Requires-Dist: {each}" for each in listed), "", ""]
-        file.writestr("one-1.0.dist-info/METADATA", "\n".join(lines))
-    found = benchmark("gpu.prepare").requirements(wheel)
-    assert [(each.name, str(each.specifier)) for each in found] == [("two", "==2.41"), ("Five_X", ">=0.4")]
 
 
 def test_what_is_packed_is_what_unpacking_gives(benchmark: Import, make: MakeRunner, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_layerwise import KINDS, gradients, parameters
+from test_layerwise import KINDS, give_gradients, gradients, parameters
 from torch import nn
 
 from sslcli.optimizers import kernels
@@ -43,6 +43,24 @@ def test_a_grad_scaler_does_not_read_whether_to_skip(cls: type[LayerwiseSGD], mo
         scaler.update()
         if not bad:
             reference.step()
+    for name in ours:
+        torch.testing.assert_close(ours[name], expected[name])
+
+
+@KINDS
+@pytest.mark.parametrize("fused", [True, False])
+def test_without_momentum_a_step_is_one_of_a_new_optimizer(
+    cls: type[LayerwiseSGD], fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fused:
+        monkeypatch.setattr("sslcli.optimizers.kernels.has_fused", lambda tensors: False)
+    ours, expected = parameters(), parameters()
+    optimizer = cls(ours.values(), lr=0.1, momentum=0.0, weight_decay=0.1)
+    for step in range(3):
+        give_gradients(ours, step)
+        give_gradients(expected, step)
+        optimizer.step()
+        cls(expected.values(), lr=0.1, momentum=0.9, weight_decay=0.1).step()  # zeros in its buffers
     for name in ours:
         torch.testing.assert_close(ours[name], expected[name])
 

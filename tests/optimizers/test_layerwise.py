@@ -206,24 +206,6 @@ def test_lr_0_under_clip_leaves_no_nan_in_the_momentum() -> None:
 
 
 @KINDS
-@pytest.mark.parametrize("fused", [True, False])
-def test_without_momentum_a_step_is_one_of_a_new_optimizer(
-    cls: type[LayerwiseSGD], fused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not fused:
-        monkeypatch.setattr("sslcli.optimizers.kernels.has_fused", lambda tensors: False)
-    ours, expected = parameters(), parameters()
-    optimizer = cls(ours.values(), lr=0.1, momentum=0.0, weight_decay=0.1)
-    for step in range(3):
-        give_gradients(ours, step)
-        give_gradients(expected, step)
-        optimizer.step()
-        cls(expected.values(), lr=0.1, momentum=0.9, weight_decay=0.1).step()  # zeros in its buffers
-    for name in ours:
-        torch.testing.assert_close(ours[name], expected[name])
-
-
-@KINDS
 def test_gradients_are_not_changed(cls: type[LayerwiseSGD]) -> None:
     ours = parameters()
     give_gradients(ours, 0)
