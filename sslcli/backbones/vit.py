@@ -19,7 +19,7 @@ from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 from sslcli.modules.drop_path import grow_drop_path
 from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCheckpointingOptions, last_outputs
-from sslcli.modules.masks import check_request, replace_masked, take
+from sslcli.modules.masks import check_request, refuse_layers, replace_masked, take
 from sslcli.modules.transformer import EPS, TransformerBlock, initialize_transformer, sincos_positions
 
 from .family import member
@@ -120,8 +120,7 @@ class ViT(Backbone):
             raise UserError(
                 f"backbone: {self.name} takes sides in multiples of {patch}, not {x.shape[-2]}×{x.shape[-1]} pixels"
             )
-        if not 1 <= layers <= len(self.blocks):
-            raise UserError(f"backbone: {self.name} has the outputs of 1 to {len(self.blocks)} layers, not of {layers}")
+        refuse_layers(self.name, layers, most=len(self.blocks))
         grid = (x.shape[-2] // patch, x.shape[-1] // patch)
         tokens = self.patch_embed(x).flatten(2).transpose(1, 2)  # N×L×D
         check_request(self.name, tokens.shape[1], mask, mask_token, keep)

@@ -92,8 +92,9 @@ def random_block(uniform: Tensor, grid: tuple[int, int], scale: float, ratio: tu
     area = scale * rows * columns
     height = min(rows, max(1, round((area * ratio[0] / ratio[1]) ** 0.5)))
     width = min(columns, max(1, round((area * ratio[1] / ratio[0]) ** 0.5)))
-    room = torch.tensor([rows - height + 1, columns - width + 1], device=uniform.device)
-    top, left = (uniform * room).long().minimum(room - 1).unsqueeze(-1).unbind(1)  # (N, 1) each
+    # Numbers, not a tensor of them, which would be copied to the device and waited for.
+    top = (uniform[:, :1] * (rows - height + 1)).long().clamp_(max=rows - height)  # N×1
+    left = (uniform[:, 1:] * (columns - width + 1)).long().clamp_(max=columns - width)
     inside = torch.arange(height, device=uniform.device)[:, None] * columns
     inside = (inside + torch.arange(width, device=uniform.device)).reshape(1, -1)
     return top * columns + left + inside
