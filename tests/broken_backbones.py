@@ -85,6 +85,10 @@ BACKBONES = [
            export_state=lambda self: (dict(self.state_dict()), "model = (")),
     broken("ThreeChannels", SmallBackbone, "spec.channels is 3, not 1",
            build=classmethod(lambda cls, options, channels, image_size: cls(3, 16))),
+    broken("OtherSpec", SmallBackbone, r"describe\(\) is BackboneSpec\(feature_dim=7.* not BackboneSpec",
+           describe=classmethod(lambda cls, options, channels, image_size: BackboneSpec(7, channels))),
+    broken("DrawingSpec", SmallBackbone, "describe draws from torch's generator",
+           describe=classmethod(lambda cls, *arguments: cls.build(*arguments).spec)),
 ]  # fmt: skip
 
 

@@ -82,15 +82,31 @@ def with_buffer(self: Any, *arguments: Any) -> None:
 
 
 SMALL = {"projector": {"hidden_dim": 16, "output_dim": 8}}
-TYPO = {"optimizer": {"name": "sgd", "lr": 0.1, "momemtum": 0.9}}
+
+
+def defaults(**sections: dict[str, Any]) -> Any:
+    return classmethod(lambda cls, options, spec: sections)
+
+
 METHODS = [
     broken("Undocumented", SimCLR, "Options.loud has no docstring", Options=UndocumentedOptions),
     broken("Lax", SimCLR, "accepts unknown keys", SMALL, Options=LaxOptions),
     broken("Unresolvable", SimCLR, "recipe cannot be resolved: .*flop", SMALL,
-           recipe=classmethod(lambda cls, options, size: {"preset": "simclr", "flop": 0.5})),
+           recipe=classmethod(lambda cls, options, size, spec: {"preset": "simclr", "flop": 0.5})),
+    broken("FirstContract", SimCLR, "recipe failed: TypeError", SMALL,
+           recipe=classmethod(lambda cls, options, size: {"preset": "simclr"})),
+    broken("OddLocalViews", SimCLR, "views of 25 px; the backbone takes 16 or more, in multiples of 16", SMALL,
+           recipe=classmethod(lambda cls, options, size, spec: [
+               {"size": size}, {"size": size if size < 64 or not spec.patch_size else 25}])),
     broken("ThreeViews", SimCLR, "the recipe's number of views is 2, not 3", SMALL, view_count=3),
-    broken("BadDefaults", SimCLR, "defaults.'optimizer'. is not valid: .*momemtum", SMALL, defaults=TYPO),
-    broken("BadSection", SimCLR, "defaults.'optimiser'.: there is no such section", SMALL, defaults={"optimiser": {}}),
+    broken("BadDefaults", SimCLR, "defaults: 'optimizer' is not valid: .*momemtum", SMALL,
+           defaults=defaults(optimizer={"name": "sgd", "lr": 0.1, "momemtum": 0.9})),
+    broken("BadSection", SimCLR, "defaults: there is no section 'optimiser'; it may have optimizer,", SMALL,
+           defaults=defaults(optimiser={})),
+    broken("NoSuchOption", SimCLR, "defaults: no backbone has the option 'positionz'", SMALL,
+           defaults=defaults(backbone={"positionz": "sincos"})),
+    broken("OtherWidth", SimCLR, "defaults: the options for the backbone 'resnet18' change its spec", SMALL,
+           defaults=defaults(backbone={"width": 32})),
     broken("ReturnsLoss", SimCLR, "forward returns Tensor, not Step", SMALL,
            forward=lambda self, batch: SimCLR.forward(self, batch).loss),
     broken("VectorLoss", SimCLR, r"the loss is torch.float32 \(1,\), not torch.float32 \(\)", SMALL,

@@ -31,7 +31,7 @@ class NanMethod(Method):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     @classmethod
-    def recipe(cls, options: Any, image_size: int) -> dict[str, Any]:
+    def recipe(cls, options: Any, image_size: int, spec: object) -> dict[str, Any]:
         return {"preset": "simclr"}
 
     def forward(self, batch: Batch) -> Step:
@@ -86,7 +86,7 @@ class Flat(Backbone):
     """One convolution and dropout: no batch statistics."""
 
     @classmethod
-    def build(cls, options: Any, channels: int, image_size: int) -> Flat:
+    def build(cls, options: Any, channels: int, image_size: int, spec: object) -> Flat:
         return cls(channels)
 
     def __init__(self, channels: int) -> None:

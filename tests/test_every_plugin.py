@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from sslcli import testing
 from sslcli.cli.main import app
+from sslcli.contracts.backbone import BackboneSpec
 from sslcli.contracts.data import RootedOptions
 from sslcli.plugins import GROUPS, FoundPlugin, find, load, load_found
 from sslcli.testing.methods import MethodTrial
@@ -76,7 +77,7 @@ def test_a_method_keeps_its_contract_with_each_switch(name: str) -> None:
 def test_a_method_names_its_paper_and_the_papers_settings(name: str) -> None:
     cls = load("methods", name)
     assert cls.paper.startswith("https://")
-    assert {"optimizer", "schedule"} <= set(cls.defaults)
+    assert {"optimizer", "schedule"} <= set(cls.defaults(cls.Options.parse({}), BackboneSpec(512)))
 
 
 @pytest.mark.slow

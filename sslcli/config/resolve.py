@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from sslcli.contracts import VERSION
+from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options
 from sslcli.plugins import suggest
 
@@ -87,20 +89,28 @@ def resolve(document: Document) -> RunConfig:
         if required not in data:
             problems.add((required,), f"missing; write `{example}`")
     method = _choice("method", "methods", data.get("method"), None, problems)
-    defaults = {**schema.DEFAULTS, **(method.cls.defaults if method is not None else {})}
-    if method is not None and "optimizer" not in {**data, **defaults}:
+    source = _choice("data", "datasets", data.get("data"), None, problems)
+    backbone = _choice("backbone", "backbones", data.get("backbone"), schema.DEFAULTS["backbone"], problems)
+    size = _largest_view(data.get("views"), source)
+    spec = _described(backbone, source, size, problems)
+    own = _of_method("defaults", method, problems, spec)
+    failed, own = own is None, own or {}
+    backbone = _with_defaults(backbone, own.get("backbone", {}), data.get("backbone"), problems)
+    if backbone is not None and own.get("backbone") and _described(backbone, source, size, problems) != spec:
+        problems.add(("method",), "the method's defaults change the spec of the backbone")
+    defaults = {**schema.DEFAULTS, **own}
+    if method is not None and not failed and "optimizer" not in {**data, **defaults}:
         problems.add(("optimizer",), f"missing; {method.name!r} has no default for it")
-    chosen = {
-        section: _choice(section, group, data.get(section), defaults.get(section), problems)
-        for section, group in schema.PLUGIN_SECTIONS.items()
-        if section != "method"
-    }
+    optimizer, schedule = (
+        _choice(section, schema.PLUGIN_SECTIONS[section], data.get(section), defaults.get(section), problems)
+        for section in ("optimizer", "schedule")
+    )
     asked = data.get("training", {})
     asked = {**defaults.get("training", {}), **asked} if isinstance(asked, dict) else asked
     training = _options("training", schema.TrainingOptions, asked, problems)
     checkpoints = _options("checkpoints", schema.CheckpointOptions, data.get("checkpoints", {}), problems)
     callbacks = _callbacks(data.get("callbacks", {}), problems)
-    views = _views(data.get("views"), method, chosen["data"], problems)
+    views = _views(data.get("views"), method, spec, size, problems)
     seed = data.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         problems.add(("seed",), f"should be a whole number from 0, not {show(seed)}")
@@ -110,23 +120,69 @@ def resolve(document: Document) -> RunConfig:
     problems.raise_any()
     output = None if output is None else Path(output).expanduser()
     return RunConfig(
-        seed=seed, method=method, views=views, training=training, checkpoints=checkpoints, callbacks=callbacks,
-        output=output, **chosen,
+        seed=seed, method=method, backbone=backbone, data=source, views=views, optimizer=optimizer, schedule=schedule,
+        training=training, checkpoints=checkpoints, callbacks=callbacks, output=output,
     )  # fmt: skip
 
 
-def _views(section: Any, method: Choice | None, source: Choice | None, problems: Problems) -> tuple[Any, ...]:
+def _largest_view(section: Any, source: Choice | None) -> int:
+    """The side of the largest view that a `views:` section asks for, else the default of the data."""
+    default = 224 if source is None else int(source.cls.view_size(source.options))
+    listed = section if isinstance(section, list) else [section]
+    asked = [view.get("size") if isinstance(view, dict) else None for view in listed]
+    return max((size if isinstance(size, int) and size > 0 else default for size in asked), default=default)
+
+
+def _described(backbone: Choice | None, source: Choice | None, size: int, problems: Problems) -> Any:
+    """The spec of the backbone."""
+    if backbone is None:
+        return None
+    try:
+        channels = source.cls.channel_count(source.options) if source is not None else 3
+        return backbone.cls.describe(backbone.options, channels, size)
+    except UserError as error:
+        key, _, message = str(error).partition(": ")
+        known = key.partition(".")[0] in SECTIONS
+        problems.add(tuple(key.split(".")) if known else ("backbone",), message if known else str(error))
+        return None
+
+
+def _of_method(what: str, method: Choice | None, problems: Problems, *arguments: Any) -> Any:
+    """What the method's `recipe` or `defaults` returns."""
+    if method is None or arguments[-1] is None:
+        return None  # there is a problem already
+    try:
+        return getattr(method.cls, what)(method.options, *arguments)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        problems.add(
+            ("method",),
+            f"{what} of {method.name!r} failed: {type(error).__name__}: {reason}; this is version {VERSION} of the "
+            "contracts (docs/plugins.md)",
+        )
+        return None
+
+
+def _with_defaults(
+    backbone: Choice | None, defaults: Mapping[str, Any], asked: Any, problems: Problems
+) -> Choice | None:
+    """The backbone with those of a method's defaults that it has options for, under what the config sets."""
+    if backbone is None or not defaults:
+        return backbone
+    known = {name: value for name, value in defaults.items() if name in backbone.cls.Options.model_fields}
+    section = {} if asked is None or isinstance(asked, str) else asked
+    return _choice("backbone", "backbones", {"name": backbone.name, **known, **section}, None, problems)
+
+
+def _views(section: Any, method: Choice | None, spec: Any, size: int, problems: Problems) -> tuple[Any, ...]:
     complete = isinstance(section, list) or (isinstance(section, dict) and section.get("preset") is not None)
-    if method is None and not complete:
-        return ()  # the method already has a problem, and the views depend on it
+    recipe = None if complete else _of_method("recipe", method, problems, size, spec)
+    if recipe is None and not complete:
+        return ()  # the method or the backbone already has a problem, and the views depend on it
     from .views_section import resolve_views  # imports torch, which `ssl --help` and `ssl list` do without
 
-    size = source.cls.view_size(source.options) if source is not None else 224
-    asked = section.get("size") if isinstance(section, dict) else None
-    shown = asked if isinstance(asked, int) and asked > 0 else size
     before = len(problems.lines)
-    recipe = method.cls.recipe(method.options, shown) if method is not None else {}
-    views = resolve_views(section, recipe, size, problems)
+    views = resolve_views(section, recipe or {}, size, problems)
     if method is not None and len(problems.lines) == before:
         wanted, least, count = method.cls.view_count, method.cls.minimum_views, sum(view.count for view in views)
         if count != (count if wanted is None else wanted) or count < least:

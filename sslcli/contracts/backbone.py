@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -88,6 +89,23 @@ class Backbone(nn.Module, ABC):
         Raises:
             UserError: if it does not accept such images.
         """
+
+    @classmethod
+    def describe(cls, options: Any, channels: int, image_size: int) -> BackboneSpec:
+        """Returns the `spec` of what `build` would build, for methods that choose views and settings by it.
+
+        By default the network is built without memory for its weights, on torch's device `meta`; if it cannot be, with
+        it. Torch's random state stays as it is.
+
+        Raises:
+            UserError: as `build`.
+        """
+        with torch.random.fork_rng(devices=[]):
+            try:
+                with torch.device("meta"):
+                    return cls.build(options, channels, image_size).spec
+            except Exception:  # whatever cannot be done without values
+                return cls.build(options, channels, image_size).spec
 
     @abstractmethod
     def forward(

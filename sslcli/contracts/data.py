@@ -119,6 +119,11 @@ class Dataset(ABC):
         return 224
 
     @classmethod
+    def channel_count(cls, options: DatasetOptions) -> int:
+        """Returns the number of image channels; needs no data."""
+        return 3
+
+    @classmethod
     def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
         """Returns the options of the labeled images to fit (`train`) or to evaluate (`eval`) a probe on.
 

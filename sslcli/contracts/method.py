@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sslcli.randomness import uniform
 
-from .backbone import Backbone
+from .backbone import Backbone, BackboneSpec
 from .data import DataInfo
 from .options import Options
 from .views import RecipeSection
@@ -20,6 +20,8 @@ from .views import RecipeSection
 _OF_IMAGES, _OF_STEPS = 0x6D6574686F64, 0x73746570
 _BELOW_ONE = 1 - 2**-24
 
+#: What `Method.defaults` returns: sections of a config by name.
+DefaultSections = Mapping[str, Mapping[str, Any]]
 #: A value that changes during training: a pure function of the step's index (the first is 0).
 StepFunction = Callable[[int], float]
 
@@ -184,8 +186,6 @@ class Method(nn.Module, ABC):
         frozen: names of submodules that are never trained, a teacher's for example: always in `eval()`, without
             gradients, not part of checkpoints. `__init__` makes them anew, from where they come from; a run is resumed
             only if they are the same.
-        defaults: the paper's config sections: `optimizer` and `schedule` are used if the config has none, keys of
-            `training` if the config's section does not set them.
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
@@ -195,7 +195,6 @@ class Method(nn.Module, ABC):
     minimum_views: ClassVar[int] = 1
     paper: ClassVar[str] = ""
     frozen: ClassVar[tuple[str, ...]] = ()
-    defaults: ClassVar[Mapping[str, Any]] = {}
 
     backbone: Backbone
 
@@ -224,9 +223,26 @@ class Method(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def recipe(cls, options: Any, image_size: int) -> RecipeSection:
-        """Returns the paper's views for images of this size, as a `views:` section: `{"preset": "simclr"}`, or a list
-        of views: `[{"crop_scale": [0.2, 1.0], "flip": 0.5}]`."""
+    def recipe(cls, options: Any, image_size: int, spec: BackboneSpec) -> RecipeSection:
+        """Returns the paper's views, as a `views:` section: `{"preset": "simclr"}`, or a list of views:
+        `[{"crop_scale": [0.2, 1.0], "flip": 0.5}]`.
+
+        Args:
+            options: an instance of `Options`.
+            image_size: side of the (largest) views in pixels.
+            spec: the backbone that is to be trained. `patch_size` is None unless it is a vision transformer; the sides
+                of all views must be multiples of `size_multiple`.
+        """
+
+    @classmethod
+    def defaults(cls, options: Any, spec: BackboneSpec) -> DefaultSections:
+        """Returns the paper's config sections for such a backbone.
+
+        `optimizer` and `schedule` are used if the config has none; keys of `training` and `backbone` if the config's
+        section does not set them. Of `backbone` only those count that the backbone has (initial weights, kinds of
+        positions), and none may change its spec.
+        """
+        return {}
 
     def schedules(self) -> dict[str, StepFunction]:
         """Returns functions of the step's index by name; `batch.schedule` has their values at the step as tensors."""

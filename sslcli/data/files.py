@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sslcli.contracts.data import DataInfo, Dataset, RootedOptions
+from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, RootedOptions
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import FREE, WARN
 
@@ -93,6 +93,11 @@ class FileDataset(Dataset):
             files += images
             labels += [classes.index(each)] * len(images)
         self._set(name, folder, files, torch.tensor(labels), classes)
+
+    @classmethod
+    def channel_count(cls, options: DatasetOptions) -> int:
+        assert isinstance(options, FileOptions)
+        return options.channels
 
     def __len__(self) -> int:
         return len(self.files)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, RunInfo, Step
+from sslcli.contracts.backbone import Backbone, BackboneSpec
+from sslcli.contracts.method import Batch, DefaultSections, Method, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import barlow_twins_and_metrics, mean_cosines
 from sslcli.modules import ViewsTogetherOptions, build_head, each_view, global_and_local
@@ -37,10 +37,6 @@ class BarlowTwins(Method):
     batch_coupled = True
     minimum_views = 2
     paper = "https://arxiv.org/abs/2103.03230"
-    defaults = {
-        "optimizer": {"name": "lars", "lr": 0.2, "lr_excluded": 0.0048, "weight_decay": 1e-6, "scale_lr": "batch/256"},
-        "schedule": {"name": "cosine", "warmup_epochs": 10, "final": 0.001},
-    }
 
     options: BarlowTwinsOptions
 
@@ -49,9 +45,22 @@ class BarlowTwins(Method):
         self.projector = build_head(options.projector, backbone.spec.feature_dim, last_bias=False)
 
     @classmethod
-    def recipe(cls, options: BarlowTwinsOptions, image_size: int) -> RecipeSection:
+    def recipe(cls, options: BarlowTwinsOptions, image_size: int, spec: BackboneSpec) -> RecipeSection:
         """BYOL's two different views, as in the paper; for small images similar ones without blur."""
         return {"preset": "cifar_asym" if image_size <= 64 else "byol"}
+
+    @classmethod
+    def defaults(cls, options: BarlowTwinsOptions, spec: BackboneSpec) -> DefaultSections:
+        return {
+            "optimizer": {
+                "name": "lars",
+                "lr": 0.2,
+                "lr_excluded": 0.0048,
+                "weight_decay": 1e-6,
+                "scale_lr": "batch/256",
+            },
+            "schedule": {"name": "cosine", "warmup_epochs": 10, "final": 0.001},
+        }
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, its two terms, the mean cosines of pairs, and the first view's features. Raises UserError

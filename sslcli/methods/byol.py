@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, Progress, RunInfo, Step
+from sslcli.contracts.backbone import Backbone, BackboneSpec
+from sslcli.contracts.method import Batch, DefaultSections, Method, Progress, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import byol_regression, mean_cosines
 from sslcli.modules import MomentumEncoder, MomentumOptions, build_head, each_view, global_and_local
@@ -47,10 +47,6 @@ class BYOL(Method):
     batch_coupled = True
     minimum_views = 2
     paper = "https://arxiv.org/abs/2006.07733"
-    defaults = {
-        "optimizer": {"name": "lars", "lr": 0.2, "weight_decay": 1.5e-6, "scale_lr": "batch/256"},
-        "schedule": {"name": "cosine", "warmup_epochs": 10},
-    }
 
     options: BYOLOptions
 
@@ -62,9 +58,16 @@ class BYOL(Method):
         self.momentum_encoder = MomentumEncoder(backbone=backbone, projector=self.projector)
 
     @classmethod
-    def recipe(cls, options: BYOLOptions, image_size: int) -> RecipeSection:
+    def recipe(cls, options: BYOLOptions, image_size: int, spec: BackboneSpec) -> RecipeSection:
         """The paper's two different views; for small images similar ones without blur."""
         return {"preset": "cifar_asym" if image_size <= 64 else "byol"}
+
+    @classmethod
+    def defaults(cls, options: BYOLOptions, spec: BackboneSpec) -> DefaultSections:
+        return {
+            "optimizer": {"name": "lars", "lr": 0.2, "weight_decay": 1.5e-6, "scale_lr": "batch/256"},
+            "schedule": {"name": "cosine", "warmup_epochs": 10},
+        }
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the mean cosines of pairs, and the first view's features. Raises UserError if there are not

@@ -11,8 +11,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, Progress, RunInfo, Step, StepFunction
+from sslcli.contracts.backbone import Backbone, BackboneSpec
+from sslcli.contracts.method import Batch, DefaultSections, Method, Progress, RunInfo, Step, StepFunction
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import all_reduce_mean
@@ -87,18 +87,6 @@ class DINO(Method):
     batch_coupled = True  # the center, and batch norm where the backbone has it
     minimum_views = 2
     paper = "https://arxiv.org/abs/2104.14294"
-    defaults = {
-        "optimizer": {
-            "name": "adamw",
-            "lr": 5e-4,
-            "weight_decay": 0.04,
-            "final_weight_decay": 0.4,
-            "exclude": ["norm", "bias"],
-            "scale_lr": "batch/256",
-        },
-        "schedule": {"name": "cosine", "warmup_epochs": 10, "warmup": "linspace", "final_lr": 1e-6},
-        "training": {"clip": {"norm": 3.0, "mode": "per_parameter"}},
-    }
 
     options: DINOOptions
     center: Tensor
@@ -114,9 +102,26 @@ class DINO(Method):
         self.register_buffer("center", torch.zeros(options.head.prototypes))
 
     @classmethod
-    def recipe(cls, options: DINOOptions, image_size: int) -> RecipeSection:
+    def recipe(cls, options: DINOOptions, image_size: int, spec: BackboneSpec) -> RecipeSection:
         """The paper's two global and eight local views; for small images two different views, as other libraries do."""
-        return {"preset": "cifar_asym" if image_size <= 64 else "dino"}
+        if image_size <= 64:
+            return {"preset": "cifar_asym"}
+        return {"preset": "dino", "local_multiple": spec.size_multiple}
+
+    @classmethod
+    def defaults(cls, options: DINOOptions, spec: BackboneSpec) -> DefaultSections:
+        return {
+            "optimizer": {
+                "name": "adamw",
+                "lr": 5e-4,
+                "weight_decay": 0.04,
+                "final_weight_decay": 0.4,
+                "exclude": ["norm", "bias"],
+                "scale_lr": "batch/256",
+            },
+            "schedule": {"name": "cosine", "warmup_epochs": 10, "warmup": "linspace", "final_lr": 1e-6},
+            "training": {"clip": {"norm": 3.0, "mode": "per_parameter"}},
+        }
 
     def schedules(self) -> dict[str, StepFunction]:
         """The teacher's temperature, which changes from epoch to epoch."""

@@ -13,8 +13,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, Progress, RunInfo, Step
+from sslcli.contracts.backbone import Backbone, BackboneSpec
+from sslcli.contracts.method import Batch, DefaultSections, Method, Progress, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import all_gather
 from sslcli.losses import mean_cosines, mean_over, queue_info_nce_and_metrics, vicreg_and_metrics
@@ -184,7 +184,6 @@ class MoCo(Method):
     batch_coupled = True
     view_count = 2
     paper = "https://arxiv.org/abs/2003.04297"
-    defaults = {"optimizer": {**SGD, "lr": 0.5}, "schedule": {"name": "cosine"}}
 
     options: MoCoOptions
     steps: Tensor
@@ -203,13 +202,17 @@ class MoCo(Method):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @classmethod
-    def recipe(cls, options: MoCoOptions, image_size: int) -> RecipeSection:
+    def recipe(cls, options: MoCoOptions, image_size: int, spec: BackboneSpec) -> RecipeSection:
         """MoCo v2's views; with a preset those of its method."""
         if options.preset == "simclr":
             return {"preset": "simclr"}
         if options.preset in ("byol", "vicreg"):
             return {"preset": "cifar_asym" if image_size <= 64 else "byol"}
         return {"preset": "moco_v2"}
+
+    @classmethod
+    def defaults(cls, options: MoCoOptions, spec: BackboneSpec) -> DefaultSections:
+        return {"optimizer": {**SGD, "lr": 0.5}, "schedule": {"name": "cosine"}}
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the monitors of positive and negative pairs, and the first view's features. Raises

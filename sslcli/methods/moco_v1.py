@@ -10,8 +10,8 @@ from typing import ClassVar
 from pydantic import Field
 from torch import nn
 
-from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import RunInfo
+from sslcli.contracts.backbone import Backbone, BackboneSpec
+from sslcli.contracts.method import DefaultSections, RunInfo
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 
@@ -39,7 +39,6 @@ class MoCoV1(QueueContrast):
 
     Options = MoCoV1Options
     paper = "https://arxiv.org/abs/1911.05722"
-    defaults = {"optimizer": SGD, "schedule": {"name": "step", "milestones": [0.6, 0.8], "factor": 0.1}}
     label: ClassVar[str] = "moco_v1"
 
     def __init__(self, backbone: Backbone, options: MoCoV1Options, run: RunInfo) -> None:
@@ -47,5 +46,9 @@ class MoCoV1(QueueContrast):
         super().__init__(backbone, options, run, nn.Linear(backbone.spec.feature_dim, dim), dim)
 
     @classmethod
-    def recipe(cls, options: MoCoV1Options, image_size: int) -> RecipeSection:
+    def recipe(cls, options: MoCoV1Options, image_size: int, spec: BackboneSpec) -> RecipeSection:
         return {"preset": "moco_v1"}
+
+    @classmethod
+    def defaults(cls, options: MoCoV1Options, spec: BackboneSpec) -> DefaultSections:
+        return {"optimizer": SGD, "schedule": {"name": "step", "milestones": [0.6, 0.8], "factor": 0.1}}

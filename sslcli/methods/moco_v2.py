@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import RunInfo
+from sslcli.contracts.backbone import Backbone, BackboneSpec
+from sslcli.contracts.method import DefaultSections, RunInfo
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.modules import build_head
@@ -39,7 +39,6 @@ class MoCoV2(QueueContrast):
 
     Options = MoCoV2Options
     paper = "https://arxiv.org/abs/2003.04297"
-    defaults = {"optimizer": SGD, "schedule": {"name": "cosine"}}
     label: ClassVar[str] = "moco_v2"
 
     def __init__(self, backbone: Backbone, options: MoCoV2Options, run: RunInfo) -> None:
@@ -47,5 +46,9 @@ class MoCoV2(QueueContrast):
         super().__init__(backbone, options, run, projector, options.projector.output_dim)
 
     @classmethod
-    def recipe(cls, options: MoCoV2Options, image_size: int) -> RecipeSection:
+    def recipe(cls, options: MoCoV2Options, image_size: int, spec: BackboneSpec) -> RecipeSection:
         return {"preset": "moco_v2"}
+
+    @classmethod
+    def defaults(cls, options: MoCoV2Options, spec: BackboneSpec) -> DefaultSections:
+        return {"optimizer": SGD, "schedule": {"name": "cosine"}}

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.backbone import Backbone, BackboneSpec
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.method import Batch, Method, Progress, RunInfo, Step
+from sslcli.contracts.method import Batch, DefaultSections, Method, Progress, RunInfo, Step
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import batch_info_nce_and_metrics, mean_over
@@ -64,10 +64,6 @@ class MoCoV3(Method):
     batch_coupled = True
     minimum_views = 2
     paper = "https://arxiv.org/abs/2104.02057"
-    defaults = {
-        "optimizer": {"name": "lars", "lr": 0.3, "weight_decay": 1e-6, "scale_lr": "batch/256"},
-        "schedule": {"name": "cosine", "warmup_epochs": 10},
-    }
 
     options: MoCoV3Options
 
@@ -92,7 +88,7 @@ class MoCoV3(Method):
         self.momentum_encoder = MomentumEncoder(backbone=backbone, projector=self.projector)
 
     @classmethod
-    def recipe(cls, options: MoCoV3Options, image_size: int) -> RecipeSection:
+    def recipe(cls, options: MoCoV3Options, image_size: int, spec: BackboneSpec) -> RecipeSection:
         """The ResNets' views: BYOL's with bilinear crops of 20% or more (ViTs: `crop_scale` from 8%).
 
         For small images similar ones without blur.
@@ -100,6 +96,13 @@ class MoCoV3(Method):
         if image_size <= 64:
             return {"preset": "cifar_asym"}
         return {"preset": "byol", "crop_scale": [0.2, 1.0], "interpolation": "bilinear"}
+
+    @classmethod
+    def defaults(cls, options: MoCoV3Options, spec: BackboneSpec) -> DefaultSections:
+        return {
+            "optimizer": {"name": "lars", "lr": 0.3, "weight_decay": 1e-6, "scale_lr": "batch/256"},
+            "schedule": {"name": "cosine", "warmup_epochs": 10},
+        }
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, how well keys are found among the batch's, and the first view's features. Raises UserError

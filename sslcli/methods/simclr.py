@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, MethodOptions, RunInfo, Step
+from sslcli.contracts.backbone import Backbone, BackboneSpec
+from sslcli.contracts.method import Batch, DefaultSections, Method, MethodOptions, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import class_cosines, nt_xent_and_metrics, sup_con
 from sslcli.modules import ProjectorOptions, each_view, global_and_local
@@ -35,10 +35,6 @@ class SimCLR(Method):
     batch_coupled = True
     minimum_views = 2
     paper = "https://arxiv.org/abs/2002.05709"
-    defaults = {
-        "optimizer": {"name": "lars_simclr", "lr": 0.3, "weight_decay": 1e-6, "scale_lr": "batch/256"},
-        "schedule": {"name": "cosine", "warmup_epochs": 10},
-    }
     label: ClassVar[str] = "simclr"
 
     options: SimCLROptions
@@ -48,8 +44,15 @@ class SimCLR(Method):
         self.projector = contrastive_projector(options.projector, backbone.spec.feature_dim)
 
     @classmethod
-    def recipe(cls, options: SimCLROptions, image_size: int) -> RecipeSection:
+    def recipe(cls, options: SimCLROptions, image_size: int, spec: BackboneSpec) -> RecipeSection:
         return {"preset": "simclr"}
+
+    @classmethod
+    def defaults(cls, options: SimCLROptions, spec: BackboneSpec) -> DefaultSections:
+        return {
+            "optimizer": {"name": "lars_simclr", "lr": 0.3, "weight_decay": 1e-6, "scale_lr": "batch/256"},
+            "schedule": {"name": "cosine", "warmup_epochs": 10},
+        }
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the mean cosines of positive and negative pairs, with two views how often an embedding's

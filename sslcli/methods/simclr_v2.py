@@ -11,8 +11,8 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 from torch import nn
 
-from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import RunInfo
+from sslcli.contracts.backbone import Backbone, BackboneSpec
+from sslcli.contracts.method import DefaultSections, RunInfo
 from sslcli.modules import ProjectorOptions
 from sslcli.modules.headed import HeadedBackbone, KeptLayersOptions
 
@@ -53,10 +53,6 @@ class SimCLRv2(SimCLR):
 
     Options = SimCLRv2Options
     paper = "https://arxiv.org/abs/2006.10029"
-    defaults = {
-        "optimizer": {"name": "lars_simclr", "lr": 0.075, "weight_decay": 1e-4, "scale_lr": "sqrt"},
-        "schedule": {"name": "cosine", "warmup_epochs": 10},
-    }
     label: ClassVar[str] = "simclr_v2"
 
     def __init__(self, backbone: Backbone, options: SimCLRv2Options, run: RunInfo) -> None:
@@ -73,3 +69,10 @@ class SimCLRv2(SimCLR):
                 norm=options.projector.norm,
             )
             self.backbone = HeadedBackbone(backbone, what, kept)
+
+    @classmethod
+    def defaults(cls, options: SimCLROptions, spec: BackboneSpec) -> DefaultSections:
+        return {
+            "optimizer": {"name": "lars_simclr", "lr": 0.075, "weight_decay": 1e-4, "scale_lr": "sqrt"},
+            "schedule": {"name": "cosine", "warmup_epochs": 10},
+        }

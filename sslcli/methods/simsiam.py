@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, ParameterGroup, RunInfo, Step
+from sslcli.contracts.backbone import Backbone, BackboneSpec
+from sslcli.contracts.method import Batch, DefaultSections, Method, ParameterGroup, RunInfo, Step
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import mean_cosines, negative_cosine
@@ -65,10 +65,6 @@ class SimSiam(Method):
     batch_coupled = True
     minimum_views = 2
     paper = "https://arxiv.org/abs/2011.10566"
-    defaults = {
-        "optimizer": {"name": "sgd", "lr": 0.05, "weight_decay": 1e-4, "exclude": [], "scale_lr": "batch/256"},
-        "schedule": {"name": "cosine"},
-    }
 
     options: SimSiamOptions
 
@@ -79,9 +75,16 @@ class SimSiam(Method):
         self.predictor = mlp(dim, head.hidden_dim, dim, layers=2, norm=head.norm, last_norm=head.last_norm)
 
     @classmethod
-    def recipe(cls, options: SimSiamOptions, image_size: int) -> RecipeSection:
+    def recipe(cls, options: SimSiamOptions, image_size: int, spec: BackboneSpec) -> RecipeSection:
         """MoCo v2's views; without blur for small images, as the paper has it on CIFAR-10 (appendix D)."""
         return {"preset": "moco_v2", "blur": 0.0} if image_size <= 64 else {"preset": "moco_v2"}
+
+    @classmethod
+    def defaults(cls, options: SimSiamOptions, spec: BackboneSpec) -> DefaultSections:
+        return {
+            "optimizer": {"name": "sgd", "lr": 0.05, "weight_decay": 1e-4, "exclude": [], "scale_lr": "batch/256"},
+            "schedule": {"name": "cosine"},
+        }
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the mean cosines of pairs, and the first view's features. Raises UserError if there are not

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.backbone import Backbone, BackboneSpec
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.method import Batch, Method, MethodOptions, RunInfo, Step
+from sslcli.contracts.method import Batch, DefaultSections, Method, MethodOptions, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import class_cosines, sup_con
 from sslcli.losses.sup_con import Anchors
@@ -40,10 +40,6 @@ class SupCon(Method):
     minimum_views = 2
     paper = "https://arxiv.org/abs/2004.11362"
     # The authors' code has a learning rate of 0.05 at its batch of 256 and decays every parameter.
-    defaults = {
-        "optimizer": {"name": "sgd", "lr": 0.05, "weight_decay": 1e-4, "exclude": [], "scale_lr": "batch/256"},
-        "schedule": {"name": "cosine", "warmup_epochs": 10},
-    }
 
     options: SupConOptions
 
@@ -52,8 +48,15 @@ class SupCon(Method):
         self.projector = contrastive_projector(options.projector, backbone.spec.feature_dim)
 
     @classmethod
-    def recipe(cls, options: SupConOptions, image_size: int) -> RecipeSection:
+    def recipe(cls, options: SupConOptions, image_size: int, spec: BackboneSpec) -> RecipeSection:
         return {"preset": "supcon"}
+
+    @classmethod
+    def defaults(cls, options: SupConOptions, spec: BackboneSpec) -> DefaultSections:
+        return {
+            "optimizer": {"name": "sgd", "lr": 0.05, "weight_decay": 1e-4, "exclude": [], "scale_lr": "batch/256"},
+            "schedule": {"name": "cosine", "warmup_epochs": 10},
+        }
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the mean cosines of pairs of one class and of two, and the first views' features. Raises

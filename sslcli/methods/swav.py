@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunInfo, Step
+from sslcli.contracts.backbone import Backbone, BackboneSpec
+from sslcli.contracts.method import Batch, DefaultSections, Method, MethodOptions, Progress, RunInfo, Step
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import all_gather, rank, world_size
@@ -68,17 +68,6 @@ class SwAV(Method):
     paper = "https://arxiv.org/abs/2006.09882"
     #: The paper's small-batch run (256). Its batch of 4096 has lr 4.8 (here 0.3 with `scale_lr`), 10 warm-up epochs
     #: from 0.3, and no queue.
-    defaults = {
-        "optimizer": {
-            "name": "larc",
-            "lr": 0.6,
-            "weight_decay": 1e-6,
-            "clip": False,
-            "exclude": [],
-            "scale_lr": "batch/256",
-        },
-        "schedule": {"name": "cosine", "final": 0.001},
-    }
 
     options: SwAVOptions
 
@@ -95,11 +84,25 @@ class SwAV(Method):
         self._queue_start = round(options.queue_start_epoch * run.steps_per_epoch)
 
     @classmethod
-    def recipe(cls, options: SwAVOptions, image_size: int) -> RecipeSection:
+    def recipe(cls, options: SwAVOptions, image_size: int, spec: BackboneSpec) -> RecipeSection:
         """The paper's multi-crop; up to 64 pixels, where local views would have 14 to 27, solo-learn's two views."""
         if image_size <= 64:
             return {"preset": "simclr", "strength": 1.0, "blur": 0.5}
-        return {"preset": "swav"}
+        return {"preset": "swav", "local_multiple": spec.size_multiple}
+
+    @classmethod
+    def defaults(cls, options: SwAVOptions, spec: BackboneSpec) -> DefaultSections:
+        return {
+            "optimizer": {
+                "name": "larc",
+                "lr": 0.6,
+                "weight_decay": 1e-6,
+                "clip": False,
+                "exclude": [],
+                "scale_lr": "batch/256",
+            },
+            "schedule": {"name": "cosine", "final": 0.001},
+        }
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, `pos_cos` and `neg_cos` of the first two views' embeddings, and `prototype_use`, the

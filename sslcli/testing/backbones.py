@@ -68,6 +68,9 @@ def _check_build(cls: type[Backbone], options: Any, channels: int, image_size: i
     spec: Any = getattr(backbone, "spec", None)
     require(isinstance(spec, BackboneSpec), f"{label}.spec is not set to a BackboneSpec by __init__")
     require_is(f"{label}.spec.channels", spec.channels, channels)
+    state = torch.get_rng_state()
+    require_is(f"{label}.describe()", cls.describe(options, channels, image_size), spec)
+    require(torch.equal(state, torch.get_rng_state()), f"{label}.describe draws from torch's generator")
     sides = f"sides from {spec.minimum_size} in multiples of {spec.size_multiple}"
     good = image_size >= spec.minimum_size and image_size % spec.size_multiple == 0
     require(good, f"{label} takes {sides}; check it with such an image_size")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from sslcli.config.schema import TrainingOptions
-from sslcli.contracts.backbone import Backbone
+from sslcli.contracts.backbone import Backbone, BackboneSpec
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.errors import SslError
 from sslcli.contracts.method import Batch, DrawKeys, Method, MethodOptions, Progress, RunInfo, Step, View
+from sslcli.contracts.views import ViewSpec
 from sslcli.optimizers.groups import build_groups
 from sslcli.plugins import load
 from sslcli.runs import files
@@ -24,6 +25,10 @@ from .common import check_options, kind, reported, require, require_finite, requ
 from .stand_ins import CLASSES, MEAN, STD, SmallBackbone, pixels, sizes_of
 
 STEPS, PER_EPOCH = 6, 3
+#: Patch size of the vision transformer for which recipes and defaults are checked.
+PATCH = 16
+#: What `Method.defaults` may have.
+SECTIONS = ("optimizer", "schedule", "training", "backbone")
 
 
 def check_method(cls: type[Method], options: Mapping[str, Any] | None = None, **settings: Any) -> None:
@@ -37,7 +42,7 @@ def check_method(cls: type[Method], options: Mapping[str, Any] | None = None, **
         AssertionError: with what is wrong.
     """
     trial = MethodTrial(cls, options, **settings)
-    _check_defaults(cls)
+    _check_defaults(trial)
     _check_step(trial)
     _check_changes(trial)
     _check_frozen(trial)
@@ -73,14 +78,25 @@ class MethodTrial:
         self.cls, self.label, self.backbone = cls, cls.__name__, backbone
         self.size, self.count, self.device = image_size, batch_size, torch.device(device)
         self.options = check_options(cls, options, MethodOptions)
-        recipe = cls.recipe(self.options, image_size)
-        section = dict(recipe) if isinstance(recipe, Mapping) else list(recipe)
-        specs = check_views(f"{self.label}.recipe", section, image_size)
+        self.spec = backbone().spec
+        specs = self.recipe(image_size, self.spec)
         views = sum(spec.count for spec in specs)
         require_is(f"{self.label}: the recipe's number of views", views, cls.view_count or views)
         self.views = ViewMaker(specs, 3, (MEAN,) * 3, (STD,) * 3, seed=0)
         data = DataInfo("memory", 3, (image_size, image_size), (MEAN,) * 3, (STD,) * 3, CLASSES)
         self.run = RunInfo(STEPS, PER_EPOCH, STEPS // PER_EPOCH, batch_size, 1, data, tuple(self.views.sizes))
+
+    def recipe(self, size: int, spec: BackboneSpec) -> tuple[ViewSpec, ...]:
+        """The recipe's views for a backbone, whose sides it takes."""
+        label = f"{self.label}.recipe"
+        with reported(f"{label} failed"):
+            recipe = self.cls.recipe(self.options, size, spec)
+        specs = check_views(label, dict(recipe) if isinstance(recipe, Mapping) else list(recipe), size)
+        for side in (view.size for view in specs):
+            good = side >= spec.minimum_size and side % spec.size_multiple == 0
+            multiples = f"takes {spec.minimum_size} or more, in multiples of {spec.size_multiple}"
+            require(good, f"{label} has views of {side} px; the backbone {multiples}")
+        return specs
 
     def build(self, seed: int = 0) -> Method:
         with torch.random.fork_rng(devices=[]):
@@ -133,13 +149,32 @@ class MethodTrial:
         return loss.detach()
 
 
-def _check_defaults(cls: type[Method]) -> None:
-    for section, values in cls.defaults.items():
-        label, plain = f"{cls.__name__}.defaults[{section!r}]", dict(values)
-        require(section in ("optimizer", "schedule", "training"), f"{label}: there is no such section")
-        with reported(f"{label} is not valid", (SslError, ValueError, KeyError)):
-            options = TrainingOptions if section == "training" else load(f"{section}s", plain.pop("name")).Options
-            options.parse(plain)
+def _check_defaults(trial: MethodTrial) -> None:
+    """Recipe and defaults are valid for a convolutional network and for vision transformers."""
+    networks = {name: load("backbones", name) for name in ("resnet18", "vit_tiny")}
+    known = {type(trial.backbone()), *networks.values()}
+    for name, cls in networks.items():
+        options = cls.Options.parse({"patch_size": PATCH} if name == "vit_tiny" else {})
+        for size in (4 * PATCH, 16 * PATCH):
+            spec = cls.describe(options, 3, size)
+            trial.recipe(size, spec)
+        label = f"{trial.label}.defaults"
+        with reported(f"{label} failed"):
+            sections = trial.cls.defaults(trial.options, spec)
+        for section, values in sections.items():
+            require(section in SECTIONS, f"{label}: there is no section {section!r}; it may have {', '.join(SECTIONS)}")
+            with reported(f"{label}: {section!r} is not valid", (SslError, ValueError, KeyError)):
+                plain = dict(values)
+                if section != "backbone":
+                    model = TrainingOptions if section == "training" else load(f"{section}s", plain.pop("name")).Options
+                    model.parse(plain)
+                    continue
+                for option in plain:
+                    found = any(option in each.Options.model_fields for each in known)
+                    require(found, f"{label}: no backbone has the option {option!r}")
+                plain = {key: value for key, value in plain.items() if key in cls.Options.model_fields}
+                changed = cls.describe(cls.Options.parse({**options.plain(), **plain}), 3, size)
+                require(changed == spec, f"{label}: the options for the backbone {name!r} change its spec")
 
 
 def _check_step(trial: MethodTrial) -> None:

@@ -85,7 +85,7 @@ def test_a_named_section_does_not_inherit_from_the_methods_default(tmp_path: Pat
 
 def test_null_resets_options_and_sections_unless_it_is_a_value(tmp_path: Path) -> None:
     config = from_text(
-        tmp_path, FULL, "optimizer.weight_decay=null", "method.projector.layers=null", "backbone=null",
+        tmp_path, FULL, "optimizer.weight_decay=null", "method.projector.layers=null", "backbone=null", "views.size=32",
         "method.temperature=null", "seed=null", "training.epochs=null", "training.clip=null",
     )  # fmt: skip
     assert config.optimizer.options.weight_decay == 0.0
@@ -248,7 +248,7 @@ def written_and_read(config: RunConfig, tmp_path: Path) -> RunConfig:
         ["views=[{count: 1, blur: 0.5}, {size: 16, flip: 0}]", "optimizer={name: adamw, lr: 1e-20}"],
         ["data={name: cifar10, root: '~/my data: 1'}", "views.0.solarize=0.1"],
         ["callbacks={progress: null, tensorboard: null, knn: null, collapse: null}", "training.max_steps=5"],
-        ["optimizer={name: lars, lr: 0.1}", "schedule={name: step}", "backbone=resnet50"],
+        ["optimizer={name: lars, lr: 0.1}", "schedule={name: step}", "backbone={name: resnet50, stem: small}"],
     ],
 )
 def test_a_resolved_config_describes_the_same_run(tmp_path: Path, overrides: list[str]) -> None:

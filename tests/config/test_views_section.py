@@ -18,7 +18,7 @@ HEAD = "method: simclr\ndata: shapes\n"
 
 def config(tmp_path: Path, views: str = "", *overrides: str) -> RunConfig:
     (tmp_path / "c.yaml").write_text(HEAD + views)
-    return load_config(tmp_path / "c.yaml", list(overrides))
+    return load_config(tmp_path / "c.yaml", ["backbone.stem=small", *overrides])  # which takes small views
 
 
 def plain_views(tmp_path: Path, views: str = "", *overrides: str) -> list[dict[str, Any]]:

@@ -25,7 +25,6 @@ class Distillation(Method):
     Options = DistillationOptions
     view_count = 1
     frozen = ("teacher",)
-    defaults = {"optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05}, "schedule": {"name": "cosine"}}
 
     def __init__(self, backbone, options, run):
         super().__init__(backbone, options, run)
@@ -36,8 +35,12 @@ class Distillation(Method):
         self.places = nn.Linear(*dims) if options.tokens else None
 
     @classmethod
-    def recipe(cls, options, image_size):
+    def recipe(cls, options, image_size, spec):
         return [{"crop_scale": [0.2, 1.0], "flip": 0.5}]
+
+    @classmethod
+    def defaults(cls, options, spec):
+        return {"optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05}, "schedule": {"name": "cosine"}}
 
     def forward(self, batch):
         images = batch.views[0].image

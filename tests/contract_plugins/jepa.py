@@ -38,7 +38,6 @@ class Jepa(Method):
 
     Options = JepaOptions
     view_count = 1
-    defaults = {"optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.04}, "schedule": {"name": "cosine"}}
 
     def __init__(self, backbone, options, run):
         super().__init__(backbone, options, run)
@@ -55,8 +54,12 @@ class Jepa(Method):
         initialize_transformer(nn.ModuleList([self.embed, self.predictor, self.out]))
 
     @classmethod
-    def recipe(cls, options, image_size):
+    def recipe(cls, options, image_size, spec):
         return [{"crop_scale": [0.3, 1.0]}]
+
+    @classmethod
+    def defaults(cls, options, spec):
+        return {"optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.04}, "schedule": {"name": "cosine"}}
 
     def forward(self, batch):
         images, grid, length = batch.views[0].image, (self.side, self.side), self.side**2

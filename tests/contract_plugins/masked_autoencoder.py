@@ -32,10 +32,6 @@ class MaskedAutoencoder(Method):
     Options = MaskedAutoencoderOptions
     view_count = 1
     paper = "https://arxiv.org/abs/2111.06377"
-    defaults = {
-        "optimizer": {"name": "adamw", "lr": 1.5e-4, "weight_decay": 0.05, "betas": [0.9, 0.95]},
-        "schedule": {"name": "cosine", "warmup_epochs": 40},
-    }
 
     def __init__(self, backbone, options, run):
         super().__init__(backbone, options, run)
@@ -53,8 +49,15 @@ class MaskedAutoencoder(Method):
         nn.init.normal_(self.mask_token, std=0.02)
 
     @classmethod
-    def recipe(cls, options, image_size):
+    def recipe(cls, options, image_size, spec):
         return [{"crop_scale": [0.2, 1.0], "flip": 0.5}]
+
+    @classmethod
+    def defaults(cls, options, spec):
+        return {
+            "optimizer": {"name": "adamw", "lr": 1.5e-4, "weight_decay": 0.05, "betas": [0.9, 0.95]},
+            "schedule": {"name": "cosine", "warmup_epochs": 40},
+        }
 
     def forward(self, batch):
         images = batch.views[0].image

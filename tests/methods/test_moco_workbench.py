@@ -23,6 +23,7 @@ from workbench_helpers import (
 )
 
 from sslcli.config.options import parse
+from sslcli.contracts.backbone import BackboneSpec
 from sslcli.contracts.method import Method, Progress
 from sslcli.losses import byol_regression, info_nce, nt_xent, vicreg
 from sslcli.methods.moco import MoCo
@@ -106,8 +107,8 @@ def test_a_presets_options_have_the_values_of_its_method(preset: str, cls: type[
 @pytest.mark.parametrize("size", [32, 224])
 def test_a_preset_has_its_methods_views(preset: str, size: int) -> None:
     cls = PRESETS[preset] or MoCoV2
-    options = MoCo.Options.parse({"preset": preset})
-    assert MoCo.recipe(options, size) == cls.recipe(cls.Options.parse({}), size)
+    options, spec = MoCo.Options.parse({"preset": preset}), BackboneSpec(DIM)
+    assert MoCo.recipe(options, size, spec) == cls.recipe(cls.Options.parse({}), size, spec)
 
 
 @EACH

@@ -73,7 +73,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], Any, A
          "frozen_epochs": 1},
         {"name": "larc", "lr": 0.6, "weight_decay": 1e-6, "momentum": 0.9, "trust_coefficient": 0.001, "clip": False,
          "exclude": [], "scale_lr": "batch/256"},
-        {"name": "cosine", "final": 0.001}, {"preset": "swav"}, {"preset": "simclr", "strength": 1.0, "blur": 0.5},
+        {"name": "cosine", "final": 0.001}, {"preset": "swav", "local_multiple": 1},
+        {"preset": "simclr", "strength": 1.0, "blur": 0.5},
     ),
     "dino": (
         {"head.layers": 3, "head.hidden_dim": 2048, "head.bottleneck_dim": 256, "head.prototypes": 65536,
@@ -82,7 +83,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], Any, A
         {"name": "adamw", "lr": 5e-4, "weight_decay": 0.04, "final_weight_decay": 0.4, "exclude": ["norm", "bias"],
          "scale_lr": "batch/256"},
         {"name": "cosine", "warmup_epochs": 10, "warmup": "linspace", "final_lr": 1e-6},
-        {"preset": "dino"}, {"preset": "cifar_asym"},
+        {"preset": "dino", "local_multiple": 1}, {"preset": "cifar_asym"},
     ),
     "barlow_twins": (
         {**WIDE, "lambda_": 0.0051, "scale": 1.0}, {**LARS, "lr": 0.2, "lr_excluded": 0.0048, "weight_decay": 1e-6},
@@ -106,12 +107,14 @@ def test_defaults_and_recipes_are_the_papers(name: str) -> None:
         for part in path.split("."):
             found = getattr(found, part)
         assert found == value, path
-    found = dict(cls.defaults["optimizer"])
+    spec = load("backbones", "resnet18").describe(load("backbones", "resnet18").Options.parse({}), 3, 224)
+    defaults = cls.defaults(options, spec)
+    found = dict(defaults["optimizer"])
     assert found.pop("name") == optimizer["name"]
     kind = load("optimizers", optimizer["name"]).Options
     assert kind.parse(found) == kind.parse({key: value for key, value in optimizer.items() if key != "name"})
-    assert cls.defaults["schedule"] == schedule
-    assert [cls.recipe(options, size) for size in (224, 96, 64, 32)] == [large, large, small, small]
+    assert defaults["schedule"] == schedule
+    assert [cls.recipe(options, size, spec) for size in (224, 96, 64, 32)] == [large, large, small, small]
 
 
 BLOCK, PLAIN = "linear bn relu", "linear+bias relu"

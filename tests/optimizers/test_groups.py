@@ -29,7 +29,7 @@ class Linear(Backbone):
         self.frozen = nn.Parameter(torch.zeros(2), requires_grad=False)
 
     @classmethod
-    def build(cls, options: object, channels: int, image_size: int) -> Linear:
+    def build(cls, options: object, channels: int, image_size: int, spec: object) -> Linear:
         return cls()
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Features:
@@ -45,7 +45,7 @@ class Predicting(Method):
         self.change = lambda groups: groups
 
     @classmethod
-    def recipe(cls, options: object, image_size: int) -> dict[str, object]:
+    def recipe(cls, options: object, image_size: int, spec: object) -> dict[str, object]:
         return {}
 
     def forward(self, batch: Batch) -> Step:

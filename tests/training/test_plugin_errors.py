@@ -20,7 +20,7 @@ from sslcli.contracts.method import Method, Step
 
 class Mine(Method):
     @classmethod
-    def recipe(cls, options, image_size):
+    def recipe(cls, options, image_size, spec):
         return {{"preset": "simclr"}}
 
     def forward(self, batch):

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, MethodOptions, RunInfo, Step
+from sslcli.contracts.backbone import Backbone, BackboneSpec
+from sslcli.contracts.method import Batch, DefaultSections, Method, MethodOptions, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import all_gather
 from sslcli.modules.heads import ProjectorOptions, mlp
@@ -71,10 +71,6 @@ class AlignUniform(Method):
     batch_coupled = True
     view_count = 2
     paper = "https://arxiv.org/abs/2005.10242"
-    defaults = {
-        "optimizer": {"name": "sgd", "lr": 0.12, "momentum": 0.9, "weight_decay": 1e-4, "scale_lr": "batch/256"},
-        "schedule": {"name": "step", "milestones": [0.775, 0.85, 0.925], "factor": 0.1},
-    }
 
     options: AlignUniformOptions
 
@@ -84,10 +80,17 @@ class AlignUniform(Method):
         self.projector = mlp(features, head.hidden_dim or features, head.output_dim, head.layers, norm=head.norm)
 
     @classmethod
-    def recipe(cls, options: AlignUniformOptions, image_size: int) -> RecipeSection:
+    def recipe(cls, options: AlignUniformOptions, image_size: int, spec: BackboneSpec) -> RecipeSection:
         """The paper's views on STL-10: crops, flips, strong color jitter, grayscale, no blur."""
         jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.4, "p": 1.0}
         return {"preset": "simclr", "interpolation": "bilinear", "jitter": jitter, "blur": 0.0}
+
+    @classmethod
+    def defaults(cls, options: AlignUniformOptions, spec: BackboneSpec) -> DefaultSections:
+        return {
+            "optimizer": {"name": "sgd", "lr": 0.12, "momentum": 0.9, "weight_decay": 1e-4, "scale_lr": "batch/256"},
+            "schedule": {"name": "step", "milestones": [0.775, 0.85, 0.925], "factor": 0.1},
+        }
 
     def forward(self, batch: Batch) -> Step:
         x1, x2 = two_views(batch, "align_uniform")

@@ -161,6 +161,12 @@ class WrappedDataset(Dataset):
         return _VIEW if size is None else min(*size, _VIEW)
 
     @classmethod
+    def channel_count(cls, options: DatasetOptions) -> int:
+        assert isinstance(options, WrappedOptions)
+        given = cls.given.get(options.split)
+        return options.channels or (3 if given is None else given.look.channels)
+
+    @classmethod
     def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
         """The labeled pair that was given; to fit on, else the training images. A limit applies only to these."""
         given, wanted = cls.given, "labeled" if part == "train" else "test"

@@ -1,0 +1,103 @@
+"""What a method's recipe and defaults make of the backbone that a config names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sslcli.config.document import Document
+from sslcli.config.resolve import RunConfig, resolve
+from sslcli.contracts import VERSION
+from sslcli.contracts.backbone import BackboneSpec
+from sslcli.contracts.errors import ConfigError
+from sslcli.methods.simclr import SimCLR
+from sslcli.plugins import registered
+
+
+class Asking(SimCLR):
+    """SimCLR with other settings for vision transformers."""
+
+    @classmethod
+    def recipe(cls, options: Any, image_size: int, spec: BackboneSpec) -> list[dict[str, Any]]:
+        return [{"size": image_size}, {"size": image_size // 2 if spec.patch_size is None else spec.patch_size}]
+
+    @classmethod
+    def defaults(cls, options: Any, spec: BackboneSpec) -> dict[str, dict[str, Any]]:
+        vit = spec.patch_size is not None
+        backbone = {"positions": "sincos", "heads": 12, "zero_init_residual": False}
+        return {"optimizer": {"name": "adamw" if vit else "sgd", "lr": 0.1 * spec.channels}, "backbone": backbone}
+
+
+class FirstContract(SimCLR):
+    """A method of version 1 of the contracts."""
+
+    @classmethod
+    def recipe(cls, options: Any, image_size: int) -> dict[str, Any]:  # type: ignore[override]
+        return {"preset": "simclr"}
+
+    defaults = {"optimizer": {"name": "sgd", "lr": 0.1}}  # type: ignore[assignment]
+
+
+class Widening(SimCLR):
+    """A method whose defaults change the features."""
+
+    @classmethod
+    def defaults(cls, options: Any, spec: BackboneSpec) -> dict[str, dict[str, Any]]:
+        return {"optimizer": {"name": "sgd", "lr": 0.1}, "backbone": {"width": 32}}
+
+
+def resolved(method: type, **sections: Any) -> RunConfig:
+    with registered({("methods", method.__name__): method}):
+        data = {"name": "shapes", "size": 32}
+        return resolve(Document({"method": f"python:{method.__name__}", "data": data, **sections}))
+
+
+def problems(method: type, **sections: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        resolved(method, **sections)
+    return caught.value.problems
+
+
+def test_recipe_and_defaults_see_the_backbone() -> None:
+    vit = resolved(Asking, backbone={"name": "vit_tiny", "patch_size": 8})
+    assert [view.size for view in vit.views] == [32, 8]
+    assert (vit.optimizer.name, vit.backbone.options.positions, vit.backbone.options.heads) == ("adamw", "sincos", 12)
+    resnet = resolved(Asking, backbone={"name": "resnet18", "stem": "small"})
+    assert [view.size for view in resnet.views] == [32, 16]
+    assert (resnet.optimizer.name, resnet.backbone.options.zero_init_residual) == ("sgd", False)
+
+
+def test_options_of_the_config_come_before_the_methods() -> None:
+    backbone = {"name": "vit_tiny", "patch_size": 8, "positions": "learned"}
+    options = resolved(Asking, backbone=backbone).backbone.options
+    assert (options.positions, options.heads, options.patch_size) == ("learned", 12, 8)
+
+
+def test_defaults_for_other_backbones_are_left_out() -> None:
+    assert resolved(Asking, backbone="torchvision/mobilenet_v2").backbone.name == "torchvision/mobilenet_v2"
+
+
+def test_the_largest_view_counts() -> None:
+    backbone = {"name": "vit_tiny", "patch_size": 8}
+    assert [view.size for view in resolved(Asking, backbone=backbone, views={"size": 64}).views] == [64, 8]
+    views = [{"size": 24}, {"size": 41}]
+    (problem,) = problems(Asking, backbone=backbone, views=views)
+    assert "backbone.patch_size: views of 41 pixels are not a multiple of 8" in problem
+
+
+def test_a_backbone_that_cannot_be_built_is_a_problem_of_the_config() -> None:
+    found = problems(SimCLR, backbone={"name": "vit_tiny", "heads": 5}, seed="x")
+    assert len(found) == 2
+    assert any("backbone.heads: vit_tiny has 192 dimensions, not divisible by 5 heads" in line for line in found)
+
+
+def test_a_method_of_the_first_contract_is_named_as_such() -> None:
+    for what, problem in zip(("defaults", "recipe"), problems(FirstContract), strict=True):
+        assert f"{what} of 'python:FirstContract' failed: TypeError" in problem
+        assert f"this is version {VERSION} of the contracts" in problem
+
+
+def test_defaults_must_not_change_the_features() -> None:
+    (problem,) = problems(Widening)
+    assert "method: the method's defaults change the spec of the backbone" in problem
