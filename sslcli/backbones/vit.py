@@ -20,7 +20,14 @@ from sslcli.contracts.errors import UserError
 from sslcli.modules.drop_path import grow_drop_path
 from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCheckpointingOptions, last_outputs
 from sslcli.modules.masks import check_request, refuse_layers, replace_masked, take
-from sslcli.modules.transformer import EPS, TransformerBlock, initialize_transformer, sincos_positions
+from sslcli.modules.transformer import (
+    EPS,
+    Initialization,
+    TransformerBlock,
+    initialize_transformer,
+    sincos_positions,
+    xavier_uniform,
+)
 
 from .family import member
 
@@ -36,6 +43,9 @@ class ViTOptions(GradientCheckpointingOptions):
     """Number of blocks."""
     positions: Literal["learned", "sincos"] = "learned"
     """Positional embeddings: parameters, or MoCo v3's fixed sines and cosines."""
+    init: Initialization = "normal"
+    """Initial weights: `normal`: truncated normal with std 0.02, patch projection as torch has it (DINO, DeiT);
+    `xavier`: uniform by the sizes of each layer, the patch projection too, class token almost 0 (MoCo v3, MAE)."""
     pool: Literal["cls", "mean"] = "cls"
     """The pooled features: the class token, or the mean of the patch tokens."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
@@ -44,7 +54,7 @@ class ViTOptions(GradientCheckpointingOptions):
 
 
 class ViT(Backbone):
-    """Base class of the vision transformers. Initial weights as in DINO: truncated normal with std 0.02, biases 0.
+    """Base class of the vision transformers.
 
     Attributes:
         patch_projection: the layer that embeds patches (MoCo v3 freezes it).
@@ -61,7 +71,8 @@ class ViT(Backbone):
         self.options = options
         patch = options.patch_size
         self.side = side = image_size // patch
-        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(channels, self.dim, patch, stride=patch)))
+        projection = nn.Conv2d(channels, self.dim, patch, stride=patch)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=projection))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.dim))
         if options.positions == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, self.dim))
@@ -73,7 +84,11 @@ class ViT(Backbone):
         self.norm = nn.LayerNorm(self.dim, eps=EPS)
         grow_drop_path(self, options.drop_path)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        initialize_transformer(self)
+        initialize_transformer(self, options.init)
+        if options.init == "xavier":
+            nn.init.normal_(self.cls_token, std=1e-6)
+            xavier_uniform(projection.weight, channels * patch**2, self.dim)
+            nn.init.constant_(projection.get_parameter("bias"), 0.0)
         self.spec = BackboneSpec(
             self.dim, channels, minimum_size=patch, size_multiple=patch, patch_size=patch, maskable=True
         )
@@ -144,8 +159,9 @@ class ViT(Backbone):
     def positions(self, rows: int, columns: int) -> Tensor:
         """Returns the positional embeddings (1, 1 + L, D) of a grid, interpolated from those of its own grid.
 
-        Bicubic without antialiasing, as in DINO; as two matrix products, because their gradient is deterministic on
-        every device and that of torch's interpolation is not.
+        Bicubic without antialiasing, and by the exact ratio of the sides, as in timm; DINO's code scales by
+        (n + 0.1) / 14 for n patches, which changes the positions of a 6 × 6 grid by up to 3.6%. As two matrix products,
+        because their gradient is deterministic on every device and that of torch's interpolation is not.
         """
         if (rows, columns) == (self.side, self.side):
             return self.pos_embed

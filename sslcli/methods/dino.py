@@ -103,13 +103,30 @@ class DINO(Method):
 
     @classmethod
     def recipe(cls, options: DINOOptions, image_size: int, spec: BackboneSpec) -> RecipeSection:
-        """The paper's two global and eight local views; for small images two different views, as other libraries do."""
+        """The paper's two global and eight local views, which are others for a ViT than for a ResNet; for small images
+        two different views, as other libraries do."""
         if image_size <= 64:
             return {"preset": "cifar_asym"}
-        return {"preset": "dino", "local_multiple": spec.size_multiple}
+        scales = {} if spec.patch_size is not None else {"global_scale": [0.14, 1.0], "local_scale": [0.05, 0.14]}
+        return {"preset": "dino", "local_multiple": spec.size_multiple, **scales}
 
     @classmethod
     def defaults(cls, options: DINOOptions, spec: BackboneSpec) -> DefaultSections:
+        """AdamW for a ViT; SGD for other networks (the README of the authors' code, section on ResNet-50)."""
+        shared: DefaultSections = {
+            "schedule": {"name": "cosine", "warmup_epochs": 10, "warmup": "linspace", "final_lr": 1e-6},
+            "training": {"clip": {"norm": 3.0, "mode": "per_parameter"}},
+            "backbone": {"zero_init_residual": False},
+        }
+        if spec.patch_size is None:
+            sgd = {
+                "name": "sgd",
+                "lr": 0.03,
+                "weight_decay": 1e-4,
+                "exclude": ["norm", "bias"],
+                "scale_lr": "batch/256",
+            }
+            return {"optimizer": sgd, **shared}
         return {
             "optimizer": {
                 "name": "adamw",
@@ -119,8 +136,7 @@ class DINO(Method):
                 "exclude": ["norm", "bias"],
                 "scale_lr": "batch/256",
             },
-            "schedule": {"name": "cosine", "warmup_epochs": 10, "warmup": "linspace", "final_lr": 1e-6},
-            "training": {"clip": {"norm": 3.0, "mode": "per_parameter"}},
+            **shared,
         }
 
     def schedules(self) -> dict[str, StepFunction]:

@@ -212,7 +212,11 @@ class MoCo(Method):
 
     @classmethod
     def defaults(cls, options: MoCoOptions, spec: BackboneSpec) -> DefaultSections:
-        return {"optimizer": {**SGD, "lr": 0.5}, "schedule": {"name": "cosine"}}
+        return {
+            "optimizer": {**SGD, "lr": 0.5},
+            "schedule": {"name": "cosine"},
+            "backbone": {"zero_init_residual": False},
+        }
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the monitors of positive and negative pairs, and the first view's features. Raises

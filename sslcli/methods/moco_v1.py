@@ -51,4 +51,8 @@ class MoCoV1(QueueContrast):
 
     @classmethod
     def defaults(cls, options: MoCoV1Options, spec: BackboneSpec) -> DefaultSections:
-        return {"optimizer": SGD, "schedule": {"name": "step", "milestones": [0.6, 0.8], "factor": 0.1}}
+        return {
+            "optimizer": SGD,
+            "schedule": {"name": "step", "milestones": [0.6, 0.8], "factor": 0.1},
+            "backbone": {"zero_init_residual": False},
+        }

@@ -51,4 +51,4 @@ class MoCoV2(QueueContrast):
 
     @classmethod
     def defaults(cls, options: MoCoV2Options, spec: BackboneSpec) -> DefaultSections:
-        return {"optimizer": SGD, "schedule": {"name": "cosine"}}
+        return {"optimizer": SGD, "schedule": {"name": "cosine"}, "backbone": {"zero_init_residual": False}}

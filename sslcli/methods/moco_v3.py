@@ -89,16 +89,24 @@ class MoCoV3(Method):
 
     @classmethod
     def recipe(cls, options: MoCoV3Options, image_size: int, spec: BackboneSpec) -> RecipeSection:
-        """The ResNets' views: BYOL's with bilinear crops of 20% or more (ViTs: `crop_scale` from 8%).
-
-        For small images similar ones without blur.
-        """
+        """BYOL's views with bilinear crops, of 20% or more for a ResNet, of 8% for a ViT; for small images similar ones
+        without blur."""
         if image_size <= 64:
             return {"preset": "cifar_asym"}
-        return {"preset": "byol", "crop_scale": [0.2, 1.0], "interpolation": "bilinear"}
+        scale = {} if spec.patch_size is not None else {"crop_scale": [0.2, 1.0]}
+        return {"preset": "byol", **scale, "interpolation": "bilinear"}
 
     @classmethod
     def defaults(cls, options: MoCoV3Options, spec: BackboneSpec) -> DefaultSections:
+        """For a ViT AdamW, fixed positions, 12 heads and Xavier's initial weights, else LARS (the authors' CONFIG.md
+        and vits.py)."""
+        if spec.patch_size is not None:
+            adamw = {"name": "adamw", "lr": 1.5e-4, "weight_decay": 0.1, "exclude": [], "scale_lr": "batch/256"}
+            return {
+                "optimizer": adamw,
+                "schedule": {"name": "cosine", "warmup_epochs": 40},
+                "backbone": {"init": "xavier", "positions": "sincos", "heads": 12},
+            }
         return {
             "optimizer": {"name": "lars", "lr": 0.3, "weight_decay": 1e-6, "scale_lr": "batch/256"},
             "schedule": {"name": "cosine", "warmup_epochs": 10},

@@ -56,6 +56,7 @@ class SupCon(Method):
         return {
             "optimizer": {"name": "sgd", "lr": 0.05, "weight_decay": 1e-4, "exclude": [], "scale_lr": "batch/256"},
             "schedule": {"name": "cosine", "warmup_epochs": 10},
+            "backbone": {"zero_init_residual": False},
         }
 
     def forward(self, batch: Batch) -> Step:

@@ -102,6 +102,7 @@ class SwAV(Method):
                 "scale_lr": "batch/256",
             },
             "schedule": {"name": "cosine", "final": 0.001},
+            "backbone": {"zero_init_residual": False},
         }
 
     def forward(self, batch: Batch) -> Step:

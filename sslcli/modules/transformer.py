@@ -5,7 +5,9 @@ Dosovitskiy et al., *An Image is Worth 16x16 Words*, https://arxiv.org/abs/2010.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,8 @@ from .drop_path import DropPath
 
 #: Of every layer norm in a vision transformer.
 EPS = 1e-6
+#: How the weights of linear layers are drawn: from a truncated normal distribution, or Xavier's uniform one.
+Initialization = Literal["normal", "xavier"]
 
 
 class Attention(nn.Module):
@@ -52,12 +56,29 @@ class TransformerBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
-def initialize_transformer(module: nn.Module) -> None:
-    """Draws the weights of every linear layer from a truncated normal with std 0.02, and sets biases to 0 (DINO)."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
+def initialize_transformer(module: nn.Module, how: Initialization = "normal") -> None:
+    """Draws the weights of every linear layer, and sets biases to 0.
+
+    Args:
+        module: a transformer, or parts of one.
+        how: `normal`: truncated, with std 0.02 (DINO); `xavier`: uniform, queries, keys and values as three layers
+            (MoCo v3, MAE).
+    """
+    for name, part in module.named_modules():
+        if not isinstance(part, nn.Linear):
+            continue
+        nn.init.zeros_(part.bias)
+        if how == "normal":
             nn.init.trunc_normal_(part.weight, std=0.02)
-            nn.init.zeros_(part.bias)
+        else:
+            layers = 3 if name.rpartition(".")[2] == "qkv" else 1
+            xavier_uniform(part.weight, part.in_features, part.out_features // layers)
+
+
+def xavier_uniform(weight: Tensor, inputs: int, outputs: int) -> None:
+    """Draws a weight from U(−a, a), a = √(6 / (inputs + outputs)) (Glorot and Bengio, 2010)."""
+    bound = math.sqrt(6 / (inputs + outputs))
+    nn.init.uniform_(weight, -bound, bound)
 
 
 def sincos_positions(side: int, dim: int) -> Tensor:

@@ -46,6 +46,26 @@ def test_vits_pass_the_conformance_checks_and_every_parameter_gets_a_gradient(op
     assert (backbone.spec.minimum_size, backbone.spec.size_multiple, backbone.spec.patch_size) == (4, 4, 4)
 
 
+@pytest.mark.parametrize(
+    ("cls", "stds"),
+    # std of U(−a, a) is a/√3: patch projection, queries, attention's projection, MLP (vits.py of MoCo v3's authors)
+    [(ViTTiny, (0.0456, 0.0722, 0.0722, 0.0456)), (ViTSmall, (0.0417, 0.0510, 0.0510, 0.0323))],
+    ids=str,
+)
+def test_xavier_initial_weights_are_moco_v3s(cls: type[ViT], stds: tuple[float, ...]) -> None:
+    torch.manual_seed(0)
+    backbone = cls.build(ViTOptions(init="xavier", depth=1), 3, 32)
+    block: Any = backbone.blocks[0]
+    weights = (backbone.patch_projection.weight, block.attn.qkv.weight, block.attn.proj.weight, block.mlp.fc1.weight)
+    for weight, std in zip(weights, stds, strict=True):
+        assert isinstance(weight, torch.Tensor)
+        assert weight.std().item() == pytest.approx(std, rel=0.01)
+        assert weight.abs().max().item() == pytest.approx(std * math.sqrt(3), rel=0.01)
+    assert 0 < backbone.cls_token.abs().max() < 1e-5
+    biases = [p for name, p in backbone.named_parameters() if name.endswith("bias")]
+    assert not any(bias.any() for bias in biases)
+
+
 def test_features_are_those_of_torchvisions_transformer_with_the_same_weights() -> None:
     backbone = tiny().eval()
     other = VisionTransformer(16, 4, 2, 3, 192, 768).eval()

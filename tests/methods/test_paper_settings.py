@@ -83,7 +83,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], Any, A
         {"name": "adamw", "lr": 5e-4, "weight_decay": 0.04, "final_weight_decay": 0.4, "exclude": ["norm", "bias"],
          "scale_lr": "batch/256"},
         {"name": "cosine", "warmup_epochs": 10, "warmup": "linspace", "final_lr": 1e-6},
-        {"preset": "dino", "local_multiple": 1}, {"preset": "cifar_asym"},
+        {"preset": "dino", "local_multiple": 16}, {"preset": "cifar_asym"},
     ),
     "barlow_twins": (
         {**WIDE, "lambda_": 0.0051, "scale": 1.0}, {**LARS, "lr": 0.2, "lr_excluded": 0.0048, "weight_decay": 1e-6},
@@ -107,7 +107,8 @@ def test_defaults_and_recipes_are_the_papers(name: str) -> None:
         for part in path.split("."):
             found = getattr(found, part)
         assert found == value, path
-    spec = load("backbones", "resnet18").describe(load("backbones", "resnet18").Options.parse({}), 3, 224)
+    backbone = load("backbones", "vit_small" if name == "dino" else "resnet18")
+    spec = backbone.describe(backbone.Options.parse({}), 3, 224)
     defaults = cls.defaults(options, spec)
     found = dict(defaults["optimizer"])
     assert found.pop("name") == optimizer["name"]

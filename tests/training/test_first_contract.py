@@ -33,7 +33,13 @@ STEPS = 3
 OVERRIDES = (
     f"training.max_steps={STEPS}", "training.log_every=1", "schedule.warmup_epochs=1", "backbone.width=1",
     "checkpoints.every_epochs=1",
+    "backbone.zero_init_residual=true",  # which was the default of all
 )  # fmt: skip
+#: What has become another default for a ResNet since then.
+AS_THEN = {
+    "dino": ("optimizer={name: adamw, lr: 5e-4, weight_decay: 0.04, final_weight_decay: 0.4, exclude: [norm, bias], "
+             "scale_lr: batch/256}",),
+}  # fmt: skip
 
 
 def machine() -> str:
@@ -44,7 +50,9 @@ def machine() -> str:
 
 
 def run(name: str, folder: Path, *overrides: str, resume: bool = False) -> Path:
-    train(method_config(name, *OVERRIDES, *overrides, own_optimizer=True), folder, resume=resume)
+    train(
+        method_config(name, *OVERRIDES, *AS_THEN.get(name, ()), *overrides, own_optimizer=True), folder, resume=resume
+    )
     return folder
 
 
