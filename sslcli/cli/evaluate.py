@@ -23,7 +23,8 @@ def evaluate(
             help="What to evaluate: run directories, checkpoints, backbone files; backbones by name (resnet18, "
             "torchvision/resnet50), untrained unless backbone.pretrained=true; weight files from other tools, with "
             "backbone=NAME. Also options: of the evaluator (k=[20]), of the data (data.limit=500), "
-            "feature=tokens, and for backbones without a card backbone.…, mean, std, image_size.",
+            "feature=cls_last4, interpolation=bicubic, and for backbones without a card backbone.…, mean, std, "
+            "image_size.",
             metavar="TARGET|KEY=VALUE",
         ),
     ],

@@ -6,7 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Subject(ABC):
         seed: for random numbers of the evaluator.
         classes: number of classes, or None without labels.
         image_size: side in pixels of the backbone's input.
+        interpolation: how images of another size are resized for it.
     """
 
     backbone: Backbone
@@ -42,6 +43,7 @@ class Subject(ABC):
     seed: int
     classes: int | None
     image_size: int
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     @abstractmethod
     def features(self, part: Part) -> FeatureSet:

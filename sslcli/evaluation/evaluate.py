@@ -54,7 +54,7 @@ def evaluate_all(
         targets: run directories, checkpoints, backbone files, plain weight files, names of backbones.
         method: name of the evaluator, or `all`.
         overrides: options of the evaluators (`k=[20]`), of the data (`data.root=…`), of networks without a card
-            (`backbone.pretrained=true`, `mean`, `std`, `image_size`), and `feature`.
+            (`backbone.pretrained=true`, `mean`, `std`, `image_size`), `feature` and `interpolation`.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
         seed: the first seed for whatever the evaluation draws.
         seeds: how many.
@@ -100,7 +100,10 @@ def evaluate_all(
     for target, its_own in zip(found, loaded, strict=True):
         trained = its_own or load_network(target, document, shown, parts, seed=seed)
         try:
-            subject = FrozenSubject(trained, parts.train, parts.test, where, seed=seed, feature=shown.feature)
+            subject = FrozenSubject(
+                trained, parts.train, parts.test, where, seed=seed, feature=shown.feature,
+                interpolation=shown.interpolation,
+            )  # fmt: skip
         except UserError as error:
             raise UserError(f"{target.word}: {error}") from error
         subjects.append((trained, subject))

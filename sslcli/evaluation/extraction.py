@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from sslcli.augmentations.resampling import Interpolation
 from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.contracts.evaluation import FeatureSet
@@ -26,11 +27,13 @@ class InputFormat(Protocol):
     Attributes:
         device: where to compute.
         image_size: side in pixels of the images that the backbone is given.
+        interpolation: how images of another size are resized, `bilinear` or `bicubic`.
         normalize: uint8 (N, C, H, W) on the device → what the backbone was trained on.
     """
 
     device: torch.device
     image_size: int
+    interpolation: Interpolation
 
     def normalize(self, images: Tensor) -> Tensor: ...
 
@@ -120,7 +123,7 @@ def feature_blocks(
         UserError: more than 1% of the images cannot be read.
     """
     size = min(batch_size, len(images))
-    for block, indices in _read(images, inputs.image_size, batch_size):
+    for block, indices in _read(images, inputs.image_size, batch_size, inputs.interpolation):
         # Entered anew for each block, since the caller's code runs between two blocks.
         exact = exact_float32() if precision == "fp32" else nullcontext()
         with torch.no_grad(), exact, _evaluating(backbone), autocast(inputs.device, precision):
@@ -159,7 +162,9 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _read(images: Tensor | Dataset, side: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _read(
+    images: Tensor | Dataset, side: int, size: int, interpolation: Interpolation = "bilinear"
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields blocks of uint8 images (n, C, side, side), n > 0, with their indices (n,), in order.
 
     Images that are not in memory are read in threads (decoders release the interpreter's lock), one block while the
@@ -175,7 +180,7 @@ def _read(images: Tensor | Dataset, side: int, size: int) -> Iterator[tuple[Tens
         return
     assert isinstance(images, Dataset)
     cls = load("augmentations", "resize")
-    resize = cls(cls.Options.parse({}), side)
+    resize = cls(cls.Options.parse({"interpolation": interpolation}), side)
 
     def read(index: int) -> Tensor | UnreadableImage:
         try:

@@ -45,6 +45,7 @@ class SealedSubject(Subject):
         self.device = subject.device
         self.classes = subject.classes
         self.image_size = subject.image_size
+        self.interpolation = subject.interpolation
 
     def features(self, part: Part) -> FeatureSet:
         self._open(part)

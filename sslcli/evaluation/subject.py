@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sslcli.contracts.backbone import Backbone, Features
+from sslcli.augmentations.resampling import Interpolation
 from sslcli.contracts.data import Dataset, DatasetOptions, Part
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.evaluation import FeatureSet, Subject
@@ -19,14 +18,13 @@ from sslcli.contracts.export import Trained
 from sslcli.data.subset import Subset
 
 from .extraction import extract_features, normalizer
+from .feature import FeatureBackbone, meaning_of
 from .seal import state_digest, unsealed
 
 log = logging.getLogger(__name__)
 
 #: The arithmetic of features and of what is fitted on them: without TF32 (`arithmetic.exact_float32`).
 PRECISION = "fp32"
-#: Which output of a network is its feature: what it pools itself, or the mean of its patch tokens.
-Feature = Literal["pooled", "tokens"]
 
 
 class FrozenSubject(Subject):
@@ -36,10 +34,11 @@ class FrozenSubject(Subject):
     numbers on its card, whatever the data.
 
     Attributes:
-        weights_sha256: digest of the backbone's state, see `state_digest`.
+        feature: which output of the network is its feature, see `feature.MEANING`.
+        weights_sha256: digest of the network's state, see `state_digest`.
 
     Raises:
-        UserError: the images do not have the channels that the backbone takes, or it has no tokens to average.
+        UserError: the images do not have the channels that the backbone takes, or it does not have the feature.
     """
 
     def __init__(
@@ -51,14 +50,16 @@ class FrozenSubject(Subject):
         *,
         seed: int = 0,
         batch_size: int = 256,
-        feature: Feature = "pooled",
+        feature: str = "pooled",
+        interpolation: Interpolation = "bilinear",
     ) -> None:
         self.card = trained.card
         self.feature = feature
-        self.backbone = copy.deepcopy(trained.backbone).to(device).eval().requires_grad_(False)
-        if feature == "tokens":
-            self.backbone = MeanOfTokens(self.backbone, trained.card.image_size).eval()
-        self.weights_sha256 = state_digest(self.backbone)
+        self.interpolation = interpolation
+        self._network = self.backbone = copy.deepcopy(trained.backbone).to(device).eval().requires_grad_(False)
+        self.weights_sha256 = state_digest(self._network)  # of the network alone, so the same for every feature
+        if feature != "pooled":
+            self.backbone = FeatureBackbone(self._network, feature, trained.card.image_size).eval()
         self.device = device
         self.seed = seed
         self.batch_size = batch_size
@@ -103,7 +104,7 @@ class FrozenSubject(Subject):
         Raises:
             SslError: naming the evaluator.
         """
-        if state_digest(self.backbone) != self.weights_sha256:
+        if state_digest(self._network) != self.weights_sha256:
             raise SslError(
                 f"the evaluator {evaluator!r} has changed the backbone (weights, statistics, mode or "
                 "what gets gradients); nothing was written: it must work on a copy"
@@ -128,10 +129,12 @@ class FrozenSubject(Subject):
             "step": card.step,
             "epoch": card.epoch,
             "digest": self.digest,
-            "feature": "pooled" if self.feature == "pooled" else "mean of the patch tokens",
+            "feature": self.feature,
+            "feature_of": meaning_of(self.feature),
             "feature_dim": self.backbone.spec.feature_dim,
             "image_size": self.image_size,
             "view": "each image once; one of another size is resized and cropped to the center",
+            "interpolation": self.interpolation,
             "mean": list(card.mean),
             "std": list(card.std),
             "precision": PRECISION,
@@ -206,40 +209,3 @@ def labeled_features(subject: Subject, part: Part) -> tuple[Tensor, Tensor]:
     found = subject.features(part)
     assert found.labels is not None
     return found.features, found.labels
-
-
-class MeanOfTokens(Backbone):
-    """A backbone whose pooled feature is the mean of its patch tokens, (N, D): a wrapper, so that it works with every
-    evaluator, including those that train a copy.
-
-    Raises:
-        UserError: the network has no tokens.
-    """
-
-    def __init__(self, backbone: Backbone, image_size: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        with torch.no_grad():
-            device = next(backbone.parameters()).device
-            tokens = backbone(torch.zeros(1, backbone.spec.channels, image_size, image_size, device=device)).tokens
-        if tokens is None:
-            raise UserError("feature=tokens: this network has no tokens; use feature=pooled")
-        self.spec = dataclasses.replace(backbone.spec, feature_dim=tokens.shape[-1])
-
-    @classmethod
-    def build(cls, options: Any, channels: int, image_size: int) -> Backbone:
-        raise UserError("backbone: the mean of tokens wraps another backbone; name that one")
-
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        *,
-        mask_token: Tensor | None = None,
-        keep: Tensor | None = None,
-        layers: int = 1,
-    ) -> Features:
-        """Returns the mean over the patch tokens as `pooled`; the rest as it is."""
-        found = self.backbone(x, mask, mask_token=mask_token, keep=keep, layers=layers)
-        assert found.tokens is not None
-        return dataclasses.replace(found, pooled=found.tokens.mean(dim=1))

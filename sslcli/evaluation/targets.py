@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from sslcli.augmentations.resampling import Interpolation
 from sslcli.config.document import Document
 from sslcli.config.options import validate
 from sslcli.contracts.backbone import Backbone
@@ -26,8 +27,8 @@ from sslcli.runs.directory import RunDirectory
 from sslcli.runs.weights import fill, start_from
 from sslcli.version import __version__
 
+from .feature import Feature
 from .parts import LabeledParts
-from .subject import Feature
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,12 @@ class ShownOptions(Options):
     """How images are prepared for a network, and which output is its feature: options of every evaluation."""
 
     feature: Feature = "pooled"
-    """`pooled`, what the network pools itself (a ViT: its class token), or the mean of its patch `tokens`."""
+    """`pooled`: what the network pools itself (a ViT: its class token); `tokens`: the mean of its patch tokens;
+    `cls_lastN`: the class tokens of its last N layers, concatenated (`cls_last4`: DINO's for ViT-S); `cls_mean`: class
+    token and mean of the patch tokens, concatenated (DINO's for ViT-B)."""
+    interpolation: Interpolation = "bilinear"
+    """How images of another size are resized before they are cropped to the center: `bilinear`, or `bicubic` as in
+    DINO's and BYOL's evaluations; both antialiased."""
     mean: tuple[float, ...] | None = None
     """Normalization, per channel, for images in [0, 1]; only for networks without a card; all others have their own."""
     std: tuple[float, ...] | None = None
@@ -100,7 +106,7 @@ def _is_plain(path: Path) -> bool:
 
 
 def read_shown(document: Document, targets: list[Target]) -> ShownOptions:
-    """Returns `feature`, `mean`, `std`, `image_size` of the command line.
+    """Returns `feature`, `interpolation`, `mean`, `std`, `image_size` of the command line.
 
     Raises:
         UserError: invalid ones, or ones that no target accepts.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,12 +16,11 @@ from sslcli.contracts.export import Trained
 from sslcli.data.normalization import IMAGENET
 from sslcli.evaluation.parts import LabeledParts, pretrained_on
 from sslcli.evaluation.seal import state_digest
-from sslcli.evaluation.subject import FrozenSubject, MeanOfTokens
 from sslcli.evaluation.targets import find_target, load_network, read_shown
 from sslcli.logs import lines_to
 from sslcli.plugins import load
 from sslcli.runs.backbone_file import save_backbone
-from sslcli.testing.stand_ins import MEAN, STD, MemoryDataset, SmallBackbone, small_trained
+from sslcli.testing.stand_ins import MEAN, STD, MemoryDataset, small_trained
 
 NARROW = ["backbone.stem=small", "backbone.width=4"]
 
@@ -120,7 +118,9 @@ class Evil:
         ("resnet18", ["mean=[0.5]"], "command line: mean: should have 3 numbers"),
         ("resnet18", ["std=[0.2, 0, 0.2]"], "command line: std: should be numbers above 0"),
         ("resnet18", ["backbone.widht=4"], "command line: backbone.widht: unknown option"),
-        ("resnet18", ["feature=token"], "command line: feature: should be 'pooled' or 'tokens'"),
+        ("resnet18", ["feature=token"], "command line: feature: should be pooled, tokens, cls_mean, or cls_lastN"),
+        ("resnet18", ["feature=cls_lastN"], "command line: feature: should be pooled, tokens, cls_mean, or cls_lastN"),
+        ("resnet18", ["interpolation=cubic"], "command line: interpolation: should be 'bilinear' or 'bicubic', not"),
         ("resnet81", [], "resnet81: no such run or file; unknown backbone 'resnet81'; did you mean resnet"),
         ("runs/none", [], "runs/none: no such run or file; `ssl list backbones`"),
         ("b.safetensors", ["mean=[0.1, 0.2, 0.3]"], "command line: mean: b.safetensors has its own"),
@@ -149,29 +149,6 @@ def test_a_folder_with_the_name_of_a_network_is_a_run_only_if_it_is_one(tmp_path
     assert find_target("resnet18").kind == "name"
     Path("resnet18/config.yaml").write_text("")
     assert find_target("resnet18").kind == "trained"
-
-
-def tokens_of(word: str, feature: Any, *overrides: str) -> FrozenSubject:
-    found, _ = network(word, *overrides)
-    given = parts()
-    return FrozenSubject(found, given.train, given.test, torch.device("cpu"), feature=feature)
-
-
-def test_tokens_are_the_mean_of_the_patches_and_the_protocol_says_so():
-    vit = ("vit_tiny", "backbone.depth=1", "backbone.patch_size=4")
-    it, pooled = tokens_of(vit[0], "tokens", *vit[1:]), tokens_of(vit[0], "pooled", *vit[1:])
-    images = it.normalize(it.dataset("eval").images())
-    with torch.no_grad():
-        expected = pooled.backbone(images).tokens.mean(dim=1)
-    torch.testing.assert_close(it.features("eval").features, expected)
-    assert not torch.allclose(pooled.features("eval").features, expected)
-    assert it.describe()["feature"] == "mean of the patch tokens"
-    assert pooled.describe()["feature"] == "pooled"
-
-
-def test_a_network_without_tokens_is_refused():
-    with pytest.raises(UserError, match="feature=tokens: this network has no tokens"):
-        MeanOfTokens(SmallBackbone(3, 16), 16)
 
 
 def test_a_run_on_the_test_images_is_recognized_by_its_options():

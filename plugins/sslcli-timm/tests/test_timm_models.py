@@ -15,6 +15,7 @@ models = pytest.importorskip("sslcli_timm.models")
 import sslcli  # noqa: E402
 from sslcli.contracts.data import DataInfo  # noqa: E402
 from sslcli.contracts.errors import UserError  # noqa: E402
+from sslcli.evaluation.feature import FeatureBackbone  # noqa: E402
 from sslcli.runs.teacher import Teacher  # noqa: E402
 from sslcli.runs.weights import start_from  # noqa: E402
 from sslcli.testing import check_backbone, check_provider  # noqa: E402
@@ -90,6 +91,17 @@ def test_hidden_patches_do_not_count(name: str, arguments: dict[str, Any]) -> No
         assert torch.equal(first.tokens, second.tokens)
         every = torch.arange(16).expand(2, -1)
         torch.testing.assert_close(backbone(images, keep=every).pooled, backbone(images).pooled)
+
+
+def test_an_evaluation_can_use_the_class_tokens_of_the_last_blocks() -> None:
+    backbone = build("vit_tiny_patch16_224", 32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    tokens: list[torch.Tensor] = []
+    for block in backbone.network.blocks[-2:]:
+        block.register_forward_hook(lambda module, given, out: tokens.append(backbone.network.norm(out)[:, 0]))
+    with torch.no_grad():
+        found = FeatureBackbone(backbone, "cls_last2", 32)(images).pooled
+    torch.testing.assert_close(found, torch.cat(tokens[-2:], dim=1))
 
 
 def test_gradient_checkpointing_gives_the_same_with_masks() -> None:
