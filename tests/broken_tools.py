@@ -12,7 +12,7 @@ from broken_plugins import broken
 from torch import Tensor
 
 from sslcli.contracts.callback import Callback, RunContext
-from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
+from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Published, Subject
 from sslcli.contracts.export import Exported, Exporter, Trained
 from sslcli.contracts.optimizer import OptimizerPlugin, Schedule
 from sslcli.exporters.backbone import BackboneExporter
@@ -157,6 +157,14 @@ EVALUATORS = [
     broken("Dice", FirstClass, "two runs with one seed", evaluate=with_metrics(lambda _: {"top1": random.random()})),
     broken("Percent", FirstClass, "accuracies are fractions between 0 and 1",
            evaluate=with_metrics(lambda _: {"top1": 25.0})),
+    broken("Unsourced", FirstClass, "does not say where its values are from", protocols={"paper": Published("", {})}),
+    broken("NoSuchOption", FirstClass, "the protocol 'paper' cannot be used",
+           protocols={"paper": Published("paper, table 1", {"temperature": 0.1})}),
+    broken("NoSuchFeature", FirstClass, "the protocol 'paper' cannot be used",
+           protocols={"paper": Published("paper, table 1", {"feature": "last"})}),
+    broken("NoSuchVariant", FirstClass, "the protocol 'paper' cannot be used",
+           protocols={"paper": Published("paper, table 1", {"feature": "pooled"})},
+           protocol_for=classmethod(lambda cls, name, spec: "paper_vit")),
     broken("Silent", FirstClass, "the protocol is empty",
            evaluate=lambda self, subject: EvaluationResult({"top1": 0.5}, {})),
     broken("Peeks", FirstClass, "before it has said what it chose", chooses=True),

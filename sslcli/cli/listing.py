@@ -89,15 +89,39 @@ def _described(group: str, name: str) -> dict[str, Any]:
         members = [f"{plugin.name}/{member}" for member in sorted(provider.names())]
         return {**_plain(plugin), "help": _help(provider), "options": [], "members": members}
     cls = load(group, name)
-    paper = getattr(cls, "paper", "")
-    return {**_plain(plugin), "help": _help(cls), "paper": paper, "options": option_rows(cls.Options)}
+    described = {**_plain(plugin), "help": _help(cls), "paper": getattr(cls, "paper", "")}
+    described["options"] = option_rows(cls.Options)
+    return described | (_evaluations(cls) if group == "evaluators" else {})
+
+
+def _evaluations(cls: Any) -> dict[str, Any]:
+    """What every evaluator has besides its own options."""
+    from sslcli.evaluation.targets import ShownOptions
+
+    protocols = {name: {"source": each.source, "options": each.options} for name, each in cls.protocols.items()}
+    return {"shared_options": option_rows(ShownOptions), "protocols": protocols}
 
 
 def _description_lines(name: str, plugin: dict[str, Any]) -> list[str]:
+    from sslcli.config.merge import as_arguments
+
     lines = [f"{name}  ({plugin['package']} {plugin['version']})", _indented(plugin["help"], 2)]
     lines += [f"  paper: {plugin['paper']}"] if plugin["paper"] else []
-    lines.append("options:" if plugin["options"] else "no options")
-    for row in plugin["options"]:
+    lines += ["options:", *_option_lines(plugin["options"])] if plugin["options"] else ["no options"]
+    if shared := plugin.get("shared_options"):
+        lines += ["options of every evaluation:", *_option_lines(shared)]
+    if protocols := plugin.get("protocols"):
+        lines.append("published settings (protocol=NAME; other options change them):")
+    for protocol, each in (protocols or {}).items():
+        lines.append(f"  {protocol}: {each['source']}")
+        values = {key: value for key, value in each["options"].items() if key != "protocol"}
+        lines.append(_indented("; ".join(as_arguments(values)), 6))
+    return lines
+
+
+def _option_lines(rows: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for row in rows:
         default = "required" if row["required"] else f"= {json.dumps(row['default'], ensure_ascii=False)}"
         lines.append(f"  {row['name']}: {row['type']} {default}")
         lines += [_indented(row["help"], 6)] if row["help"] else []

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .backbone import Backbone
+from .backbone import Backbone, BackboneSpec
 from .data import Dataset, Part
 from .options import Options
 
@@ -97,6 +97,20 @@ class EvaluationResult:
     spread: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Published:
+    """An evaluation as its authors run it, for the option `protocol=NAME`.
+
+    Attributes:
+        source: where the values are from: a file of the authors' code.
+        options: values of the evaluator's options as plain data, and of `feature` and `interpolation`, which every
+            evaluation has. Those that a user gives win.
+    """
+
+    source: str
+    options: Mapping[str, Any]
+
+
 class Evaluator(ABC):
     """Evaluates a frozen backbone.
 
@@ -106,6 +120,8 @@ class Evaluator(ABC):
             `Subject.decide`. False if everything is in its options.
         seeded: its metrics depend on `Subject.seed`; if not, one seed is enough for `--seeds`.
         in_all: `--method all` runs it; False for one that takes many times longer than computing the features.
+        protocols: published settings by name; `protocol=NAME` stands for them on the command line, whether or not
+            `protocol` is an option of its own.
     """
 
     Options: ClassVar[type[Options]] = Options
@@ -113,6 +129,7 @@ class Evaluator(ABC):
     chooses: ClassVar[bool] = True
     seeded: ClassVar[bool] = True
     in_all: ClassVar[bool] = True
+    protocols: ClassVar[Mapping[str, Published]] = {}
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -124,3 +141,8 @@ class Evaluator(ABC):
         Raises:
             UserError: the data or the backbone does not suit this evaluation (no labels, too few images).
         """
+
+    @classmethod
+    def protocol_for(cls, name: str, spec: BackboneSpec) -> str:
+        """Returns which of `protocols` the one called `name` is for such a backbone, where its authors' differ."""
+        return name

@@ -21,7 +21,7 @@ from .confusion import can_draw
 from .parts import LabeledParts, open_parts, pretrained_on, stored_data
 from .results import draw, has_picture, over_seeds, write_output, write_result
 from .seal import SealedSubject
-from .selection import ALL, choose_evaluators, only_possible
+from .selection import ALL, Ready, choose_evaluators, only_possible
 from .subject import FrozenSubject
 from .tables import Row
 from .targets import Target, find_target, load_network, read_shown
@@ -75,7 +75,7 @@ def evaluate_all(
         if not isinstance(value, int) or value < least:
             raise UserError(f"{name}: should be a whole number from {least}, not {value!r}")
     document = overrides_as_data(overrides)
-    evaluators = choose_evaluators(method, document)
+    chosen = choose_evaluators(method, document)
     found = [find_target(word) for word in targets]
     shown = read_shown(document, found)
     if output is not None:
@@ -90,33 +90,37 @@ def evaluate_all(
     loaded = [load_trained(target.path) if target.kind == "trained" else None for target in found]
     stored = [stored_data(trained) if trained is not None else None for trained in loaded]
     first, own = next(((target, data) for target, data in zip(found, stored, strict=True) if data), (None, None))
-    needs_labels = any(each.needs_labels for each in evaluators.values())
+    needs_labels = any(each.cls.needs_labels for each in chosen.values())
     parts = open_parts(own, document, needs_labels=needs_labels, required=method != ALL)
-    evaluators = only_possible(evaluators, parts.labeled)
+    chosen = only_possible(chosen, parts.labeled)
     if len(found) > 1:
         whose = "" if first is None or "data" in document.data else f", which {first.word} was trained on"
         log.info(f"evaluating all on {parts.test.info.name}{whose}; each with its own image size and normalization")
     subjects = []
     for target, its_own in zip(found, loaded, strict=True):
         trained = its_own or load_network(target, document, shown, parts, seed=seed)
+        ready = {name: each.build(trained.backbone.spec) for name, each in chosen.items()}
+        own_shown = shown
+        for each in ready.values():
+            own_shown = own_shown.model_copy(update={k: v for k, v in each.shown.items() if k not in document.data})
         try:
             subject = FrozenSubject(
-                trained, parts.train, parts.test, where, seed=seed, feature=shown.feature,
-                interpolation=shown.interpolation,
+                trained, parts.train, parts.test, where, seed=seed, feature=own_shown.feature,
+                interpolation=own_shown.interpolation,
             )  # fmt: skip
         except UserError as error:
             raise UserError(f"{target.word}: {error}") from error
-        subjects.append((trained, subject))
+        subjects.append((trained, subject, ready))
     rows: list[Row] = []
     for target, data in zip(found, stored, strict=True):
-        trained, subject = subjects.pop(0)  # its features are freed with it
+        trained, subject, ready = subjects.pop(0)  # its features are freed with it
         if len(found) > 1:
             log.info(f"{target.word}:")
         seen = pretrained_on(data, parts.test)
         if seen:
             log.info(f"{target.word}: was pre-trained on the test images (without their labels)")
         mine = replace(parts, overlap={**parts.overlap, "pretrained_on_test": seen})
-        rows += _run(target, trained, subject, evaluators, mine, range(seed, seed + seeds), strict=method != ALL)
+        rows += _run(target, trained, subject, ready, mine, range(seed, seed + seeds), strict=method != ALL)
     if not rows:
         raise UserError("no evaluation was possible; see the messages above")
     _write(rows, output, parts.test.info.classes or ())
@@ -141,7 +145,7 @@ def _run(
     target: Target,
     trained: Trained,
     subject: FrozenSubject,
-    evaluators: dict[str, Evaluator],
+    ready: dict[str, Ready],
     parts: LabeledParts,
     seeds: range,
     *,
@@ -149,7 +153,10 @@ def _run(
 ) -> list[Row]:
     rows = []
     card = {**asdict(trained.card), "mean": list(trained.card.mean), "std": list(trained.card.std)}
-    for name, evaluator in evaluators.items():
+    for name, each in ready.items():
+        evaluator = each.evaluator
+        if each.published is not None:
+            log.info(f"{name}: {each.published['name']}, the settings of {each.published['source']}")
         own = seeds if type(evaluator).seeded else seeds[:1]
         if len(own) < len(seeds):
             log.info(f"{name}: has no randomness, so one seed is enough")
@@ -170,6 +177,7 @@ def _run(
         row = Row(target.word, name, over_seeds(results, own))
         row.result.protocol |= {
             "options": evaluator.options.plain(),
+            "published": each.published,
             "file_sha256": trained.digest,
             "weights_sha256": subject.weights_sha256,
             "overlap": parts.overlap,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
+from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Published, Subject
 from sslcli.contracts.options import Options
 from sslcli.evaluation.scores import summarize
 from sslcli.evaluation.subject import labeled_features, require_parts
@@ -71,6 +71,13 @@ class KNNOptions(Options):
     """Which top-k accuracies to report; k from the number of classes on is skipped, since it is always 1."""
 
 
+#: The first k is the one that DINO's paper reports ("20 is usually working the best").
+DINO = Published(
+    "facebookresearch/dino, eval_knn.py",
+    {"k": [20, 10, 100, 200], "temperature": 0.07, "feature": "pooled", "interpolation": "bicubic"},
+)
+
+
 class KNN(Evaluator):
     """Weighted k nearest neighbors: nothing is trained, so there is nothing to tune."""
 
@@ -78,6 +85,7 @@ class KNN(Evaluator):
     options: KNNOptions
     chooses = False
     seeded = False
+    protocols = {"dino": DINO}
 
     def evaluate(self, subject: Subject) -> EvaluationResult:
         classes = require_parts(subject)

@@ -18,6 +18,8 @@ class CosineOptions(WarmupOptions):
     """Where the cosine ends, as a fraction of the base value."""
     final_lr: float | None = Field(default=None, ge=0)
     """Where the cosine ends, as a learning rate to which `scale_lr` does not apply; instead of `final`."""
+    per_epoch: bool = False
+    """The value changes once an epoch, as in MoCo, SimSiam and most linear evaluations, instead of at every step."""
 
     @model_validator(mode="after")
     def _one_final(self) -> Self:
@@ -30,7 +32,7 @@ class Cosine(Warmup):
     """Half a cosine from the base value, at step W, to `final`.
 
     With T steps in the run the share at step t is final + (1 − final)·(1 + cos(π·(t − W)/(T − W)))/2, as in the papers'
-    code: `final` would be reached at t = T, one step after the last.
+    code: `final` would be reached at t = T, one step after the last. With `per_epoch` t is the epoch's first step.
     """
 
     Options = CosineOptions
@@ -42,4 +44,6 @@ class Cosine(Warmup):
         self.final = self.as_share("final_lr", options.final_lr, options.final)
 
     def share(self, step: int) -> float:
+        if self.options.per_epoch:
+            step = max(step - step % self.steps_per_epoch, self.warmup)
         return half_cosine(1.0, self.final, step - self.warmup, self.total_steps - self.warmup)

@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 
+from sslcli.config.document import Document
+from sslcli.contracts.backbone import BackboneSpec
 from sslcli.contracts.errors import SslError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator
 from sslcli.evaluation.seal import SealedSubject
+from sslcli.evaluation.selection import Chosen
 from sslcli.evaluation.subject import FrozenSubject
+from sslcli.evaluation.targets import ShownOptions
 
 from .common import check_options, refusal, reported, require, require_same, snapshot
 from .stand_ins import MemoryDataset, small_trained
@@ -20,7 +24,7 @@ from .stand_ins import MemoryDataset, small_trained
 
 def check_evaluator(cls: type[Evaluator], options: Mapping[str, Any] | None = None, *, count: int = 64) -> None:
     """Checks that an evaluator changes neither the backbone nor the shared features, breaks no seal, repeats its
-    numbers, states its protocol, and rejects data without labels.
+    numbers, states its protocol, has valid published settings, and rejects data without labels.
 
     Args:
         options: plain data; few epochs make it fast.
@@ -50,6 +54,7 @@ def check_evaluator(cls: type[Evaluator], options: Mapping[str, Any] | None = No
     with reported("shared features", SslError):
         first.check_unchanged(label)
     _check_result(label, result)
+    _check_protocols(label, cls)
     again = evaluate(subject())
     require(again.metrics == result.metrics, f"{label}: two runs with one seed: {result.metrics}, {again.metrics}")
     if not cls.seeded:
@@ -58,6 +63,15 @@ def check_evaluator(cls: type[Evaluator], options: Mapping[str, Any] | None = No
     if cls.needs_labels:
         said = refusal(lambda: evaluate(subject(labels=False)))
         require(said, f"{label} needs labels, and must reject data without any with a UserError of one line")
+
+
+def _check_protocols(label: str, cls: type[Evaluator]) -> None:
+    for name, published in cls.protocols.items():
+        require(published.source, f"{label}: the protocol {name!r} does not say where its values are from")
+        chosen = Chosen(label, cls, {"protocol": name}, Document({}, {(): "command line"}))
+        for spec in (None, BackboneSpec(2048), BackboneSpec(384, patch_size=16), BackboneSpec(768, patch_size=16)):
+            with reported(f"{label}: the protocol {name!r} cannot be used", (KeyError, ValueError, SslError)):
+                ShownOptions.parse(chosen.build(spec).shown)
 
 
 def _check_result(label: str, result: EvaluationResult) -> None:

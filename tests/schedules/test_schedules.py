@@ -16,8 +16,10 @@ from sslcli.schedules.step import Milestones
 EVERY = pytest.mark.parametrize("cls", [Cosine, Constant, Milestones])
 
 
-def schedule(cls: type[Schedule], base: float = 2.0, total: int = 12, per_epoch: int = 4, **options: Any) -> Schedule:
-    return cls(cls.Options.parse(options), base, total, per_epoch)
+def schedule(
+    cls: type[Schedule], base: float = 2.0, total: int = 12, steps_per_epoch: int = 4, **options: Any
+) -> Schedule:
+    return cls(cls.Options.parse(options), base, total, steps_per_epoch)
 
 
 def values(made: Schedule) -> list[float]:
@@ -35,6 +37,11 @@ TABLES: dict[str, tuple[type[Schedule], dict[str, Any], tuple[float, int, int], 
         [0.0, 0.5, 1.0, 1.5, 2.0, 1.8794229, 1.55, 1.1, 0.65, 0.3205771],
     ),
     "cosine": (Cosine, {}, (2.0, 6, 4), [2.0, 1.8660254, 1.5, 1.0, 0.5, 0.1339746]),
+    # With 3 epochs of 2 steps the value is that of each epoch's first step; a warm-up ends within the second epoch.
+    "cosine by epoch": (Cosine, {"per_epoch": True}, (2.0, 6, 2), [2.0, 2.0, 1.5, 1.5, 0.5, 0.5]),
+    "cosine by epoch after a warm-up": (
+        Cosine, {"per_epoch": True, "warmup_steps": 3}, (2.0, 6, 2), [0.0, 2 / 3, 4 / 3, 2.0, 1.5, 1.5],
+    ),
     "constant": (Constant, {}, (2.0, 4, 4), [2.0] * 4),
     "warm-up from 0.2": (Constant, {"warmup_steps": 4, "warmup_start": 0.2}, (2.0, 5, 4), [0.4, 0.8, 1.2, 1.6, 2.0]),
     "linspace": (Constant, {**LINSPACE, "warmup_steps": 5}, (2.0, 7, 4), [0.4, 0.8, 1.2, 1.6, 2.0, 2.0, 2.0]),
@@ -63,14 +70,14 @@ TABLES: dict[str, tuple[type[Schedule], dict[str, Any], tuple[float, int, int], 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_values_are_those_of_tables_computed_by_hand(name: str) -> None:
-    cls, options, (base, total, per_epoch), table = TABLES[name]
-    assert values(schedule(cls, base, total, per_epoch, **options)) == pytest.approx(table, rel=1e-6, abs=1e-7)
+    cls, options, (base, total, steps_per_epoch), table = TABLES[name]
+    assert values(schedule(cls, base, total, steps_per_epoch, **options)) == pytest.approx(table, rel=1e-6, abs=1e-7)
 
 
 @EVERY
 def test_warm_ups_start_at_0_and_can_be_given_in_epochs_or_steps(cls: type[Schedule]) -> None:
-    in_epochs = schedule(cls, total=100, per_epoch=10, warmup_epochs=1.5)
-    assert values(in_epochs) == values(schedule(cls, total=100, per_epoch=10, warmup_steps=15))
+    in_epochs = schedule(cls, total=100, steps_per_epoch=10, warmup_epochs=1.5)
+    assert values(in_epochs) == values(schedule(cls, total=100, steps_per_epoch=10, warmup_steps=15))
     assert in_epochs(0) == 0.0
     assert in_epochs(1) == pytest.approx(2 / 15)
     assert in_epochs(14) < in_epochs(15) == 2.0

@@ -13,6 +13,7 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
+from sslcli.contracts.backbone import BackboneSpec
 from sslcli.evaluation.subject import labeled_features
 from sslcli.runs.arithmetic import exact_float32
 
@@ -20,6 +21,7 @@ from ..probes.images import PROBE_TRAIN, ImageOptions
 from ..probes.template import Probe, Trial
 from ..probes.training import ProbeOptions, Rates, Training, as_list, curve_row
 from .heads import mean_losses, train_heads
+from .protocols import PROTOCOLS, protocol_for
 from .sources import AugmentedFeatures, CachedFeatures
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -27,11 +29,12 @@ Scalings = Annotated[tuple[bool, ...], BeforeValidator(as_list), Field(min_lengt
 
 
 class LinearOptions(ProbeOptions, ImageOptions):
-    """MoCo's published protocol: `protocol=augmented lr=30 standardize=false init=normal schedule=step`."""
+    """`protocol=NAME` stands for published settings; `ssl list evaluators linear` shows them."""
 
     protocol: Literal["features", "augmented"] = "features"
     """features: computed once from each image as it is; augmented: the papers' protocol, a fresh crop and flip of each
-    image in each epoch through the frozen backbone, which takes as many passes over the images as there are epochs."""
+    image in each epoch through the frozen backbone, which takes as many passes over the images as there are epochs.
+    Or the name of published settings, such as dino; other options change them."""
     lr: Rates = RATES
     """Learning rates to choose from, before the optimizer's `scale_lr`; all are trained at once. A single one (with a
     single `standardize`) is used as it is."""
@@ -52,6 +55,11 @@ class Linear(Probe):
     Options = LinearOptions
     options: LinearOptions
     name = "linear"
+    protocols = PROTOCOLS
+
+    @classmethod
+    def protocol_for(cls, name: str, spec: BackboneSpec) -> str:
+        return protocol_for(name, spec)
 
     def prepare(self) -> None:
         options, subject = self.options, self.subject

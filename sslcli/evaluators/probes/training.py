@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslcli.config.document import Document
 from sslcli.config.options import validate
@@ -32,7 +32,12 @@ def as_list(value: Any) -> Any:
 
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(as_list), Field(min_length=1)]
 Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_list), Field(min_length=1)]
-Init = Literal["zero", "normal"]
+Init = Literal["zero", "normal", "lecun"]
+_FIRST: dict[Init, str] = {
+    "zero": "zero",
+    "normal": "weights of standard deviation 0.01",
+    "lecun": "truncated normal weights of standard deviation 1/√D",
+}
 
 
 class RecipeOptions(Options):
@@ -73,8 +78,8 @@ class ProbeOptions(RecipeOptions):
     batch_size: int = Field(default=256, ge=1)
     """Images per step; fewer if there are not that many, or if whole batches would omit more than a tenth of them."""
     init: Init = "zero"
-    """The classifier's initial weights: zero (all classes equal, no randomness), or normal with standard deviation
-    0.01 (MoCo, SimSiam); the biases are zero."""
+    """The classifier's initial weights: zero (all classes equal, no randomness), normal with standard deviation 0.01
+    (MoCo, SimSiam), or lecun: truncated normal with 1/√D for D features (BYOL); the biases are zero."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """Fraction of the training images, the same for each class, that is held out to choose among the settings."""
     refit: bool = True
@@ -132,7 +137,7 @@ class Training:
     def describe(self) -> dict[str, Any]:
         """Returns what the protocol says of it."""
         return {
-            "classifier": f"linear, from {'zero' if self.init == 'zero' else 'weights of standard deviation 0.01'}",
+            "classifier": f"linear, from {_FIRST[self.init]}",
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "epochs": self.epochs,
@@ -179,7 +184,11 @@ def finite(value: float) -> float | None:
 
 
 def draw_weights(shape: Sequence[int], init: Init, seed: int) -> Tensor:
-    """Returns a classifier's first weights on the CPU, float32."""
-    if init == "zero":
-        return torch.zeros(tuple(shape))
-    return 0.01 * torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
+    """Returns a classifier's first weights (C, D) on the CPU, float32."""
+    weights, generator = torch.zeros(tuple(shape)), torch.Generator().manual_seed(seed)
+    if init == "normal":
+        weights.normal_(std=0.01, generator=generator)
+    elif init == "lecun":  # haiku's default, which cuts at two standard deviations and does not correct for it
+        std = shape[-1] ** -0.5
+        nn.init.trunc_normal_(weights, std=std, a=-2 * std, b=2 * std, generator=generator)
+    return weights
