@@ -32,7 +32,6 @@ class RunContext(ABC):
         last_step: the step after which this session ends (`training.max_steps`, or the run's last).
         is_main: True on the one process that writes.
         image_size: side in pixels of the images to pass to the backbone.
-        interpolation: how images of another size are resized for it.
         classes: number of classes of the training images; None without labels.
         step_features: (n, D) on the device, detached: `Step.features` of the last step, of this process's share of the
             batch in its order. None before the first step, and if the method returns none.
@@ -47,7 +46,6 @@ class RunContext(ABC):
     last_step: int
     is_main: bool
     image_size: int
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     classes: int | None = None
     step_features: Tensor | None = None
     step_labels: Tensor | None = None

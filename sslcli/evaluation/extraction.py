@@ -27,13 +27,11 @@ class InputFormat(Protocol):
     Attributes:
         device: where to compute.
         image_size: side in pixels of the images that the backbone is given.
-        interpolation: how images of another size are resized, `bilinear` or `bicubic`.
         normalize: uint8 (N, C, H, W) on the device → what the backbone was trained on.
     """
 
     device: torch.device
     image_size: int
-    interpolation: Interpolation
 
     def normalize(self, images: Tensor) -> Tensor: ...
 
@@ -123,7 +121,8 @@ def feature_blocks(
         UserError: more than 1% of the images cannot be read.
     """
     size = min(batch_size, len(images))
-    for block, indices in _read(images, inputs.image_size, batch_size, inputs.interpolation):
+    interpolation: Interpolation = getattr(inputs, "interpolation", "bilinear")  # a run's monitors have no such option
+    for block, indices in _read(images, inputs.image_size, batch_size, interpolation):
         # Entered anew for each block, since the caller's code runs between two blocks.
         exact = exact_float32() if precision == "fp32" else nullcontext()
         with torch.no_grad(), exact, _evaluating(backbone), autocast(inputs.device, precision):

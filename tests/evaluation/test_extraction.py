@@ -17,12 +17,7 @@ CPU = torch.device("cpu")
 LABELS = torch.arange(23) % 3
 
 
-def inputs_on(device, size=8, interpolation="bilinear"):
-    normalize = normalizer((0.5,) * 3, (0.25,) * 3, device)
-    return SimpleNamespace(device=device, image_size=size, interpolation=interpolation, normalize=normalize)
-
-
-INPUTS = inputs_on(CPU)
+INPUTS = SimpleNamespace(device=CPU, image_size=8, normalize=normalizer((0.5,) * 3, (0.25,) * 3, CPU))
 
 
 def extract(backbone, images, batch_size=8):
@@ -137,7 +132,7 @@ def test_on_cuda_every_block_has_one_size_and_is_copied_without_waiting():
     cuda, sizes = torch.device("cuda"), []
     backbone, images = TinyBackbone(), torch.randint(0, 256, (23, 3, 8, 8), dtype=torch.uint8)
     expected = extract_features(backbone, images, INPUTS, 8).features
-    inputs = inputs_on(cuda)
+    inputs = SimpleNamespace(device=cuda, image_size=8, normalize=normalizer((0.5,) * 3, (0.25,) * 3, cuda))
     backbone = backbone.cuda()
     backbone.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
     for given in (images, images.pin_memory(), images.cuda()):

@@ -122,7 +122,7 @@ def test_features_are_computed_by_the_eager_backbone(tiny):
     backbone.compile(dynamic=False, backend=backend)
     images = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
 
-    inputs = SimpleNamespace(device=CPU, image_size=16, interpolation="bilinear", normalize=session.normalize)
+    inputs = SimpleNamespace(device=CPU, image_size=16, normalize=session.normalize)
     extract_features(backbone, images, inputs, batch_size=8)
     assert compiled == []
     backbone(session.normalize(images))
