@@ -1,7 +1,9 @@
 """Gaussian blur with a sigma for each sample, as two products with banded matrices.
 
-The kernel's size is a tenth of the image in SimCLR's own code and practically unlimited in PIL, which the other methods
-use. That matters for small images: cut off to 3 pixels, a sigma of 2 acts like 0.8. So it is an option.
+Two things differ between the authors' codes, and are options. The kernel is a tenth of the image in SimCLR's and
+BYOL's own code, and practically unlimited in PIL, which the other methods use. That matters for small images: cut off
+to 3 pixels, a sigma of 2 acts like 0.8; at 224 pixels the two are the same to rounding. Beyond its edges the image is
+black in the first two, and PIL repeats its border.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -19,6 +22,7 @@ from sslcli.contracts.views import Operation, Parameters
 from .matrices import multiply
 from .selected import on_chosen
 
+Padding = Literal["reflect", "edge", "zeros"]
 #: A wide kernel is cut off at this many sigmas; the weight beyond is below 1e-6.
 _WIDE = 5
 
@@ -29,7 +33,10 @@ class BlurOptions(Options):
     sigma: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest standard deviation, in pixels of the view."""
     kernel: Literal["wide"] | float = "wide"
-    """`wide`: not cut off; or the kernel's size as a fraction of the view's side (SimCLR's own code: 0.1)."""
+    """`wide`: not cut off; or the kernel's size as a fraction of the view's side (SimCLR's and BYOL's code: 0.1)."""
+    padding: Padding = "reflect"
+    """What is beyond the edges: the image `reflect`ed, its border repeated (`edge`, as in PIL), or black (`zeros`, as
+    in SimCLR's and BYOL's code)."""
 
     @field_validator("sigma")
     @classmethod
@@ -47,7 +54,7 @@ class BlurOptions(Options):
 
 
 class Blur(Operation):
-    """Gaussian blur, reflected at the edges (Chen et al., *SimCLR*, appendix A)."""
+    """Gaussian blur (Chen et al., *SimCLR*, appendix A)."""
 
     Options = BlurOptions
     drawn = frozenset({"p"})
@@ -71,26 +78,34 @@ class Blur(Operation):
         return on_chosen(self._blur, images, parameters["chosen"], parameters["sigma"])
 
     def _blur(self, images: Tensor, sigma: Tensor) -> Tensor:
-        matrix = blur_matrix(sigma, self.size, self.radius)
+        matrix = blur_matrix(sigma, self.size, self.radius, self.options.padding)
         return multiply(matrix, images, matrix).clamp(0, 1)
 
 
-def blur_matrix(sigma: Tensor, size: int, radius: int) -> Tensor:
-    """Returns the blur along one side as a matrix, including reflection at the edges (which are not repeated).
+def blur_matrix(sigma: Tensor, size: int, radius: int, padding: Padding = "reflect") -> Tensor:
+    """Returns the blur along one side as a matrix, including what is beyond the edges.
 
     Args:
         sigma: (N,) in pixels.
         size: S, pixels of the side.
         radius: pixels to each side that the kernel reaches, less than S.
+        padding: what is beyond the edges; a reflection does not repeat the border.
 
     Returns:
-        (N, S, S) float32; each row sums to 1.
+        (N, S, S) float32; each row sums to 1, with `zeros` to the part of the kernel that is inside.
     """
     distance = torch.arange(2 * size - 1, device=sigma.device, dtype=torch.float32)
     weights = torch.exp(-0.5 * (distance / sigma.unsqueeze(1)).square()) * (distance <= radius)  # (N, 2S − 1)
     weights = weights / (2 * weights.sum(1, keepdim=True) - weights[:, :1])
     both_sides = torch.cat([weights[:, 1:size].flip(1), weights[:, :size]], 1)
     direct = both_sides.unfold(1, size, 1).flip(1)  # weights at |j − i|
+    if padding == "zeros":
+        return direct
+    if padding == "edge":
+        # Of row i, what the kernel has at distances above i.
+        beyond = (1 + weights[:, :1]) / 2 - weights[:, :size].cumsum(1)
+        left, right = beyond.unsqueeze(2), beyond.flip(1).unsqueeze(2)
+        return direct + F.pad(left, (0, size - 1)) + F.pad(right, (size - 1, 0))
     # Pixel j ≥ 1 is reflected to −j, at distance i + j from i; the other edge is symmetric.
     here = torch.arange(size, device=sigma.device)
     reflected = weights.unfold(1, size, 1) * (here > 0)

@@ -19,6 +19,6 @@ COMMON: dict[str, Any] = {
 
 class BYOLPreset(Preset):
     """BYOL's two different views, also used by Barlow Twins and VICReg (Grill et al., https://arxiv.org/abs/2006.07733,
-    appendix B)."""
+    appendix B). The blur is PIL's wide one, as in the latter two; BYOL's own has `kernel: 0.1`."""
 
     fixed = [{**COMMON, "blur": 1.0}, {**COMMON, "blur": 0.1, "solarize": 0.2}]

@@ -59,8 +59,9 @@ class BYOL(Method):
 
     @classmethod
     def recipe(cls, options: BYOLOptions, image_size: int, spec: BackboneSpec) -> RecipeSection:
-        """The paper's two different views; for small images similar ones without blur."""
-        return {"preset": "cifar_asym" if image_size <= 64 else "byol"}
+        """The paper's two different views, with the blur's kernel of its authors' code; for small images similar ones
+        without blur."""
+        return {"preset": "cifar_asym"} if image_size <= 64 else {"preset": "byol", "blur": {"kernel": 0.1}}
 
     @classmethod
     def defaults(cls, options: BYOLOptions, spec: BackboneSpec) -> DefaultSections:

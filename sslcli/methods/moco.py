@@ -207,7 +207,9 @@ class MoCo(Method):
         if options.preset == "simclr":
             return {"preset": "simclr"}
         if options.preset in ("byol", "vicreg"):
-            return {"preset": "cifar_asym" if image_size <= 64 else "byol"}
+            if image_size <= 64:
+                return {"preset": "cifar_asym"}
+            return {"preset": "byol", "blur": {"kernel": 0.1}} if options.preset == "byol" else {"preset": "byol"}
         return {"preset": "moco_v2"}
 
     @classmethod

@@ -6,6 +6,7 @@ Khosla et al., *Supervised Contrastive Learning*, NeurIPS 2020, https://arxiv.or
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec
@@ -25,6 +26,9 @@ class SupConOptions(MethodOptions):
     """Divides the cosines in the loss."""
     base_temperature: float = Field(default=0.07, gt=0)
     """The loss is multiplied by temperature / base_temperature; nothing else depends on it."""
+    normalize_features: bool = False
+    """Scale the features to length 1 before the projector, as the authors' ImageNet code does with a projector of one
+    linear layer."""
     contrast: Anchors = "all"
     """Which embeddings are anchors: `all`, or `one` view's, the first; they are compared with all views' either way."""
     projector: ProjectorOptions = Field(default_factory=ProjectorOptions)
@@ -66,7 +70,8 @@ class SupCon(Method):
             raise UserError("method: supcon needs labels, but these images have none: use labeled data, or simclr")
         x, _ = global_and_local(batch, "supcon")
         h = each_view(self.backbone, x)  # N×D each
-        z = torch.stack(each_view(self.projector, h), dim=1)  # N×V×E
         options = self.options
+        inputs = [F.normalize(view, dim=1) for view in h] if options.normalize_features else h
+        z = torch.stack(each_view(self.projector, inputs), dim=1)  # N×V×E
         loss = sup_con(z, batch.labels, options.temperature, options.base_temperature, options.contrast)
         return Step(loss, class_cosines(z, batch.labels), features=h[0].detach())

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sslcli import plugins
 from sslcli.config import schema
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.errors import UserError
@@ -31,6 +32,8 @@ def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeR
                 if now.get(name) != before.get(name):
                     line = f"{section}.{name}: {_show(before.get(name))} in the run, {_show(now.get(name))} now"
                     found.append((model.resume_rule(name), line))
+        elif section == "views" and before is not None:
+            found += [("fixed", line) for line in _view_differences(now, before)]
         elif now != before:
             found.append(("fixed", f"{section}: {_show(before)} in the run, {_show(now)} now"))
     return found
@@ -42,6 +45,29 @@ def _completed(model: type[Options], stored: dict[str, Any]) -> dict[str, Any]:
         return {**stored, **model.parse({name: value for name, value in stored.items() if name != "name"}).plain()}
     except ValidationError:  # an option was removed or changed its meaning: all are shown as they were written
         return stored
+
+
+def _view_differences(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> list[str]:
+    """By view and option, where only options of the same operations differ."""
+    if [_layout(view) for view in now] != [_layout(view) for view in before]:
+        return [f"views: {_show(before)} in the run, {_show(now)} now"]
+    lines: list[str] = []
+    number = 0  # of a view, as a config names it
+    for view, stored in zip(now, before, strict=True):
+        for operation, old in zip(view["operations"], stored["operations"], strict=True):
+            old = _completed(plugins.load("augmentations", operation["name"]).Options, old)
+            lines += [
+                f"views.{number}.{operation['name']}.{name}: {_show(old.get(name))} in the run, "
+                f"{_show(operation.get(name))} now"
+                for name in sorted({*operation, *old})
+                if old.get(name) != operation.get(name)
+            ]
+        number += view["count"]
+    return lines
+
+
+def _layout(view: dict[str, Any]) -> tuple[int, int, list[str]]:
+    return view["count"], view["size"], [operation["name"] for operation in view["operations"]]
 
 
 def _show(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -31,6 +32,28 @@ def test_blur_is_torchvisions(size: int, kernel: Any, pixels: int) -> None:
         torch.testing.assert_close(view.double(), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("size", "kernel"), [(30, "wide"), (30, 0.1), (1, "wide")])
+@pytest.mark.parametrize(("padding", "numpys"), [("zeros", "constant"), ("edge", "edge"), ("reflect", "reflect")])
+def test_beyond_the_edges_is_what_the_option_says(size: int, kernel: Any, padding: str, numpys: str) -> None:
+    operation = Blur(Blur.Options.parse({"kernel": kernel, "padding": padding}), size)
+    images = torch.rand(5, 3, size, size, generator=torch.Generator().manual_seed(0))
+    sigma = [0.1, 0.4, 0.9, 1.5, 2.0]
+    ours = operation.apply(images, {"chosen": ALL, "sigma": torch.tensor(sigma)})
+    reach = operation.radius
+    for image, view, width in zip(images.double().numpy(), ours.double().numpy(), sigma, strict=True):
+        weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+        padded = np.pad(image, [(0, 0), (reach, reach), (reach, reach)], mode=numpys)
+        for axis in (1, 2):
+            padded = np.apply_along_axis(np.convolve, axis, padded, weights / weights.sum(), mode="valid")
+        np.testing.assert_allclose(view, padded, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "pixels"), [(224, 23), (96, 9), (110, 11)])
+def test_a_tenth_of_the_side_is_the_kernel_of_simclr_and_byol(size: int, pixels: int) -> None:
+    """2·int(side / 10 / 2) + 1 pixels: google-research/simclr data_util.py, deepmind byol augmentations.py."""
+    assert 2 * Blur(Blur.Options.parse({"kernel": 0.1}), size).radius + 1 == pixels
+
+
 def test_less_than_a_millionth_of_a_gaussian_is_outside_a_wide_kernel() -> None:
     radius = Blur(Blur.Options(), 224).radius
     assert math.erfc(radius / 2.0 / math.sqrt(2)) < 1e-6
@@ -43,7 +66,9 @@ def test_each_sample_has_its_own_sigma_within_the_range() -> None:
     assert 1.98 < sigma.max() <= 2.0
 
 
-@pytest.mark.parametrize("options", [{"sigma": [0, 1]}, {"sigma": [2, 1]}, {"kernel": 3}, {"kernel": "broad"}])
+@pytest.mark.parametrize(
+    "options", [{"sigma": [0, 1]}, {"sigma": [2, 1]}, {"kernel": 3}, {"kernel": "broad"}, {"padding": "mirror"}]
+)
 def test_invalid_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Blur.Options.parse(options)

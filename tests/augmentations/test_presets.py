@@ -68,11 +68,11 @@ def jitter(brightness: float, contrast: float, saturation: float, hue: float, p:
 SIMCLR = {"flip": 0.5, "jitter": jitter(0.8, 0.8, 0.8, 0.2), "grayscale": 0.2}
 MOCO = {"flip": 0.5, "jitter": jitter(0.4, 0.4, 0.4, 0.1), "grayscale": 0.2}
 BYOL = {"flip": 0.5, "jitter": jitter(0.4, 0.4, 0.2, 0.1), "grayscale": 0.2}
+#: The kernel of SimCLR's and BYOL's own code.
+TENTH = {"sigma": [0.1, 2.0], "kernel": 0.1, "padding": "reflect"}
 #: At 224 pixels: count, size and operations of each view.
 PUBLISHED: dict[str, list[tuple[int, int, dict[str, Any]]]] = {
-    "simclr": [
-        (2, 224, {"crop": crop(0.08, 1, "bicubic"), **SIMCLR, "blur": {"p": 0.5, "sigma": [0.1, 2.0], "kernel": 0.1}})
-    ],
+    "simclr": [(2, 224, {"crop": crop(0.08, 1, "bicubic"), **SIMCLR, "blur": {**TENTH, "p": 0.5}})],
     "moco_v1": [
         (2, 224, {"crop": crop(0.2, 1, "bilinear"), "flip": 0.5, "grayscale": 0.2, "jitter": jitter(*[0.4] * 4, p=1.0)})
     ],
@@ -120,8 +120,13 @@ def test_simclrs_small_views_are_the_papers_on_cifar(size: int) -> None:
 def test_strength_and_blur_of_simclr_can_be_set() -> None:
     assert numbers(views("simclr", 32, strength=1.0)[0])["jitter"] == jitter(0.8, 0.8, 0.8, 0.2)
     assert numbers(views("simclr", 32, blur=0.3)[0])["blur"] == 0.3
-    assert numbers(views("simclr", 224, blur=0.3)[0])["blur"] == {"p": 0.3, "sigma": [0.1, 2.0], "kernel": 0.1}
+    assert numbers(views("simclr", 224, blur=0.3)[0])["blur"] == {**TENTH, "p": 0.3}
     assert "blur" not in numbers(views("simclr", 224, blur=0.0)[0])
+
+
+def test_the_kernel_and_the_padding_of_both_blurs_of_byol_can_be_set_together() -> None:
+    found = [operations(view)["blur"] for view in views("byol", blur={"kernel": 0.1, "padding": "zeros"})]
+    assert found == [{**TENTH, "p": p, "padding": "zeros"} for p in (1.0, 0.1)]
 
 
 def test_short_keys_change_all_views_of_a_preset_or_one() -> None:

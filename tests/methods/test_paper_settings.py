@@ -39,7 +39,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], Any, A
         {"projector.layers": 2, "projector.hidden_dim": 4096, "projector.output_dim": 256, "predictor.layers": 2,
          "predictor.hidden_dim": 4096, "momentum": 0.996, "final_momentum": 1.0},
         {**LARS, "lr": 0.2, "weight_decay": 1.5e-6},
-        {"name": "cosine", "warmup_epochs": 10}, {"preset": "byol"}, {"preset": "cifar_asym"},
+        {"name": "cosine", "warmup_epochs": 10}, {"preset": "byol", "blur": {"kernel": 0.1}}, {"preset": "cifar_asym"},
     ),
     "moco_v1": (
         {"temperature": 0.07, "queue_size": 65536, "momentum": 0.999, "final_momentum": None, "symmetric": False,

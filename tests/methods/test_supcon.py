@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from method_helpers import batch as unlabeled
-from method_helpers import make
+from method_helpers import layers, make
 from torch import Tensor
 from torchvision.io import write_png
 
@@ -61,6 +61,20 @@ def test_supcon_normalizes_its_embeddings() -> None:
     with torch.no_grad():
         method.projector[-1].weight *= 50  # the last norm's scale: longer embeddings in the same directions
     torch.testing.assert_close(method(data).loss, before)
+
+
+def test_features_are_scaled_to_length_one_before_the_projector_if_asked() -> None:
+    """With one linear layer without bias: the head of the authors' ImageNet code (supcon/models.py)."""
+    method = make(
+        SupCon, projector={"layers": 1, "output_dim": 8, "norm": "none"}, normalize_features=True, base_temperature=1.0
+    )
+    assert layers(method.projector) == "linear"
+    data = batch()
+    h = method.backbone(torch.cat([view.image for view in data.views])).pooled
+    z = (h / h.norm(dim=1, keepdim=True)) @ method.projector[0].weight.T
+    step = method(data)
+    torch.testing.assert_close(step.loss, sup_con(torch.stack(z.chunk(2), dim=1), LABELS, 0.1, 1.0))
+    torch.testing.assert_close(step.features, h[:8])  # what is evaluated is not scaled
 
 
 def test_supcon_is_not_nan_for_a_class_seen_once() -> None:

@@ -90,7 +90,7 @@ def test_changed_options_are_refused_or_reported_by_their_rule(tiny, tmp_path, m
     for change, message in (
         ("method.temperature=0.9", r"method\.temperature: 0\.5 in the run, 0\.9 now"),
         ("seed=1", "seed: 0 in the run, 1 now"),
-        ("views.flip=0.1", "views"),
+        ("views.flip=0.1", r"views\.0\.flip\.p: 0\.5 in the run, 0\.1 now"),
     ):
         with pytest.raises(UserError, match=message):
             train(tiny("training.epochs=1", change), tmp_path / "a", resume=True)
@@ -153,3 +153,18 @@ def test_a_run_older_than_an_option_is_resumed_with_its_default(tiny):
     assert changed == [("fixed", "method.temperature: 0.5 in the run, 0.9 now")]
     stored["schedule"]["warmup_speed"] = 2  # an option of an older version
     assert ("fixed", "schedule.warmup_speed: 2 in the run, None now") in differences(tiny(), stored)
+
+
+def test_views_of_a_run_older_than_an_option_are_compared_by_option(tiny):
+    byol = ["method=byol", "views.size=96", "views.blur={kernel: 0.1}"]
+    stored = tiny(*byol).plain()
+    for view in stored["views"]:
+        (blur,) = [operation for operation in view["operations"] if operation["name"] == "blur"]
+        del blur["padding"]
+    assert differences(tiny(*byol), stored) == []
+    now = tiny(*byol[:2], "views.blur={kernel: wide}")
+    assert differences(now, stored) == [
+        ("fixed", f"views.{view}.blur.kernel: 0.1 in the run, 'wide' now") for view in (0, 1)
+    ]
+    other = differences(tiny("method=byol", "views.size=96", "views.blur=0"), stored)
+    assert [line.partition(":")[0] for _, line in other] == ["views"]
