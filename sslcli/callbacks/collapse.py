@@ -20,7 +20,7 @@ class CollapseOptions(Options):
     std: float = Field(default=0.02, ge=0, json_schema_extra=FREE)
     """Std of the L2-normalized features × √D (1: even over the sphere) below which they are all alike."""
     rank: float = Field(default=1.5, ge=1, json_schema_extra=FREE)
-    """Effective rank below which they vary along one line only."""
+    """Effective rank (of the covariance's eigenvalues) below which they vary along one line only."""
     lines: int = Field(default=2, ge=1, json_schema_extra=FREE)
     """Number of consecutive measurements below a threshold before the warning: each log line has a std, every tenth an
     effective rank."""

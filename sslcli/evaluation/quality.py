@@ -35,7 +35,8 @@ def feature_std(features: Tensor) -> Tensor:
 def effective_rank(features: Tensor) -> Tensor:
     """Returns exp(entropy) of the eigenvalues, divided by their sum, of the features' covariance.
 
-    Between 1 (all on a line, or all alike) and min(N − 1, D). Roy and Vetterli, *The effective rank*, EUSIPCO 2007.
+    Between 1 (all on a line, or all alike) and min(N − 1, D). The eigenvalues are the squares σ² of the singular values
+    of the centered features. Roy and Vetterli's number has σ in their place, and is larger: `roy_vetterli_rank`.
 
     Args:
         features: (N, D).
@@ -43,11 +44,35 @@ def effective_rank(features: Tensor) -> Tensor:
     Returns:
         0-dim float64; NaN if a feature is not finite.
     """
+    eigenvalues, x = _eigenvalues(features)
+    return _exp_entropy(eigenvalues, 0.0, x)
+
+
+def roy_vetterli_rank(features: Tensor) -> Tensor:
+    """Returns exp(entropy) of the singular values, divided by their sum, of the centered features.
+
+    Roy and Vetterli, *The effective rank: a measure of effective dimensionality*, EUSIPCO 2007, definition 1. Between 1
+    and min(N − 1, D).
+
+    Args:
+        features: (N, D).
+
+    Returns:
+        0-dim float64; NaN if a feature is not finite.
+    """
+    eigenvalues, x = _eigenvalues(features)
+    # Rounding leaves zeros at about 1e-16 of the largest, whose roots would count.
+    noise = eigenvalues.amax() * len(eigenvalues) * torch.finfo(torch.float64).eps
+    return _exp_entropy(torch.where(eigenvalues > noise, eigenvalues, 0.0).sqrt(), 0.0, x)
+
+
+def _eigenvalues(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The squared singular values of the centered features, and the features in float64."""
     x = features.double()
     centered = _finite(x - x.mean(dim=0))
     # Of the two Gram matrices the smaller one has all squared singular values.
     gram = centered.T @ centered if len(x) >= x.shape[1] else centered @ centered.T
-    return _exp_entropy(torch.linalg.eigvalsh(gram).clamp_min(0), 0.0, x)
+    return torch.linalg.eigvalsh(gram).clamp_min(0), x
 
 
 def rank_me(features: Tensor, epsilon: float = 1e-7) -> Tensor:

@@ -18,7 +18,7 @@ from sslcli.contracts.options import Options
 from sslcli.contracts.views import ViewSpec
 from sslcli.data.subset import fixed_choice
 from sslcli.evaluation.extraction import THREADS
-from sslcli.evaluation.quality import alignment, effective_rank, feature_std, rank_me, uniformity
+from sslcli.evaluation.quality import alignment, effective_rank, feature_std, rank_me, roy_vetterli_rank, uniformity
 from sslcli.views.pipeline import ViewMaker
 
 from .probes.images import normalization_of, read_views, views_for
@@ -53,8 +53,9 @@ class QualityOptions(Options):
 
 
 class Quality(Evaluator):
-    """Ranks and spread of the features, no labels needed. `rank_me` and `effective_rank` count the dimensions in use (1
-    to min(N, D); higher is better among runs of one backbone on the same images), `alignment` is 0 where two views of
+    """Ranks and spread of the features, no labels needed. `rank_me`, `effective_rank` (of the covariance's eigenvalues)
+    and `roy_vetterli_rank` (Roy and Vetterli's effective rank, of singular values) count the dimensions in use (1 to
+    min(N, D); higher is better among runs of one backbone on the same images), `alignment` is 0 where two views of
     an image have the same features (lower is better), `uniformity` is 0 where all images do and about −2t where they
     fill the sphere (lower is better), `feature_std` is 1 for normalized features spread evenly over it and 0 for
     a collapsed network."""
@@ -78,6 +79,7 @@ class Quality(Evaluator):
         metrics = {
             "rank_me": float(rank_me(z, options.epsilon)),
             "effective_rank": float(effective_rank(z)),
+            "roy_vetterli_rank": float(roy_vetterli_rank(z)),
             "alignment": float(alignment(z1, z2, options.alpha)),
             "uniformity": float(uniformity(z, options.t)),
             "feature_std": float(feature_std(z)),
@@ -90,7 +92,8 @@ class Quality(Evaluator):
             "pairs": len(z1),
             "alignment_views": [view.plain() for view in pair],
             "rank_me_of": "singular values of the features, neither centered nor normalized",
-            "effective_rank_of": "eigenvalues of the features' covariance",
+            "effective_rank_of": "eigenvalues of the features' covariance (squared singular values)",
+            "roy_vetterli_rank_of": "singular values of the centered features",
             "alignment_of": "two drawn views of each image, L2-normalized",
             "uniformity_of": "the undistorted images, L2-normalized",
         }

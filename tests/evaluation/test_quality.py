@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sslcli.evaluation.quality as quality
-from sslcli.evaluation.quality import alignment, effective_rank, feature_std, rank_me, uniformity
+from sslcli.evaluation.quality import alignment, effective_rank, feature_std, rank_me, roy_vetterli_rank, uniformity
 
 
 def random_features(count, dim, seed=0):
@@ -36,6 +36,10 @@ def test_ranks_equal_their_definition_by_singular_values(shape):
     eigenvalues = torch.linalg.svdvals(x - x.mean(dim=0)).square().tolist()
     p = [v / sum(eigenvalues) for v in eigenvalues]
     assert float(effective_rank(x)) == pytest.approx(math.exp(-sum(v * math.log(v) for v in p if v > 0)), rel=1e-6)
+    root = [math.sqrt(v) for v in eigenvalues]
+    r = [v / sum(root) for v in root]
+    roy_vetterli = math.exp(-sum(v * math.log(v) for v in r if v > 0))
+    assert float(roy_vetterli_rank(x)) == pytest.approx(roy_vetterli, rel=1e-6)
     sigma = torch.linalg.svdvals(x).tolist()
     q = [v / sum(sigma) + 1e-7 for v in sigma]
     assert float(rank_me(x)) == pytest.approx(math.exp(-sum(v * math.log(v) for v in q)), rel=1e-6)
@@ -49,10 +53,19 @@ def test_effective_rank_counts_the_directions_in_use():
     assert float(effective_rank(torch.ones(50, 8))) == pytest.approx(1.0)
 
 
+def test_the_rank_of_eigenvalues_is_not_roy_and_vetterlis():
+    """Two directions, one of them three times as long: shares 0.9 and 0.1 of the variance, 0.75 and 0.25 of σ."""
+    x = torch.tensor([[3.0, 0, 0], [-3, 0, 0], [0, 1, 0], [0, -1, 0]])
+    assert float(effective_rank(x)) == pytest.approx(1.3842, abs=1e-4)
+    assert float(roy_vetterli_rank(x)) == pytest.approx(1.7548, abs=1e-4)
+    assert float(roy_vetterli_rank(torch.ones(50, 8))) == pytest.approx(1.0)
+
+
 def test_features_that_are_not_finite_give_nan_and_no_error():
     x = random_features(20, 4)
     x[3, 2] = torch.inf
     assert math.isnan(float(effective_rank(x)))
+    assert math.isnan(float(roy_vetterli_rank(x)))
     assert math.isnan(float(rank_me(x)))
     assert math.isnan(float(feature_std(x)))
 

@@ -8,7 +8,7 @@ from evaluation_helpers import InMemory, trained
 
 from sslcli.contracts.errors import UserError
 from sslcli.data.subset import fixed_choice
-from sslcli.evaluation.quality import alignment, effective_rank, feature_std, rank_me, uniformity
+from sslcli.evaluation.quality import alignment, effective_rank, feature_std, rank_me, roy_vetterli_rank, uniformity
 from sslcli.evaluation.subject import FrozenSubject
 from sslcli.evaluators.probes.images import read_views
 from sslcli.evaluators.quality import SIMCLR, Quality, QualityOptions, two_views
@@ -36,6 +36,7 @@ def test_the_numbers_are_those_of_the_functions_on_the_features(part, limit):
     functions = {
         "rank_me": rank_me,
         "effective_rank": effective_rank,
+        "roy_vetterli_rank": roy_vetterli_rank,
         "uniformity": uniformity,
         "feature_std": feature_std,
     }
