@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from sslcli.config.resolve import load_config
 from sslcli.plugins import find
 
 ROOT = Path(__file__).parents[2]
@@ -59,3 +60,40 @@ def test_every_row_of_results_is_of_a_method_that_exists() -> None:
     text = PAGE.read_text(encoding="utf-8")
     results = text[text.index("<!-- results -->") : text.index("<!-- end -->")]
     assert set(re.findall(r"^\| `(\w+)` \|", results, re.MULTILINE)) <= set(NAMES)
+
+
+def differences() -> list[tuple[list[str], str]]:
+    """The methods of each row of the table of differences, and what gives their authors' behavior."""
+    section = PAGE.read_text(encoding="utf-8").split("## Where we differ from the authors\n")[1]
+    rows = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("|")][2:]
+    assert {len(row) for row in rows} == {5}
+    return [(re.findall(r"`(\w+)`", row[0]), row[4]) for row in rows]
+
+
+def test_every_difference_is_of_a_method_and_its_option_is_one_of_the_methods_config() -> None:
+    tested = 0
+    for methods, option in differences():
+        assert set(methods) <= set(NAMES)
+        for override in re.findall(r"`([\w.]+=\S+)`", option):
+            for method in methods or ["simclr"]:
+                config = ROOT / "examples" / "configs" / "imagenet" / f"{method}.yaml"
+                now = load_config(config, [override]).plain()
+                keys = override.partition("=")[0].split(".")
+                blurs = [op for view in now["views"] for op in view["operations"] if op["name"] == "blur"]
+                found = [blur[keys[2]] for blur in blurs] if keys[0] == "views" else [now[keys[0]][keys[1]]]
+                assert found
+                assert {str(value).lower() for value in found} == {override.partition("=")[2]}, (method, override)
+                tested += 1
+    assert tested > 12
+
+
+def test_the_table_of_sources_has_every_method() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    section = text.split("## Sources of the defaults\n")[1].split("\n## ")[0]
+    named = [
+        name
+        for line in section.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(\w+)`", line.split(" | ")[0])
+    ]
+    assert sorted(named) == sorted(NAMES)
