@@ -78,8 +78,7 @@ class StreamOptions(DatasetOptions):
 
 
 class AnyDataset(ABC):
-    """What both kinds have in common. Opening one (`__init__`) finds the data, or raises a `UserError` that says what is
-    missing.
+    """What both kinds share. Opening one (`__init__`) finds the data, or raises a `UserError` that says what is missing.
 
     Attributes:
         Options: the options' class.
@@ -278,8 +277,10 @@ class Source(ABC):
         return None
 
     def restore(self, cursor: dict[str, Any] | None) -> None:
-        """Takes what `cursor` returned after some step, from which `batches` then starts; UserError if it is missing, or
-        not of this data and batch size."""
+        """Takes what `cursor` returned after some step, from which `batches` then starts.
+
+        Raises UserError if it is missing, or not of this data and batch size.
+        """
 
     def close(self) -> None:
         """Stops workers, if there are any."""
