@@ -78,7 +78,7 @@ class StreamOptions(DatasetOptions):
 
 
 class AnyDataset(ABC):
-    """What both kinds share. Opening one (`__init__`) finds the data, or raises a `UserError` that says what is missing.
+    """What both kinds share. Opening one finds the data, or raises a `UserError` that says what is missing.
 
     Attributes:
         Options: the options' class.

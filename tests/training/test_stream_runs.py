@@ -11,7 +11,8 @@ import pytest
 import torch
 from draws_helpers import recorded_steps
 from run_helpers import assert_same_end, done, newest, refused, ssl
-from stream_run_helpers import PLUGIN, on_tars, write_tars
+from stream_run_helpers import PLUGIN, on_tars
+from tiny_data import write_tars
 
 from sslcli import plugins
 from sslcli.contracts.errors import UserError
@@ -39,7 +40,8 @@ def _registered() -> Iterator[None]:
 
 @pytest.fixture
 def tars(tmp_path: Path) -> Path:
-    return write_tars(tmp_path / "tars")
+    write_tars(tmp_path / "tars")
+    return tmp_path / "tars"
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from draws_helpers import recorded_steps
 from run_helpers import assert_same_end, method_config, newest
-from stream_run_helpers import PLUGIN, on_tars, write_tars
+from stream_run_helpers import PLUGIN, on_tars
+from tiny_data import write_tars
 
 from sslcli.plugins import load, register_file
 from sslcli.training.setup import build
