@@ -44,7 +44,7 @@ GROUPS: dict[str, Group] = {
     for group in (
         Group("methods", "method", ("method:Method",)),
         Group("backbones", "backbone", ("backbone:Backbone", "backbone:BackboneProvider")),
-        Group("datasets", "dataset", ("data:Dataset",)),
+        Group("datasets", "dataset", ("data:Dataset", "data:StreamDataset")),
         Group("augmentations", "view operation or preset", ("views:Operation", "views:Preset")),
         Group("optimizers", "optimizer", ("optimizer:OptimizerPlugin",)),
         Group("schedules", "schedule", ("optimizer:Schedule",)),

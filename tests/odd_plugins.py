@@ -86,7 +86,7 @@ class Flat(Backbone):
     """One convolution and dropout: no batch statistics."""
 
     @classmethod
-    def build(cls, options: Any, channels: int, image_size: int, spec: object) -> Flat:
+    def build(cls, options: Any, channels: int, image_size: int) -> Flat:
         return cls(channels)
 
     def __init__(self, channels: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,22 @@ def write_imagenet(root: Path) -> None:
             for number in range(4):
                 pixels = draw.integers(0, 256, (20, 24 + number, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / synset / f"{synset}_{number}.JPEG")
+
+
+def write_tars(root: Path, sizes: tuple[int, ...] = (9, 7, 8, 8), *, labels: bool = True) -> None:
+    """A tar file for each size, with a `.png` of as many images, and a `.cls` of each unless `labels` is false."""
+    draw = np.random.default_rng(0)
+    root.mkdir()
+    for shard, size in enumerate(sizes):
+        with tarfile.open(root / f"part-{shard:03}.tar", "w") as tar:
+            for number in range(size):
+                file, pixels = io.BytesIO(), draw.integers(0, 256, (20 + number, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(file, "PNG")
+                contents = {"png": file.getvalue(), "cls": str(number % 2).encode()}
+                for ending in contents if labels else ["png"]:
+                    member = tarfile.TarInfo(f"{shard}-{number}.{ending}")
+                    member.size = len(contents[ending])
+                    tar.addfile(member, io.BytesIO(contents[ending]))
 
 
 #: By the dataset's name: what writes a small one into a folder.

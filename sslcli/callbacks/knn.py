@@ -52,7 +52,7 @@ class KNNMonitor(EpochMonitor):
             return
         train, test = context.labeled("train"), context.labeled("eval")
         if train is None or train.labels is None:
-            log.info("kNN monitor: off, the data has no labels")
+            log.info("kNN monitor: off, the data has no labels to evaluate on")
         elif test is None or test.labels is None:
             log.info("kNN monitor: off, there are no labeled test images")
         elif same_images(train, test):

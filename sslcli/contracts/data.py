@@ -1,4 +1,4 @@
-"""Contract of the group `sslcli.datasets`: images by index, labels or none, and what is known about them.
+"""Contract of the group `sslcli.datasets`: images by index or as a stream, labels or none, and what is known of them.
 
 A dataset knows nothing of training: the order of the images, batches, workers and views belong to the source
 (`sslcli.data`).
@@ -10,13 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from .options import FREE, Options
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Part = Literal["train", "eval"]
 
@@ -58,16 +61,29 @@ class RootedOptions(DatasetOptions):
     """The folder that holds the data; `~` is expanded."""
 
 
-class Dataset(ABC):
-    """Images by index. Opening one (`__init__`) finds the data, or raises a `UserError` that says what is missing.
+class StreamOptions(DatasetOptions):
+    """Options that every stream has."""
 
-    The option `limit` is applied by whoever opens it (`sslcli.data.subset.limited`), unless the dataset already has.
+    limit: int | None = Field(default=None, ge=1)
+    """Use only this many images: the first ones of every shard, as many of each."""
+    epoch_images: int | None = Field(default=None, ge=1)
+    """Images that count as one epoch; null: all, where the stream knows how many there are."""
+    open_shards: int = Field(default=16, ge=1)
+    """Shards that are read at the same time, each for its part of every batch. Processes and workers share them, so a
+    multiple of both is best."""
+    shuffle_buffer: int = Field(default=4096, ge=1)
+    """Images, over all open shards, that are shuffled at a time; encoded, two times as many are in memory."""
+    max_unreadable: float = Field(default=0.01, ge=0, le=1, json_schema_extra=FREE)
+    """The run ends if more than this fraction of the images cannot be read; otherwise such images are replaced."""
+
+
+class AnyDataset(ABC):
+    """What both kinds share. Opening one finds the data, or raises a `UserError` that says what is missing.
 
     Attributes:
         Options: the options' class.
         splits: the values that `split` can take.
         info: see `DataInfo`.
-        labels: (N,) int64 on the CPU, or None.
     """
 
     Options: ClassVar[type[DatasetOptions]] = DatasetOptions
@@ -75,10 +91,40 @@ class Dataset(ABC):
 
     options: DatasetOptions
     info: DataInfo
-    labels: Tensor | None = None
 
     def __init__(self, options: DatasetOptions) -> None:
         self.options = options
+
+    @classmethod
+    def view_size(cls, options: DatasetOptions) -> int:
+        """Returns the default side of the views, in pixels; needs no data."""
+        return 224
+
+    @classmethod
+    def channel_count(cls, options: DatasetOptions) -> int:
+        """Returns the number of image channels; needs no data."""
+        return 3
+
+    @classmethod
+    @abstractmethod
+    def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+        """Returns the options of the labeled images to fit (`train`) or to evaluate (`eval`) a probe on, or None."""
+
+    @classmethod
+    def open(cls, options: DatasetOptions) -> Self:
+        return cls(options)
+
+
+class Dataset(AnyDataset):
+    """Images by index.
+
+    The option `limit` is applied by whoever opens it (`sslcli.data.subset.limited`), unless the dataset already has.
+
+    Attributes:
+        labels: (N,) int64 on the CPU, or None.
+    """
+
+    labels: Tensor | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -114,16 +160,6 @@ class Dataset(ABC):
         return None
 
     @classmethod
-    def view_size(cls, options: DatasetOptions) -> int:
-        """Returns the default side of the views, in pixels; needs no data."""
-        return 224
-
-    @classmethod
-    def channel_count(cls, options: DatasetOptions) -> int:
-        """Returns the number of image channels; needs no data."""
-        return 3
-
-    @classmethod
     def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
         """Returns the options of the labeled images to fit (`train`) or to evaluate (`eval`) a probe on.
 
@@ -135,9 +171,62 @@ class Dataset(ABC):
         limit = options.limit if part == "train" else None
         return options.model_copy(update={"split": "train" if part == "train" else "test", "limit": limit})
 
+
+@dataclass(frozen=True)
+class StreamItem:
+    """An image of a stream.
+
+    Attributes:
+        image: the bytes of an image file, which are decoded later, in any process; or uint8 (C, H, W); or a PIL image.
+        next: `read(shard, next)` gives what follows this image. Any number above 0 that the stream understands: a byte
+            offset, a row. It is part of checkpoints.
+        label: from 0; needed if the info has classes.
+        name: in messages about the image; by default the shard's name and the image's number in it.
+    """
+
+    image: bytes | Tensor | Image.Image
+    next: int
+    label: int | None = None
+    name: str = ""
+
+
+class StreamDataset(AnyDataset):
+    """Images that are read shard by shard, not by index: tar files, tables, buckets. To train on, not to evaluate on.
+
+    A shard has the same images in the same order each time. Everything else is sslcli's: in each pass the shards follow
+    in another order, drawn from the seed; `open_shards` of them are read at the same time, each for its part of every
+    batch, and the images of each are shuffled in blocks, drawn from the seed too. What is exact:
+
+    - Which image is at which place of a batch is a function of the seed, the stream and its options, and
+      `training.batch_size`; neither the number of processes or workers nor `training.accumulate` changes it.
+    - A checkpoint has a position for each open shard. A resumed run reads what the run would have read, after reading
+      `shuffle_buffer` images again, wherever in the epoch it is.
+    - In each pass each image is read once, and nothing is left out between epochs. If shards differ in size or the
+      numbers above do not divide each other, passes overlap: some images of the next are read before the last ones of
+      this.
+
+    Attributes:
+        shards: their names, without folders, in the same order on every machine.
+        length: images in all of them, without the option `limit`; None if that is not known.
+    """
+
+    Options: ClassVar[type[DatasetOptions]] = StreamOptions
+
+    options: StreamOptions
+    shards: Sequence[str]
+    length: int | None = None
+
+    @abstractmethod
+    def read(self, shard: int, position: int) -> Iterator[StreamItem]:
+        """Yields the images of a shard from a position on: 0, or the `next` of an image in it. Several iterators are
+        read at the same time, some perhaps of one shard.
+
+        Whatever it raises ends the run in one line that names the shard; an image that cannot be decoded is replaced.
+        """
+
     @classmethod
-    def open(cls, options: DatasetOptions) -> Self:
-        return cls(options)
+    def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
+        return None
 
 
 @dataclass
@@ -149,7 +238,7 @@ class SourceBatch:
             one (N, C, size, size) per view.
         cropped: whether the geometric operation of each view has been applied.
         labels: (N,) int64 on the device, or None.
-        index: (N,) int64 on the CPU: the images' indices in the dataset.
+        index: (N,) int64 on the CPU: the images' indices in the dataset; in a stream each has a number of its own.
         positions: (N,) int64 on the CPU: their positions in the epoch's order over all ranks; draws hash these.
         epoch: counted from 0.
         replaced: for each image that could not be read, its name and the reason; `index` has the one used instead.
@@ -181,6 +270,17 @@ class Source(ABC):
     @abstractmethod
     def batches(self, step: int) -> Iterator[list[SourceBatch]]:
         """Yields this rank's micro-batches of step `step`, `step + 1`, … without end."""
+
+    def cursor(self) -> dict[str, Any] | None:
+        """Returns, as JSON data, where reading goes on after the last step that was yielded; None where the step says
+        it. All processes call it together."""
+        return None
+
+    def restore(self, cursor: dict[str, Any] | None) -> None:
+        """Takes what `cursor` returned after some step, from which `batches` then starts.
+
+        Raises UserError if it is missing, or not of this data and batch size.
+        """
 
     def close(self) -> None:
         """Stops workers, if there are any."""

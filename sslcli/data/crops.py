@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,6 +44,7 @@ class Crops:
             another process keeps a file open.
         unreadable: index and message of each image that could not be read.
         exhausted: for some position no readable image was found.
+        labels: of a stream, those of the images that were used.
     """
 
     slice: Slice
@@ -51,6 +52,7 @@ class Crops:
     buffer: Tensor
     unreadable: list[tuple[int, str]]
     exhausted: bool
+    labels: list[int] = field(default_factory=list)
 
     def pin_memory(self) -> Crops:
         """Called by torch's loader, in a separate thread."""

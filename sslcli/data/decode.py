@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -24,7 +26,9 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode(path: str | os.PathLike[str], channels: int = 3, wanted: int | None = None) -> Tensor:
+def decode(
+    path: str | os.PathLike[str], channels: int = 3, wanted: int | None = None, content: bytes | None = None
+) -> Tensor:
     """Reads an image.
 
     EXIF rotation is undone, transparency is composited on white, CMYK is converted to RGB as Pillow does it without a
@@ -35,6 +39,7 @@ def decode(path: str | os.PathLike[str], channels: int = 3, wanted: int | None =
         channels: 3 for RGB, 1 for gray (ITU-R 601 luma).
         wanted: a JPEG whose sides are both at least twice (4, 8 times) this many pixels is decoded at a half (quarter,
             eighth) of its size, which is several times faster; each side stays at least `wanted`. None: full size.
+        content: of the file, if it has been read already; `path` is then only a name for messages.
 
     Returns:
         (channels, H, W) uint8, in memory as H × W × channels.
@@ -44,7 +49,8 @@ def decode(path: str | os.PathLike[str], channels: int = 3, wanted: int | None =
             pixels that have no fixed range (floating point, 32-bit integers).
     """
     try:
-        with Path(path).open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+        file: BinaryIO = Path(path).open("rb") if content is None else io.BytesIO(content)  # noqa: SIM115
+        with file, Image.open(file, formats=_FORMATS) as image:
             if wanted is not None:
                 image.draft(None, (wanted, wanted))
             image.load()
@@ -52,7 +58,8 @@ def decode(path: str | os.PathLike[str], channels: int = 3, wanted: int | None =
                 ImageOps.exif_transpose(image, in_place=True)
             array = np.array(eight_bit(image, "RGB" if channels == 3 else "L"))
     except UnidentifiedImageError:
-        reason = "not an image of a known format" if Path(path).stat().st_size else "the file is empty"
+        size = Path(path).stat().st_size if content is None else len(content)
+        reason = "not an image of a known format" if size else "the file is empty"
         raise UnreadableImage(str(path), reason) from None
     except OSError as error:
         raise UnreadableImage(str(path), _one_line(error.strerror or error)) from error

@@ -32,7 +32,7 @@ def worker_count(workers: int | Literal["auto"], world_size: int = 1) -> int:
 @contextmanager
 def loader(
     work: torch.utils.data.Dataset[Any],
-    tasks: Iterable[Any],
+    tasks: Iterable[Any] | None,
     workers: int,
     ahead: int | None = None,
     *,
@@ -40,7 +40,8 @@ def loader(
 ) -> Iterator[Iterator[Any]]:
     """Gives a block `work[task]` for each task, in order, from workers that end with it; with 0, from this process.
 
-    Each worker gets `ahead` tasks in advance (by default torch's 2). Results are in pinned memory if `pinned`.
+    Without tasks `work` is an `IterableDataset`, and the results are those of its workers, by turns. Each worker gets
+    `ahead` tasks in advance (by default torch's 2). Results are in pinned memory if `pinned`.
     """
     loaded = torch.utils.data.DataLoader(
         work,

@@ -1,6 +1,6 @@
 """How the images of a batch reach the device.
 
-Which images these are is a function of the step (see `plan`), so a source has no state to save.
+Which images these are is a function of the step (see `plan`), so a source has no state to save; that of a stream has.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from sslcli.contracts.data import Dataset, Source, SourceBatch
+from sslcli.contracts.data import Dataset, Source, SourceBatch, StreamDataset
 from sslcli.contracts.errors import UnreadableImage
 from sslcli.memory import is_out_of_memory
 from sslcli.phases import phase
 
 from .cache.room import available_memory
 from .plan import MicroBatch, Plan
+from .stream import StreamSource
 from .workers import WorkerSource
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def resident_images(dataset: Dataset, budget: float = RESIDENT_BYTES) -> Tensor 
 
 
 def open_source(
-    dataset: Dataset,
+    dataset: Dataset | StreamDataset,
     device: torch.device,
     batch_size: int,
     accumulate: int = 1,
@@ -85,7 +86,8 @@ def open_source(
     workers: int | Literal["auto"] = "auto",
     budget: float | None = None,
 ) -> Source:
-    """Returns the source that suits a dataset: all images on the device if they have one size and fit, else workers.
+    """Returns the source that suits a dataset: all images on the device if they have one size and fit, else workers,
+    which also read streams.
 
     Args:
         dataset: where the images come from.
@@ -102,6 +104,8 @@ def open_source(
     Raises:
         UserError: if the batch size does not suit the rest.
     """
+    if isinstance(dataset, StreamDataset):
+        return StreamSource(dataset, device, batch_size, accumulate, seed, rank, world_size, views, workers)
     plan = Plan(dataset.info.name, len(dataset), batch_size, accumulate, seed, rank, world_size)
     images = resident_images(dataset, resident_budget(device) if budget is None else budget)
     if images is not None:

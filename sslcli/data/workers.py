@@ -106,7 +106,7 @@ class WorkerSource(Source):
         self._count_unreadable(parts)
         index = torch.tensor([number for part in parts for number in part.index])
         first = parts[0].slice
-        labels = None if self._labels is None else self._labels[index]
+        labels = self._labels_of(parts, index)
         if self._stream is None:
             images = self._views(parts)
             labels = None if labels is None else labels.to(self.device)
@@ -131,6 +131,9 @@ class WorkerSource(Source):
             epoch=first.epoch,
             replaced=tuple(text for part in parts for _, text in part.unreadable),
         )
+
+    def _labels_of(self, parts: list[Crops], index: Tensor) -> Tensor | None:
+        return None if self._labels is None else self._labels[index]
 
     def _count_unreadable(self, parts: list[Crops]) -> None:
         """Raises SslError if too many of the images seen so far cannot be read, or none of those tried for one."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from sslcli.config.document import Document
 from sslcli.config.options import validate
-from sslcli.contracts.data import Dataset, DatasetOptions
+from sslcli.contracts.data import Dataset, DatasetOptions, StreamDataset
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import Trained
 from sslcli.data.subset import limited
@@ -98,6 +98,8 @@ def choose_data(
     if not isinstance(name, str):
         raise UserError(f"command line: data.name: should be the name of a dataset, not {name!r}")
     cls: type[Dataset] = load("datasets", name)
+    if issubclass(cls, StreamDataset):
+        raise UserError(f"data: {name!r} is a stream, which can only be trained on; choose other data with data=NAME")
     return cls, validate(cls.Options, merged, repr(name), document, ("data",)), asked
 
 

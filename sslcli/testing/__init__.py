@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sslcli.contracts.backbone import BackboneProvider
+from sslcli.contracts.data import StreamDataset
 from sslcli.contracts.views import Preset
 from sslcli.plugins import choose, get_group, load, load_found
 
 from .augmentations import check_operation, check_preset
 from .backbones import check_backbone, check_provider
 from .callbacks import check_callback
-from .datasets import check_dataset
+from .datasets import check_dataset, check_stream
 from .evaluators import check_evaluator
 from .exporters import check_exporter
 from .methods import check_method
@@ -25,6 +26,7 @@ from .optimizers import check_optimizer, check_schedule
 __all__ = [
     "check_backbone", "check_callback", "check_dataset", "check_evaluator", "check_exporter", "check_method",
     "check_operation", "check_optimizer", "check_plugin", "check_preset", "check_provider", "check_schedule",
+    "check_stream",
 ]  # fmt: skip
 
 _CHECKS: dict[str, Callable[..., None]] = {
@@ -59,5 +61,7 @@ def check_plugin(group: str, name: str, options: Mapping[str, Any] | None = None
         check_provider(cls)
     elif issubclass(cls, Preset):
         check_preset(cls, options, **settings)
+    elif issubclass(cls, StreamDataset):
+        check_stream(cls, options, **settings)
     else:
         _CHECKS[kind](cls, options, **settings)

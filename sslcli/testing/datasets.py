@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
-from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part, RootedOptions
+from sslcli.contracts.data import (
+    AnyDataset,
+    DataInfo,
+    Dataset,
+    DatasetOptions,
+    Part,
+    RootedOptions,
+    StreamDataset,
+    StreamItem,
+    StreamOptions,
+)
+from sslcli.contracts.errors import UnreadableImage
+from sslcli.data.lanes import decoded
+from sslcli.data.objects.items import to_pixels
 from sslcli.data.subset import limited
 
 from .common import check_options, equal, kind, refusal, reported, require, require_is
@@ -27,15 +41,11 @@ def check_dataset(cls: type[Dataset], options: Mapping[str, Any] | None = None) 
     Raises:
         AssertionError: with what is wrong.
     """
-    label, parsed = cls.__name__, check_options(cls, options, DatasetOptions)
-    size = cls.view_size(parsed)
-    require(isinstance(size, int) and size > 0, f"{label}.view_size returns {size!r}, not a side in pixels")
-    if isinstance(parsed, RootedOptions):
-        said = refusal(lambda: cls.open(parsed.model_copy(update={"root": _NOWHERE})))
-        good = said is not None and str(_NOWHERE) in said
-        require(good, f"{label}: without data at root, opening must raise UserError, one line that names the folder")
+    label, parsed = cls.__name__, _check_options(cls, options, DatasetOptions)
     dataset, again = cls.open(parsed), cls.open(parsed)
     _check_info(dataset)
+    require(len(dataset) > 0, f"{label} is empty with these options")
+    require(isinstance(dataset.name_of(0), str), f"{label}.name_of must return a text")
     _check_images(dataset, again)
     _check_labels(dataset, again)
     _check_limit(dataset, parsed)
@@ -44,15 +54,91 @@ def check_dataset(cls: type[Dataset], options: Mapping[str, Any] | None = None) 
         require(good, f"{label}.labeled({part!r}) must return options of the dataset, or None")
 
 
+def check_stream(cls: type[StreamDataset], options: Mapping[str, Any] | None = None) -> None:
+    """Checks shards, images, labels, positions, pickling and the message for missing data.
+
+    Args:
+        options: plain data with which the stream can be opened. All of it is read several times: a few small shards.
+
+    Raises:
+        AssertionError: with what is wrong.
+    """
+    label, parsed = cls.__name__, _check_options(cls, options, StreamOptions)
+    stream, again = cls.open(parsed), cls.open(parsed)
+    _check_info(stream)
+    names = list(stream.shards)
+    good = names and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    require(good, f"{label}.shards must name each shard once: {names}")
+    require_is(f"{label}.shards, opened again,", list(again.shards), names)
+    with reported(f"{label} cannot be pickled, which worker processes need"):
+        copied: StreamDataset = pickle.loads(pickle.dumps(stream))
+    count = 0
+    for shard in range(len(names)):
+        items = list(stream.read(shard, 0))
+        _check_items(stream, items, f"{label}.read({shard}, 0)")
+        for how, other in {"read again": stream, "opened again": again, "pickled": copied}.items():
+            require(_same(other.read(shard, 0), items), f"{label}.read({shard}, 0) differs when it is {how}")
+        for number in sorted({0, len(items) // 2, len(items) - 1} if items else ()):
+            rest = stream.read(shard, items[number].next)
+            behind = f"what follows image {number} of shard {shard}"
+            require(_same(rest, items[number + 1 :]), f"{label}.read({shard}, {items[number].next}) is not {behind}")
+        pairs = list(zip_longest(stream.read(shard, 0), stream.read(shard, 0)))
+        good = all(None not in pair and _same(pair, [item] * 2) for pair, item in zip(pairs, items, strict=False))
+        good = good and len(pairs) == len(items)
+        require(good, f"{label}: two iterators that read shard {shard} at the same time disturb each other")
+        count += len(items)
+    require(count > 0, f"{label} is empty with these options")
+    require(stream.length in (None, count), f"{label}.length is {stream.length}, but there are {count} images")
+
+
+def _check_items(stream: StreamDataset, items: list[StreamItem], where: str) -> None:
+    classes = stream.info.classes
+    for number, item in enumerate(items):
+        what = f"{where}: image {number}"
+        require(isinstance(item, StreamItem), f"{what} is {kind(item)}, not a StreamItem")
+        good = isinstance(item.next, int) and item.next > 0
+        require(good, f"{what} has next={item.next!r}; it must be a number above 0, since 0 is the shard's beginning")
+        if classes is not None:
+            good = isinstance(item.label, int) and 0 <= item.label < len(classes)
+            require(good, f"{what} has the label {item.label!r}, but there are {len(classes)} classes")
+        with reported(f"{what} cannot be decoded", UnreadableImage):
+            pixels = decoded(item, stream.info.channels, None)
+        size = stream.info.image_size or tuple(pixels.shape[1:])
+        require_is(what, kind(pixels), f"torch.uint8 {(stream.info.channels, *size)}")
+
+
+def _same(found: Iterable[StreamItem], expected: Sequence[StreamItem]) -> bool:
+    found = list(found)
+    return len(found) == len(expected) and all(
+        (one.next, one.label, one.name) == (other.next, other.label, other.name) and _same_image(one.image, other.image)
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+def _same_image(one: Any, other: Any) -> bool:
+    return one == other if isinstance(one, bytes) else equal(to_pixels(one, 3), to_pixels(other, 3))
+
+
+def _check_options(cls: type[AnyDataset], options: Mapping[str, Any] | None, base: type[DatasetOptions]) -> Any:
+    """Checks options, the side of the views, and the message for missing data; returns the options."""
+    label, parsed = cls.__name__, check_options(cls, options, base)
+    size = cls.view_size(parsed)
+    require(isinstance(size, int) and size > 0, f"{label}.view_size returns {size!r}, not a side in pixels")
+    if isinstance(parsed, RootedOptions):
+        said = refusal(lambda: cls.open(parsed.model_copy(update={"root": _NOWHERE})))
+        good = said is not None and str(_NOWHERE) in said
+        require(good, f"{label}: without data at root, opening must raise UserError, one line that names the folder")
+    return parsed
+
+
 def _some(dataset: Dataset) -> list[int]:
     return sorted({0, len(dataset) // 2, len(dataset) - 1})
 
 
-def _check_info(dataset: Dataset) -> None:
+def _check_info(dataset: AnyDataset) -> None:
     label = type(dataset).__name__
     info: Any = getattr(dataset, "info", None)
     require(isinstance(info, DataInfo), f"{label}.info is not set to a DataInfo by __init__")
-    require(len(dataset) > 0, f"{label} is empty with these options")
     for name, values in (("mean", info.mean), ("std", info.std)):
         require_is(f"{label}: the length of info.{name}", len(values), info.channels)
         require(all(0 <= v <= 1 for v in values), f"{label}.info.{name} is {values}; it is for images in [0, 1]")
@@ -61,7 +147,6 @@ def _check_info(dataset: Dataset) -> None:
     for split in dataset.splits:
         with reported(f"{label}.Options rejects the split {split!r}, which {label}.splits names", ValueError):
             type(dataset).Options.parse({"split": split})
-    require(isinstance(dataset.name_of(0), str), f"{label}.name_of must return a text")
 
 
 def _check_images(dataset: Dataset, again: Dataset) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sslcli import distributed
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.callback import Callback, Outcome, RunContext
-from sslcli.contracts.data import Dataset, Part
+from sslcli.contracts.data import Dataset, Part, StreamDataset
 from sslcli.contracts.method import Progress
 from sslcli.data.subset import limited
 from sslcli.runs.directory import RunDirectory
@@ -33,8 +33,10 @@ class Context(RunContext):
         self.seed = session.config.seed
         self.is_main = distributed.rank() == 0
         self.image_size = session.image_size
-        labels, info = session.dataset.labels, session.dataset.info
-        self.classes = None if labels is None else len(info.classes or ()) or int(labels.max()) + 1
+        dataset, classes = session.dataset, len(session.dataset.info.classes or ())
+        if isinstance(dataset, Dataset) and dataset.labels is not None:
+            classes = classes or int(dataset.labels.max()) + 1
+        self.classes = classes if session.has_labels else None
         self.last_step = session.last_step
         self.progress = Progress(0, session.info.total_steps, session.info.steps_per_epoch)
         self.callbacks: list[Callback] = list(session.callbacks.values())
@@ -51,7 +53,7 @@ class Context(RunContext):
             options = cls.labeled(dataset.options, part)
             if options is not None and options != dataset.options:
                 dataset = limited(cls.open(options))
-            self._labeled[part] = None if options is None else dataset
+            self._labeled[part] = None if options is None or isinstance(dataset, StreamDataset) else dataset
         return self._labeled[part]
 
     def normalize(self, images: Tensor) -> Tensor:

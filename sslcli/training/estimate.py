@@ -96,9 +96,7 @@ def estimate(session: Session, processes: int = 1) -> Estimate:
         UserError: the batch cannot be shared so.
     """
     training = session.config.training
-    Plan(
-        session.dataset.info.name, len(session.dataset), training.batch_size, training.accumulate, world_size=processes
-    )
+    Plan(session.dataset.info.name, session.images, training.batch_size, training.accumulate, world_size=processes)
     held = held_bytes(session)
     free = free_memory(session.device)
     if free is not None:
@@ -214,7 +212,7 @@ class _Images(Source):
     def _batch(self) -> SourceBatch:
         device, shapes = self.session.device, _shapes(self.session, len(self.index))
         labels = None
-        if self.session.dataset.labels is not None:
+        if self.session.has_labels:
             labels = torch.zeros(len(self.index), dtype=torch.int64, device=device)
         images = [torch.empty(shape, dtype=torch.uint8, device=device) for shape in shapes]
         return SourceBatch(images, self.cropped, labels, self.index, self.index, 0)

@@ -16,7 +16,7 @@ from sslcli import distributed
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.callback import Callback
-from sslcli.contracts.data import Dataset, Source
+from sslcli.contracts.data import Dataset, Source, StreamDataset
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import BackboneCard
 from sslcli.contracts.method import Method, Progress, RunInfo
@@ -24,6 +24,7 @@ from sslcli.contracts.optimizer import Schedule
 from sslcli.data.cache.dataset import CachedDataset, open_cached
 from sslcli.data.crops import wanted_side
 from sslcli.data.files import FileOptions
+from sslcli.data.lanes import images_per_epoch
 from sslcli.data.source import ResidentSource, open_source
 from sslcli.data.subset import limited
 from sslcli.evaluation.extraction import autocast
@@ -60,7 +61,7 @@ class Session:
     config: RunConfig
     device: torch.device
     scaler: LossScaler
-    dataset: Dataset
+    dataset: Dataset | StreamDataset
     source: Source
     views: ViewMaker
     method: Method
@@ -77,6 +78,15 @@ class Session:
     @property
     def image_size(self) -> int:
         return max(view.size for view in self.config.views)
+
+    @property
+    def images(self) -> int:
+        """Of an epoch."""
+        return images_per_epoch(self.dataset) if isinstance(self.dataset, StreamDataset) else len(self.dataset)
+
+    @property
+    def has_labels(self) -> bool:
+        return has_labels(self.dataset)
 
     @property
     def resident(self) -> bool:
@@ -142,8 +152,9 @@ def build(
     with lines_to(tell):
         config, device = device_resolved(config)
         training = config.training
-        dataset = limited(config.data.cls.open(config.data.options))
-        if config.method.cls.needs_labels and dataset.labels is None:
+        dataset = config.data.cls.open(config.data.options)
+        dataset = dataset if isinstance(dataset, StreamDataset) else limited(dataset)
+        if config.method.cls.needs_labels and not has_labels(dataset):
             raise UserError(f"method: {config.method.name!r} needs labels, but {dataset.info.name!r} has none")
         views = ViewMaker(config.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
         # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
@@ -196,7 +207,12 @@ def device_resolved(config: RunConfig) -> tuple[RunConfig, torch.device]:
     return config, device
 
 
-def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
+def has_labels(dataset: Dataset | StreamDataset) -> bool:
+    """Returns whether batches of a dataset have labels."""
+    return (dataset.info.classes if isinstance(dataset, StreamDataset) else dataset.labels) is not None
+
+
+def _cache_resolved(config: RunConfig, data: Dataset | StreamDataset) -> RunConfig:
     """The config with `data.cache: auto` resolved."""
     options = config.data.options
     if not isinstance(options, FileOptions) or options.cache != "auto":
@@ -205,7 +221,7 @@ def _cache_resolved(config: RunConfig, data: Dataset) -> RunConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, options=options))
 
 
-def _build_method(config: RunConfig, dataset: Dataset, info: RunInfo, *, fresh: bool) -> Method:
+def _build_method(config: RunConfig, dataset: Dataset | StreamDataset, info: RunInfo, *, fresh: bool) -> Method:
     size = max(view.size for view in config.views)
     torch.manual_seed(seed_for(config.seed, SEED_WEIGHTS))
     backbone: Backbone = config.backbone.cls.build(config.backbone.options, dataset.info.channels, size)
@@ -228,7 +244,7 @@ def plan(session: Session) -> dict[str, Any]:
     """Returns the size of a run, for `--dry-run`."""
     info, training = session.info, session.config.training
     return {
-        "images": len(session.dataset),
+        "images": session.images,
         "epochs": info.epochs,
         "steps_per_epoch": info.steps_per_epoch,
         "steps": session.last_step,

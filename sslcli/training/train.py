@@ -186,6 +186,7 @@ def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path, bud
     if checkpoint is not None:
         state.restore(checkpoint, session.method, session.optimizer, session.callbacks)
         session.scaler.load_state_dict(checkpoint.document["scaler"])
+        session.source.restore(checkpoint.document.get("cursor"))
         log.info(f"resuming {output} from step {checkpoint.step} of {session.last_step}")
     return session
 
@@ -249,6 +250,7 @@ def _save(loop: Loop, writer: CheckpointWriter) -> None:
     """Hands a snapshot to the writer; a run whose loss was not finite ends here instead."""
     loop.check_finite()
     session, progress = loop.session, loop.context.progress
+    cursor = session.source.cursor()  # of all processes
     if progress.step == writer.last_step or not loop.context.is_main:
         return
     encoder = session.method.encoder()
@@ -263,6 +265,7 @@ def _save(loop: Loop, writer: CheckpointWriter) -> None:
         "plugins": plugins_used(session.config),
         "world_size": distributed.world_size(),
         "resident": session.resident,
+        "cursor": cursor,
         "frozen": session.frozen,
         "versions": {"sslcli": __version__, "torch": torch.__version__},
     }

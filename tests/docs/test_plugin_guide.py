@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_data import write_tars
 
 from sslcli import plugins, testing
 from sslcli.api.callbacks import HOOKS
@@ -57,6 +58,8 @@ def test_the_guides_plugins_keep_their_contracts(example: dict[str, Any], tmp_pa
     testing.check_operation(names["Darken"], {"strength": 0.3})
     testing.check_method(names["CenteredCosine"])
     testing.check_schedule(names["Straight"])
+    write_tars(tmp_path / "tars", labels=False)
+    testing.check_stream(names["TarFiles"], {"root": str(tmp_path / "tars")})
     testing.check_callback(names["WeightNorm"])
     tests = [value for name, value in names.items() if name.startswith("test_")]
     assert len(tests) == 3

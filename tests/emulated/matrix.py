@@ -12,9 +12,10 @@ from cases import CASES, config, trained
 from PIL import Image
 from pretended.device import Pretended
 from small_options import method_cases
+from tiny_data import write_tars
 
 from sslcli.evaluation import evaluate, export
-from sslcli.plugins import find, load
+from sslcli.plugins import find, load, register_file
 from sslcli.training.speed import measure
 
 WORKERS = ("views={preset: simclr, size: 16}", "callbacks.knn=null", "callbacks.logistic=null", "training.batch_size=8")
@@ -72,6 +73,18 @@ def from_files(folder: Path, workers: int, *more: str) -> None:
 
 for workers in (0, 2):
     CASES[f"files, {workers} workers"] = functools.partial(from_files, workers=workers)
+
+
+def from_tars(folder: Path, workers: int) -> None:
+    folder.mkdir(exist_ok=True)
+    write_tars(folder / "tars", (8, 8))
+    register_file(Path(__file__).parents[1] / "contract_plugins" / "tar_shards.py")
+    data = f"{{name: tar_shards, root: {folder / 'tars'}, images: 16, classes: [a, b]}}"
+    trained(folder / "run", f"data={data}", f"training.workers={workers}", *WORKERS, resumes=True)
+
+
+for workers in (0, 2):
+    CASES[f"stream, {workers} workers"] = functools.partial(from_tars, workers=workers)
 
 
 @functools.cache

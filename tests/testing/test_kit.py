@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import broken_backbones as backbones
 import broken_plugins as plugins
+import broken_streams as streams
 import broken_tools as tools
 import pytest
 from broken_plugins import Broken
@@ -19,6 +20,7 @@ TABLES = {
     testing.check_backbone: backbones.BACKBONES,
     testing.check_provider: backbones.PROVIDERS,
     testing.check_dataset: plugins.DATASETS,
+    testing.check_stream: streams.STREAMS,
     testing.check_operation: plugins.OPERATIONS,
     testing.check_preset: plugins.PRESETS,
     testing.check_optimizer: tools.OPTIMIZERS,
@@ -42,6 +44,7 @@ def test_a_broken_rule_is_found(check: Callable[..., None], case: Broken) -> Non
     [
         (testing.check_backbone, SmallBackbone),
         (testing.check_dataset, plugins.Pictures),
+        (testing.check_stream, streams.Numbers),
         (testing.check_operation, plugins.Dim),
         (testing.check_operation, plugins.TopLeft),
         (testing.check_optimizer, tools.Descent),

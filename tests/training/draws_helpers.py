@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from run_helpers import method_config
 from torch import Tensor
 
 from sslcli import distributed
+from sslcli.config.resolve import RunConfig
 from sslcli.contracts.method import Batch
 from sslcli.runs.directory import RunDirectory
 from sslcli.training.context import Context
@@ -22,20 +24,29 @@ def drawn(*overrides: str, first: int = 0, steps: int = 6) -> dict[str, Tensor]:
 
     `shared` has a row for every micro-batch.
     """
-    session = build(method_config("simclr", *overrides))
-    forward, found = session.method.forward, dict[str, list[Tensor]](index=[], own=[], shared=[])
-
-    def recorded(batch: Batch) -> Any:
+    found = dict[str, list[Tensor]](index=[], own=[], shared=[])
+    for batch in itertools.chain.from_iterable(recorded_steps(method_config("simclr", *overrides), steps, first)):
         found["index"].append(batch.index)
         found["own"].append(torch.cat([batch.uniform(3), batch.uniform(2, stream=1)], 1))
         found["shared"].append(torch.cat([batch.shared_uniform(3), batch.shared_uniform(2, stream=1)])[None])
+    return {name: distributed.all_gather(torch.cat(parts)) for name, parts in found.items()}
+
+
+def recorded_steps(config: RunConfig, steps: int, first: int = 0) -> list[list[Batch]]:
+    """Runs steps; returns this process's micro-batches of each, as the method got them."""
+    session = build(config)
+    forward, found = session.method.forward, list[list[Batch]]()
+
+    def recorded(batch: Batch) -> Any:
+        found[-1].append(batch)
         return forward(batch)
 
     loop = Loop(session, Context(session, RunDirectory(Path())), first)
     session.method.forward = recorded  # type: ignore[method-assign]
     for _ in range(steps):
+        found.append([])
         loop.step()
-    return {name: distributed.all_gather(torch.cat(parts)) for name, parts in found.items()}
+    return found
 
 
 def assert_same_draws(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -18,14 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, TypeVar
 
 import torch.nn.functional as F
 from rich.filesize import decimal
 from torch import Tensor
 
 from sslcli import distributed
-from sslcli.contracts.data import Dataset
+from sslcli.contracts.data import AnyDataset
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.storage import atomic_path
 
@@ -37,6 +37,7 @@ from ..subset import fixed_choice
 from .file import FORMAT, CachedImages, memory_file, write_images
 from .room import available_memory, free_disk
 
+D = TypeVar("D", bound=AnyDataset)
 Kind = Literal["none", "memory", "disk", "auto"]
 
 #: `auto` decodes beforehand only what is read at least this often, and takes at most this share of memory or disk.
@@ -229,7 +230,7 @@ class CachedDataset(FileDataset):
         return UserError(f"data.cache_dir: cannot use {self.path.parent} ({reason}); set it to another folder")
 
 
-def open_cached(dataset: Dataset, wanted: int | None, passes: int, workers: int | Literal["auto"]) -> Dataset:
+def open_cached(dataset: D, wanted: int | None, passes: int, workers: int | Literal["auto"]) -> D | CachedDataset:
     """Returns a dataset with the cache that its options ask for, not made yet; itself where they ask for none.
 
     Args:

@@ -63,7 +63,10 @@ class Given:
         """
         kind = type(dataset).__name__
         if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(type(dataset), "__getitem__"):
-            raise UserError(f"data: {kind} cannot be indexed; a dataset needs __getitem__(index) and __len__()")
+            raise UserError(
+                f"data: {kind} cannot be indexed; a dataset needs __getitem__(index) and __len__(), or is a class that "
+                "inherits from StreamDataset"
+            )
         try:
             self.length = len(dataset)
         except (TypeError, NotImplementedError) as error:
