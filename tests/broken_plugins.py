@@ -51,6 +51,10 @@ class LaxOptions(SimCLROptions):
     model_config = ConfigDict(**{**SimCLROptions.model_config, "extra": "ignore"})
 
 
+class ForgottenOptions(SimCLROptions):
+    legacy = {"temperatur": 1.0}
+
+
 def changed_step(change: Any) -> Any:
     """A `forward` that returns SimCLR's step after a change."""
 
@@ -90,6 +94,7 @@ def defaults(**sections: dict[str, Any]) -> Any:
 
 METHODS = [
     broken("Undocumented", SimCLR, "Options.loud has no docstring", Options=UndocumentedOptions),
+    broken("Forgotten", SimCLR, "Options.legacy names temperatur, which is no option", SMALL, Options=ForgottenOptions),
     broken("Lax", SimCLR, "accepts unknown keys", SMALL, Options=LaxOptions),
     broken("Unresolvable", SimCLR, "recipe cannot be resolved: .*flop", SMALL,
            recipe=classmethod(lambda cls, options, size, spec: {"preset": "simclr", "flop": 0.5})),

@@ -22,7 +22,13 @@ class Options(BaseModel):
     Unknown keys are rejected and scalars are strict (`"1"` is not a number, `1` is not a bool), while lists become
     tuples and strings become paths and enums. The docstring below a field is its help text. A field is `fixed` on
     resume unless it says otherwise with `json_schema_extra=FREE` or `WARN`.
+
+    Attributes:
+        legacy: what options meant in runs before they existed, or before their default changed, by name. A resumed run
+            keeps its own value of these (see `as_in_run`), so that a new default changes new runs only.
     """
+
+    legacy: ClassVar[Mapping[str, Any]] = {}
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -41,6 +47,22 @@ class Options(BaseModel):
     def plain(self) -> dict[str, Any]:
         """Returns the options as plain data, the inverse of `parse`."""
         return self.model_dump(mode="json")
+
+    def as_in_run(self, stored: Mapping[str, Any]) -> Self:
+        """Returns these options for a run that was started with others: those in `legacy` that are not set here have
+        the run's value, or the legacy one if the run is older than they are. Everything else stays.
+
+        Args:
+            stored: the plain options that are stored with the run.
+        """
+        kept: dict[str, Any] = {}
+        for name, value in self:
+            if isinstance(value, Options):
+                before = stored.get(name)
+                kept[name] = value.as_in_run(before if isinstance(before, Mapping) else {})
+            elif name in self.legacy and name not in self.model_fields_set:
+                kept[name] = stored.get(name, self.legacy[name])
+        return self.model_copy(update=kept)
 
     @classmethod
     def resume_rule(cls, field: str) -> ResumeRule:

@@ -7,7 +7,7 @@ https://arxiv.org/abs/2010.01929, so that one can be turned into another one ste
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sslcli.distributed import all_gather, rank
 
-from .info_nce import contrast_loss, negative_weight
+from .info_nce import contrast_loss
 from .monitors import found_among
 from .rows import check_negatives, check_pair, check_temperature, in_full_precision, unit_rows
 
@@ -103,36 +103,31 @@ def pair_logits(
         return PairLogits(positive, logits, count, {**found, "pos_cos": same[0] / len(u), "neg_cos": neg_cos})
 
 
-def contrast_ce(pairs: PairLogits, alpha: float | None = None) -> Tensor:
+def contrast_ce(pairs: PairLogits, weight: float = 1.0) -> Tensor:
     """Returns −log( e^{l₊} / (e^{l₊} + w·Σ e^{l₋}) ), the mean over the queries; without negatives it is 0.
 
-    w = 1 is InfoNCE; with α it is α/K, EqCo's margin of τ·log(α/K), K the negatives really used. With given negatives
-    it equals `info_nce`, on the batch `nt_xent` (see `pair_logits`).
+    w = 1 is InfoNCE; α/K is EqCo's margin of τ·log(α/K) (see `negative_weight`). With given negatives it equals
+    `info_nce`, on the batch `nt_xent` (see `pair_logits`).
 
     Args:
         pairs: what is compared.
-        alpha: α > 0, how many negatives there should seem to be; None: as many as there are.
+        weight: w > 0.
 
     Returns:
         0-dim; float32 regardless of autocast, float64 for float64 embeddings.
-
-    Raises:
-        ValueError: if α is not positive.
     """
-    weight = negative_weight(alpha, pairs.K)
     if pairs.K == 0:
         return (pairs.positive * 0).mean()
     return contrast_loss(pairs.positive, pairs.negative, weight)
 
 
-def contrast_bce(pairs: PairLogits) -> Tensor:
-    """Returns the mean over all N·(1 + K) pairs of −log σ(l₊) and −log(1 − σ(l₋)): each pair counts by itself.
-
-    The positive pairs are one in 1 + K, as in untitled-ai's code: with many negatives their gradient is small, and a
-    loss factor is needed. Without negatives it is the mean of −log σ(l₊).
+def contrast_bce(pairs: PairLogits, reduction: Literal["sum", "mean"] = "sum") -> Tensor:
+    """Returns −log σ(l₊) − Σ log(1 − σ(l₋)) over the 1 + K pairs of a query, the mean over the queries: each pair
+    counts by itself, as in untitled-ai's code. Without negatives it is the mean of −log σ(l₊).
 
     Args:
         pairs: what is compared.
+        reduction: `mean` divides by 1 + K.
 
     Returns:
         0-dim; float32 regardless of autocast, float64 for float64 embeddings.
@@ -141,7 +136,7 @@ def contrast_bce(pairs: PairLogits) -> Tensor:
         # Beyond the threshold log(1 + e^x) is x in every bit of a float64.
         same = F.softplus(-pairs.positive, threshold=40.0).sum()
         others = F.softplus(pairs.negative, threshold=40.0).sum()
-        return (same + others) / (len(pairs.positive) * (1 + pairs.K))
+        return (same + others) / (len(pairs.positive) * (1 if reduction == "sum" else 1 + pairs.K))
 
 
 def sphere_rows(x: Tensor, unit_sphere: bool) -> Tensor:

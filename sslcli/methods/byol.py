@@ -15,8 +15,9 @@ from sslcli.contracts.backbone import Backbone, BackboneSpec
 from sslcli.contracts.method import Batch, DefaultSections, Method, Progress, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import byol_regression, mean_cosines
-from sslcli.modules import MomentumEncoder, MomentumOptions, build_head, each_view, global_and_local
+from sslcli.modules import MomentumEncoder, build_head, each_view, global_and_local
 from sslcli.modules.heads import AnyNormHeadOptions
+from sslcli.modules.momentum import TargetMomentumOptions
 from sslcli.modules.pairs import ViewsTogetherOptions
 
 
@@ -27,7 +28,7 @@ class BYOLProjectorOptions(AnyNormHeadOptions):
     """Dimension of the projection, and of the prediction."""
 
 
-class BYOLOptions(ViewsTogetherOptions, MomentumOptions):
+class BYOLOptions(ViewsTogetherOptions, TargetMomentumOptions):
     """Options of BYOL."""
 
     projector: BYOLProjectorOptions = BYOLProjectorOptions()

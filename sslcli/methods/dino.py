@@ -17,10 +17,11 @@ from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import all_reduce_mean
 from sslcli.losses import dino_and_metrics, mean_cosines
-from sslcli.modules import MomentumEncoder, MomentumOptions, as_one_batch, each_view, global_and_local
+from sslcli.modules import MomentumEncoder, as_one_batch, each_view, global_and_local
 from sslcli.modules.dino_head import DINOHead
 from sslcli.modules.drop_path import drop_path_rates, grow_drop_path, set_drop_path
 from sslcli.modules.heads import Norm
+from sslcli.modules.momentum import TargetMomentumOptions
 
 
 class DINOHeadOptions(Options):
@@ -41,7 +42,7 @@ class DINOHeadOptions(Options):
     ViT-S)."""
 
 
-class DINOOptions(MomentumOptions):
+class DINOOptions(TargetMomentumOptions):
     """Options of DINO."""
 
     head: DINOHeadOptions = DINOHeadOptions()

@@ -7,7 +7,7 @@ take any norm for studies of batch norm in BYOL, such as Richemond et al.'s, htt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -22,6 +22,7 @@ from sslcli.losses.contrast import contrast_bce, contrast_ce, pair_logits, spher
 from sslcli.losses.info_nce import negative_weight
 from sslcli.modules import MomentumEncoder, Queue, build_head, each_view, two_views
 from sslcli.modules.heads import AnyNormHeadOptions, LastNorm
+from sslcli.modules.momentum import TargetMomentumOptions
 from sslcli.modules.norms import NormName
 from sslcli.modules.shuffle import encode_shuffled
 
@@ -35,6 +36,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "negatives": "batch",
         "both_views_as_queries": True,
         "views_together": True,
+        "loss_factor": 0.5,
         "momentum_encoder": False,
         "stop_gradient": False,
         "temperature": 0.5,
@@ -42,13 +44,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "byol": {
         "loss": "ip",
-        "loss_factor": 4.0,
+        "loss_factor": 2.0,
         "negatives": "none",
         "both_views_as_queries": True,
         "final_momentum": 1.0,
         "shuffle_bn": False,
-        "projector": {"hidden_dim": 4096, "output_dim": 256, "norm": "batch"},
-        "predictor": {"layers": 2, "hidden_dim": 4096, "norm": "batch"},
+        "projector": {"hidden_dim": 4096, "output_dim": 256, "norm": "batch", "last_bias": False},
+        "predictor": {"layers": 2, "hidden_dim": 4096, "norm": "batch", "last_bias": False},
     },
     "vicreg": {
         "loss": "vic",
@@ -75,6 +77,8 @@ class MoCoPredictorOptions(AnyNormHeadOptions):
     last_bias: bool = True
     """Whether the last linear layer has a bias; it has none where a batch norm follows."""
 
+    legacy: ClassVar[Mapping[str, Any]] = {}
+
 
 class MoCoProjectorOptions(MoCoPredictorOptions):
     """The projector, which the momentum encoder has too: linear–norm–ReLU, then a linear layer."""
@@ -87,17 +91,21 @@ class MoCoProjectorOptions(MoCoPredictorOptions):
     """Dimension of the embeddings that the loss compares."""
 
 
-class MoCoOptions(KeyOptions, VICRegWeights):
+class MoCoOptions(KeyOptions, TargetMomentumOptions, VICRegWeights):
     """Options of the workbench."""
 
     preset: Literal["none", "moco_v2", "simclr", "byol", "vicreg"] = "none"
     """Sets every other option (and the views, where the config has none) to this method's; those that you set yourself
     take precedence. `none` is untitled-ai's MoCo on STL-10. It does not set the optimizer and the schedule."""
     loss: Literal["ce", "bce", "ip", "vic"] = "ce"
-    """Cross-entropy of the positive pair among the negatives, binary cross-entropy of each pair by itself (their mean),
-    1 − inner product of the positive pair, or VICReg's."""
+    """Cross-entropy of the positive pair among the negatives, binary cross-entropy of each pair by itself, 1 − inner
+    product of the positive pair, or VICReg's."""
     loss_factor: float = Field(default=1.0, gt=0)
-    """Multiplies the loss; it can turn the mean over the pairs of `bce` into their sum."""
+    """Multiplies the loss."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """`sum`, as untitled-ai's code: the losses of both directions and of `bce`'s 1 + K pairs are added up, the queue
+    takes view 2's keys only, and EqCo's K on the batch counts the positive. `mean`, as sslcli 0.1: both are means, the
+    queue takes both views' keys, and K is the number of negatives."""
     negatives: Literal["queue", "batch", "none"] = "queue"
     """Source of the negative pairs: keys of earlier steps, the batch's other images, or no negatives."""
     batch_negatives: Literal["all", "other_view"] = "all"
@@ -107,7 +115,7 @@ class MoCoOptions(KeyOptions, VICRegWeights):
     """With negatives from the batch, on several processes: the keys of all of them, or a process's own. A queue always
     takes all, since it must be the same everywhere."""
     both_views_as_queries: bool = False
-    """Average over both directions. Off: view 1 is the query, view 2 the key."""
+    """Add up both directions. Off: view 1 is the query, view 2 the key."""
     views_together: bool = False
     """Pass both views through the online network as one batch, so that its batch norms see them together, as SimCLR's
     do. Off: one view at a time."""
@@ -130,6 +138,8 @@ class MoCoOptions(KeyOptions, VICRegWeights):
     """The head after the backbone."""
     predictor: MoCoPredictorOptions = MoCoPredictorOptions()
     """The head after the projector, of the queries only."""
+
+    legacy: ClassVar[Mapping[str, Any]] = {**TargetMomentumOptions.legacy, "reduction": "mean"}
 
     @model_validator(mode="before")
     @classmethod
@@ -167,14 +177,14 @@ class MoCo(Method):
     encoder, a predictor, the unit sphere, EqCo's margin.
 
     Query q = predictor(projector(backbone(x))), key k = projector(backbone(x′)) of the other view, from the momentum
-    encoder if there is one. The loss is `loss_factor` × the mean over the directions (1, or 2 with
+    encoder if there is one. The loss is `loss_factor` × the sum over the directions (1, or 2 with
     `both_views_as_queries`) of `loss` of q and k. With a preset's options it is, on the same embeddings, exactly 1 ×
-    that method's loss: InfoNCE (`moco_v2`), NT-Xent (`simclr`), the sum of both directions of BYOL's regression
-    (`byol`, by a factor of 4), VICReg (`vicreg`).
+    that method's loss: InfoNCE (`moco_v2`), NT-Xent (`simclr`, by a factor of ½), the sum of both directions of BYOL's
+    regression (`byol`, by a factor of 2), VICReg (`vicreg`).
 
-    After each step the queue takes, of each micro-batch in order, the keys of view 2 of all processes in rank order,
-    then, if both views are queries, those of view 1; normalized if the loss normalizes them. It is one queue, with
-    which all queries are compared, and it holds keys of earlier steps only.
+    After each step the queue takes, of each micro-batch in order, the keys of view 2 of all processes in rank order;
+    normalized if the loss normalizes them. It is one queue, with which all queries are compared, and it holds keys of
+    earlier steps only.
 
     Attributes:
         steps: optimizer steps done, a 0-dim int64 tensor; shuffled batch norm draws by it.
@@ -233,10 +243,12 @@ class MoCo(Method):
         own_keys = both or (options.negatives == "batch" and options.batch_negatives == "all")
         k = {view: self._key(x[view], z, view) for view in ((0, 1) if own_keys else (1,))}  # N×E each
         loss, metrics = mean_over([self._compare(query, k[1 - view], k.get(view)) for view, query in enumerate(q)])
-        carry = {}
+        carry, means = {}, options.reduction == "mean"
         if self.queue is not None:
-            carry = {f"keys{v}": sphere_rows(k[v].detach(), options.unit_sphere) for v in ((1, 0) if both else (1,))}
-        return Step(options.loss_factor * loss, metrics, features=h[0].detach(), carry=carry)
+            kept = (1, 0) if both and means else (1,)
+            carry = {f"keys{view}": sphere_rows(k[view].detach(), options.unit_sphere) for view in kept}
+        factor = options.loss_factor * (1 if means else len(q))
+        return Step(factor * loss, metrics, features=h[0].detach(), carry=carry)
 
     def _key(self, images: Tensor, z: list[Tensor], view: int) -> Tensor:
         """The key (N, E) of a view: the momentum encoder's, or the online projection."""
@@ -264,7 +276,11 @@ class MoCo(Method):
         else:
             negatives = key[:0] if self.queue is None else self.queue.keys
             pairs = pair_logits(query, key, tau, negatives=negatives, unit_sphere=sphere)
-        loss = contrast_ce(pairs, options.eqco_alpha) if options.loss == "ce" else contrast_bce(pairs)
+        if options.loss == "ce":
+            counted = pairs.K + (options.negatives == "batch" and options.reduction == "sum")
+            loss = contrast_ce(pairs, negative_weight(options.eqco_alpha, counted))
+        else:
+            loss = contrast_bce(pairs, options.reduction)
         # Without negatives, the batch's other images serve the monitors.
         return loss, mean_cosines([(query, key)]) if options.negatives == "none" else pairs.metrics
 

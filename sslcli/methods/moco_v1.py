@@ -23,6 +23,8 @@ class MoCoV1ProjectorOptions(Options):
 
     output_dim: int = Field(default=128, ge=1)
     """Dimension of the embeddings that the loss compares."""
+    last_bias: bool = True
+    """Whether the layer has a bias."""
 
 
 class MoCoV1Options(QueueOptions):
@@ -43,7 +45,9 @@ class MoCoV1(QueueContrast):
 
     def __init__(self, backbone: Backbone, options: MoCoV1Options, run: RunInfo) -> None:
         dim = options.projector.output_dim
-        super().__init__(backbone, options, run, nn.Linear(backbone.spec.feature_dim, dim), dim)
+        super().__init__(
+            backbone, options, run, nn.Linear(backbone.spec.feature_dim, dim, bias=options.projector.last_bias), dim
+        )
 
     @classmethod
     def recipe(cls, options: MoCoV1Options, image_size: int, spec: BackboneSpec) -> RecipeSection:

@@ -25,6 +25,8 @@ class MoCoV2ProjectorOptions(Options):
     """Width of the hidden layer; null: the backbone's feature dimension."""
     output_dim: int = Field(default=128, ge=1)
     """Dimension of the embeddings that the loss compares."""
+    last_bias: bool = True
+    """Whether the last linear layer has a bias."""
 
 
 class MoCoV2Options(QueueOptions):

@@ -5,6 +5,9 @@ Khosla et al., *Supervised Contrastive Learning*, NeurIPS 2020, https://arxiv.or
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -16,7 +19,18 @@ from sslcli.contracts.views import RecipeSection
 from sslcli.losses import class_cosines, sup_con
 from sslcli.losses.sup_con import Anchors
 from sslcli.modules import ProjectorOptions, each_view, global_and_local
-from sslcli.modules.heads import contrastive_projector
+from sslcli.modules.heads import Norm, contrastive_projector
+
+
+class SupConProjectorOptions(ProjectorOptions):
+    """The projector: linear–ReLU–linear, as in the authors' code."""
+
+    norm: Norm = "none"
+    """Batch norm after the linear layers, or none."""
+    last_bias: bool = True
+    """Whether the last linear layer has a bias; with batch norm it has none, since one follows."""
+
+    legacy: ClassVar[Mapping[str, Any]] = {"norm": "batch", "last_bias": False}
 
 
 class SupConOptions(MethodOptions):
@@ -31,7 +45,7 @@ class SupConOptions(MethodOptions):
     linear layer."""
     contrast: Anchors = "all"
     """Which embeddings are anchors: `all`, or `one` view's, the first; they are compared with all views' either way."""
-    projector: ProjectorOptions = Field(default_factory=ProjectorOptions)
+    projector: SupConProjectorOptions = Field(default_factory=SupConProjectorOptions)
     """The head between the features and the loss."""
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -31,6 +31,8 @@ class ProjectorOptions(Options):
     """Dimension of the embeddings that the loss compares."""
     norm: Norm = "batch"
     """Batch norm after the linear layers, or none."""
+    last_bias: bool = False
+    """Whether the last linear layer has a bias; with batch norm it has none, since one follows."""
 
 
 class WideProjectorOptions(Options):
@@ -48,7 +50,7 @@ class WideProjectorOptions(Options):
 
 
 class AnyNormHeadOptions(Options):
-    """A head that takes any norm: linear–norm–ReLU, then a plain linear layer with bias."""
+    """A head that takes any norm: linear–norm–ReLU, then a plain linear layer."""
 
     layers: int = Field(default=2, ge=1)
     """Number of linear layers."""
@@ -60,6 +62,10 @@ class AnyNormHeadOptions(Options):
     """Number of groups of the norm `group`."""
     weight_standardization: bool = False
     """Standardize every row of a layer's weights to mean 0 and variance 1/fan-in before use."""
+    last_bias: bool = False
+    """Whether the last linear layer has a bias: deepmind's has none, lightly's, solo-learn's and untitled-ai's have."""
+
+    legacy: ClassVar[Mapping[str, Any]] = {"last_bias": True}
 
 
 def mlp(
@@ -135,8 +141,6 @@ def build_head(options: Options, input_dim: int, **fixed: Any) -> nn.Sequential:
 def contrastive_projector(options: ProjectorOptions, feature_dim: int) -> nn.Sequential:
     """Builds the projector of the contrastive methods: (N, feature_dim) → (N, options.output_dim).
 
-    As in SimCLR: batch norm, where there is one, follows every layer, the last without β; the last linear layer never
-    has a bias.
+    As in SimCLR: batch norm, where there is one, follows every layer, the last without β.
     """
-    last_norm = "no_bias" if options.norm == "batch" else "none"
-    return build_head(options, feature_dim, last_norm=last_norm, last_bias=False)
+    return build_head(options, feature_dim, last_norm="no_bias" if options.norm == "batch" else "none")

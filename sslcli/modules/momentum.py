@@ -6,7 +6,9 @@ He et al. (MoCo), https://arxiv.org/abs/1911.05722; the cosine schedule is BYOL'
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,10 +31,26 @@ class MomentumOptions(MethodOptions):
         """Returns m(t) = m_T − (m_T − m₀)·(1 + cos(π·t/T))/2 with t steps done of T: BYOL's formula where m_T is 1.
 
         With m_T = m₀, or None, it is exactly m₀ throughout (MoCo's fixed momentum). An update after step t (counted
-        from 0) uses m(t + 1), which is what an update before the next forward would use: the same numbers.
+        from 0) uses m(t + 1), which is what MoCo's update before the next forward uses: the same numbers.
         """
         final = self.momentum if self.final_momentum is None else self.final_momentum
         return half_cosine(self.momentum, final, progress.step, progress.total_steps)
+
+
+class TargetMomentumOptions(MomentumOptions):
+    """Options of methods whose authors update the momentum encoder after the optimizer, at the end of a step."""
+
+    momentum_step: Literal["this", "next"] = "this"
+    """Which EMA momentum of the cosine the update after a step uses: that of this step, so that the first is `momentum`
+    as in the authors' code, or that of the next one, as sslcli 0.1 did."""
+
+    legacy: ClassVar[Mapping[str, Any]] = {"momentum_step": "next"}
+
+    def momentum_at(self, progress: Progress) -> float:
+        """Returns m(t) after step t, counted from 0, or m(t + 1)."""
+        if self.momentum_step == "this":
+            progress = dataclasses.replace(progress, step=progress.step - 1)
+        return super().momentum_at(progress)
 
 
 class MomentumEncoder(nn.Module):

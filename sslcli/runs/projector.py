@@ -67,7 +67,7 @@ def _build(source: Path, card: BackboneCard, config: dict[str, Any]) -> Method:
     backbone = build_backbone(source, plain, lambda built: None)
     try:
         with torch.random.fork_rng(devices=[]):
-            return cls(backbone, cls.Options.parse(options), run)
+            return cls(backbone, cls.Options.parse(options).as_in_run(options), run)
     except (ValidationError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source}: the installed method {card.method!r} cannot be built ({reason})") from error

@@ -63,6 +63,8 @@ def check_options(cls: Any, values: Mapping[str, Any] | None, base: type[Options
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise AssertionError(f"{label}.Options rejects the options of the check: {where}: {problem['msg']}") from error
+    unknown = sorted({*options.legacy} - {*options.model_fields})
+    require(not unknown, f"{label}.Options.legacy names {', '.join(unknown)}, which is no option")
     plain = parsed.plain()
     with reported(f"{label}.Options cannot read what its plain() returned", ValueError):
         again = options.parse(json.loads(json.dumps(plain)))

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from sslcli import plugins
 from sslcli.config import schema
-from sslcli.config.resolve import RunConfig
+from sslcli.config.resolve import Choice, RunConfig
+from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options, ResumeRule
 from sslcli.data.files import FileOptions
@@ -29,20 +30,28 @@ def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeR
             if before.get("name") == now.get("name"):
                 before = _completed(model, before)
             for name in sorted({*now, *before}):
-                if now.get(name) != before.get(name):
-                    line = f"{section}.{name}: {_show(before.get(name))} in the run, {_show(now.get(name))} now"
-                    found.append((model.resume_rule(name), line))
+                lines = _changes(f"{section}.{name}", before.get(name), now.get(name))
+                found += [(model.resume_rule(name), line) for line in lines]
         elif section == "views" and before is not None:
             found += [("fixed", line) for line in _view_differences(now, before)]
-        elif now != before:
-            found.append(("fixed", f"{section}: {_show(before)} in the run, {_show(now)} now"))
+        else:
+            found += [("fixed", line) for line in _changes(section, before, now)]
     return found
 
 
+def _changes(key: str, before: Any, now: Any) -> list[str]:
+    """A line for each value that differs, of nested options for each of theirs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted({*before, *now})
+        return [line for name in names for line in _changes(f"{key}.{name}", before.get(name), now.get(name))]
+    return [] if before == now else [f"{key}: {_show(before)} in the run, {_show(now)} now"]
+
+
 def _completed(model: type[Options], stored: dict[str, Any]) -> dict[str, Any]:
-    """The stored options, with the current defaults of those that did not exist when the run was started."""
+    """The stored options, and what those that did not exist when the run was started meant to it."""
+    options = {name: value for name, value in stored.items() if name != "name"}
     try:
-        return {**stored, **model.parse({name: value for name, value in stored.items() if name != "name"}).plain()}
+        return {**stored, **model.parse(options).as_in_run(options).plain()}
     except ValidationError:  # an option was removed or changed its meaning: all are shown as they were written
         return stored
 
@@ -92,7 +101,8 @@ def check(config: RunConfig, stored: dict[str, Any], run: str) -> list[str]:
 
 
 def keep_resolved(config: RunConfig, stored: dict[str, Any]) -> RunConfig:
-    """Replaces each `auto` by what it was resolved to when the run began."""
+    """Replaces each `auto` by what it was resolved to when the run began, and options whose default has changed since
+    then by what the run has."""
     # A run of a version that did not compile is resumed without.
     training = {"compile": "none", **stored.get("training", {})}
     reuse = {
@@ -100,9 +110,19 @@ def keep_resolved(config: RunConfig, stored: dict[str, Any]) -> RunConfig:
         for name in ("device", "precision", "compile")
         if getattr(config.training, name) == "auto" and isinstance(training.get(name), str)
     }
-    data = config.data
+    sections: dict[str, Any] = {
+        section: _as_in_run(getattr(config, section), stored.get(section)) for section in PLUGIN_SECTIONS
+    }
+    data = sections.pop("data")
     if isinstance(data.options, FileOptions) and data.options.cache == "auto":
         # Likewise: a run of a version that had no cache is resumed without.
         cache = stored.get("data", {}).get("cache", "none")
         data = dataclasses.replace(data, options=data.options.model_copy(update={"cache": cache}))
-    return dataclasses.replace(config, data=data, training=config.training.model_copy(update=reuse))
+    return dataclasses.replace(config, **sections, data=data, training=config.training.model_copy(update=reuse))
+
+
+def _as_in_run(choice: Choice, stored: Any) -> Choice:
+    """The plugin of a config, with the options of a run where `Options.legacy` says so."""
+    if not isinstance(stored, dict) or stored.get("name") != choice.name:
+        return choice
+    return dataclasses.replace(choice, options=choice.options.as_in_run(stored))

@@ -50,7 +50,7 @@ def test_dino_steps_are_those_of_the_papers_algorithm_1() -> None:
         assert out.loss.item() == pytest.approx(loss.item(), abs=1e-9), step
         student.zero_grad()
         loss.backward()
-        momentum = 1 - 0.004 * (1 + math.cos(math.pi * (step + 1) / STEPS)) / 2
+        momentum = 1 - 0.004 * (1 + math.cos(math.pi * step / STEPS)) / 2
         with torch.no_grad():
             for p in (*student.parameters(), *(p for p in method.parameters() if p.requires_grad)):
                 if p.grad is not None:

@@ -51,8 +51,9 @@ def test_batch_negatives_are_the_momentum_keys_of_the_other_images(
             if loss == "ce":
                 each.append(-F.log_softmax(together, dim=0)[0])
             else:
-                each.append(F.binary_cross_entropy_with_logits(together, torch.eye(len(together))[0]))
-    torch.testing.assert_close(value, torch.stack(each).mean())
+                target = torch.eye(len(together))[0]
+                each.append(F.binary_cross_entropy_with_logits(together, target, reduction="sum"))
+    torch.testing.assert_close(value, torch.stack(each).sum() / COUNT)
 
 
 def test_eqco_with_few_negatives_counts_them_many_times() -> None:
@@ -62,11 +63,21 @@ def test_eqco_with_few_negatives_counts_them_many_times() -> None:
     torch.testing.assert_close(loss, info_nce(p[0], k[1], method.queue.keys.repeat(4, 1), 0.2))
 
 
-def test_eqco_on_the_batch_counts_the_negatives_really_used() -> None:
-    knobs = {"negatives": "batch", "batch_negatives": "other_view"}
+@pytest.mark.parametrize(("reduction", "counted"), [("sum", COUNT), ("mean", COUNT - 1)])
+def test_eqco_on_the_batch_counts_the_positive_too_or_only_the_negatives(reduction: str, counted: int) -> None:
+    knobs = {"negatives": "batch", "batch_negatives": "other_view", "reduction": reduction}
     torch.testing.assert_close(
-        build(**knobs, eqco_alpha=COUNT - 1.0)(batch()).loss, build(**knobs)(batch()).loss, rtol=1e-6, atol=0
+        build(**knobs, eqco_alpha=float(counted))(batch()).loss, build(**knobs)(batch()).loss, rtol=1e-6, atol=0
     )
+
+
+@pytest.mark.parametrize(
+    ("knobs", "factor"),
+    [({"both_views_as_queries": True}, 2), ({"loss": "bce"}, 20), ({"loss": "bce", "both_views_as_queries": True}, 40)],
+)
+def test_the_sums_of_untitled_ai_are_means_on_request(knobs: dict[str, Any], factor: int) -> None:
+    added, averaged = build(**knobs)(batch()).loss, build(**knobs, reduction="mean")(batch()).loss
+    torch.testing.assert_close(added, factor * averaged)
 
 
 def test_vic_weights_and_epsilon_are_the_options() -> None:
@@ -120,7 +131,7 @@ def test_online_keys_come_before_the_predictor() -> None:
     method, data = build(**STEPS_BETWEEN["simsiam's"]), batch()
     loss = method(data).loss
     z, p, _ = embeddings(method, data)
-    torch.testing.assert_close(loss, (byol_regression(p[0], z[1]) + byol_regression(p[1], z[0])) / 4)
+    torch.testing.assert_close(loss, (byol_regression(p[0], z[1]) + byol_regression(p[1], z[0])) / 2)
 
 
 @EACH
@@ -149,8 +160,11 @@ def test_the_network_sees_only_the_views_that_it_needs() -> None:
 
 @pytest.mark.parametrize("unit_sphere", [True, False])
 @pytest.mark.parametrize("both", [False, True])
-def test_the_queue_takes_view_2_then_view_1_of_each_micro_batch(both: bool, unit_sphere: bool) -> None:
-    method = build(both_views_as_queries=both, unit_sphere=unit_sphere, queue_size=37)
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_queue_takes_view_2_of_each_micro_batch_and_with_means_of_both_then_view_1(
+    both: bool, unit_sphere: bool, reduction: str
+) -> None:
+    method = build(both_views_as_queries=both, unit_sphere=unit_sphere, queue_size=37, reduction=reduction)
     train(method, 0, 1)
     before, start = method.queue.keys.clone(), int(method.queue.place)
     data = [batch(5, count=4), batch(6, count=3)]
@@ -159,7 +173,7 @@ def test_the_queue_takes_view_2_then_view_1_of_each_micro_batch(both: bool, unit
     expected = []
     for each in data:
         keys = embeddings(method, each)[2]
-        expected += [keys[1], keys[0]] if both else [keys[1]]
+        expected += [keys[1], keys[0]] if both and reduction == "mean" else [keys[1]]
     rows = torch.cat([F.normalize(k, dim=1) if unit_sphere else k for k in expected])
     method.after_step(carries, Progress(2, TOTAL, 3))
     indices = (start + torch.arange(len(rows))) % 37
@@ -174,7 +188,7 @@ def test_both_directions_are_compared_with_one_queue() -> None:
     loss = method(data).loss
     _, p, k = embeddings(method, data)
     each = [info_nce(p[view], k[1 - view], method.queue.keys, 0.2) for view in (0, 1)]
-    torch.testing.assert_close(loss, sum(each) / 2)
+    torch.testing.assert_close(loss, sum(each))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ HALF = COUNT // 2
 
 #: Settings, and whether batch norms are synchronized.
 CASES: dict[str, tuple[dict[str, Any], bool]] = {
-    "moco_v2": ({"preset": "moco_v2", "both_views_as_queries": True}, True),
+    "moco_v2": ({"preset": "moco_v2", "both_views_as_queries": True, "reduction": "mean"}, True),
     "simclr": ({"preset": "simclr"}, True),
     "byol": ({"preset": "byol"}, True),
     "vicreg": ({"preset": "vicreg"}, True),

@@ -125,8 +125,11 @@ HEADS: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("simclr", {}, f"{BLOCK} linear bn-β", None),
     ("simclr", {"projector": {"layers": 3}}, f"{BLOCK} {BLOCK} linear bn-β", None),
     ("simclr", {"projector": {"norm": "none"}}, f"{PLAIN} linear", None),
+    ("simclr", {"projector": {"norm": "none", "last_bias": True}}, f"{PLAIN} linear+bias", None),
+    ("simclr", {"projector": {"last_bias": True}}, f"{BLOCK} linear bn-β", None),
     ("simclr_v2", {}, f"{BLOCK} {BLOCK} linear bn-β", None),
-    ("supcon", {}, f"{BLOCK} linear bn-β", None),
+    ("supcon", {}, f"{PLAIN} linear+bias", None),  # SupContrast's networks/resnet_big.py
+    ("supcon", {"projector": {"norm": "batch", "last_bias": False}}, f"{BLOCK} linear bn-β", None),
     ("simsiam", {}, f"{BLOCK} {BLOCK} linear bn-γβ", f"{BLOCK} linear+bias"),
     ("simsiam", {"projector": {"layers": 2}}, f"{BLOCK} linear bn-γβ", f"{BLOCK} linear+bias"),
     ("simsiam", {"projector": NO_NORM, "predictor": NO_NORM}, f"{PLAIN} {PLAIN} linear+bias", f"{PLAIN} linear+bias"),
@@ -134,13 +137,15 @@ HEADS: list[tuple[str, dict[str, Any], str, str | None]] = [
         "simsiam", {"projector": {"last_norm": "full"}, "predictor": {"last_norm": "full"}},
         f"{BLOCK} {BLOCK} linear bn", f"{BLOCK} linear bn",
     ),
-    ("byol", {}, f"{BLOCK} linear+bias", f"{BLOCK} linear+bias"),
+    ("byol", {}, f"{BLOCK} linear", f"{BLOCK} linear"),  # deepmind's byol/utils/networks.py
     (
-        "byol", {"projector": {"norm": "none"}, "predictor": {"norm": "none", "layers": 1}},
-        f"{PLAIN} linear+bias", "linear+bias",
+        "byol", {"projector": {"norm": "none", "last_bias": True}, "predictor": {"norm": "none", "layers": 1}},
+        f"{PLAIN} linear+bias", "linear",
     ),
     ("moco_v1", {}, "linear+bias", None),
+    ("moco_v1", {"projector": {"last_bias": False}}, "linear", None),
     ("moco_v2", {}, f"{PLAIN} linear+bias", None),
+    ("moco_v2", {"projector": {"last_bias": False}}, f"{PLAIN} linear", None),
     ("eqco", {}, f"{PLAIN} linear+bias", None),
     ("moco_v3", {}, f"{BLOCK} linear bn-γβ", f"{BLOCK} linear"),
     (

@@ -59,7 +59,8 @@ def test_supcon_normalizes_its_embeddings() -> None:
     method, data = supcon(), batch()
     before = method(data).loss
     with torch.no_grad():
-        method.projector[-1].weight *= 50  # the last norm's scale: longer embeddings in the same directions
+        for parameter in method.projector[-1].parameters():  # longer embeddings in the same directions
+            parameter *= 50
     torch.testing.assert_close(method(data).loss, before)
 
 

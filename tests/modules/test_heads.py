@@ -66,7 +66,7 @@ def test_one_layer_is_linear_and_none_is_refused() -> None:
 
 def test_a_head_is_built_from_its_options_and_what_is_fixed() -> None:
     options = ProjectorOptions(output_dim=4)
-    assert options.plain() == {"layers": 2, "hidden_dim": None, "output_dim": 4, "norm": "batch"}
+    assert options.plain() == {"layers": 2, "hidden_dim": None, "output_dim": 4, "norm": "batch", "last_bias": False}
     head = build_head(options, 8, last_norm="full")
     assert kinds(head) == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
     assert [tuple(layer.weight.shape) for layer in head if isinstance(layer, nn.Linear)] == [(8, 8), (4, 8)]

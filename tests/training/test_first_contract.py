@@ -1,5 +1,8 @@
 """The second contract changes no run of the first: losses, weights, checkpoints and exported files are what they were.
 
+Where a default has changed since then, a new run has the same numbers with the options in `Options.legacy`, and a
+checkpoint of then has them without: it is resumed as it was.
+
 `first_contract/` holds the ends of short runs by the last version of the first contract (commit a3378c8), one a
 method, and features of a ViT; `python tests/training/test_first_contract.py FOLDER` wrote them. On the machine and
 torch version that they are from they must be equal to the bit, on others close, since kernels differ.
@@ -7,6 +10,7 @@ torch version that they are from they must be equal to the bit, on others close,
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import shutil
@@ -22,6 +26,7 @@ from small_options import method_cases
 from torch import Tensor
 
 from sslcli.backbones.vit import ViTTiny
+from sslcli.contracts.options import Options
 from sslcli.runs.checkpoint import checkpoint_path, read_checkpoint
 from sslcli.runs.directory import read_metrics
 from sslcli.runs.files import read
@@ -54,6 +59,13 @@ def run(name: str, folder: Path, *overrides: str, resume: bool = False) -> Path:
         method_config(name, *OVERRIDES, *AS_THEN.get(name, ()), *overrides, own_optimizer=True), folder, resume=resume
     )
     return folder
+
+
+def legacy(options: Options, prefix: str = "method") -> list[str]:
+    """Overrides with what the first contract's defaults were."""
+    own = [f"{prefix}.{name}={json.dumps(value)}" for name, value in options.legacy.items()]
+    nested = [legacy(value, f"{prefix}.{name}") for name, value in options if isinstance(value, Options)]
+    return [*own, *itertools.chain(*nested)]
 
 
 def losses(run: Path) -> list[float]:
@@ -107,7 +119,8 @@ def assert_same(found: dict[str, Tensor], before: dict[str, Tensor], about: dict
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_is_what_it_was_and_one_of_then_can_be_resumed(name: str, tmp_path: Path, about: dict[str, Any]) -> None:
-    done, path = run(name, tmp_path / "run"), FOLDER / f"{name}.safetensors"
+    as_then = legacy(method_config(name).method.options)
+    done, path = run(name, tmp_path / "run", *as_then), FOLDER / f"{name}.safetensors"
     before = read_checkpoint(path)
     found = newest(done)
     assert_same(found.tensors, before.tensors, about)
@@ -123,10 +136,14 @@ def test_a_run_is_what_it_was_and_one_of_then_can_be_resumed(name: str, tmp_path
         )
         assert_same(tensors, tensors_before, about)
         assert document.keys() == document_before.keys()
-    shutil.copy(path, checkpoint_path(done / "checkpoints", STEPS))
-    run(name, done, f"training.max_steps={STEPS + 1}", resume=True)
-    assert newest(done).step == STEPS + 1
-    assert newest(done).tensors.keys() == before.tensors.keys()
+    old = shutil.copytree(done, tmp_path / "old")
+    shutil.copy(path, checkpoint_path(old / "checkpoints", STEPS))
+    one_more = f"training.max_steps={STEPS + 1}"
+    resumed = newest(run(name, old, one_more, resume=True))
+    continued = newest(run(name, done, *as_then, one_more, resume=True))
+    assert resumed.step == STEPS + 1
+    assert resumed.document["config"] == continued.document["config"]
+    assert_same(resumed.tensors, continued.tensors, about)
 
 
 def test_features_of_a_vit_are_what_they_were(about: dict[str, Any]) -> None:
