@@ -1,11 +1,9 @@
-"""A small DINO over random views of two sizes, and the authors' parts beside it, for its tests."""
+"""A small DINO over random views of two sizes, for its tests."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-import torch
 from method_helpers import RUN, make
 from method_helpers import batch as any_batch
 from torch import Tensor, nn
@@ -37,25 +35,6 @@ class Pooled(Backbone):
         for branch in self.branches:
             h = h + branch(h)
         return Features(h)
-
-
-class Literal(nn.Module):
-    """Backbone and head of a method as the authors' code has them: one pass per resolution, then torch's parts."""
-
-    def __init__(self, method: DINO) -> None:
-        super().__init__()
-        self.backbone, self.mlp = copy.deepcopy(method.backbone), copy.deepcopy(method.head.mlp)
-        self.last = nn.utils.parametrizations.weight_norm(nn.Linear(5, 7, bias=False).double())
-        parts = self.last.parametrizations.weight
-        with torch.no_grad():
-            parts.original0.fill_(1)
-            parts.original1.copy_(method.head.last_layer.weight)
-        parts.original0.requires_grad_(False)
-
-    def forward(self, resolutions: list[list[Tensor]]) -> Tensor:
-        h = torch.cat([self.backbone(torch.cat(same)).pooled for same in resolutions])
-        z = self.mlp(h)
-        return self.last(z / z.norm(dim=1, keepdim=True))
 
 
 def build(rate: float = 0.0, run: RunInfo = RUN, **options: Any) -> DINO:

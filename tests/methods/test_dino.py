@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import sys
 
 import pytest
 import torch
-from dino_helpers import Literal, batch, build
+from dino_helpers import batch, build
 from method_helpers import PER_EPOCH, STEPS, train
 
 from sslcli.contracts.method import Progress
@@ -24,43 +23,6 @@ def test_dino_loss_is_that_of_all_views_against_the_teachers_global_ones() -> No
     teacher = method.teacher(torch.cat(images[:2])).chunk(2)
     expected = dino(student, teacher, method.center, 0.1, 0.07)
     assert method(data).loss.item() == pytest.approx(expected.item(), abs=1e-6)
-
-
-def test_dino_steps_are_those_of_the_papers_algorithm_1() -> None:
-    """Four steps of plain gradient descent beside a transcription with torch's own weight normalization."""
-    method = build(freeze_last_layer_epochs=0, teacher_temperature=0.07).double()
-    student, teacher = (Literal(method).train() for _ in range(2))
-    center = torch.zeros(1, 7, dtype=torch.float64)
-    for step in range(4):
-        data = batch(method, step)
-        for view in data.views:
-            view.image = view.image.double()
-        out = method(data)
-        method.zero_grad()
-        out.loss.backward()
-        gs, ls = [v.image for v in data.views[:2]], [v.image for v in data.views[2:]]
-        s, t = student([gs, ls]), teacher([gs]).detach()
-        terms = []
-        for g in range(2):
-            for v in range(5):
-                if v != g:
-                    p_t = ((t[8 * g : 8 * g + 8] - center) / torch.tensor(0.07).double()).softmax(dim=1)
-                    terms.append(-(p_t * (s[8 * v : 8 * v + 8] / 0.1).log_softmax(dim=1)).sum(dim=1).mean())
-        loss = sum(terms) / len(terms)
-        assert out.loss.item() == pytest.approx(loss.item(), abs=1e-9), step
-        student.zero_grad()
-        loss.backward()
-        momentum = 1 - 0.004 * (1 + math.cos(math.pi * step / STEPS)) / 2
-        with torch.no_grad():
-            for p in (*student.parameters(), *(p for p in method.parameters() if p.requires_grad)):
-                if p.grad is not None:
-                    p -= 0.5 * p.grad
-            for ours, theirs in zip(student.parameters(), teacher.parameters(), strict=True):
-                theirs.copy_(momentum * theirs + (1 - momentum) * ours)
-            center = 0.9 * center + 0.1 * t.mean(dim=0, keepdim=True)
-            method.after_step([out.carry], Progress(step + 1, STEPS, PER_EPOCH))
-    torch.testing.assert_close(method.center, center[0])
-    torch.testing.assert_close(method.teacher.backbone.linear.weight, teacher.backbone.linear.weight)
 
 
 def test_dino_student_sees_every_view_once_per_resolution_and_the_teacher_the_global_ones() -> None:
