@@ -171,6 +171,7 @@ def test_cifar_configs_have_solo_learns_values(name: str) -> None:
     head = plain["method"].get("projector") or plain["method"]["head"]
     dims = head["hidden_dim"], head.get("output_dim") or head["bottleneck_dim"]
     assert (plain["optimizer"]["name"], plain["optimizer"]["weight_decay"], dims) == (optimizer, decay, (hidden, out))
+    assert head.get("last_bias", True)  # where it matters; a batch norm in the loss or centering cancels it elsewhere
     assert effective_lr(found.optimizer.options, found.training.batch_size) == pytest.approx(lr)
     assert (found.training.epochs, found.training.batch_size) == (1000, 256)
     assert plain["schedule"]["warmup_epochs"] == 10
