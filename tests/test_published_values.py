@@ -53,7 +53,7 @@ COMMANDS: dict[str, tuple[str, list[str], float, dict[str, Any], list[tuple[floa
     ),
     "imagenet/simclr": (
         "arXiv 2002.05709; google-research/simclr: README.md", ["64.5%", "69.1%"], 4.8,
-        {"method.temperature": 0.1, "method.projector.layers": 2,
+        {"method.temperature": 0.1, "method.projector.layers": 2, "method.projector.output_dim": 128,
          "optimizer.lr_excluded": 2 * 0.3, "optimizer.weight_decay": 1e-6 / 2,  # its loss is twice ours
          "schedule.warmup_epochs": 10, "training.batch_size": 4096}, [(0.08, 2, 224)],
     ),
