@@ -65,12 +65,7 @@ def _view_differences(now: list[dict[str, Any]], before: list[dict[str, Any]]) -
     for view, stored in zip(now, before, strict=True):
         for operation, old in zip(view["operations"], stored["operations"], strict=True):
             old = _completed(plugins.load("augmentations", operation["name"]).Options, old)
-            lines += [
-                f"views.{number}.{operation['name']}.{name}: {_show(old.get(name))} in the run, "
-                f"{_show(operation.get(name))} now"
-                for name in sorted({*operation, *old})
-                if old.get(name) != operation.get(name)
-            ]
+            lines += _changes(f"views.{number}.{operation['name']}", old, operation)
         number += view["count"]
     return lines
 
