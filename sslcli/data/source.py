@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from sslcli.contracts.data import Dataset, Source, SourceBatch, StreamDataset
+from sslcli.contracts.data import Dataset, StreamDataset
 from sslcli.contracts.errors import UnreadableImage
+from sslcli.contracts.source import Source, SourceBatch
 from sslcli.memory import is_out_of_memory
 from sslcli.phases import phase
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from sslcli.contracts.data import Dataset, Source, SourceBatch
+from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import SslError
+from sslcli.contracts.source import Source, SourceBatch
 from sslcli.phases import phase
 
 from .cache.dataset import CachedDataset

@@ -23,8 +23,8 @@ from rich.table import Table
 from torch import Tensor
 
 from sslcli.config.resolve import RunConfig
-from sslcli.contracts.data import SourceBatch
 from sslcli.contracts.errors import UserError
+from sslcli.contracts.source import SourceBatch
 from sslcli.memory import out_of_memory
 from sslcli.phases import clock_for, phase
 from sslcli.runs.arithmetic import settings_restored
