@@ -193,25 +193,18 @@ class MoCo(Method):
     paper = "https://arxiv.org/abs/2003.04297"
 
     options: MoCoOptions
-    projector: nn.Module
-    predictor: nn.Module
     steps: Tensor
 
     def __init__(self, backbone: Backbone, options: MoCoOptions, run: RunInfo) -> None:
         super().__init__(backbone, options, run)
         dim, features = options.projector.output_dim, backbone.spec.feature_dim
         if not options.projector.layers and dim != features:
-            raise UserError(
-                f"method.projector.output_dim: {dim}, but without layers embeddings are the backbone's {features} "
-                f"features: set it to {features}"
-            )
-        self.projector, self.predictor = nn.Identity(), nn.Identity()
-        if options.projector.layers:
-            self.projector = build_head(options.projector, features)
-        if options.predictor.layers:
-            head = options.predictor
-            same = {name: getattr(options.projector, name) for name in _NORM} if head.norm == "same" else {}
-            self.predictor = build_head(head, dim, output_dim=dim, **same)
+            what = f"{dim}, but without layers embeddings are the backbone's features: set it to {features}"
+            raise UserError(f"method.projector.output_dim: {what}")
+        head, same = options.predictor, {name: getattr(options.projector, name) for name in _NORM}
+        fixed = {"output_dim": dim, **(same if head.norm == "same" else {})}
+        self.projector = build_head(options.projector, features) if options.projector.layers else nn.Identity()
+        self.predictor = build_head(head, dim, **fixed) if head.layers else nn.Identity()
         self.momentum_encoder = (
             MomentumEncoder(backbone=backbone, projector=self.projector) if options.momentum_encoder else None
         )

@@ -67,6 +67,7 @@ def check_stream(cls: type[StreamDataset], options: Mapping[str, Any] | None = N
     label, parsed = cls.__name__, _check_options(cls, options, StreamOptions)
     stream, again = cls.open(parsed), cls.open(parsed)
     _check_info(stream)
+    _check_given_statistics(stream, parsed)
     names = list(stream.shards)
     good = names and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
     require(good, f"{label}.shards must name each shard once: {names}")
@@ -202,7 +203,7 @@ def _check_limit(dataset: Dataset, options: DatasetOptions) -> None:
     require(good, f"{label} with limit={limit} does not keep the proportion of each class: {got.tolist()}")
 
 
-def _check_given_statistics(dataset: Dataset, options: DatasetOptions) -> None:
+def _check_given_statistics(dataset: AnyDataset, options: DatasetOptions) -> None:
     given = {"mean": (0.25,) * dataset.info.channels, "std": (0.125,) * dataset.info.channels}
     info = type(dataset).open(options.model_copy(update=given)).info
     good = (info.mean, info.std) == (given["mean"], given["std"])

@@ -164,7 +164,7 @@ def build(
         source = open_source(
             data, device, training.batch_size, training.accumulate, config.seed,
             distributed.rank(), distributed.world_size(), views=views, workers=training.workers,
-            budget=budget,
+            budget=budget, drop_last=training.drop_last,
         )  # fmt: skip
         info = RunInfo(
             total_steps=training.epochs * source.steps_per_epoch, steps_per_epoch=source.steps_per_epoch,
