@@ -34,7 +34,7 @@ from scaling_plots import draw
 from sslcli.config.document import Document
 from sslcli.config.merge import apply_overrides
 from sslcli.config.resolve import RunConfig, resolve
-from sslcli.contracts.data import SourceBatch
+from sslcli.contracts.source import SourceBatch
 from sslcli.datasets.shapes import Shapes, ShapesOptions
 from sslcli.runs.directory import RunDirectory
 from sslcli.training.context import Context

@@ -195,6 +195,8 @@ DATASETS = [
     broken("TooSmall", Pictures, "no side may fall below 4",
            image_for=lambda self, i, wanted: self.pixels[i] if wanted is None else self.pixels[i][:, :2, :2]),
     broken("AnyRoot", Pictures, "one line that names the folder", Options=RootedOptions),
+    broken("OwnNormalization", Pictures, "does not normalize with the options mean and std",
+           open=classmethod(lambda cls, options: cls(options))),
     broken("UnknownSplit", Pictures, "rejects the split 'test'", Options=OneSplit, splits=("train", "test")),
 ]  # fmt: skip
 

@@ -1,11 +1,10 @@
 """The preset `cifar_asym`."""
 
-from sslcli.contracts.views import Preset
-
 from .byol import COMMON
+from .strength import JitteredPreset
 
 
-class CIFARAsymPreset(Preset):
+class CIFARAsymPreset(JitteredPreset):
     """BYOL's views without blur, as libraries use them on CIFAR."""
 
     fixed = [COMMON, {**COMMON, "solarize": 0.2}]

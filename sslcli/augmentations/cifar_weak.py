@@ -1,11 +1,10 @@
 """The preset `cifar_weak`."""
 
-from sslcli.contracts.views import Preset
-
 from .moco_v2 import MoCoV2Preset
+from .strength import JitteredPreset
 
 
-class CIFARWeakPreset(Preset):
+class CIFARWeakPreset(JitteredPreset):
     """MoCo v2's views with bicubic crops from 8% of the image, as libraries use them on CIFAR."""
 
     fixed = [{**MoCoV2Preset.fixed[0], "crop_scale": [0.08, 1.0], "interpolation": "bicubic"}]

@@ -10,6 +10,7 @@ from sslcli.contracts.views import Preset
 
 from .byol import COMMON
 from .local_views import MultiCropOptions, local_views
+from .strength import strengthened
 
 
 class DINOOptions(MultiCropOptions):
@@ -33,10 +34,11 @@ class DINOPreset(Preset):
 
     @classmethod
     def views(cls, options: DINOOptions, size: int) -> list[dict[str, Any]]:
-        """Raises UserError if local views would not be smaller than global ones."""
+        """Raises UserError if local views would not be smaller than global ones, or for too large a strength."""
         global_view = {**COMMON, "crop_scale": list(options.global_scale)}
-        return [
+        views = [
             {**global_view, "blur": 1.0},
             {**global_view, "blur": 0.1, "solarize": 0.2},
             *local_views(options, size, {**COMMON, "blur": 0.5}),
         ]
+        return strengthened(views, options.strength)

@@ -11,13 +11,14 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.options import Options
+
+from .strength import StrengthOptions
 
 #: Side of a local view over that of a global one, in both papers.
 LOCAL_SHARE = 96 / 224
 
 
-class MultiCropOptions(Options):
+class MultiCropOptions(StrengthOptions):
     """Options of multi-crop with SwAV's defaults."""
 
     local_count: int = Field(default=6, ge=0)

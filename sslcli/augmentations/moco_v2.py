@@ -1,9 +1,9 @@
 """The preset `moco_v2`."""
 
-from sslcli.contracts.views import Preset
+from .strength import JitteredPreset
 
 
-class MoCoV2Preset(Preset):
+class MoCoV2Preset(JitteredPreset):
     """MoCo v2's two views, also used by SimSiam (Chen et al., https://arxiv.org/abs/2003.04297)."""
 
     fixed = [

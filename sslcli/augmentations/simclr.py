@@ -15,7 +15,7 @@ SMALL = 64
 
 class SimCLROptions(Options):
     strength: float | None = Field(default=None, ge=0, le=2.5)
-    """Strength of the color jitter; by default 0.5 up to 64 pixels, else 1."""
+    """Multiplies the strengths of the color jitter; by default 0.5 up to 64 pixels, else 1."""
     blur: float | None = Field(default=None, ge=0, le=1)
     """Fraction of samples that are blurred; by default 0 up to 64 pixels, else 0.5."""
 

@@ -36,6 +36,9 @@ class TrainingOptions(Options):
     """Images per optimizer step, over all processes and micro-batches."""
     accumulate: int = Field(default=1, ge=1, json_schema_extra=WARN)
     """Micro-batches whose gradients an optimizer step accumulates; saves memory."""
+    drop_last: bool = True
+    """Leave out the images of an epoch that do not fill a batch; false: its last step has fewer images, in equal parts
+    for all processes and micro-batches, two or more each, and the same learning rate."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(default="auto", json_schema_extra=WARN)
     """Precision of the forward pass; auto: bf16 if the device supports it natively, else fp16 on CUDA, else fp32. What
     stays in float32 (losses, views) is exact; only tf32 uses TF32, everywhere."""

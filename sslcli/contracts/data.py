@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from .errors import UserError
 from .options import FREE, Options
 
 if TYPE_CHECKING:
@@ -52,6 +53,18 @@ class DatasetOptions(Options):
     """Which part of the dataset to read."""
     limit: int | None = Field(default=None, ge=1)
     """Use only this many images: a fixed random choice, the same fraction of each class if there are labels."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel of images in [0, 1], instead of the dataset's own or a measured one; along with `std`."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Standard deviation of each channel, likewise."""
+
+    @model_validator(mode="after")
+    def _mean_and_std_belong_together(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std need each other: give both")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std need as many numbers: {len(self.mean)} and {len(self.std)}")
+        return self
 
 
 class RootedOptions(DatasetOptions):
@@ -112,7 +125,15 @@ class AnyDataset(ABC):
 
     @classmethod
     def open(cls, options: DatasetOptions) -> Self:
-        return cls(options)
+        """Opens it, normalized with the options' `mean` and `std` if they are given; UserError if these are not of its
+        channels."""
+        dataset = cls(options)
+        if options.mean is not None and options.std is not None:
+            given, channels = len(options.mean), dataset.info.channels
+            if given != channels:
+                raise UserError(f"data.mean, data.std: {given} numbers each, but images have {channels} channel(s)")
+            dataset.info = replace(dataset.info, mean=options.mean, std=options.std)
+        return dataset
 
 
 class Dataset(AnyDataset):
@@ -227,63 +248,6 @@ class StreamDataset(AnyDataset):
     @classmethod
     def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
         return None
-
-
-@dataclass
-class SourceBatch:
-    """What a source hands to the loop: uint8 images, not yet views.
-
-    Attributes:
-        images: one uint8 tensor (N, C, H, W) on the device that all views share; or, where workers have cropped,
-            one (N, C, size, size) per view.
-        cropped: whether the geometric operation of each view has been applied.
-        labels: (N,) int64 on the device, or None.
-        index: (N,) int64 on the CPU: the images' indices in the dataset; in a stream each has a number of its own.
-        positions: (N,) int64 on the CPU: their positions in the epoch's order over all ranks; draws hash these.
-        epoch: counted from 0.
-        replaced: for each image that could not be read, its name and the reason; `index` has the one used instead.
-    """
-
-    images: list[Tensor]
-    cropped: bool
-    labels: Tensor | None
-    index: Tensor
-    positions: Tensor
-    epoch: int
-    replaced: tuple[str, ...] = ()
-
-
-class Source(ABC):
-    """Feeds the images of a dataset to the loop, which knows no other kind of data."""
-
-    #: Global batches in an epoch.
-    steps_per_epoch: int
-    #: Steps whose batches may be made before they are asked for.
-    ahead: int = 0
-
-    def prepare(self, tell: object = None) -> None:
-        """Does the slow work before the first batch, once, on every process; otherwise `batches` does it.
-
-        `tell` is ignored; messages go to the logger.
-        """
-
-    @abstractmethod
-    def batches(self, step: int) -> Iterator[list[SourceBatch]]:
-        """Yields this rank's micro-batches of step `step`, `step + 1`, … without end."""
-
-    def cursor(self) -> dict[str, Any] | None:
-        """Returns, as JSON data, where reading goes on after the last step that was yielded; None where the step says
-        it. All processes call it together."""
-        return None
-
-    def restore(self, cursor: dict[str, Any] | None) -> None:
-        """Takes what `cursor` returned after some step, from which `batches` then starts.
-
-        Raises UserError if it is missing, or not of this data and batch size.
-        """
-
-    def close(self) -> None:
-        """Stops workers, if there are any."""
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

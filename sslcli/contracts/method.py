@@ -129,7 +129,9 @@ class RunInfo:
     total_steps: int
     steps_per_epoch: int
     epochs: int
-    batch_size: int  #: images per optimizer step, over all processes and micro-batches
+    #: Images per optimizer step, over all processes and micro-batches; with `training.drop_last: false` an epoch's last
+    #: step has fewer.
+    batch_size: int
     world_size: int
     data: DataInfo
     view_sizes: tuple[int, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +27,9 @@ class OptimizerOptions(Options):
     exclude: tuple[Role, ...] = ("norm", "bias", "embedding")
     """Roles of parameters that get no weight decay (and, with LARS and LARC, no trust ratio); MoCo v1 and v2, SimSiam,
     SupCon and SwAV exclude none: []."""
+    exclude_names: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Patterns of names of parameters to exclude as well, whatever their role, with the wildcards `*` and `?`:
+    ["*.bias", "*.bn?.*"]. `exclude: []` excludes by name alone."""
     scale_lr: Literal["batch/256", "sqrt", "none"] = "none"
     """The base learning rate is lr × batch_size / 256, lr × √batch_size, or lr itself."""
 

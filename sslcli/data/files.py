@@ -63,7 +63,7 @@ class FileDataset(Dataset):
         self.folder = folder
         self.files = PathList([files[index] for index in chosen.tolist()])
         mean, std = IMAGENET[channels]
-        if self.options.normalization == "measured":
+        if self.options.normalization == "measured" and self.options.mean is None:  # a given one needs no measuring
             mean, std = measure(folder, self.files, channels)
         self.info = DataInfo(name, channels, None, mean, std, None if classes is None else tuple(classes))
 

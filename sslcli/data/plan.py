@@ -22,11 +22,12 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cuts each epoch's order into global batches; an incomplete last one is left out.
+    """Cuts each epoch's order into global batches; an incomplete last one is left out, unless it is kept.
 
     The global batch of a step is a contiguous part of the epoch's order. It is cut into equal parts, by micro-batch and
     within each by rank, so that an image's position depends neither on the number of ranks nor on how often gradients
-    are accumulated.
+    are accumulated. So is an incomplete last one that is kept; what cannot be divided, or leaves fewer than two images
+    for a part, is left out: gradients are averaged, and batch norm and gathered losses need equal parts.
 
     Args:
         name: the dataset's, for messages.
@@ -36,6 +37,7 @@ class Plan:
         seed: the run's.
         rank: of this process.
         world_size: how many processes there are.
+        drop_last: leave out an incomplete last batch.
 
     Raises:
         UserError: if the batch cannot be cut into equal parts or is larger than the dataset.
@@ -48,13 +50,13 @@ class Plan:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    drop_last: bool = True
 
     def __post_init__(self) -> None:
-        parts = self.accumulate * self.world_size
-        if self.batch_size % parts:
+        if self.batch_size % self.parts:
             raise UserError(
                 f"training.batch_size: {self.batch_size} cannot be divided evenly among {self.world_size} "
-                f"process(es) × {self.accumulate} micro-batch(es); set it to a multiple of {parts}, or change "
+                f"process(es) × {self.accumulate} micro-batch(es); set it to a multiple of {self.parts}, or change "
                 "training.accumulate"
             )
         if self.batch_size > self.length:
@@ -64,13 +66,33 @@ class Plan:
             )
 
     @property
+    def parts(self) -> int:
+        """Micro-batches of all ranks in a step."""
+        return self.accumulate * self.world_size
+
+    @property
     def share(self) -> int:
         """Images in a micro-batch of one rank."""
-        return self.batch_size // (self.accumulate * self.world_size)
+        return self.batch_size // self.parts
+
+    @property
+    def last_share(self) -> int:
+        """The same in an epoch's last, smaller step; 0 if there is none."""
+        share = 0 if self.drop_last else self.length % self.batch_size // self.parts
+        return share if share > 1 else 0
+
+    @property
+    def left_out(self) -> int:
+        """Images that an epoch does not show."""
+        return self.length % self.batch_size - self.last_share * self.parts
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.length // self.batch_size
+        return self.length // self.batch_size + (self.last_share > 0)
+
+    def share_at(self, step: int) -> int:
+        """Returns the images in a micro-batch of one rank at a step, counted from the start of the run."""
+        return self.last_share if step % self.steps_per_epoch == self.length // self.batch_size else self.share
 
     def steps(self, step: int) -> Iterator[list[MicroBatch]]:
         """Yields this rank's micro-batches of step `step`, `step + 1`, … without end."""
@@ -82,8 +104,9 @@ class Plan:
             epoch, begin = epoch + 1, 0
 
     def _micro_batch(self, order: Tensor | None, epoch: int, number: int, micro: int) -> MicroBatch:
-        first = number * self.batch_size + (micro * self.world_size + self.rank) * self.share
-        stop = first + self.share
+        share = self.share_at(number)
+        first = number * self.batch_size + (micro * self.world_size + self.rank) * share
+        stop = first + share
         if order is None:  # an order that is too long to keep is computed in parts
             return MicroBatch(epoch, first, permutation(self.seed, epoch, self.length, first, stop))
         return MicroBatch(epoch, first, order[first:stop])

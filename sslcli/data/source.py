@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from sslcli.contracts.data import Dataset, Source, SourceBatch, StreamDataset
-from sslcli.contracts.errors import UnreadableImage
+from sslcli.contracts.data import Dataset, StreamDataset
+from sslcli.contracts.errors import UnreadableImage, UserError
+from sslcli.contracts.source import Source, SourceBatch
 from sslcli.memory import is_out_of_memory
 from sslcli.phases import phase
 
@@ -85,6 +86,7 @@ def open_source(
     views: ViewMaker,
     workers: int | Literal["auto"] = "auto",
     budget: float | None = None,
+    drop_last: bool = True,
 ) -> Source:
     """Returns the source that suits a dataset: all images on the device if they have one size and fit, else workers,
     which also read streams.
@@ -100,13 +102,21 @@ def open_source(
         views: crops the images in the workers.
         workers: processes that decode; 0 decodes in this one, `auto` leaves one of the cores free.
         budget: bytes of images that may be kept on the device; None: `resident_budget`.
+        drop_last: leave out an incomplete last batch of an epoch.
 
     Raises:
-        UserError: if the batch size does not suit the rest.
+        UserError: if the batch size does not suit the rest, or a stream is told to keep what it never leaves out.
     """
     if isinstance(dataset, StreamDataset):
+        if not drop_last:
+            raise UserError("training.drop_last: a stream leaves out no images between epochs: leave the option out")
         return StreamSource(dataset, device, batch_size, accumulate, seed, rank, world_size, views, workers)
-    plan = Plan(dataset.info.name, len(dataset), batch_size, accumulate, seed, rank, world_size)
+    plan = Plan(dataset.info.name, len(dataset), batch_size, accumulate, seed, rank, world_size, drop_last)
+    if not drop_last and plan.left_out:
+        log.info(
+            f"training.drop_last: each epoch still leaves out {plan.left_out} of {plan.length:,} images: the last "
+            f"step needs two or more, equally many, for each of {world_size} process(es) × {accumulate} micro-batch(es)"
+        )
     images = resident_images(dataset, resident_budget(device) if budget is None else budget)
     if images is not None:
         try:

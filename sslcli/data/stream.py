@@ -14,8 +14,9 @@ import torch.utils.data
 from torch import Tensor
 
 from sslcli import distributed
-from sslcli.contracts.data import SourceBatch, StreamDataset
+from sslcli.contracts.data import StreamDataset
 from sslcli.contracts.errors import SslError, UserError
+from sslcli.contracts.source import SourceBatch
 from sslcli.phases import phase
 
 from .crops import Cropper, Crops, Slice

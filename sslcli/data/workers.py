@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from sslcli.contracts.data import Dataset, Source, SourceBatch
+from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import SslError
+from sslcli.contracts.source import Source, SourceBatch
 from sslcli.phases import phase
 
 from .cache.dataset import CachedDataset
@@ -55,7 +56,7 @@ class WorkerSource(Source):
         self._seen = 0
         self._labels = dataset.labels
         self._cropper = Cropper(dataset, views, plan.seed)
-        self._slices = math.ceil(plan.share / SLICE)  # of a micro-batch
+        self._slices = math.ceil(plan.share / SLICE)  # of a micro-batch, except in a smaller last step
         self.ahead = math.ceil(self.workers * (self._ahead() or 0) / (self._slices * plan.accumulate))
         self._prepared = False
         cuda = self.device.type == "cuda"
@@ -88,10 +89,11 @@ class WorkerSource(Source):
         asked = _slices(self.plan.steps(step))
         pinned = self._stream is not None
         with loader(self._cropper, asked, self.workers, self._ahead(), pinned=pinned) as crops:
-            while True:
+            for number in itertools.count(step):
+                slices = math.ceil(self.plan.share_at(number) / SLICE)
                 with worker_errors() if self.workers else nullcontext():
                     with phase("waiting" if self.workers else "data"):
-                        received = [[next(crops) for _ in range(self._slices)] for _ in range(self.plan.accumulate)]
+                        received = [[next(crops) for _ in range(slices)] for _ in range(self.plan.accumulate)]
                     batches = [self._batch(parts) for parts in received]
                 yield batches
 

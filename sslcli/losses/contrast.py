@@ -139,6 +139,22 @@ def contrast_bce(pairs: PairLogits, reduction: Literal["sum", "mean"] = "sum") -
         return (same + others) / (len(pairs.positive) * (1 if reduction == "sum" else 1 + pairs.K))
 
 
+def contrast_ip(pairs: PairLogits) -> Tensor:
+    """Returns the mean over the queries of (1 − l₊) + Σ (1 + l₋), for pairs without a temperature (τ = 1).
+
+    untitled-ai's loss `ip`. Without negatives it is half of BYOL's; each negative pair counts as much as the positive.
+
+    Args:
+        pairs: what is compared.
+
+    Returns:
+        0-dim; float32 regardless of autocast, float64 for float64 embeddings.
+    """
+    with torch.autocast(pairs.positive.device.type, enabled=False):
+        others = torch.where(pairs.negative.isinf(), 0.0, 1 + pairs.negative).sum()
+        return (1 - pairs.positive).mean() + others / len(pairs.positive)
+
+
 def sphere_rows(x: Tensor, unit_sphere: bool) -> Tensor:
     """Returns the rows of (N, D) in float32 at least, with `unit_sphere` scaled to length 1; zeros stay zeros."""
     return unit_rows(x) if unit_sphere else in_full_precision(x)

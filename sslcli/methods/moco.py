@@ -14,11 +14,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec
+from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, DefaultSections, Method, Progress, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import all_gather
 from sslcli.losses import mean_cosines, mean_over, queue_info_nce_and_metrics, vicreg_and_metrics
-from sslcli.losses.contrast import contrast_bce, contrast_ce, pair_logits, sphere_rows
+from sslcli.losses.contrast import contrast_bce, contrast_ce, contrast_ip, pair_logits, sphere_rows
 from sslcli.losses.info_nce import negative_weight
 from sslcli.modules import MomentumEncoder, Queue, build_head, each_view, two_views
 from sslcli.modules.heads import AnyNormHeadOptions, LastNorm
@@ -63,6 +64,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+#: What makes the norms of a head, for a predictor whose norm is the projector's.
+_NORM = ("norm", "groups", "norm_eps", "norm_momentum")
+
+
 class MoCoPredictorOptions(AnyNormHeadOptions):
     """The predictor, after the projector of the queries only; its output has the embeddings' dimension."""
 
@@ -70,8 +75,8 @@ class MoCoPredictorOptions(AnyNormHeadOptions):
     """Number of linear layers; 0: no predictor."""
     hidden_dim: int = Field(default=512, ge=1)
     """Width of the hidden layers."""
-    norm: NormName = "none"
-    """Norm after each hidden layer."""
+    norm: NormName | Literal["same"] = "none"  # type: ignore[assignment]
+    """Norm after each hidden layer; same: the projector's, with its groups, eps and momentum."""
     last_norm: LastNorm = "none"
     """Batch norm after the last layer: complete, without shift, without scale and shift, or none."""
     last_bias: bool = True
@@ -83,12 +88,14 @@ class MoCoPredictorOptions(AnyNormHeadOptions):
 class MoCoProjectorOptions(MoCoPredictorOptions):
     """The projector, which the momentum encoder has too: linear–norm–ReLU, then a linear layer."""
 
-    layers: int = Field(default=2, ge=1)
-    """Number of linear layers."""
+    layers: int = Field(default=2, ge=0)
+    """Number of linear layers; 0: no projector, the loss compares the backbone's features."""
+    norm: NormName = "none"
+    """Norm after each hidden layer."""
     hidden_dim: int | None = Field(default=None, ge=1)  # type: ignore[assignment]
     """Width of the hidden layers; null: the backbone's feature dimension."""
     output_dim: int = Field(default=128, ge=1)
-    """Dimension of the embeddings that the loss compares."""
+    """Dimension of the embeddings that the loss compares; without layers it has to be the backbone's."""
 
 
 class MoCoOptions(KeyOptions, TargetMomentumOptions, VICRegWeights):
@@ -98,8 +105,8 @@ class MoCoOptions(KeyOptions, TargetMomentumOptions, VICRegWeights):
     """Sets every other option (and the views, where the config has none) to this method's; those that you set yourself
     take precedence. `none` is untitled-ai's MoCo on STL-10. It does not set the optimizer and the schedule."""
     loss: Literal["ce", "bce", "ip", "vic"] = "ce"
-    """Cross-entropy of the positive pair among the negatives, binary cross-entropy of each pair by itself, 1 − inner
-    product of the positive pair, or VICReg's."""
+    """Cross-entropy of the positive pair among the negatives, binary cross-entropy of each pair by itself, inner
+    products without a temperature (1 − that of the positive pair, + 1 + each negative pair's), or VICReg's."""
     loss_factor: float = Field(default=1.0, gt=0)
     """Multiplies the loss."""
     reduction: Literal["sum", "mean"] = "sum"
@@ -160,10 +167,10 @@ class MoCoOptions(KeyOptions, TargetMomentumOptions, VICRegWeights):
             raise ValueError(
                 "loss 'ce' is always 0 without negatives: set negatives to queue or batch, or another loss"
             )
-        if self.loss in ("ip", "vic") and self.negatives != "none":
+        if self.loss == "vic" and self.negatives != "none":
             raise ValueError(
-                f"loss {self.loss!r} does not use negatives, and they are {self.negatives!r}: set negatives to none, "
-                "or loss to ce or bce"
+                f"loss 'vic' does not use negatives, and they are {self.negatives!r}: set negatives to none, "
+                "or loss to ce, bce or ip"
             )
         if self.eqco_alpha is not None and self.loss != "ce":
             raise ValueError(f"eqco_alpha is a margin of loss 'ce', and loss is {self.loss!r}: leave it out")
@@ -200,11 +207,14 @@ class MoCo(Method):
 
     def __init__(self, backbone: Backbone, options: MoCoOptions, run: RunInfo) -> None:
         super().__init__(backbone, options, run)
-        dim = options.projector.output_dim
-        self.projector = build_head(options.projector, backbone.spec.feature_dim)
-        self.predictor: nn.Module = nn.Identity()
-        if options.predictor.layers:
-            self.predictor = build_head(options.predictor, dim, output_dim=dim)
+        dim, features = options.projector.output_dim, backbone.spec.feature_dim
+        if not options.projector.layers and dim != features:
+            what = f"{dim}, but without layers embeddings are the backbone's features: set it to {features}"
+            raise UserError(f"method.projector.output_dim: {what}")
+        head, same = options.predictor, {name: getattr(options.projector, name) for name in _NORM}
+        fixed = {"output_dim": dim, **(same if head.norm == "same" else {})}
+        self.projector = build_head(options.projector, features) if options.projector.layers else nn.Identity()
+        self.predictor = build_head(head, dim, **fixed) if head.layers else nn.Identity()
         self.momentum_encoder = (
             MomentumEncoder(backbone=backbone, projector=self.projector) if options.momentum_encoder else None
         )
@@ -258,8 +268,9 @@ class MoCo(Method):
 
     def _compare(self, query: Tensor, key: Tensor, own: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one direction and its monitors; `own` are the keys of the queries' own view."""
-        options, sphere, tau = self.options, self.options.unit_sphere, self.options.temperature
-        if options.loss in ("ip", "vic"):
+        options, sphere = self.options, self.options.unit_sphere
+        tau = 1.0 if options.loss == "ip" else options.temperature
+        if options.loss == "vic" or (options.loss == "ip" and options.negatives == "none"):
             q, k = sphere_rows(query, sphere), sphere_rows(key, sphere)
             if options.loss == "ip":  # half of BYOL's loss, with gradient to whichever of the two requires it
                 return 1 - (q * k).sum(dim=1).mean(), mean_cosines([(query, key)])
@@ -280,7 +291,7 @@ class MoCo(Method):
             counted = pairs.K + (options.negatives == "batch" and options.reduction == "sum")
             loss = contrast_ce(pairs, negative_weight(options.eqco_alpha, counted))
         else:
-            loss = contrast_bce(pairs, options.reduction)
+            loss = contrast_bce(pairs, options.reduction) if options.loss == "bce" else contrast_ip(pairs)
         # Without negatives, the batch's other images serve the monitors.
         return loss, mean_cosines([(query, key)]) if options.negatives == "none" else pairs.metrics
 

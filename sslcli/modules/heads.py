@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from sslcli.contracts.options import Options
@@ -60,12 +60,24 @@ class AnyNormHeadOptions(Options):
     """Norm after each hidden layer."""
     groups: int = Field(default=32, ge=1)
     """Number of groups of the norm `group`."""
+    norm_eps: float = Field(default=1e-5, gt=0)
+    """Added to the variances by the norm."""
+    norm_momentum: float = Field(default=0.1, gt=0, le=1)
+    """Share of a batch's statistics in the update of the running ones, for `batch` and `batch_renorm`."""
     weight_standardization: bool = False
     """Standardize every row of a layer's weights to mean 0 and variance 1/fan-in before use."""
+    standardize_last: bool = True
+    """With `weight_standardization`: the last layer's too; false: only the hidden layers', as in untitled-ai's code."""
     last_bias: bool = False
     """Whether the last linear layer has a bias: deepmind's has none, lightly's, solo-learn's and untitled-ai's have."""
 
     legacy: ClassVar[Mapping[str, Any]] = {"last_bias": True}
+
+    @model_validator(mode="after")
+    def _momentum_needs_running_statistics(self) -> Self:
+        if self.norm_momentum != 0.1 and self.norm in ("none", "layer", "group"):
+            raise ValueError(f"norm_momentum: norm {self.norm!r} has no running statistics: leave it out")
+        return self
 
 
 def mlp(
@@ -78,7 +90,10 @@ def mlp(
     last_norm: LastNorm = "none",
     last_bias: bool = True,
     groups: int = 32,
+    norm_eps: float = 1e-5,
+    norm_momentum: float = 0.1,
     weight_standardization: bool = False,
+    standardize_last: bool = True,
     activation: Callable[[], nn.Module] = RELU,
 ) -> nn.Sequential:
     """Builds `layers` linear layers with an activation between them: (N, input_dim) → (N, output_dim).
@@ -94,7 +109,10 @@ def mlp(
         last_norm: what follows the last one.
         last_bias: whether the last linear layer has a bias; ignored where a batch norm follows.
         groups: number of groups of the norm `group`.
+        norm_eps: eps of the norms after hidden layers.
+        norm_momentum: momentum of their running statistics.
         weight_standardization: whether every linear layer is a `StandardizedLinear`.
+        standardize_last: whether the last one is, too.
         activation: makes what follows each hidden linear layer and its norm.
 
     Raises:
@@ -109,11 +127,12 @@ def mlp(
     width = input_dim
     for _ in range(layers - 1):
         parts.append(linear(width, hidden_dim, bias=hidden_bias))
-        if (layer := build_norm(norm, hidden_dim, groups=groups)) is not None:
+        if (layer := build_norm(norm, hidden_dim, groups=groups, eps=norm_eps, momentum=norm_momentum)) is not None:
             parts.append(layer)
         parts.append(activation())
         width = hidden_dim
-    parts.append(linear(width, output_dim, bias=last_bias and last_norm == "none"))
+    last = linear if standardize_last else nn.Linear
+    parts.append(last(width, output_dim, bias=last_bias and last_norm == "none"))
     if last_norm != "none":
         parts.append(nn.BatchNorm1d(output_dim, affine=last_norm != "no_affine"))
         if last_norm == "no_bias":

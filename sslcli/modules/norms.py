@@ -27,6 +27,11 @@ class BatchRenorm1d(nn.Module):
     norm, which SyncBN's converter would replace: each process normalizes with its own samples, and the training loop
     averages the running statistics after each step.
 
+    Args:
+        features: D.
+        eps: added to variances.
+        momentum: share of the batch's statistics in the running ones' update.
+
     Attributes:
         running_mean: (D,), μ.
         running_var: (D,), σ²; unbiased, as torch's batch norm keeps it.
@@ -39,15 +44,14 @@ class BatchRenorm1d(nn.Module):
     running_var: Tensor
     steps: Tensor
 
-    #: Added to variances; share of the batch's statistics in the running ones' update.
-    eps, momentum = 1e-5, 0.1
     #: Final limits of r and d.
     r_max, d_max = 3.0, 5.0
     #: Forwards as plain batch norm, before the limits grow linearly; those after which r's and d's limits are final.
     plain_steps, r_steps, d_steps = 5000, 40000, 25000
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
+        self.eps, self.momentum = eps, momentum
         self.weight = nn.Parameter(torch.ones(features))
         self.bias = nn.Parameter(torch.zeros(features))
         self.register_buffer("running_mean", torch.zeros(features))
@@ -97,14 +101,29 @@ class StandardizedLinear(nn.Linear):
         return F.linear(x, weight, self.bias)
 
 
-def build_norm(name: NormName, features: int, *, groups: int = 32) -> nn.Module | None:
-    """Returns the norm layer for vectors (N, `features`), or None for `none`. Raises UserError if a group norm's groups
-    do not divide `features`."""
+def build_norm(
+    name: NormName, features: int, *, groups: int = 32, eps: float = 1e-5, momentum: float = 0.1
+) -> nn.Module | None:
+    """Returns the norm layer for vectors (N, `features`), or None for `none`.
+
+    Args:
+        name: of the norm.
+        features: dimensions to normalize.
+        groups: of the norm `group`.
+        eps: added to variances.
+        momentum: of the running statistics of `batch` and `batch_renorm`.
+
+    Raises:
+        UserError: if a group norm's groups do not divide `features`.
+    """
+    if name == "none":
+        return None
     if name == "group":
         if features % groups:
             raise UserError(
                 f"norm 'group': {features} dimensions cannot be divided into {groups} groups; change `groups`"
             )
-        return nn.GroupNorm(groups, features)
-    layers = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "batch_renorm": BatchRenorm1d}
-    return None if name == "none" else layers[name](features)
+        return nn.GroupNorm(groups, features, eps=eps)
+    if name == "layer":
+        return nn.LayerNorm(features, eps=eps)
+    return (nn.BatchNorm1d if name == "batch" else BatchRenorm1d)(features, eps=eps, momentum=momentum)

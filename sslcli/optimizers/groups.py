@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sslcli.contracts.errors import SslError
+from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.method import Method, ParameterGroup, StepFunction
 from sslcli.contracts.optimizer import OptimizerOptions, Role, Schedule
 from sslcli.modules.cosine import half_cosine
@@ -18,7 +19,7 @@ from sslcli.modules.roles import parameter_roles
 
 
 def build_groups(method: Method, options: OptimizerOptions) -> list[dict[str, Any]]:
-    """Returns torch parameter groups: each of the method's groups, split by whether a parameter's role is excluded.
+    """Returns torch parameter groups: each of the method's groups, split by whether a parameter is excluded.
 
     A group has `params`, `names` and `roles` (lists, one entry per parameter, in the same order), `name`, `excluded`,
     `lr_multiplier`, `constant_lr`, `lr` (`options.lr`, before any scaling) and `weight_decay` (0 if excluded). No group
@@ -26,6 +27,7 @@ def build_groups(method: Method, options: OptimizerOptions) -> list[dict[str, An
 
     Raises:
         SslError: if the method's groups do not hold every trainable parameter exactly once.
+        UserError: if a pattern of `exclude_names` matches no name.
     """
     trainable = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
     roles = parameter_roles(method)
@@ -43,14 +45,15 @@ def build_groups(method: Method, options: OptimizerOptions) -> list[dict[str, An
     missing = [name for name in trainable if name not in seen]
     if missing:
         raise SslError(f"{label}.parameter_groups: {missing[0]!r} is left out ({len(missing)} such parameters)")
+    check_patterns(seen, options)
     return groups
 
 
 def split_by_role(group: ParameterGroup, roles: Mapping[str, Role], options: OptimizerOptions) -> list[dict[str, Any]]:
-    """Returns one or two torch parameter groups, as described in `build_groups`: excluded roles in one of their own."""
+    """Returns one or two torch parameter groups, as described in `build_groups`: excluded ones in one of their own."""
     groups: list[dict[str, Any]] = []
     for excluded in (False, True):
-        names = [name for name in group.parameters if (roles[name] in options.exclude) == excluded]
+        names = [name for name in group.parameters if is_excluded(name, roles[name], options) == excluded]
         if names:
             groups.append(
                 {
@@ -66,6 +69,20 @@ def split_by_role(group: ParameterGroup, roles: Mapping[str, Role], options: Opt
                 }
             )
     return groups
+
+
+def is_excluded(name: str, role: Role, options: OptimizerOptions) -> bool:
+    """Returns whether a parameter gets no weight decay and no trust ratio, by its role or its name."""
+    return role in options.exclude or any(fnmatchcase(name, pattern) for pattern in options.exclude_names)
+
+
+def check_patterns(names: Iterable[str], options: OptimizerOptions) -> None:
+    """Raises UserError if a pattern of `exclude_names` matches none of the names of all parameters."""
+    names = sorted(names)
+    for pattern in options.exclude_names:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            shown = ", ".join(names[:: max(1, len(names) // 4)][:4])
+            raise UserError(f"optimizer.exclude_names: {pattern!r} matches no parameter; names are like {shown}")
 
 
 def effective_lr(options: OptimizerOptions, batch_size: int) -> float:

@@ -49,6 +49,7 @@ def check_dataset(cls: type[Dataset], options: Mapping[str, Any] | None = None) 
     _check_images(dataset, again)
     _check_labels(dataset, again)
     _check_limit(dataset, parsed)
+    _check_given_statistics(dataset, parsed)
     for part in get_args(Part):
         good = isinstance(cls.labeled(parsed, part), cls.Options | None)
         require(good, f"{label}.labeled({part!r}) must return options of the dataset, or None")
@@ -66,6 +67,7 @@ def check_stream(cls: type[StreamDataset], options: Mapping[str, Any] | None = N
     label, parsed = cls.__name__, _check_options(cls, options, StreamOptions)
     stream, again = cls.open(parsed), cls.open(parsed)
     _check_info(stream)
+    _check_given_statistics(stream, parsed)
     names = list(stream.shards)
     good = names and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
     require(good, f"{label}.shards must name each shard once: {names}")
@@ -199,3 +201,10 @@ def _check_limit(dataset: Dataset, options: DatasetOptions) -> None:
     got = torch.bincount(part.labels, minlength=classes)
     good = ((got - whole).abs() <= 1).all()
     require(good, f"{label} with limit={limit} does not keep the proportion of each class: {got.tolist()}")
+
+
+def _check_given_statistics(dataset: AnyDataset, options: DatasetOptions) -> None:
+    given = {"mean": (0.25,) * dataset.info.channels, "std": (0.125,) * dataset.info.channels}
+    info = type(dataset).open(options.model_copy(update=given)).info
+    good = (info.mean, info.std) == (given["mean"], given["std"])
+    require(good, f"{type(dataset).__name__}.open does not normalize with the options mean and std")

@@ -15,9 +15,9 @@ import torch
 from sslcli import distributed
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.data import Source
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Method
+from sslcli.contracts.source import Source
 from sslcli.data.source import ResidentSource
 from sslcli.memory import is_out_of_memory
 from sslcli.runs.device import memory_format

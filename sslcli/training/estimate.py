@@ -25,8 +25,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sslcli.contracts.data import Source, SourceBatch
 from sslcli.contracts.method import Method
+from sslcli.contracts.source import Source, SourceBatch
 from sslcli.data.plan import Plan
 from sslcli.data.source import ResidentSource, free_memory
 from sslcli.memory import readable

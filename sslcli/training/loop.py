@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from sslcli import distributed
-from sslcli.contracts.data import SourceBatch
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.method import Batch, DrawKeys, Progress, Step, StepFunction, View
+from sslcli.contracts.source import SourceBatch
 from sslcli.evaluation.quality import effective_rank, feature_std
 from sslcli.modules.sync_norm import local_statistics
 from sslcli.optimizers.groups import set_rates, weight_decay_schedule

@@ -16,11 +16,12 @@ from sslcli import distributed
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.callback import Callback
-from sslcli.contracts.data import Dataset, Source, StreamDataset
+from sslcli.contracts.data import Dataset, StreamDataset
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import BackboneCard
 from sslcli.contracts.method import Method, Progress, RunInfo
 from sslcli.contracts.optimizer import Schedule
+from sslcli.contracts.source import Source
 from sslcli.data.cache.dataset import CachedDataset, open_cached
 from sslcli.data.crops import wanted_side
 from sslcli.data.files import FileOptions
@@ -163,7 +164,7 @@ def build(
         source = open_source(
             data, device, training.batch_size, training.accumulate, config.seed,
             distributed.rank(), distributed.world_size(), views=views, workers=training.workers,
-            budget=budget,
+            budget=budget, drop_last=training.drop_last,
         )  # fmt: skip
         info = RunInfo(
             total_steps=training.epochs * source.steps_per_epoch, steps_per_epoch=source.steps_per_epoch,

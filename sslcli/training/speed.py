@@ -7,6 +7,7 @@ alternate in one process, so that changes of the machine's load affect both side
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import logging
 import statistics
@@ -23,8 +24,8 @@ from rich.table import Table
 from torch import Tensor
 
 from sslcli.config.resolve import RunConfig
-from sslcli.contracts.data import SourceBatch
 from sslcli.contracts.errors import UserError
+from sslcli.contracts.source import SourceBatch
 from sslcli.memory import out_of_memory
 from sslcli.phases import clock_for, phase
 from sslcli.runs.arithmetic import settings_restored
@@ -103,7 +104,8 @@ def measure(config: RunConfig, *, steps: int, rounds: int) -> tuple[Session, Mea
     """
     if group.described():
         raise UserError("bench: measures a single process; run it without torchrun")
-    session = build(config)
+    # Every measured step has the whole batch.
+    session = build(dataclasses.replace(config, training=config.training.model_copy(update={"drop_last": True})))
     try:
         with out_of_memory("in a step", lambda: less_memory(config)):
             session.source.prepare()

@@ -139,9 +139,8 @@ def test_the_normalization_is_imagenets_given_or_measured() -> None:
     measured = opened(data, normalization="measured").info
     assert measured.mean == pytest.approx(mean, abs=1e-5)
     assert measured.std == pytest.approx(std, abs=1e-5)
-    for wrong in ({"mean": [0.1, 0.2, 0.3]}, {"mean": [0.1], "std": [0.1]}, {"mean": [0, 0, 0], "std": [1, 1, 0]}):
-        with pytest.raises(UserError, match=r"^data.mean.*data.std"):
-            opened(data, **wrong)
+    with pytest.raises(UserError, match=r"^data.mean, data.std: 1 numbers each, but images have 3 channel"):
+        opened(data, mean=[0.1], std=[0.1])
 
 
 class Stream(IterableDataset[Any]):

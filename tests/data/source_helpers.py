@@ -10,8 +10,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, SourceBatch
+from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions
 from sslcli.contracts.errors import UnreadableImage
+from sslcli.contracts.source import SourceBatch
 from sslcli.contracts.views import ViewSpec
 from sslcli.data.plan import Plan
 from sslcli.data.workers import WorkerSource

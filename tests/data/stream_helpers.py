@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from source_helpers import CPU, views
 
-from sslcli.contracts.data import DataInfo, SourceBatch, StreamDataset, StreamItem, StreamOptions
+from sslcli.contracts.data import DataInfo, StreamDataset, StreamItem, StreamOptions
+from sslcli.contracts.source import SourceBatch
 from sslcli.data.source import open_source
 from sslcli.data.stream import StreamSource
 

@@ -9,8 +9,9 @@ import torch
 from source_helpers import CPU, Numbered, assert_all_same, assert_same, views
 from torch import Tensor
 
-from sslcli.contracts.data import Dataset, Source, SourceBatch
+from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UnreadableImage, UserError
+from sslcli.contracts.source import Source, SourceBatch
 from sslcli.data import plan as plan_module
 from sslcli.data.plan import Plan
 from sslcli.data.source import RESIDENT_BYTES, ResidentSource, open_source, resident_budget, resident_images

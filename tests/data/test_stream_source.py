@@ -10,8 +10,8 @@ import torch
 from source_helpers import assert_all_same, assert_same
 from stream_helpers import Counted, numbers, streamed, taken, whole
 
-from sslcli.contracts.data import SourceBatch
 from sslcli.contracts.errors import SslError, UserError
+from sslcli.contracts.source import SourceBatch
 
 UNEVEN = (7, 3, 9, 1, 6, 8, 5, 2)
 

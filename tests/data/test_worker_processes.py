@@ -14,8 +14,9 @@ import torch
 from source_helpers import Uneven, assert_all_same, opened, take, views
 from torch import Tensor
 
-from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, SourceBatch
+from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions
 from sslcli.contracts.errors import SslError
+from sslcli.contracts.source import SourceBatch
 from sslcli.data import workers as workers_module
 from sslcli.data.plan import Plan
 from sslcli.data.processes import worker_count, worker_errors

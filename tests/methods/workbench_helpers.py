@@ -26,6 +26,7 @@ STEPS_BETWEEN: dict[str, dict[str, Any]] = {
     "both directions": {"both_views_as_queries": True},
     "binary": {"loss": "bce", "loss_factor": 30.0},
     "binary, positives alone": {"loss": "bce", "negatives": "none"},
+    "inner products with negatives": {"loss": "ip", "loss_factor": 0.1},
     "batch": {"negatives": "batch"},
     "batch, the other view, no sphere": {"negatives": "batch", "batch_negatives": "other_view", "unit_sphere": False},
     "eqco on the batch": {"negatives": "batch", "eqco_alpha": 1000.0, "gather_keys": False},

@@ -76,6 +76,16 @@ def test_batch_renorm_is_batch_norm_at_first_and_keeps_the_same_statistics() -> 
     assert all(torch.equal(before[k], v) for k, v in ours.state_dict().items())
 
 
+def test_batch_renorm_takes_eps_and_momentum() -> None:
+    torch.manual_seed(0)
+    ours, torchs = BatchRenorm1d(4, eps=1e-3, momentum=0.01), nn.BatchNorm1d(4, eps=1e-3, momentum=0.01)
+    for _ in range(2):
+        x = 0.1 * torch.randn(8, 4) + 1
+        assert torch.allclose(ours(x), torchs(x), atol=1e-6)
+    assert torch.allclose(ours.running_mean, torchs.running_mean)
+    assert torch.allclose(ours.running_var, torchs.running_var)
+
+
 def test_batch_renorm_counts_its_steps_in_the_state() -> None:
     norm = BatchRenorm1d(4)
     norm(torch.randn(8, 4))

@@ -11,7 +11,7 @@ from torch import nn
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.data import DataInfo
-from sslcli.contracts.errors import SslError
+from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.method import Batch, Method, MethodOptions, ParameterGroup, RunInfo, Step
 from sslcli.contracts.optimizer import OptimizerOptions
 from sslcli.optimizers.groups import build_groups, effective_lr, set_rates, weight_decay_schedule
@@ -89,6 +89,29 @@ def test_exclude_decides_which_roles_are_excluded() -> None:
     assert [(group["excluded"], group["weight_decay"]) for group in everything] == [(False, 0.01)] * 2
     norms = build_groups(Predicting(), OptimizerOptions(lr=0.1, weight_decay=0.01, exclude=("norm",)))
     assert [group["names"] for group in norms if group["excluded"]] == [["backbone.norm.weight", "backbone.norm.bias"]]
+
+
+def test_patterns_exclude_parameters_by_name_whatever_their_role() -> None:
+    by_name = {"exclude": [], "exclude_names": ["*.bias", "predictor.*"]}
+    groups = build_groups(Predicting(), OptimizerOptions.parse({"lr": 0.1, "weight_decay": 0.01, **by_name}))
+    assert [(group["names"], group["weight_decay"]) for group in groups] == [
+        (["backbone.linear.weight", "backbone.norm.weight"], 0.01),
+        (["backbone.linear.bias", "backbone.norm.bias"], 0.0),
+        (["predictor.weight"], 0.0),
+    ]
+    assert [group["excluded"] for group in groups] == [False, True, True]
+    both = build_groups(Predicting(), OptimizerOptions(lr=0.1, exclude=("norm",), exclude_names=("*linear.weight",)))
+    assert [group["names"] for group in both if group["excluded"]] == [
+        ["backbone.linear.weight", "backbone.norm.weight", "backbone.norm.bias"]
+    ]
+
+
+def test_a_pattern_that_matches_no_name_is_an_error_that_shows_names() -> None:
+    options = OptimizerOptions(lr=0.1, exclude_names=("*.bias", "*.bn*"))
+    with pytest.raises(UserError, match=r"^optimizer.exclude_names: '\*\.bn\*' matches no parameter.*linear\.weight"):
+        build_groups(Predicting(), options)
+    with pytest.raises(ValueError, match="exclude_names"):
+        OptimizerOptions.parse({"lr": 0.1, "exclude_names": [""]})
 
 
 @pytest.mark.parametrize(

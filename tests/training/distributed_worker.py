@@ -57,6 +57,8 @@ def main(output: Path) -> None:
         for method in METHODS:
             found |= gradients(method)
         found |= {f"accumulated.{k}": v for k, v in gradients("simsiam", "training.accumulate=2").items()}
+        smaller = gradients("simclr", "training.drop_last=false", "data.count=12")  # the second step has 4 images
+        found |= {f"smaller.{k}": v for k, v in smaller.items()}
         if distributed.rank() == 0:
             save_file({k: v.contiguous() for k, v in found.items()}, output / "gradients.safetensors")
         for accumulate in (1, 2):
@@ -71,6 +73,7 @@ def make_runs(output: Path) -> None:
     """For each method a whole run and one in two parts; in `local` each process has its own batch statistics."""
     said: list[str] = []
     runs = {method: [method] for method in METHODS} | {"local": ["simclr", "training.sync_batch_norm=false"]}
+    runs["smaller"] = ["simclr", "training.drop_last=false", "data.count=30"]
     for name, overrides in runs.items():
         train(method_config(*overrides), output / name / "whole", tell=said.append)
         train(method_config(*overrides, "training.max_steps=3"), output / name / "parts", tell=said.append)

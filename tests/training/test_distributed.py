@@ -68,6 +68,15 @@ def test_accumulated_gradients_are_those_of_one_process(two):
         torch.testing.assert_close(shared[name], joined[name], rtol=1e-6, atol=1e-9)
 
 
+def test_gradients_of_a_smaller_last_step_are_those_of_one_process(two):
+    joined = load_file(two / "alone" / "gradients.safetensors")
+    shared = load_file(two / "gradients.safetensors")
+    names = [name for name in joined if name.startswith("smaller.")]
+    assert names
+    for name in names:
+        torch.testing.assert_close(shared[name], joined[name], rtol=1e-6, atol=1e-9)
+
+
 def test_methods_draw_the_same_on_two_processes_and_with_two_micro_batches(two):
     places = [place / f"draws-{accumulate}.safetensors" for place in (two, two / "alone") for accumulate in (1, 2)]
     first, *others = map(load_file, places)
@@ -76,7 +85,7 @@ def test_methods_draw_the_same_on_two_processes_and_with_two_micro_batches(two):
         assert_same_draws(other, first)
 
 
-@pytest.mark.parametrize("run", [*METHODS, "local"])
+@pytest.mark.parametrize("run", [*METHODS, "local", "smaller"])
 def test_a_run_of_two_processes_resumes_bitwise_identical(two, run):
     whole = newest(two / run / "whole")
     assert (whole.step, whole.document["world_size"]) == (12, 2)

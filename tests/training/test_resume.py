@@ -22,8 +22,15 @@ from sslcli.training.train import train
         ["training.precision=bf16"],
         ["training.precision=fp16", "training.channels_last=false"],
         ["method=mean_method", "backbone=dropping", "callbacks.counter={}"],
+        ["training.drop_last=false", "data.count=30"],
     ],
-    ids=["accumulate and clip", "bf16", "fp16 with its scaler", "dropout and a callback's state"],
+    ids=[
+        "accumulate and clip",
+        "bf16",
+        "fp16 with its scaler",
+        "dropout and a callback's state",
+        "a smaller last step",
+    ],
 )
 def test_a_run_resumed_in_mid_epoch_ends_bitwise_identical(tiny, tmp_path, odd_plugins, overrides):
     train(tiny(*overrides), tmp_path / "whole")

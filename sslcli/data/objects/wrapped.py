@@ -41,10 +41,6 @@ class WrappedOptions(DatasetOptions):
     """3 for color, 1 to read everything as gray; null: gray if the images are."""
     normalization: Literal["imagenet", "measured"] = "imagenet"
     """Mean and standard deviation: ImageNet's, or those of (up to 2,000 of) the images."""
-    mean: tuple[float, ...] | None = None
-    """Mean of each channel for images in [0, 1], instead of `normalization`; along with `std`."""
-    std: tuple[float, ...] | None = None
-    """Standard deviation of each channel, likewise."""
     labels: Literal["auto", "read", "none"] = "auto"
     """`auto`: from the object's `targets` or `labels`, else from the items if they are kept in memory; `read`: every
     item is read for its label when the run starts; `none`: labels are ignored."""
@@ -124,15 +120,8 @@ class WrappedDataset(Dataset):
         return numbers, tuple(next(known, map(str, range(count))))
 
     def _statistics(self) -> Statistics:
-        options, channels = self.options, self._channels
-        if (options.mean is None) != (options.std is None):
-            raise UserError("data.mean and data.std need each other: give both")
-        if options.mean is not None and options.std is not None:
-            if len(options.mean) != channels or len(options.std) != channels or min(options.std) <= 0:
-                raise UserError(f"data.mean, data.std: should be {channels} numbers each, those of std above 0")
-            return options.mean, options.std
-        if options.normalization == "imagenet":
-            return IMAGENET[channels]
+        if self.options.normalization == "imagenet" or self.options.mean is not None:  # `open` puts a given one here
+            return IMAGENET[self._channels]
         return sampled(self._given.title, len(self), self.image, threads=self._threads)
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sslcli.contracts.method import ParameterGroup
 from sslcli.contracts.optimizer import Role
-from sslcli.optimizers.groups import weight_decay_schedule
+from sslcli.optimizers.groups import check_patterns, is_excluded, weight_decay_schedule
 from sslcli.optimizers.sgd import SGD
 
 from ..probes.training import ScheduledOptimizer, Training
@@ -63,6 +63,7 @@ def _joint_sgd(
 ) -> Update:
     """torch's SGD with a learning rate for each head."""
     options: Any = training.optimizer_for(rates[0])[1]
+    check_patterns(parameters, options)
     schedules = [training.schedule_for(rate, steps) for rate in rates]
     decay_at = weight_decay_schedule(options, training.epochs * steps)
     velocities = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
@@ -76,7 +77,7 @@ def _joint_sgd(
         decay = options.weight_decay if decay_at is None else decay_at(step)
         for name, tensor in parameters.items():
             gradient, velocity = gradients[name], velocities[name]
-            if decay and _ROLES[name] not in options.exclude:
+            if decay and not is_excluded(name, _ROLES[name], options):
                 gradient.add_(tensor, alpha=decay)
             velocity.mul_(options.momentum).add_(gradient)
             change = gradient.add_(velocity, alpha=options.momentum) if options.nesterov else velocity

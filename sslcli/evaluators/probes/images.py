@@ -14,10 +14,11 @@ from torch import Tensor
 from sslcli.config.document import Document
 from sslcli.config.problems import Problems
 from sslcli.config.views_section import resolve_views
-from sslcli.contracts.data import Dataset, SourceBatch
+from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import Subject
 from sslcli.contracts.options import Options
+from sslcli.contracts.source import SourceBatch
 from sslcli.contracts.views import ViewSpec
 from sslcli.data.source import open_source
 from sslcli.views.pipeline import ViewMaker

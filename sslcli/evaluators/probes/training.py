@@ -21,7 +21,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import ParameterGroup
 from sslcli.contracts.optimizer import OptimizerOptions, OptimizerPlugin, Role, Schedule
 from sslcli.contracts.options import Options
-from sslcli.optimizers.groups import effective_lr, set_rates, split_by_role, weight_decay_schedule
+from sslcli.optimizers.groups import check_patterns, effective_lr, set_rates, split_by_role, weight_decay_schedule
 from sslcli.plugins import load
 
 
@@ -156,13 +156,14 @@ class ScheduledOptimizer:
         roles: the role of each name in the groups.
 
     Raises:
-        UserError: the schedule's options do not fit the number of steps.
+        UserError: the schedule's options do not fit the number of steps, or a pattern of `exclude_names` matches none.
     """
 
     def __init__(
         self, training: Training, lr: float, steps: int, groups: Sequence[ParameterGroup], roles: Mapping[str, Role]
     ) -> None:
         cls, options = training.optimizer_for(lr)
+        check_patterns([name for group in groups for name in group.parameters], options)
         self.schedule = training.schedule_for(lr, steps)
         self.optimizer = cls.build([each for group in groups for each in split_by_role(group, roles, options)], options)
         self._decay = weight_decay_schedule(options, training.epochs * steps)

@@ -18,8 +18,8 @@ import torch
 from cache_helpers import BYTES, KINDS, all_there, messages, opened, options, views, write, write_pictures
 from PIL import Image
 
-from sslcli.contracts.data import SourceBatch
 from sslcli.contracts.errors import SslError, UnreadableImage
+from sslcli.contracts.source import SourceBatch
 from sslcli.data.cache import file as cache_file
 from sslcli.data.cache.dataset import CachedDataset, Kind
 from sslcli.data.crops import Cropper, Slice
