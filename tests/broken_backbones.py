@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from broken_plugins import broken
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslcli.backbones.vit import ViT, ViTTiny
 from sslcli.contracts.backbone import BackboneProvider, BackboneSpec, Features
@@ -56,6 +56,10 @@ BACKBONES = [
            forward=other_features(lambda pooled: F.dropout(pooled, training=True))),
     broken("BatchNormInEval", SmallBackbone, "depend on the others in its batch",
            forward=other_features(lambda pooled: pooled - pooled.mean(dim=0))),
+    broken("FewerLayers", ViTTiny, "layer_modules returns 1 layers, fewer than forward takes", VIT,
+           layer_modules=lambda self: tuple(self.blocks)[:1]),
+    broken("OthersLayers", ViTTiny, "layer_modules returns modules that are not its own", VIT,
+           layer_modules=lambda self: (nn.Linear(1, 1), nn.Linear(1, 1))),
     broken("TakesMask", SmallBackbone, "must reject a mask",
            forward=lambda self, x, mask=None, mask_token=None, **others: SmallBackbone.forward(self, x, **others)),
     broken("TakesKeep", SmallBackbone, "must reject `keep`",

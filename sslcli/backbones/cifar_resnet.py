@@ -5,6 +5,7 @@ He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, https://arx
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -101,10 +102,13 @@ class CIFARResNet(Backbone):
         refuse_masks(self.name, mask, mask_token, keep)
         refuse_layers(self.name, layers, most=3)
         x, maps = F.relu(self.bn1(self.conv1(x))), []
-        for stage in (self.layer1, self.layer2, self.layer3):
+        for stage in self.layer_modules():
             x = stage(x)
             maps.append(x)
         return features_of_maps(x.mean(dim=(2, 3)), maps[-layers:])
+
+    def layer_modules(self) -> Sequence[nn.Module]:
+        return self.layer1, self.layer2, self.layer3
 
 
 CIFARResNet20, CIFARResNet56 = (

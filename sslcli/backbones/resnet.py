@@ -6,7 +6,7 @@ He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, https://arx
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -83,10 +83,14 @@ class ResidualNetwork(resnet.ResNet):  # type: ignore[misc]  # torchvision has n
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.bn1 = norm_layer(options.width)
 
+    def stages(self) -> tuple[nn.Module, ...]:
+        """Returns the four stages."""
+        return self.layer1, self.layer2, self.layer3, self.layer4
+
     def maps(self, x: Tensor) -> list[Tensor]:
         """Returns the output of each of the four stages for images (N, C, H, W)."""
         x, maps = self.maxpool(self.relu(self.bn1(self.conv1(x)))), []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+        for stage in self.stages():
             x = stage(x)
             maps.append(x)
         return maps
@@ -163,6 +167,9 @@ class ResidualBackbone(Backbone):
         refuse_layers(self.name, layers, most=len(self.layers))
         maps = self.network.maps(x)
         return features_of_maps(self.network.pooled(maps[-1]), maps[-layers:])
+
+    def layer_modules(self) -> Sequence[nn.Module]:
+        return self.network.stages()
 
     def export_state(self) -> tuple[dict[str, Tensor], str]:
         """Returns the weights under torchvision's names, and no lines: torchvision has no such model."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -238,6 +238,10 @@ class TorchvisionBackbone(Backbone):
         grid = (side, side) if keep is None else None
         parts = tuple((out[:, 0], out[:, 1:]) for out in last)
         return Features(network.heads(parts[-1][0]), parts[-1][1], grid, parts)
+
+    def layer_modules(self) -> Sequence[nn.Module]:
+        """Returns a ViT's blocks; nothing for other networks."""
+        return tuple(self.network.encoder.layers) if self._family() == "vit" else ()
 
     def published_state(self) -> dict[str, Tensor] | None:
         """Returns torchvision's weights; the positions of a ViT are interpolated to its image size."""

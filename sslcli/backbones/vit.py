@@ -8,6 +8,7 @@ https://arxiv.org/abs/2104.14294; fixed sin-cos positions, Chen et al. (MoCo v3)
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -96,6 +97,9 @@ class ViT(Backbone):
     @property
     def patch_projection(self) -> nn.Module:
         return self.patch_embed[0]
+
+    def layer_modules(self) -> Sequence[nn.Module]:
+        return tuple(self.blocks)
 
     @classmethod
     def build(cls, options: ViTOptions, channels: int, image_size: int) -> ViT:

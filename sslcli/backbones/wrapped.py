@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -64,6 +65,9 @@ class WrappedBackbone(Backbone):
         refuse_masks(self.title, mask, mask_token, keep)
         refuse_layers(self.title, layers)
         return Features(pooled=_pooled(self.network(x), self.title))
+
+    def layer_modules(self) -> Sequence[nn.Module]:
+        return self.network.layer_modules() if isinstance(self.network, Backbone) else ()
 
     def export_state(self) -> tuple[dict[str, Tensor], str]:
         """Returns the weights under the module's own names, and lines that load them into the reader's own `model`."""

@@ -18,7 +18,9 @@ from .options import parse_into
 from .problems import Problems, show
 
 #: Operations whose name is a short key, in their default order. A view's `order` names those that come first.
-DEFAULT_ORDER = ("flip", "jitter", "grayscale", "blur", "solarize")
+DEFAULT_ORDER = (
+    "flip", "autoaugment", "randaugment", "jitter", "grayscale", "blur", "solarize", "random_erasing",
+)  # fmt: skip
 #: Short keys of the random resized crop, and the option that each sets.
 CROP_KEYS = {"crop_scale": "scale", "crop_ratio": "ratio", "interpolation": "interpolation"}
 _KEYS_OF_CROP = {option: key for key, option in CROP_KEYS.items()}

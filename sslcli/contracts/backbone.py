@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -128,6 +129,11 @@ class Backbone(nn.Module, ABC):
                 of a transformer, stages of a ResNet. A network that has none, or not so many, raises UserError for more
                 than 1.
         """
+
+    def layer_modules(self) -> Sequence[nn.Module]:
+        """Returns the layers that `forward` counts (blocks of a transformer, stages of a ResNet), the first one first;
+        empty, the default, for a network that has none to tell apart. Layer-wise learning-rate decay goes by them."""
+        return ()
 
     def published_state(self) -> dict[str, Tensor] | None:
         """Returns published weights to start from if the options ask for them; None, the default, otherwise.

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
 from pydantic import AfterValidator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone, Features
 from sslcli.contracts.errors import UserError
@@ -101,3 +102,6 @@ class FeatureBackbone(Backbone):
         else:
             pooled = found.tokens.mean(dim=1)
         return dataclasses.replace(found, pooled=pooled, layers=found.layers[-layers:])
+
+    def layer_modules(self) -> Sequence[nn.Module]:
+        return self.backbone.layer_modules()

@@ -46,28 +46,39 @@ def set_drop_path(module: nn.Module, rate: float) -> None:
     training mode too. Raises ValueError if `rate` is not in [0, 1)."""
     rate = _checked(rate)
     for part in module.modules():
-        name = "rate" if isinstance(part, DropPath) else _OTHERS.get(type(part).__name__)
-        if name is not None and hasattr(part, name):
+        if name := _name_of_rate(part):
             setattr(part, name, rate)
 
 
-def grow_drop_path(module: nn.Module, rate: float) -> None:
+def grow_drop_path(module: nn.Module, rate: float) -> int:
     """Sets rates that grow linearly with depth, from 0 in the first block to `rate` in the last.
 
-    A block is a module that has `DropPath`s of its own, all of which get its rate; the order is that of
-    `module.named_modules()`. A single block gets rate 0. Raises ValueError if `rate` is not in [0, 1).
+    A block is a module that has `DropPath`s of its own, or torchvision's, all of which get its rate; the order is that
+    of `module.named_modules()`. A single block gets rate 0. timm's are left as they are: its networks have none where
+    the rate was 0, so that depth can't be counted by them. Raises ValueError if `rate` is not in [0, 1).
+
+    Returns:
+        the number of blocks.
     """
     rate = _checked(rate)
-    blocks = [[c for c in m.children() if isinstance(c, DropPath)] for m in module.modules()]
-    blocks = [block for block in blocks if block]
+    children = ([c for c in m.children() if _name_of_rate(c) in ("rate", "p")] for m in module.modules())
+    blocks = [block for block in children if block]
     for depth, block in enumerate(blocks):
         for part in block:
-            part.rate = rate * depth / max(len(blocks) - 1, 1)
+            setattr(part, _name_of_rate(part) or "", rate * depth / max(len(blocks) - 1, 1))
+    return len(blocks)
 
 
 def drop_path_rates(module: nn.Module) -> list[float]:
-    """Returns the rate of every `DropPath` within `module`, in order; empty if there is none."""
-    return [part.rate for part in module.modules() if isinstance(part, DropPath)]
+    """Returns the rate of every `DropPath` within `module`, torchvision's and timm's included, in order; empty if there
+    is none."""
+    return [getattr(part, name) for part in module.modules() if (name := _name_of_rate(part))]
+
+
+def _name_of_rate(part: nn.Module) -> str | None:
+    """The attribute that holds a drop-path layer's rate; None for any other module."""
+    name = "rate" if isinstance(part, DropPath) else _OTHERS.get(type(part).__name__)
+    return name if name is not None and hasattr(part, name) else None
 
 
 def _checked(rate: float) -> float:

@@ -7,6 +7,7 @@ Self-Supervised Models are Strong Semi-Supervised Learners*, https://arxiv.org/a
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -73,3 +74,6 @@ class HeadedBackbone(Backbone):
         if layers != 1 or any(each is not None for each in (mask, mask_token, keep)):
             raise UserError("backbone: with projector layers there are no tokens and no layers: keep none of them")
         return Features(pooled=self.head(self.backbone(x).pooled))
+
+    def layer_modules(self) -> Sequence[nn.Module]:
+        return self.backbone.layer_modules()

@@ -118,6 +118,13 @@ def _check_evaluation(backbone: Backbone, images: Tensor) -> None:
 
 def _check_layers(backbone: Backbone, images: Tensor) -> None:
     label = type(backbone).__name__
+    if parts := backbone.layer_modules():
+        own = {id(part) for part in backbone.modules()}
+        require(all(id(part) in own for part in parts), f"{label}.layer_modules returns modules that are not its own")
+        with reported(f"{label}, asked for as many layers as layer_modules returns"), torch.no_grad():
+            backbone(images, layers=len(parts))
+        more = refusal(lambda: backbone(images, layers=len(parts) + 1))
+        require(more, f"{label}.layer_modules returns {len(parts)} layers, fewer than forward takes")
     with torch.no_grad():
         found = backbone(images)
         if not found.layers:

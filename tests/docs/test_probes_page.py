@@ -14,6 +14,7 @@ from sslcli.evaluators.linear.protocols import PROTOCOLS
 from sslcli.evaluators.probes.training import Training
 
 PAGE = (Path(__file__).parents[2] / "docs" / "probes.md").read_text(encoding="utf-8")
+LINEAR = PAGE.partition("## `finetune`")[0]
 COMMANDS = re.findall(r"^ssl eval RUN .*$", PAGE.replace("\\\n", ""), flags=re.MULTILINE)
 
 
@@ -30,7 +31,7 @@ def test_every_command_is_taken(command):
 
 
 def test_every_published_evaluation_has_its_row():
-    rows = {line.split("`")[1]: line for line in PAGE.splitlines() if line.startswith("| `")}
+    rows = {line.split("`")[1]: line for line in LINEAR.splitlines() if line.startswith("| `")}
     assert rows.keys() == PROTOCOLS.keys()
     for name, row in rows.items():
         options = PROTOCOLS[name].options
@@ -43,9 +44,21 @@ def test_every_published_evaluation_has_its_row():
 
 
 def test_the_settings_are_the_published_ones():
-    simclr, swav, _ = (options_of(command) for command in COMMANDS if "--method finetune" in command)
+    simclr, swav, *_ = (options_of(command) for command in COMMANDS if "--method finetune" in command)
     assert Training.of(simclr, 100_000).schedule_for(simclr.lr[0], 10).base == pytest.approx(0.1)
     assert (simclr.share, simclr.epochs, simclr.optimizer["nesterov"]) == (0.1, 30, True)
     steps = [Training.of(swav, 100_000).schedule_for(0.02, 10)(step) for step in (0, 119, 120, 160)]
     assert steps == pytest.approx([0.02, 0.02, 0.004, 0.0008])
     assert (swav.head_lr, swav.optimizer["nesterov"]) == (5.0, False)
+
+
+def test_the_table_of_maes_and_deits_settings_is_what_they_set():
+    mae, deit = (options_of(f"ssl eval RUN --method finetune protocol={name}") for name in ("mae", "deit"))
+    rows = dict(re.findall(r"^\| (`[a-z_`, ]+`) \| (.*) \|.*\|$", PAGE, flags=re.MULTILINE))
+    assert rows["`epochs`, `batch_size`"] == f"{mae.epochs}, {mae.batch_size} | {deit.epochs}, {deit.batch_size}"
+    assert rows["`mixup`, `cutmix`"] == ".8, 1 | .8, 1"
+    shared = {(each.mixup, each.cutmix, each.drop_path, each.label_smoothing) for each in (mae, deit)}
+    assert shared == {(0.8, 1, 0.1, 0.1)}
+    assert mae.views == deit.views
+    assert rows["`layer_decay`"] == f"{str(mae.layer_decay)[1:]} | –"
+    assert rows["`ema_decay`"] == f"– | {str(deit.ema_decay)[1:]}"

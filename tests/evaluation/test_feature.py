@@ -14,7 +14,7 @@ from sslcli.evaluation.extraction import extract_features
 from sslcli.evaluation.feature import FeatureBackbone
 from sslcli.evaluation.seal import SealedSubject
 from sslcli.evaluation.subject import FrozenSubject
-from sslcli.evaluators.finetune import Finetune
+from sslcli.evaluators.finetune.evaluator import Finetune
 from sslcli.evaluators.knn import KNN
 from sslcli.evaluators.linear.evaluator import Linear
 from sslcli.evaluators.logistic import LogisticRegression

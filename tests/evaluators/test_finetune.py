@@ -13,8 +13,8 @@ from sslcli.contracts.errors import UserError
 from sslcli.data.subset import Subset
 from sslcli.evaluation.seal import SealedSubject, state_digest
 from sslcli.evaluation.subject import FrozenSubject
-from sslcli.evaluators import finetune as module
-from sslcli.evaluators.finetune import Classifier, Finetune, FinetuneOptions
+from sslcli.evaluators.finetune import evaluator as module
+from sslcli.evaluators.finetune.evaluator import Classifier, Finetune, FinetuneOptions
 from sslcli.evaluators.probes import training
 from sslcli.evaluators.probes.images import ViewBatches
 from sslcli.modules.headed import HeadedBackbone, KeptLayersOptions

@@ -11,7 +11,7 @@ from evaluation_helpers import InMemory, PlainSubject, clusters
 
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import FeatureSet
-from sslcli.evaluators.finetune import FinetuneOptions
+from sslcli.evaluators.finetune.evaluator import FinetuneOptions
 from sslcli.evaluators.linear.evaluator import LinearOptions
 from sslcli.evaluators.probes.template import Probe, Trial
 from sslcli.evaluators.probes.training import ProbeOptions, Training, curve_row

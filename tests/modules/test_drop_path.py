@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from sslcli.modules.drop_path import DropPath, drop_path_rates, grow_drop_path, set_drop_path
@@ -59,7 +60,17 @@ def test_grow_drop_path_goes_linearly_from_zero_to_the_rate_by_blocks() -> None:
     network = nn.Sequential(*[Block() for _ in range(5)])
     grow_drop_path(network, 0.2)
     assert drop_path_rates(network) == pytest.approx([0, 0, 0.05, 0.05, 0.1, 0.1, 0.15, 0.15, 0.2, 0.2])
-    grow_drop_path(nn.Linear(2, 2), 0.2)  # nothing there to set
+    assert grow_drop_path(network, 0.2) == 5
+    assert grow_drop_path(nn.Linear(2, 2), 0.2) == 0  # nothing there to set
+
+
+def test_torchvisions_layers_grow_too_and_timms_are_left_alone() -> None:
+    network = torchvision.models.convnext_tiny()
+    assert grow_drop_path(network, 0.34) == 18
+    assert drop_path_rates(network) == pytest.approx([0.02 * i for i in range(18)])
+    timms = nn.Sequential(nn.Sequential(pytest.importorskip("timm.layers").DropPath(0.1)))
+    assert grow_drop_path(timms, 0.3) == 0
+    assert drop_path_rates(timms) == [0.1]
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])

@@ -6,6 +6,7 @@ Which images a model takes, and the size of its features, are found by trial, so
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import timm
@@ -198,6 +199,10 @@ class TimmBackbone(Backbone):
             tokens = torch.cat([tokens[:, :prefix], take(tokens[:, prefix:], keep)], dim=1)
         outputs = last_outputs(network.blocks, network.norm_pre(tokens), layers, recompute=network.grad_checkpointing)
         return [network.norm(out) for out in outputs]
+
+    def layer_modules(self) -> Sequence[nn.Module]:
+        """Returns the blocks of a vision transformer; nothing for other networks."""
+        return () if self._patch is None else tuple(self.network.blocks)
 
     def published_state(self) -> dict[str, Tensor] | None:
         """Returns timm's weights, which timm adapts to the channels and the image size."""

@@ -16,6 +16,7 @@ import sslcli  # noqa: E402
 from sslcli.contracts.data import DataInfo  # noqa: E402
 from sslcli.contracts.errors import UserError  # noqa: E402
 from sslcli.evaluation.feature import FeatureBackbone  # noqa: E402
+from sslcli.modules.depth import parameter_depths  # noqa: E402
 from sslcli.runs.teacher import Teacher  # noqa: E402
 from sslcli.runs.weights import start_from  # noqa: E402
 from sslcli.testing import check_backbone, check_provider  # noqa: E402
@@ -113,6 +114,14 @@ def test_gradient_checkpointing_gives_the_same_with_masks() -> None:
         backbone.train()(images, keep=torch.arange(5).expand(2, -1)).pooled.square().sum().backward()
         found.append(backbone.network.blocks[0].attn.qkv.weight.grad)
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_vision_transformer_has_the_layers_of_maes_learning_rates() -> None:
+    depths = parameter_depths(build("vit_tiny_patch16_224", 32, arguments={"depth": 2}))
+    assert {depths[f"network.{name}"] for name in ("cls_token", "pos_embed", "patch_embed.proj.weight")} == {0}
+    assert (depths["network.blocks.0.norm1.bias"], depths["network.blocks.1.mlp.fc2.weight"]) == (1, 2)
+    assert depths["network.norm.weight"] == 3
+    assert build("mobilenetv3_small_050", 32).layer_modules() == ()
 
 
 def test_a_network_of_one_size_says_so() -> None:

@@ -1,8 +1,9 @@
 """The evaluator `finetune`: a copy of the backbone and a classifier, all weights trained on a fraction of the labels.
 
 The semi-supervised protocol of SimCLR (Chen et al., https://arxiv.org/abs/2002.05709, appendix B.5), with a learning
-rate of the head's own as in SwAV and Barlow Twins. A backbone that was exported with projector layers (SimCLR v2,
-https://arxiv.org/abs/2006.10029) is fine-tuned with them.
+rate of the head's own as in SwAV and Barlow Twins; and that of MAE (He et al., https://arxiv.org/abs/2111.06377, table
+9), with rates that decay from layer to layer, mixed images and drop path. A backbone that was exported with projector
+layers (SimCLR v2, https://arxiv.org/abs/2006.10029) is fine-tuned with them.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone
@@ -26,22 +27,29 @@ from sslcli.contracts.method import ParameterGroup
 from sslcli.data.subset import Subset, stratified_share
 from sslcli.evaluation.extraction import autocast, extract_features
 from sslcli.evaluation.scores import accuracy
+from sslcli.modules.depth import layer_multipliers, parameter_depths
+from sslcli.modules.drop_path import drop_path_rates, grow_drop_path
 from sslcli.modules.roles import parameter_roles
 from sslcli.randomness import seed_for
 from sslcli.runs.arithmetic import exact_float32
 from sslcli.runs.device import memory_format, resolve_precision
 
-from .probes.images import ImageOptions, ViewBatches
-from .probes.template import Probe, Trial
-from .probes.training import ProbeOptions, Rates, ScheduledOptimizer, Training, curve_row, draw_weights
+from ..probes.images import ImageOptions, ViewBatches
+from ..probes.template import Probe, Trial
+from ..probes.training import ProbeOptions, Rates, ScheduledOptimizer, Training, curve_row, draw_weights
+from .averaging import AveragedWeights
+from .mixing import MixingOptions, draw_mixing
+from .protocols import PROTOCOLS
 
 log = logging.getLogger(__name__)
 
-_SHARE, _VIEWS, _WEIGHTS, _STEP = 11, 12, 13, 14
+_SHARE, _VIEWS, _WEIGHTS, _STEP, _MIXING = 11, 12, 13, 14, 15
+#: Of the averaged weights, the share that may be left of those at the start without a warning.
+_START = 0.05
 
 
-class FinetuneOptions(ProbeOptions, ImageOptions):
-    """Published settings are in `docs/probes.md`."""
+class FinetuneOptions(ProbeOptions, ImageOptions, MixingOptions):
+    """`protocol=NAME` stands for published settings; more are in `docs/probes.md`."""
 
     share: float = Field(default=1.0, gt=0, le=1)
     """Fraction of the labeled training images to train on: the same for each class, at least one image."""
@@ -50,12 +58,26 @@ class FinetuneOptions(ProbeOptions, ImageOptions):
     single one is used as it is."""
     head_lr: float | None = Field(default=None, gt=0)
     """The classifier's own learning rate, scaled and scheduled like the backbone's; null: the backbone's."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor by which the learning rate falls from each layer to the one before: ViT blocks or ResNet stages, below
+    them patch embedding and positions, or the stem; above them final norm and classifier have the full rate."""
+    drop_path: float | None = Field(default=None, ge=0, lt=1)
+    """Probability of skipping a residual branch, growing linearly from 0 in the first block to this in the last; null:
+    as in pre-training."""
+    ema_decay: float | None = Field(default=None, ge=0, lt=1)
+    """Test the exponential moving average of the weights, with this decay per step; null: the last weights."""
     optimizer: dict[str, Any] = Field(default={"name": "sgd", "nesterov": True}, validate_default=True)
     """Any registered optimizer with its options except lr, as in a run's config: {name: adamw, weight_decay: 0.05}."""
     epochs: int = Field(default=30, ge=1)
     """Passes over these images."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the network; auto: bf16 if the device supports it natively, else fp16 on CUDA, else fp32."""
+
+    @model_validator(mode="after")
+    def _mixes_two(self) -> Self:
+        if self.mixes and self.batch_size < 2:
+            raise ValueError("mixup and cutmix mix the images of a batch: set batch_size to 2 or more")
+        return self
 
 
 class Classifier(nn.Module):
@@ -86,6 +108,7 @@ class Finetune(Probe):
     options: FinetuneOptions
     in_all = False
     name = "finetune"
+    protocols = PROTOCOLS
     remedy = "raise share, or give a single lr"
 
     def prepare(self) -> None:
@@ -116,9 +139,13 @@ class Finetune(Probe):
             **Training.of(options, images, whole=True).describe(),
             "lr": list(options.lr),
             "head_lr": options.head_lr,
+            "layer_decay": options.layer_decay,
+            "drop_path": max(drop_path_rates(trial.model.backbone), default=0.0),
             "share": options.share,
             "train_view": self.view,
             "train_precision": self.precision,
+            **{name: getattr(options, name) for name in MixingOptions.model_fields},
+            "evaluated_weights": trial.details["evaluated_weights"],
         }
 
     def _train(self, settings: dict[str, Any], images: Tensor, held_out: Dataset | None) -> Trial:
@@ -129,17 +156,22 @@ class Finetune(Probe):
             self.subject, Subset(self.data, images), options, training.batch_size, seed_for(seed, _VIEWS)
         )
         self.view = views.view
-        backbone = copy.deepcopy(self.subject.backbone)
-        weight = draw_weights((self.classes, backbone.spec.feature_dim), training.init, seed_for(seed, _WEIGHTS))
-        layout = memory_format(backbone, device)
-        network = Classifier(backbone, weight).to(device).to(memory_format=layout)
-        trial = Trial(settings, network)
+        if options.mixes and training.batch_size < 2:
+            raise UserError(
+                f"{self.name}: mixup and cutmix mix the images of a batch, but a batch of these {len(images)} has one; "
+                "raise share or batch_size"
+            )
+        network, layout = self._network(training)
+        trial = Trial(settings, network, details={"evaluated_weights": "last"})
         steps = views.steps_per_epoch
-        groups = [
-            ParameterGroup(dict(network.backbone.named_parameters("backbone")), "backbone"),
-            ParameterGroup(dict(network.head.named_parameters("head")), "head", (options.head_lr or lr) / lr),
-        ]
-        scheduled = ScheduledOptimizer(training, lr, steps, groups, parameter_roles(network))
+        averaged = None
+        if options.ema_decay is not None:
+            averaged = AveragedWeights(network, options.ema_decay)
+            trial.model = averaged.network
+            trial.details["evaluated_weights"] = f"moving average with decay {options.ema_decay:g}"
+            if (left := options.ema_decay ** (steps * training.epochs)) > _START:
+                log.warning(f"finetune: {left:.0%} of the averaged weights are those at the start; lower ema_decay")
+        scheduled = ScheduledOptimizer(training, lr, steps, self._groups(network, lr), parameter_roles(network))
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         log.info(f"finetune: lr {lr:g}, {training.epochs} epochs of {len(images):,} images")
         cuda = [device.index or 0] if device.type == "cuda" else []
@@ -150,19 +182,22 @@ class Finetune(Probe):
                 for step in range(epoch * steps, (epoch + 1) * steps):
                     scheduled.prepare(step)
                     inputs, labels = next(stream)
-                    inputs = inputs.contiguous(memory_format=layout)
+                    mixing = draw_mixing(options, *inputs.shape[-2:], seed, _MIXING, step)
+                    inputs = mixing.images(inputs).contiguous(memory_format=layout)
                     torch.manual_seed(seed_for(seed, _STEP, step))  # dropout and the like
                     with autocast(device, self.precision):
                         scores = network(inputs)
-                    loss = F.cross_entropy(scores.float(), labels)
+                    loss = mixing.loss(scores.float(), labels, options.label_smoothing)
                     network.zero_grad()
                     torch.autograd.backward(scaler.scale(loss))
                     scaler.step(scheduled.optimizer)
                     scaler.update()
+                    if averaged is not None:
+                        averaged.follow(network)
                     total += loss.detach()
                 mean, right, measured = float(total) / steps, None, ""
                 if held_out is not None:
-                    scores, labels = self._scores(network, held_out)
+                    scores, labels = self._scores(trial.model, held_out)
                     right = trial.top1 = accuracy(scores, labels)
                     trial.loss = float(F.cross_entropy(scores.double(), labels))
                     measured = f", top-1 {right:.2%} on held-out images"
@@ -172,8 +207,37 @@ class Finetune(Probe):
                 if not math.isfinite(mean):
                     trial.loss = math.nan
                     break
-        network.eval()
+        trial.model.eval()
         return trial
+
+    def _network(self, training: Training) -> tuple[Classifier, torch.memory_format]:
+        """A fresh copy with its classifier on the device, and the memory format of its input."""
+        options, device = self.options, self.subject.device
+        backbone = copy.deepcopy(self.subject.backbone)
+        if options.drop_path is not None and not grow_drop_path(backbone, options.drop_path):
+            raise UserError(
+                f"{self.name}: drop_path: this backbone has no drop-path layers whose rate can be set; leave it out "
+                "(timm's networks take drop_path_rate when they are built)"
+            )
+        shape = (self.classes, backbone.spec.feature_dim)
+        weight = draw_weights(shape, training.init, seed_for(self.subject.seed, _WEIGHTS))
+        layout = memory_format(backbone, device)
+        return Classifier(backbone, weight).to(device).to(memory_format=layout), layout
+
+    def _groups(self, network: Classifier, lr: float) -> list[ParameterGroup]:
+        """The classifier's parameters, and the backbone's, with `layer_decay` by depth."""
+        decay, backbone = self.options.layer_decay, network.backbone
+        head = ParameterGroup(dict(network.head.named_parameters("head")), "head", (self.options.head_lr or lr) / lr)
+        if decay == 1:
+            return [ParameterGroup(dict(backbone.named_parameters("backbone")), "backbone"), head]
+        by_depth: dict[int, dict[str, nn.Parameter]] = {}
+        for (name, parameter), depth in zip(
+            backbone.named_parameters("backbone"), parameter_depths(backbone).values(), strict=True
+        ):
+            by_depth.setdefault(depth, {})[name] = parameter
+        scales = layer_multipliers(decay, len(backbone.layer_modules()))
+        layers = [ParameterGroup(by_depth[i], f"backbone/layer {i}", scales[i]) for i in sorted(by_depth)]
+        return [*layers, head]
 
     def _scores(self, network: Classifier, data: Dataset) -> tuple[Tensor, Tensor]:
         """Returns scores (N, C) and labels (N,) of all images, in `eval()` and float32."""
