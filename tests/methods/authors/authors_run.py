@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from sslcli.config.document import Document
 from sslcli.config.resolve import resolve
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
-from sslcli.contracts.data import SourceBatch
 from sslcli.contracts.method import Step
+from sslcli.contracts.source import SourceBatch
 from sslcli.modules import Prototypes, Queue
 from sslcli.optimizers.groups import build_groups
 from sslcli.plugins import registered
