@@ -66,12 +66,8 @@ def test_supcon_normalizes_its_embeddings() -> None:
 
 def test_features_are_scaled_to_length_one_before_the_projector_if_asked() -> None:
     """With one linear layer without bias: the head of the authors' ImageNet code (supcon/models.py)."""
-    method = make(
-        SupCon,
-        projector={"layers": 1, "output_dim": 8, "norm": "none", "last_bias": False},
-        normalize_features=True,
-        base_temperature=1.0,
-    )
+    head = {"layers": 1, "output_dim": 8, "norm": "none", "last_bias": False}
+    method = make(SupCon, projector=head, normalize_features=True, base_temperature=1.0)
     assert layers(method.projector) == "linear"
     data = batch()
     h = method.backbone(torch.cat([view.image for view in data.views])).pooled

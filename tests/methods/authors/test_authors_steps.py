@@ -143,6 +143,8 @@ CASES: dict[str, Case] = {
     "moco bce on the batch": workbench("bce", "batch", both=True),
     "moco eqco on the batch": workbench("ce", "batch", both=True, eqco_alpha=1000.0),
     "moco ip": workbench("ip", "none", both=True, heads=True),
+    "moco ip with a queue": workbench("ip", "queue", both=False),
+    "moco ip on the batch": workbench("ip", "batch", both=True),
     "swav": Case(
         lambda: targets.SwAV(2.0),
         {"name": "swav", "projector": HEAD, "prototypes": 9, "frozen_steps": 2, "queue_size": 20,
