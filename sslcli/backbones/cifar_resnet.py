@@ -5,8 +5,8 @@ He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, https://arx
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -29,6 +29,8 @@ class CIFARResNetOptions(BackboneOptions):
     """Channels of the first stage; the others have 2 and 4 times as many."""
     zero_init_residual: bool = True
     """Initialize each residual branch to zero: the weight of its last norm starts at 0."""
+
+    legacy: ClassVar[Mapping[str, Any]] = {"zero_init_residual": True}  # as of the other ResNets
 
 
 class _Block(nn.Module):

@@ -48,6 +48,8 @@ class ResidualOptions(BackboneOptions):
     zero_init_residual: bool = True
     """Initialize each residual branch to zero: the weight of its last norm starts at 0."""
 
+    legacy: ClassVar[Mapping[str, Any]] = {"zero_init_residual": True}  # some methods have another default since then
+
 
 class ResNetOptions(ResidualOptions, PublishedOptions):
     """Options of a ResNet with batch norm."""

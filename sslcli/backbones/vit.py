@@ -8,8 +8,8 @@ https://arxiv.org/abs/2104.14294; fixed sin-cos positions, Chen et al. (MoCo v3)
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,8 @@ class ViTOptions(GradientCheckpointingOptions):
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Probability of skipping a residual branch in training; it grows linearly from 0 in the first block to this in the
     last."""
+
+    legacy: ClassVar[Mapping[str, Any]] = {"init": "normal"}
 
 
 class ViT(Backbone):

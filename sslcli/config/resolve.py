@@ -171,7 +171,10 @@ def _with_defaults(
         return backbone
     known = {name: value for name, value in defaults.items() if name in backbone.cls.Options.model_fields}
     section = {} if asked is None or isinstance(asked, str) else asked
-    return _choice("backbone", "backbones", {"name": backbone.name, **known, **section}, None, problems)
+    found: Choice | None = _choice("backbone", "backbones", {"name": backbone.name, **known, **section}, None, problems)
+    if found is not None:  # not set by the user: a run that is resumed keeps its own (see `Options.legacy`)
+        found.options.model_fields_set.difference_update(known.keys() - section.keys())
+    return found
 
 
 def _views(section: Any, method: Choice | None, spec: Any, size: int, problems: Problems) -> tuple[Any, ...]:

@@ -11,6 +11,8 @@ from sslcli.config.resolve import RunConfig, resolve
 from sslcli.contracts import VERSION
 from sslcli.contracts.backbone import BackboneSpec
 from sslcli.contracts.errors import ConfigError
+from sslcli.methods.moco_v2 import MoCoV2
+from sslcli.methods.moco_v3 import MoCoV3
 from sslcli.methods.simclr import SimCLR
 from sslcli.plugins import registered
 
@@ -101,3 +103,14 @@ def test_a_method_of_the_first_contract_is_named_as_such() -> None:
 def test_defaults_must_not_change_the_features() -> None:
     (problem,) = problems(Widening)
     assert "method: the method's defaults change the spec of the backbone" in problem
+
+
+def test_a_run_keeps_what_the_method_did_not_ask_for_when_it_started() -> None:
+    """Defaults of a method change; a run that is resumed has what it was started with, unless the config says more."""
+    vit = {"name": "vit_tiny", "patch_size": 8}
+    options = resolved(MoCoV3, backbone=vit).backbone.options
+    assert (options.init, options.as_in_run({}).init) == ("xavier", "normal")
+    assert options.as_in_run({"init": "xavier"}).init == "xavier"
+    assert resolved(MoCoV3, backbone={**vit, "init": "xavier"}).backbone.options.as_in_run({}).init == "xavier"
+    resnet = resolved(MoCoV2, backbone={"name": "resnet18", "stem": "small"}).backbone.options
+    assert (resnet.zero_init_residual, resnet.as_in_run({}).zero_init_residual) == (False, True)

@@ -38,7 +38,6 @@ STEPS = 3
 OVERRIDES = (
     f"training.max_steps={STEPS}", "training.log_every=1", "schedule.warmup_epochs=1", "backbone.width=1",
     "checkpoints.every_epochs=1",
-    "backbone.zero_init_residual=true",  # which was the default of all
 )  # fmt: skip
 #: What has become another default for a ResNet since then.
 AS_THEN = {
@@ -61,7 +60,7 @@ def run(name: str, folder: Path, *overrides: str, resume: bool = False) -> Path:
     return folder
 
 
-def legacy(options: Options, prefix: str = "method") -> list[str]:
+def legacy(options: Options, prefix: str) -> list[str]:
     """Overrides with what the first contract's defaults were."""
     own = [f"{prefix}.{name}={json.dumps(value)}" for name, value in options.legacy.items()]
     nested = [legacy(value, f"{prefix}.{name}") for name, value in options if isinstance(value, Options)]
@@ -119,7 +118,8 @@ def assert_same(found: dict[str, Tensor], before: dict[str, Tensor], about: dict
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_is_what_it_was_and_one_of_then_can_be_resumed(name: str, tmp_path: Path, about: dict[str, Any]) -> None:
-    as_then = legacy(method_config(name).method.options)
+    config = method_config(name)
+    as_then = [*legacy(config.method.options, "method"), *legacy(config.backbone.options, "backbone")]
     done, path = run(name, tmp_path / "run", *as_then), FOLDER / f"{name}.safetensors"
     before = read_checkpoint(path)
     found = newest(done)
