@@ -22,7 +22,7 @@ def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeR
     found: list[tuple[ResumeRule, str]] = []
     for section, now in config.plain().items():
         before = stored.get(section)
-        if isinstance(now, dict) and isinstance(before, dict):
+        if isinstance(now, dict) and isinstance(before, dict) and section != "views":
             if section == "callbacks":
                 continue  # may change freely
             model: type[Options] = _MODELS.get(section) or getattr(config, section).cls.Options
