@@ -21,6 +21,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Method
 from sslcli.data.source import ResidentSource
 from sslcli.memory import is_out_of_memory
+from sslcli.modules.transformer import TransformerBlock
 from sslcli.runs.device import memory_format
 from sslcli.views.pipeline import ViewMaker
 
@@ -40,6 +41,8 @@ _EAGER_ON_CPU = 128
 #: code as much again: SimCLR's views, 123 kernels, become some thirty, which saves 2 ms of a step, and twenty seconds
 #: of compiling after ten thousand. The backbone takes a minute or more and gains about a fifth of a 30 ms step.
 _VIEWS_ON_CUDA, _BACKBONE_ON_CUDA = 8_000, 15_000
+#: Versions of one function, by shapes of its inputs and by whether they need gradients: torch's own limit.
+_CODE_FOR_A_PHASE = 8
 
 
 def missing_compiler(device: torch.device) -> str | None:
@@ -87,10 +90,14 @@ def resolve_compile(
 def compile_parts(
     config: RunConfig, source: Source, views: ViewMaker, method: Method, *, compiled: bool, fresh: bool
 ) -> RunConfig:
-    """Compiles the views in place, and with `all` every backbone of a method (the momentum encoder's too).
+    """Compiles the views in place, and with `all` every backbone of a method (the momentum encoder's too) and every
+    transformer block.
 
-    Parameters keep their names, and an exported or copied backbone is eager. Views are compiled immediately; a backbone
-    at its first step, since its code depends on which parameters are trained. Without `compiled` nothing is compiled.
+    A block that a backbone's forward pass calls is part of that one's code; its own is for methods that have blocks of
+    their own (a decoder, a predictor), or call a backbone's. Blocks of one shape share their code.
+
+    Parameters keep their names, and an exported or copied network is eager. Views are compiled immediately; the rest at
+    its first step, since its code depends on which parameters are trained. Without `compiled` nothing is compiled.
 
     Returns:
         the config with `training.compile` resolved.
@@ -135,8 +142,11 @@ def compile_parts(
             # If the user did not ask for it, a backbone that cannot be compiled must not end the run. A run that is
             # resumed may have been `auto`, and eager because the compiler failed.
             torch._dynamo.config.suppress_errors |= training.compile == "auto" or not fresh
+            # Each phase's views need code of their own, up to torch's limit in all; beyond it, code is eager.
+            limit = torch._dynamo.config.recompile_limit
+            torch._dynamo.config.recompile_limit = max(limit, _CODE_FOR_A_PHASE * len(views.phases))
             for module in method.modules():
-                if isinstance(module, Backbone):
+                if isinstance(module, Backbone | TransformerBlock):
                     module.compile(dynamic=False, mode=mode)
     return dataclasses.replace(config, training=training.model_copy(update={"compile": choice}))
 

@@ -71,9 +71,6 @@ def make_runs(output: Path) -> None:
     """For each method a whole run and one in two parts; in `local` each process has its own batch statistics."""
     said: list[str] = []
     runs = {method: [method] for method in METHODS} | {"local": ["simclr", "training.sync_batch_norm=false"]}
-    # The second phase begins where the first part ends, and has views of two sizes, as the first one does not.
-    views = "views={phases: [{until: 25%}, {views: [{count: 2, size: 24}, {size: 16}]}]}"
-    runs["phases"] = ["simclr", "training.accumulate=2", views]
     for name, overrides in runs.items():
         train(method_config(*overrides), output / name / "whole", tell=said.append)
         train(method_config(*overrides, "training.max_steps=3"), output / name / "parts", tell=said.append)

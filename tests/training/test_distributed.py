@@ -76,7 +76,7 @@ def test_methods_draw_the_same_on_two_processes_and_with_two_micro_batches(two):
         assert_same_draws(other, first)
 
 
-@pytest.mark.parametrize("run", [*METHODS, "local", "phases"])
+@pytest.mark.parametrize("run", [*METHODS, "local"])
 def test_a_run_of_two_processes_resumes_bitwise_identical(two, run):
     whole = newest(two / run / "whole")
     assert (whole.step, whole.document["world_size"]) == (12, 2)

@@ -1,6 +1,6 @@
 """Runs whose views change: a function of the step, exact on resume; what each part is built for; what is refused.
 
-Two processes are in test_distributed.py, the batches of workers in test_phased_batches.py.
+Two processes are in test_processes.py, the batches of workers in test_phased_batches.py.
 """
 
 from __future__ import annotations
