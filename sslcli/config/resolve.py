@@ -133,10 +133,10 @@ def resolve(document: Document) -> RunConfig:
 
 def _largest_view(section: Any, source: Choice | None) -> int:
     """The side of the largest view that a `views:` section asks for, in any phase, else the default of the data."""
+    default = 224 if source is None else int(source.cls.view_size(source.options))
     if isinstance(section, dict) and isinstance(section.get("phases"), list):
         views = [phase.get("views") if isinstance(phase, dict) else None for phase in section["phases"]]
-        return max((_largest_view(each, source) for each in views), default=1)
-    default = 224 if source is None else int(source.cls.view_size(source.options))
+        return max((_largest_view(each, source) for each in views), default=default)
     listed = section if isinstance(section, list) else [section]
     asked = [view.get("size") if isinstance(view, dict) else None for view in listed]
     return max((size if isinstance(size, int) and size > 0 else default for size in asked), default=default)

@@ -11,7 +11,7 @@ from sslcli.config.resolve import RunConfig, load_config, resolve
 from sslcli.config.view_phases import share_of_run
 from sslcli.contracts.errors import ConfigError
 
-HEAD = "method: {name: simclr}\ndata: shapes\ntraining: {epochs: 10}\n"
+HEAD = "method: {name: simclr}\nbackbone: {stem: small}\ndata: shapes\ntraining: {epochs: 10}\n"
 TWO = """\
 views:
   phases:
@@ -109,19 +109,19 @@ views:
 """
     lines = problems(tmp_path, text.replace("views: [{size: 16}]", "views: [{size: 16, flip: 2}]"))
     expected = [
-        "c.yaml:5: views.size: cannot be combined with phases: set it in the `views` of each phase",
-        "c.yaml:8: views.phases.0.view: unknown option of a phase; did you mean views?",
-        "c.yaml:10: views.phases.1.views.blurr: unknown option of 'views'; did you mean blur?",
-        "c.yaml:11: views.phases.2.until: 20% is not after 5, the end of the phase before it",
-        "c.yaml:12: views.phases.3: missing `until`: a share of the run, such as 90%, or a number of epochs",
-        "c.yaml:12: views.phases.3.views.0.flip.p: should be less than or equal to 1, not 2.0",
-        "c.yaml:13: views.phases.4.until: should be a share of the run, such as 90%, or a number of epochs above 0, "
+        "c.yaml:6: views.size: cannot be combined with phases: set it in the `views` of each phase",
+        "c.yaml:9: views.phases.0.view: unknown option of a phase; did you mean views?",
+        "c.yaml:11: views.phases.1.views.blurr: unknown option of 'views'; did you mean blur?",
+        "c.yaml:12: views.phases.2.until: 20% is not after 5, the end of the phase before it",
+        "c.yaml:13: views.phases.3: missing `until`: a share of the run, such as 90%, or a number of epochs",
+        "c.yaml:13: views.phases.3.views.0.flip.p: should be less than or equal to 1, not 2.0",
+        "c.yaml:14: views.phases.4.until: should be a share of the run, such as 90%, or a number of epochs above 0, "
         "not '90 steps'",
-        "c.yaml:14: views.phases.5.until: 12 is not before the end of the run, which has 10 epochs; write a share",
-        "c.yaml:15: views.phases.5.views.phases: unknown option of 'views'; available: ",
-        "c.yaml:16: views.phases.6: should be a mapping with `views` and `until`, not 3",
-        "c.yaml:17: views.phases.7.until: the last phase lasts until the end of the run: remove it, or add a phase",
-        "c.yaml:18: views.phases.7.views.preset: unknown view operation or preset 'byoll'; did you mean byol?",
+        "c.yaml:15: views.phases.5.until: 12 is not before the end of the run, which has 10 epochs; write a share",
+        "c.yaml:16: views.phases.5.views.phases: unknown option of 'views'; available: ",
+        "c.yaml:17: views.phases.6: should be a mapping with `views` and `until`, not 3",
+        "c.yaml:18: views.phases.7.until: the last phase lasts until the end of the run: remove it, or add a phase",
+        "c.yaml:19: views.phases.7.views.preset: unknown view operation or preset 'byoll'; did you mean byol?",
     ]
     assert len(lines) == len(expected)
     for line, start in zip(lines, expected, strict=True):
@@ -131,12 +131,12 @@ views:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("views: {phases: 90%}", "c.yaml:4: views.phases: should be a list of phases, each with `views` and `until`"),
-        ("views: {phases: []}", "c.yaml:4: views.phases: should be a list of phases"),
-        ("views: {phase: [{until: 1}, {}]}", "c.yaml:4: views.phase: unknown option of 'views'; did you mean phases?"),
-        ("views: {phases: [{until: -1}, {}]}", "c.yaml:4: views.phases.0.until: should be a share of the run"),
-        ("views: {phases: [{until: true}, {}]}", "c.yaml:4: views.phases.0.until: should be a valid string or"),
-        ("views: {phases: [{until: 1/0%}, {}]}", "c.yaml:4: views.phases.0.until: should be a share of the run"),
+        ("views: {phases: 90%}", "c.yaml:5: views.phases: should be a list of phases, each with `views` and `until`"),
+        ("views: {phases: []}", "c.yaml:5: views.phases: should be a list of phases"),
+        ("views: {phase: [{until: 1}, {}]}", "c.yaml:5: views.phase: unknown option of 'views'; did you mean phases?"),
+        ("views: {phases: [{until: -1}, {}]}", "c.yaml:5: views.phases.0.until: should be a share of the run"),
+        ("views: {phases: [{until: true}, {}]}", "c.yaml:5: views.phases.0.until: should be a valid string or"),
+        ("views: {phases: [{until: 1/0%}, {}]}", "c.yaml:5: views.phases.0.until: should be a share of the run"),
     ],
 )
 def test_other_values_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -147,8 +147,8 @@ def test_other_values_are_refused(tmp_path: Path, text: str, message: str) -> No
 def test_each_phase_has_as_many_views_as_the_method_needs(tmp_path: Path) -> None:
     one = "views: {phases: [{until: 1}, {views: [{size: 16}]}]}"
     (line,) = problems(tmp_path, one)
-    assert line == "c.yaml:4: views.phases.1.views: 'simclr' needs at least 2 views of an image, not 1"
+    assert line == "c.yaml:5: views.phases.1.views: 'simclr' needs at least 2 views of an image, not 1"
     three = "views: {phases: [{until: 1}, {views: [{size: 16, count: 3}]}]}"
     assert [sum(view.count for view in phase.views) for phase in config(tmp_path, three).view_phases] == [2, 3]
     (line,) = problems(tmp_path, three, "method=moco")
-    assert line == "c.yaml:4: views.phases.1.views: 'moco' needs 2 views of an image, not 3"
+    assert line == "c.yaml:5: views.phases.1.views: 'moco' needs 2 views of an image, not 3"

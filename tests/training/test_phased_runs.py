@@ -74,9 +74,13 @@ class TestResuming:
 
     def test_other_phases_are_another_run(self, tiny: ConfigMaker, tmp_path: Path) -> None:
         train(tiny(PHASES, "training.max_steps=2"), tmp_path / "a")
-        for views_ in (PHASES.replace("50", "60"), "views={size: 24}"):
-            with pytest.raises(UserError, match=r"cannot be resumed with another config \(views: "):
-                train(tiny(views_), tmp_path / "a", resume=True)
+        for change, what in (
+            (PHASES.replace("50", "60"), r"views: \{'phases'"),
+            ("views={size: 24}", r"views: \{'phases'"),
+            (PHASES.replace("0.25", "0.5"), r"views\.phases\.1\.views\.0\.flip\.p: 0\.25 in the run, 0\.5 now\)"),
+        ):
+            with pytest.raises(UserError, match=rf"cannot be resumed with another config \({what}"):
+                train(tiny(change), tmp_path / "a", resume=True)
 
 
 @pytest.mark.parametrize("workers", [None, 0, 2])
