@@ -60,7 +60,7 @@ def parts(cropper: Cropper, count: int) -> dict[str, float]:
     for start in range(0, count, SLICE):
         indices = list(range(start, min(start + SLICE, count)))
         clock = time.process_time()
-        images = [cropper.dataset.image_for(index, cropper.wanted) for index in indices]
+        images = [cropper.dataset.image_for(index, wanted_side(cropper.views)) for index in indices]
         spent["decode"] += time.process_time() - clock
         clock = time.process_time()
         sizes = torch.tensor([image.shape[-2:] for image in images])
@@ -117,7 +117,7 @@ def main() -> None:
 
     def color(epoch: int) -> None:
         crops = kept[0]
-        images = split_views(crops.buffer, len(crops.index), cropper.shapes)
+        images = split_views(crops.buffer, len(crops.index), cropper.shapes(crops.slice.step))
         views.apply(images, views.draw(epoch, torch.arange(len(crops.index)), None), cropped=True)
 
     def per_sample(crop_only: bool) -> None:

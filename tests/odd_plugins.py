@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslcli import distributed
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.callback import Callback, RunContext
 from sslcli.contracts.method import Batch, Method, MethodOptions, Progress, RunInfo, Step
@@ -128,6 +129,21 @@ class Signaler(Callback):
     def on_step(self, context: RunContext) -> None:
         if context.progress.step == self.options.step:
             os.kill(os.getpid(), self.options.number)
+
+
+class StopOptions(Options):
+    step: int = 3
+    rank: int = 0
+
+
+class Stopper(Callback):
+    """Ends the run after a step, on one process alone."""
+
+    Options = StopOptions
+
+    def on_step(self, context: RunContext) -> None:
+        if context.progress.step == self.options.step and distributed.rank() == self.options.rank:
+            context.stop(f"process {self.options.rank} has seen enough")
 
 
 class Counter(Callback):

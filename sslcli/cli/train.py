@@ -98,8 +98,10 @@ def _show_plan(config: RunConfig, directory: Path, processes: int) -> None:
     from sslcli.training.estimate import estimate
     from sslcli.training.memory import less_memory
     from sslcli.training.setup import build, plan
+    from sslcli.training.trial import check_phases
 
     session = build(config, compiled=False)
+    check_phases(session)
     print(dump_yaml({**session.config.plain(), "output": str(directory)}), end="")
     print("# plan")
     for name, value in plan(session).items():

@@ -19,6 +19,7 @@ from .document import Document, Key
 from .merge import read_config
 from .options import parse_into
 from .problems import Problems, show
+from .view_phases import ViewPhase, plain_phases, resolve_phases
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A complete, valid configuration. `views` are `ViewSpec`s with every operation and option."""
+    """A complete, valid configuration."""
 
     seed: int
     method: Choice
     backbone: Choice
     data: Choice
-    views: tuple[Any, ...]
+    view_phases: tuple[ViewPhase, ...]
     optimizer: Choice
     schedule: Choice
     training: schema.TrainingOptions
@@ -49,11 +50,16 @@ class RunConfig:
     callbacks: dict[str, Choice]
     output: Path | None = field(default=None, compare=False)
 
+    @property
+    def views(self) -> tuple[Any, ...]:
+        """`ViewSpec`s with every operation and option: of the first phase, where views change in the run."""
+        return self.view_phases[0].views
+
     def plain(self) -> dict[str, Any]:
         """Returns the config as plain data, without `output`; `resolve` makes an equal config of it."""
         values = {section: getattr(self, section) for section in SECTIONS if section != "output"}
         return {section: value.plain() if hasattr(value, "plain") else value for section, value in values.items()} | {
-            "views": [_plain_view(view) for view in self.views],
+            "views": plain_phases(self.view_phases),
             "callbacks": {
                 name: self.callbacks[name].options.plain() if name in self.callbacks else None
                 for name in sorted({*self.callbacks, *schema.DEFAULT_CALLBACKS})
@@ -65,12 +71,7 @@ class RunConfig:
         return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _plain_view(view: Any) -> dict[str, Any]:
-    operations = [{"name": operation.name, **operation.options} for operation in view.operations]
-    return {"count": view.count, "size": view.size, "operations": operations}
-
-
-SECTIONS = [each.name for each in fields(RunConfig)]
+SECTIONS = ["views" if each.name == "view_phases" else each.name for each in fields(RunConfig)]
 
 
 def load_config(path: Path, overrides: list[str]) -> RunConfig:
@@ -110,7 +111,12 @@ def resolve(document: Document) -> RunConfig:
     training = _options("training", schema.TrainingOptions, asked, problems)
     checkpoints = _options("checkpoints", schema.CheckpointOptions, data.get("checkpoints", {}), problems)
     callbacks = _callbacks(data.get("callbacks", {}), problems)
-    views = _views(data.get("views"), method, spec, size, problems)
+    view_phases = resolve_phases(
+        data.get("views"),
+        lambda section, key: _views(section, key, method, spec, _largest_view(section, source), problems),
+        training and training.epochs,
+        problems,
+    )
     seed = data.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         problems.add(("seed",), f"should be a whole number from 0, not {show(seed)}")
@@ -120,14 +126,17 @@ def resolve(document: Document) -> RunConfig:
     problems.raise_any()
     output = None if output is None else Path(output).expanduser()
     return RunConfig(
-        seed=seed, method=method, backbone=backbone, data=source, views=views, optimizer=optimizer, schedule=schedule,
-        training=training, checkpoints=checkpoints, callbacks=callbacks, output=output,
+        seed=seed, method=method, backbone=backbone, data=source, view_phases=view_phases, optimizer=optimizer,
+        schedule=schedule, training=training, checkpoints=checkpoints, callbacks=callbacks, output=output,
     )  # fmt: skip
 
 
 def _largest_view(section: Any, source: Choice | None) -> int:
-    """The side of the largest view that a `views:` section asks for, else the default of the data."""
+    """The side of the largest view that a `views:` section asks for, in any phase, else the default of the data."""
     default = 224 if source is None else int(source.cls.view_size(source.options))
+    if isinstance(section, dict) and isinstance(section.get("phases"), list):
+        views = [phase.get("views") if isinstance(phase, dict) else None for phase in section["phases"]]
+        return max((_largest_view(each, source) for each in views), default=default)
     listed = section if isinstance(section, list) else [section]
     asked = [view.get("size") if isinstance(view, dict) else None for view in listed]
     return max((size if isinstance(size, int) and size > 0 else default for size in asked), default=default)
@@ -177,7 +186,8 @@ def _with_defaults(
     return found
 
 
-def _views(section: Any, method: Choice | None, spec: Any, size: int, problems: Problems) -> tuple[Any, ...]:
+def _views(section: Any, key: Key, method: Choice | None, spec: Any, size: int, problems: Problems) -> tuple[Any, ...]:
+    """The views of a section, of the whole run or of a phase."""
     complete = isinstance(section, list) or (isinstance(section, dict) and section.get("preset") is not None)
     recipe = None if complete else _of_method("recipe", method, problems, size, spec)
     if recipe is None and not complete:
@@ -185,12 +195,12 @@ def _views(section: Any, method: Choice | None, spec: Any, size: int, problems: 
     from .views_section import resolve_views  # imports torch, which `ssl --help` and `ssl list` do without
 
     before = len(problems.lines)
-    views = resolve_views(section, recipe or {}, size, problems)
+    views = resolve_views(section, recipe or {}, size, problems, key)
     if method is not None and len(problems.lines) == before:
         wanted, least, count = method.cls.view_count, method.cls.minimum_views, sum(view.count for view in views)
         if count != (count if wanted is None else wanted) or count < least:
             needs = f"at least {least}" if wanted is None else str(wanted)
-            problems.add(("views",), f"{method.name!r} needs {needs} views of an image, not {count}")
+            problems.add(key, f"{method.name!r} needs {needs} views of an image, not {count}")
     return views
 
 

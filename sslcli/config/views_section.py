@@ -27,15 +27,18 @@ _KEYS_OF_CROP = {option: key for key, option in CROP_KEYS.items()}
 SHORT_KEYS = (*CROP_KEYS, *DEFAULT_ORDER)
 
 
-def resolve_views(section: Any, recipe: RecipeSection, default_size: int, problems: Problems) -> tuple[ViewSpec, ...]:
+def resolve_views(
+    section: Any, recipe: RecipeSection, default_size: int, problems: Problems, key: Key = ("views",)
+) -> tuple[ViewSpec, ...]:
     """Returns the views that a section describes.
 
     Args:
         section: the config's `views:`: None, a mapping or a list of view specs.
         recipe: the method's own section, used if the config names no preset and lists no views.
         default_size: side of views in pixels if it is not set.
+        problems: gets everything that is wrong.
+        key: the section's, if it is that of a phase.
     """
-    key: Key = ("views",)
     if isinstance(section, list):
         if not section:
             problems.add(key, "should have one view or more")
@@ -73,6 +76,11 @@ def resolve_views(section: Any, recipe: RecipeSection, default_size: int, proble
         views[int(index)] = _changed(views[int(index)], _as_view(changes, child, problems))
     keyed = [((*key, str(i)) if str(i) in single else key, view) for i, view in enumerate(views)]
     return _build_all(keyed, size, problems)
+
+
+def _known(key: Key) -> list[str]:
+    """Keys of every section, to suggest; that of a phase has no phases."""
+    return [*SHORT_KEYS, "size", "preset", *(["phases"] if len(key) == 1 else [])]
 
 
 def _changed(view: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +127,7 @@ def _preset_views(name: str, section: dict[str, Any], size: int, key: Key, probl
     own = preset.Options.model_fields
     short = {k: v for k, v in section.items() if k in SHORT_KEYS and (k not in own or isinstance(v, dict | list))}
     options = {k: v for k, v in section.items() if k not in short}
-    parsed = parse_into(problems, preset.Options, options, "'views'", key, also=[*SHORT_KEYS, "size", "preset"])
+    parsed = parse_into(problems, preset.Options, options, "'views'", key, also=_known(key))
     return [] if parsed is None else [_changed(view, short) for view in preset.views(parsed, size)]
 
 
@@ -129,7 +137,7 @@ def _listed_views(
     """The views that a method lists itself, with the changes of a section's short keys."""
     short = {k: v for k, v in section.items() if k in SHORT_KEYS}
     rest = {k: v for k, v in section.items() if k not in short}
-    parse_into(problems, Options, rest, "'views'", key, also=[*SHORT_KEYS, "size", "preset"])
+    parse_into(problems, Options, rest, "'views'", key, also=_known(key))
     return [_changed(copy.deepcopy(dict(view)), short) for view in recipe]
 
 

@@ -122,8 +122,8 @@ class RunInfo:
     """What a method knows about its run when it is built.
 
     Attributes:
-        view_sizes: side of every view in pixels, in the recipe's order; empty where a method is built without views, to
-            load its weights.
+        view_sizes: side of every view in pixels, in the recipe's order; if they change in the run, those of the phase
+            with the largest. Empty where a method is built without views, to load its weights.
     """
 
     total_steps: int

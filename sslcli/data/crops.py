@@ -26,11 +26,15 @@ _KEY = 0x7265706C616365
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of a micro-batch, small enough to be sent as plain numbers: `index[k]` is at position `first + k`."""
+    """A part of a micro-batch, small enough to be sent as plain numbers: `index[k]` is at position `first + k`.
+
+    The views may depend on the optimizer step that it is for.
+    """
 
     epoch: int
     first: int
     index: list[int]
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,9 @@ def split_views(buffer: Tensor, count: int, shapes: list[tuple[int, int, int]]) 
     return [part.view(count, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def wanted_side(views: ViewMaker) -> int | None:
+def wanted_side(*views: ViewMaker) -> int | None:
     """Returns the shorter side, in pixels, below which some view would lose detail; None: the full size."""
-    sides = [kind.operations[0].source_side() for kind in views.kinds]
+    sides = [kind.operations[0].source_side() for maker in views for kind in maker.kinds]
     return None if None in sides else max(side for side in sides if side is not None)
 
 
@@ -76,18 +80,20 @@ class Cropper(torch.utils.data.Dataset[Crops]):
 
     def __init__(self, dataset: Dataset, views: ViewMaker, seed: int) -> None:
         self.dataset, self.views, self.seed = dataset, views, seed
-        self.shapes = [(dataset.info.channels, size, size) for size in views.sizes]
-        self.wanted = wanted_side(views)
+
+    def shapes(self, step: int) -> list[tuple[int, int, int]]:
+        """Returns the shape (C, S, S) of every view in that step."""
+        return [(self.dataset.info.channels, size, size) for size in self.views.at(step).sizes]
 
     def __getitem__(self, asked: Slice) -> Crops:
-        count = len(asked.index)
-        buffer = torch.empty(count * sum(c * h * w for c, h, w in self.shapes), dtype=torch.uint8)
-        views = split_views(buffer, count, self.shapes)
+        count, shapes, wanted = len(asked.index), self.shapes(asked.step), wanted_side(self.views.at(asked.step))
+        buffer = torch.empty(count * sum(c * h * w for c, h, w in shapes), dtype=torch.uint8)
+        views = split_views(buffer, count, shapes)
         result = Crops(asked, list(asked.index), buffer, [], exhausted=False)
         group: list[Tensor] = []
         self.dataset.read_ahead(asked.index)
         for row in range(count):
-            found = self._readable(asked, row, result.unreadable)
+            found = self._readable(asked, row, wanted, result.unreadable)
             if found is None:
                 return replace(result, exhausted=True)
             result.index[row], image = found
@@ -101,17 +107,20 @@ class Cropper(torch.utils.data.Dataset[Crops]):
         """Crops images into the rows `start`, `start + 1`, … of each view."""
         sizes = torch.tensor([image.shape[-2:] for image in images])
         positions = torch.arange(len(images)) + asked.first + start
-        draws = self.views.draw(asked.epoch, positions, sizes, crops_only=True)
+        maker = self.views.at(asked.step)
+        draws = maker.draw(asked.epoch, positions, sizes, crops_only=True)
         for number, image in enumerate(images):
-            for view, crop in zip(views, self.views.crop_one(image, draws, number), strict=True):
+            for view, crop in zip(views, maker.crop_one(image, draws, number), strict=True):
                 view[start + number] = crop
 
-    def _readable(self, asked: Slice, row: int, unreadable: list[tuple[int, str]]) -> tuple[int, Tensor] | None:
+    def _readable(
+        self, asked: Slice, row: int, wanted: int | None, unreadable: list[tuple[int, str]]
+    ) -> tuple[int, Tensor] | None:
         """The image that was asked for, or else the first readable one of those drawn to replace it, and its index."""
         index = asked.index[row]
         for attempt in range(_ATTEMPTS):
             try:
-                return index, self.dataset.image_for(index, self.wanted)
+                return index, self.dataset.image_for(index, wanted)
             except UnreadableImage as error:
                 unreadable.append((index, str(error)))
             index = int(hash_bits(_KEY, self.seed, asked.epoch, asked.first + row, attempt)) % len(self.dataset)

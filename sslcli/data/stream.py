@@ -148,7 +148,8 @@ class _Reader(torch.utils.data.IterableDataset[Made]):
             for number, first, stop in parts:
                 begin = self.layout.first(number)
                 index = orders[number][first - begin : stop - begin]
-                crops.append(self._crop(lanes[number], Slice(epoch, batch * self.plan.batch_size + first, index)))
+                asked = Slice(epoch, batch * self.plan.batch_size + first, index, step)
+                crops.append(self._crop(lanes[number], asked))
             yield crops, {number: lane.place for number, lane in lanes.items()}
 
     def _crop(self, lane: Lane, asked: Slice) -> Crops:

@@ -86,7 +86,7 @@ class WorkerSource(Source):
             self._running = None
 
     def _batches(self, step: int) -> Generator[list[SourceBatch], None, None]:
-        asked = _slices(self.plan.steps(step))
+        asked = _slices(self.plan.steps(step), step)
         pinned = self._stream is not None
         with loader(self._cropper, asked, self.workers, self._ahead(), pinned=pinned) as crops:
             for number in itertools.count(step):
@@ -155,7 +155,7 @@ class WorkerSource(Source):
 
     def _views(self, parts: list[Crops]) -> list[Tensor]:
         """The slices' buffers → (N, C, S, S) per view, on the device; adjacent views of one size follow in memory."""
-        views, shapes = [], self._cropper.shapes
+        views, shapes = [], self._cropper.shapes(parts[0].slice.step)
         for part in parts:
             buffer = part.buffer.to(self.device, non_blocking=self._stream is not None)
             views.append(split_views(buffer, len(part.index), shapes))
@@ -168,9 +168,9 @@ class WorkerSource(Source):
         return result
 
 
-def _slices(steps: Iterable[list[MicroBatch]]) -> Iterator[Slice]:
-    """The same order, in the smaller portions that workers take."""
-    for micro_batches in steps:
+def _slices(steps: Iterable[list[MicroBatch]], first: int) -> Iterator[Slice]:
+    """The same order, in the smaller portions that workers take; `first` is the index of the first step."""
+    for step, micro_batches in enumerate(steps, first):
         for batch in micro_batches:
             for start in range(0, len(batch.index), SLICE):
-                yield Slice(batch.epoch, batch.first + start, batch.index[start : start + SLICE].tolist())
+                yield Slice(batch.epoch, batch.first + start, batch.index[start : start + SLICE].tolist(), step)

@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from sslcli import distributed
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Method
-from sslcli.contracts.source import Source
+from sslcli.contracts.source import Source, SourceBatch
 from sslcli.data.source import ResidentSource
 from sslcli.memory import is_out_of_memory
+from sslcli.modules.transformer import TransformerBlock
 from sslcli.runs.device import memory_format
 from sslcli.views.pipeline import ViewMaker
 
@@ -39,6 +41,8 @@ _EAGER_ON_CPU = 128
 #: code as much again: SimCLR's views, 123 kernels, become some thirty, which saves 2 ms of a step, and twenty seconds
 #: of compiling after ten thousand. The backbone takes a minute or more and gains about a fifth of a 30 ms step.
 _VIEWS_ON_CUDA, _BACKBONE_ON_CUDA = 8_000, 15_000
+#: Versions of one function, by shapes of its inputs and by whether they need gradients: torch's own limit.
+_CODE_FOR_A_PHASE = 8
 
 
 def missing_compiler(device: torch.device) -> str | None:
@@ -86,10 +90,14 @@ def resolve_compile(
 def compile_parts(
     config: RunConfig, source: Source, views: ViewMaker, method: Method, *, compiled: bool, fresh: bool
 ) -> RunConfig:
-    """Compiles the views in place, and with `all` every backbone of a method (the momentum encoder's too).
+    """Compiles the views in place, and with `all` every backbone of a method (the momentum encoder's too) and every
+    transformer block.
 
-    Parameters keep their names, and an exported or copied backbone is eager. Views are compiled immediately; a backbone
-    at its first step, since its code depends on which parameters are trained. Without `compiled` nothing is compiled.
+    A block that a backbone's forward pass calls is part of that one's code; its own is for methods that have blocks of
+    their own (a decoder, a predictor), or call a backbone's. Blocks of one shape share their code.
+
+    Parameters keep their names, and an exported or copied network is eager. Views are compiled immediately; the rest at
+    its first step, since its code depends on which parameters are trained. Without `compiled` nothing is compiled.
 
     Returns:
         the config with `training.compile` resolved.
@@ -105,7 +113,7 @@ def compile_parts(
     if training.cuda_graphs and (choice == "none" or device.type != "cuda"):
         where = "on CUDA" if device.type != "cuda" else "with training.compile=views or all"
         raise UserError(f"training.cuda_graphs: works only {where}; set it to false")
-    small = device.type != "cpu" or min(views.sizes) < _EAGER_ON_CPU
+    small = device.type != "cpu" or min(size for maker in views.phases for size in maker.sizes) < _EAGER_ON_CPU
     if choice == "views" and not small:
         choice = "none"
     if choice != "none" and compiled:
@@ -116,7 +124,10 @@ def compile_parts(
         mode = "reduce-overhead" if training.cuda_graphs else None
         layout = memory_format(method, device) if training.channels_last else torch.contiguous_format
         try:
-            _compile_views(views, mode, source, share, device, layout)
+            for maker in views.phases:
+                maker.compile(mode, below=_EAGER_ON_CPU if device.type == "cpu" else None)
+                for _ in range(2):  # CUDA graphs are recorded the second time
+                    views_of_zeros(maker, source, share, device, layout)
         except Exception as error:  # compilers fail in many ways
             if is_out_of_memory(error):
                 raise
@@ -124,30 +135,42 @@ def compile_parts(
             if training.compile != "auto":
                 raise UserError(f"training.compile: {choice}: {problem}; set training.compile=none") from error
             log.warning(f"nothing is compiled: {problem}")
-            views.go_eager()
+            for maker in views.phases:
+                maker.go_eager()
             choice = "none"
         if choice == "all":
             # If the user did not ask for it, a backbone that cannot be compiled must not end the run. A run that is
             # resumed may have been `auto`, and eager because the compiler failed.
             torch._dynamo.config.suppress_errors |= training.compile == "auto" or not fresh
+            # Each phase's views need code of their own, up to torch's limit in all; beyond it, code is eager.
+            limit = torch._dynamo.config.recompile_limit
+            torch._dynamo.config.recompile_limit = max(limit, _CODE_FOR_A_PHASE * len(views.phases))
             for module in method.modules():
-                if isinstance(module, Backbone):
+                if isinstance(module, Backbone | TransformerBlock):
                     module.compile(dynamic=False, mode=mode)
     return dataclasses.replace(config, training=training.model_copy(update={"compile": choice}))
 
 
-def _compile_views(
-    views: ViewMaker, mode: str | None, source: Source, count: int, device: torch.device, layout: torch.memory_format
-) -> None:
-    """Compiles by making views of a batch of zeros, twice: CUDA graphs are recorded the second time."""
-    views.compile(mode, below=_EAGER_ON_CPU if device.type == "cpu" else None)
+def batch_of_zeros(
+    views: ViewMaker, source: Source, count: int, device: torch.device, *, labeled: bool = False
+) -> SourceBatch:
+    """Returns a micro-batch whose images are zeros, of the shapes that the source's have for these views."""
     shapes: list[tuple[int, ...]] = [(size, size) for size in views.sizes]
-    sizes = None
     if isinstance(source, ResidentSource):
         shapes = [tuple(source.images.shape[-2:])]
-        sizes = torch.tensor(shapes).expand(count, 2)
     channels = views.kinds[0].channels
     images = [torch.zeros((count, channels, *shape), dtype=torch.uint8, device=device) for shape in shapes]
-    for _ in range(2):
-        draws = views.draw(0, torch.arange(count), sizes).to(device)
-        views.apply(images, draws, sizes is None, layout)
+    labels = torch.zeros(count, dtype=torch.int64, device=device) if labeled else None
+    return SourceBatch(
+        images, not isinstance(source, ResidentSource), labels, torch.arange(count), torch.arange(count), 0
+    )
+
+
+def views_of_zeros(
+    views: ViewMaker, source: Source, count: int, device: torch.device, layout: torch.memory_format
+) -> list[Tensor]:
+    """Makes the views of such a micro-batch."""
+    batch = batch_of_zeros(views, source, count, device)
+    sizes = None if batch.cropped else torch.tensor([batch.images[0].shape[-2:]]).expand(count, 2)
+    draws = views.draw(0, batch.positions, sizes).to(device)
+    return views.apply(batch.images, draws, batch.cropped, layout)

@@ -105,7 +105,8 @@ def estimate(session: Session, processes: int = 1) -> Estimate:
         free += sum(held.values())  # they are part of the estimate, and allocated already
     try:
         with torch.random.fork_rng(devices=[]):
-            peak, state = _run(session, processes)
+            # Each phase's views may take the most.
+            peak, state = max(_run(session, views, processes) for views in session.views.phases)
     except Exception as error:  # plugins may do anything; an estimate must not keep a run from starting
         needs = isinstance(error, DataDependentOutputException | DynamicOutputShapeException)
         what = "a step needs the values of its tensors" if needs else "a step without values failed"
@@ -116,10 +117,11 @@ def estimate(session: Session, processes: int = 1) -> Estimate:
     return Estimate(held["dataset"], held["parameters"], state, step, free)
 
 
-def _run(session: Session, processes: int) -> tuple[int, int]:
-    """Runs steps without values; returns the peak of everything but the dataset, and the optimizer's state."""
+def _run(session: Session, views: ViewMaker, processes: int) -> tuple[int, int]:
+    """Runs steps on these views without values; returns the peak of all but the dataset, and the optimizer's state."""
     training = session.config.training
     share = training.batch_size // (training.accumulate * processes)
+    session = dataclasses.replace(session, views=views)
     source = _Images(session, share)
     views = cast(ViewMaker, _Views(session, share))
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, LiveStorages() as live:
@@ -226,6 +228,8 @@ class _Views:
     difference does not matter.
     """
 
+    later = ()
+
     def __init__(self, session: Session, share: int) -> None:
         self.maker, self.device, self.share = copy.copy(session.views), session.device, share
         rows = share
@@ -235,6 +239,9 @@ class _Views:
         side = _shapes(session, 1)[0][-2:] if isinstance(session.source, ResidentSource) else None
         sizes = torch.tensor([side]).expand(self.rows, 2) if side is not None else None
         self.draws = self.maker.draw(0, torch.arange(self.rows), sizes)
+
+    def at(self, step: int) -> _Views:
+        return self
 
     def draw(self, *_: Any, **__: Any) -> _Views:
         return self

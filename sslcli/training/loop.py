@@ -25,6 +25,7 @@ from sslcli.phases import phase
 from sslcli.randomness import seed_for
 from sslcli.runs.device import memory_format
 
+from .compilation import batch_of_zeros
 from .context import Context
 from .meter import Meter
 from .scaler import MOST_SKIPPED
@@ -81,8 +82,14 @@ class Loop:
         # every start, a resumed run is bitwise identical to one that was not interrupted.
         frozen = frozen_state(self.method)
         kept = {n: tensor if n in frozen else tensor.clone() for n, tensor in self.method.state_dict().items()}
+        session = self.session
+        if session.views.later:  # the order is that of the first phase's graph, which other views could change
+            start, share = 0, session.config.training.batch_size // distributed.world_size()
+            share //= session.config.training.accumulate
+            source_batch = batch_of_zeros(session.views, session.source, share, device, labeled=session.has_labels)
+        else:
+            source_batch = next(session.source.batches(start))[0]
         schedule = self._schedule_values(start)
-        source_batch = next(self.session.source.batches(start))[0]
         for _ in range(2):
             self._begin_graphs()
             torch.autograd.backward(self._forward(module, source_batch, start, schedule).loss)
@@ -108,6 +115,9 @@ class Loop:
     def step(self) -> None:
         """Runs one optimizer step, over all its micro-batches."""
         session, step = self.session, self.context.progress.step
+        for number, (begin, views) in enumerate(session.views.later, start=2):
+            if step == begin:
+                log.info(f"step {step + 1}: phase {number} of {len(session.views.phases)} begins, views: {views}")
         self._begin_graphs()
         # The schedule is a function of the step about to be made: the first step gets its first value.
         set_rates(self.optimizer, step, session.schedule, self.weight_decay)
@@ -148,21 +158,22 @@ class Loop:
         """Seeds dropout, for example: a function of the step, so that a resumed run draws the same numbers."""
         torch.manual_seed(seed_for(self.session.config.seed, SEED_STEP, step, number, distributed.rank()))
 
-    def make_views(self, source_batch: SourceBatch) -> list[Tensor]:
-        """Returns the views of a micro-batch as the method receives them, one tensor (N, C, S, S) each."""
+    def make_views(self, source_batch: SourceBatch, step: int = 0) -> list[Tensor]:
+        """Returns the views of a micro-batch of a step as the method receives them, one tensor (N, C, S, S) each."""
         session, images, sizes = self.session, source_batch.images, None
+        views = session.views.at(step)
         if not source_batch.cropped:
             sizes = torch.tensor([images[0].shape[-2:]]).expand(len(source_batch.index), 2)
         with phase("views"):
-            draws = session.views.draw(source_batch.epoch, source_batch.positions, sizes)
+            draws = views.draw(source_batch.epoch, source_batch.positions, sizes)
             with phase("transfer"):
                 draws = draws.to(session.device)
-            return session.views.apply(images, draws, source_batch.cropped, self.memory_format)
+            return views.apply(images, draws, source_batch.cropped, self.memory_format)
 
     def _forward(
         self, module: torch.nn.Module, source_batch: SourceBatch, step: int, schedule: dict[str, Tensor]
     ) -> Step:
-        views = [View(view) for view in self.make_views(source_batch)]
+        views = [View(view) for view in self.make_views(source_batch, step)]
         keys = DrawKeys(self.session.config.seed, step, source_batch.epoch, source_batch.positions)
         batch = Batch(views, source_batch.labels, source_batch.index, schedule, keys)
         with phase("forward"), self.session.autocast():

@@ -23,7 +23,9 @@ def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeR
     found: list[tuple[ResumeRule, str]] = []
     for section, now in config.plain().items():
         before = stored.get(section)
-        if isinstance(now, dict) and isinstance(before, dict):
+        if section == "views" and before is not None:
+            found += [("fixed", line) for line in _phase_differences(now, before)]
+        elif isinstance(now, dict) and isinstance(before, dict):
             if section == "callbacks":
                 continue  # may change freely
             model: type[Options] = _MODELS.get(section) or getattr(config, section).cls.Options
@@ -32,8 +34,6 @@ def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeR
             for name in sorted({*now, *before}):
                 lines = _changes(f"{section}.{name}", before.get(name), now.get(name))
                 found += [(model.resume_rule(name), line) for line in lines]
-        elif section == "views" and before is not None:
-            found += [("fixed", line) for line in _view_differences(now, before)]
         else:
             found += [("fixed", line) for line in _changes(section, before, now)]
     return found
@@ -56,16 +56,31 @@ def _completed(model: type[Options], stored: dict[str, Any]) -> dict[str, Any]:
         return stored
 
 
-def _view_differences(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> list[str]:
+def _phase_differences(now: Any, before: Any) -> list[str]:
+    """By phase, where they end at the same points; lists of views are the only phase of a run."""
+    if isinstance(now, list) and isinstance(before, list):
+        return _view_differences("views", now, before)
+    phases = [each["phases"] if isinstance(each, dict) else [] for each in (now, before)]
+    ends = [[phase.get("until") for phase in each] for each in phases]
+    if ends[0] != ends[1]:
+        return [f"views: {_show(before)} in the run, {_show(now)} now"]
+    return [
+        line
+        for number, (phase, stored) in enumerate(zip(*phases, strict=True))
+        for line in _view_differences(f"views.phases.{number}.views", phase["views"], stored["views"])
+    ]
+
+
+def _view_differences(key: str, now: list[dict[str, Any]], before: list[dict[str, Any]]) -> list[str]:
     """By view and option, where only options of the same operations differ."""
     if [_layout(view) for view in now] != [_layout(view) for view in before]:
-        return [f"views: {_show(before)} in the run, {_show(now)} now"]
+        return [f"{key}: {_show(before)} in the run, {_show(now)} now"]
     lines: list[str] = []
     number = 0  # of a view, as a config names it
     for view, stored in zip(now, before, strict=True):
         for operation, old in zip(view["operations"], stored["operations"], strict=True):
             old = _completed(plugins.load("augmentations", operation["name"]).Options, old)
-            lines += _changes(f"views.{number}.{operation['name']}", old, operation)
+            lines += _changes(f"{key}.{number}.{operation['name']}", old, operation)
         number += view["count"]
     return lines
 

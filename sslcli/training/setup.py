@@ -46,6 +46,7 @@ from .compilation import compile_parts
 from .group import local_rank
 from .scaler import LossScaler
 from .state import frozen_digests
+from .view_phases import first_steps, keyed_phases, largest_view
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ class Session:
 
     @property
     def image_size(self) -> int:
-        return max(view.size for view in self.config.views)
+        """Side in pixels of the largest view of all phases, for which the backbone is built and evaluated."""
+        return largest_view(self.config)
 
     @property
     def images(self) -> int:
@@ -157,19 +159,24 @@ def build(
         dataset = dataset if isinstance(dataset, StreamDataset) else limited(dataset)
         if config.method.cls.needs_labels and not has_labels(dataset):
             raise UserError(f"method: {config.method.name!r} needs labels, but {dataset.info.name!r} has none")
-        views = ViewMaker(config.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
+        views, *later = [
+            ViewMaker(phase.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
+            for phase in config.view_phases
+        ]
         # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
-        data = open_cached(dataset, wanted_side(views), training.epochs, training.workers)
+        data = open_cached(dataset, wanted_side(views, *later), training.epochs, training.workers)
         config = _cache_resolved(config, data)
         source = open_source(
             data, device, training.batch_size, training.accumulate, config.seed,
             distributed.rank(), distributed.world_size(), views=views, workers=training.workers,
             budget=budget, drop_last=training.drop_last,
         )  # fmt: skip
+        total_steps = training.epochs * source.steps_per_epoch
+        views.later = list(zip(first_steps(config, total_steps), later, strict=True))
         info = RunInfo(
-            total_steps=training.epochs * source.steps_per_epoch, steps_per_epoch=source.steps_per_epoch,
+            total_steps=total_steps, steps_per_epoch=source.steps_per_epoch,
             epochs=training.epochs, batch_size=training.batch_size, world_size=distributed.world_size(),
-            data=dataset.info, view_sizes=tuple(views.sizes),
+            data=dataset.info, view_sizes=tuple(max(views.phases, key=lambda maker: max(maker.sizes)).sizes),
         )  # fmt: skip
         method = _build_method(config, dataset, info, fresh=fresh).to(device)
         if training.sync_batch_norm and distributed.is_distributed():
@@ -223,15 +230,15 @@ def _cache_resolved(config: RunConfig, data: Dataset | StreamDataset) -> RunConf
 
 
 def _build_method(config: RunConfig, dataset: Dataset | StreamDataset, info: RunInfo, *, fresh: bool) -> Method:
-    size = max(view.size for view in config.views)
+    size = largest_view(config)
     torch.manual_seed(seed_for(config.seed, SEED_WEIGHTS))
     backbone: Backbone = config.backbone.cls.build(config.backbone.options, dataset.info.channels, size)
     spec = backbone.spec
-    for view in config.views:
+    for key, view in ((key, view) for key, phase in keyed_phases(config) for view in phase.views):
         if view.size < spec.minimum_size or view.size % spec.size_multiple:
             multiple = f", in multiples of {spec.size_multiple}" if spec.size_multiple > 1 else ""
             raise UserError(
-                f"views.size: {config.backbone.name!r} cannot take images of {view.size} px; "
+                f"{key}.size: {config.backbone.name!r} cannot take images of {view.size} px; "
                 f"it takes {spec.minimum_size} or more{multiple}"
             )
     if fresh:  # before methods copy the backbone
@@ -250,7 +257,7 @@ def plan(session: Session) -> dict[str, Any]:
         "steps_per_epoch": info.steps_per_epoch,
         "steps": session.last_step,
         "batch_size": training.batch_size,
-        "views": len(session.views),
+        "views": _shown(session.views) if session.views.later else len(session.views),
         "lr": session.schedule.base,
         "device": str(session.device),
         "precision": training.precision,
@@ -259,3 +266,8 @@ def plan(session: Session) -> dict[str, Any]:
         "trainable_parameters": sum(p.numel() for p in session.method.parameters() if p.requires_grad),
         "data_bytes": session.data_bytes,
     }
+
+
+def _shown(views: ViewMaker) -> str:
+    """The views of every phase: `2 of 32 px; from step 541: 2 of 64 px`."""
+    return "; ".join([str(views), *(f"from step {begin + 1}: {maker}" for begin, maker in views.later)])

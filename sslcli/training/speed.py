@@ -54,8 +54,10 @@ class ReadyBatch(SourceBatch):
 class SpeedLoop(Loop):
     """The training loop, which also takes prepared views, and starts over at the end of a short run."""
 
-    def make_views(self, source_batch: SourceBatch) -> list[Tensor]:
-        return list(source_batch.views) if isinstance(source_batch, ReadyBatch) else super().make_views(source_batch)
+    def make_views(self, source_batch: SourceBatch, step: int = 0) -> list[Tensor]:
+        if isinstance(source_batch, ReadyBatch):
+            return list(source_batch.views)
+        return super().make_views(source_batch, step)
 
     def step(self) -> None:
         if self.context.progress.step >= self.session.info.total_steps:
@@ -106,6 +108,9 @@ def measure(config: RunConfig, *, steps: int, rounds: int) -> tuple[Session, Mea
         raise UserError("bench: measures a single process; run it without torchrun")
     # Every measured step has the whole batch.
     session = build(dataclasses.replace(config, training=config.training.model_copy(update={"drop_last": True})))
+    if session.views.later:
+        log.info("views change in this run: those of its first phase are measured")
+        session.views.later = []
     try:
         with out_of_memory("in a step", lambda: less_memory(config)):
             session.source.prepare()
@@ -214,14 +219,13 @@ def tables(report: dict[str, Any]) -> Group:
 
 def headline(session: Session) -> str:
     """Returns what was measured, in a line."""
-    config, sizes = session.config, session.views.sizes
+    config = session.config
     training = config.training
     device = torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else session.device.type
-    pixels = ", ".join(f"{sizes.count(size)} of {size} px" for size in dict.fromkeys(sizes))
     micro = f" in {training.accumulate} micro-batches" if training.accumulate > 1 else ""
     return (
         f"{config.method.name}, {config.backbone.name}, {config.data.name}; batch of {training.batch_size}{micro}, "
-        f"views: {pixels}; {device}, {training.precision}, compiled: {training.compile}, "
+        f"views: {session.views}; {device}, {training.precision}, compiled: {training.compile}, "
         f"{torch.get_num_threads()} thread(s)"
     )
 

@@ -37,6 +37,7 @@ from .interrupt import Interrupt
 from .loop import Loop
 from .memory import less_memory
 from .setup import SMALLER, Session, build, device_resolved, plan
+from .trial import check_phases
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,9 @@ def _prepared(config: RunConfig, checkpoint: Checkpoint | None, output: Path) ->
     if checkpoint is not None:
         config = resuming.keep_resolved(config, checkpoint.document["config"])
     budgets = distributed.gather_objects(together(lambda: _budget(config, checkpoint)))
-    return together(lambda: _prepare(config, checkpoint, output, min(budgets)))
+    session = together(lambda: _prepare(config, checkpoint, output, min(budgets)))
+    together(lambda: check_phases(session))
+    return session
 
 
 def _budget(config: RunConfig, checkpoint: Checkpoint | None) -> float:
@@ -279,7 +282,8 @@ def _save(loop: Loop, writer: CheckpointWriter) -> None:
 def plugins_used(config: RunConfig) -> dict[str, dict[str, str]]:
     """Returns package and version of every plugin that a config names."""
     named = {section: (group, getattr(config, section).name) for section, group in PLUGIN_SECTIONS.items()}
-    operations = {operation.name for view in config.views for operation in view.operations}
+    views = [view for phase in config.view_phases for view in phase.views]
+    operations = {operation.name for view in views for operation in view.operations}
     named |= {f"augmentation.{name}": ("augmentations", name) for name in operations}
     named |= {f"callback.{name}": ("callbacks", name) for name in config.callbacks}
     used = {}

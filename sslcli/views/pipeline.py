@@ -33,6 +33,7 @@ class ViewMaker:
         kinds: one `ViewKind` per spec.
         groups: the kinds that are made together, in order.
         sizes: the side of every view (a spec with `count: 2` has two).
+        later: where views change in a run, the steps from which on others make them, ascending, and these.
     """
 
     def __init__(
@@ -55,6 +56,20 @@ class ViewMaker:
         self._affine = shift_and_scale(mean, std, torch.device("cpu"))
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._compiled: dict[int, Make] = {}
+        self.later: list[tuple[int, ViewMaker]] = []
+
+    def at(self, step: int) -> ViewMaker:
+        """Returns what makes the views of a step: a function of its index alone."""
+        return next((maker for begin, maker in reversed(self.later) if step >= begin), self)
+
+    @property
+    def phases(self) -> list[ViewMaker]:
+        """What makes the views of each phase of a run, in order: this one alone where they do not change."""
+        return [self, *(maker for _, maker in self.later)]
+
+    def __str__(self) -> str:
+        """`2 of 224 px, 6 of 96 px`."""
+        return ", ".join(f"{self.sizes.count(size)} of {size} px" for size in dict.fromkeys(self.sizes))
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -128,6 +128,7 @@ def test_the_tokens_of_a_resnet_are_its_last_map(build: Any, stages: int) -> Non
 POOLED = [
     "alexnet", "vgg11", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5",
     "squeezenet1_1", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny", "swin_t", "googlenet", "inception_v3",
+    "maxvit_t",
 ]  # fmt: skip
 
 
@@ -135,16 +136,17 @@ POOLED = [
 @pytest.mark.parametrize("name", POOLED)
 def test_the_tokens_of_torchvisions_networks_are_the_map_that_they_pool(name: str) -> None:
     cls = TorchvisionModels.get(name)
-    backbone = cls.build(cls.Options(), 3, 96).eval()
+    side = 224 if name == "maxvit_t" else 96
+    backbone = cls.build(cls.Options(), 3, side).eval()
     with torch.no_grad():
-        found = backbone(drawn(0, 2, 3, 96, 96))
+        found = backbone(drawn(0, 2, 3, side, side))
     assert found.tokens is not None
     assert found.grid is not None
     assert found.tokens.shape[1] == found.grid[0] * found.grid[1]
     mean = found.tokens.mean(1)
-    head = backbone.network.classifier if name in ("mobilenet_v3_small", "convnext_tiny") else None
+    head = backbone.network.classifier if name in ("mobilenet_v3_small", "convnext_tiny", "maxvit_t") else None
     if head is not None:  # what follows the pooling, up to the classifier
-        mean = head(mean[..., None, None] if name == "convnext_tiny" else mean)
+        mean = head(mean if name == "mobilenet_v3_small" else mean[..., None, None])
     torch.testing.assert_close(mean, found.pooled, rtol=1e-4, atol=1e-4)
 
 

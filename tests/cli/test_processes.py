@@ -142,3 +142,21 @@ def test_too_little_memory_for_one_of_two_processes_ends_both_with_a_line_each(c
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert any(line.startswith("ssl: out of memory after step 2 on process 1: try a smaller") for line in said)
+
+
+def test_a_callback_on_one_process_ends_all_after_the_same_step(config, tmp_path):
+    """There the views change, and the resumed run ends bitwise identical to one that was not stopped."""
+    phases = "views={phases: [{until: 25%}, {views: [{count: 2, size: 24}, {size: 16}]}]}"
+    plugin = Path(__file__).parents[1] / "odd_plugins.py"
+    words = ("train", str(config), phases, "training.accumulate=2", "--devices", "2", "--plugin", str(plugin))
+    stopped = ssl(*words, "callbacks.stopper={step: 3, rank: 1}", "--output", "parts", cwd=tmp_path)
+    assert stopped.returncode == 0, stopped.stderr
+    assert "ended at step 3 of 12: process 1 has seen enough" in stopped.stderr
+    assert (newest(tmp_path / "parts").step, newest(tmp_path / "parts").document["world_size"]) == (3, 2)
+    assert (tmp_path / "parts" / "backbone.safetensors").exists()
+    resumed = ssl(*words, "--output", "parts", "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "step 4: phase 2 of 2 begins, views: 2 of 24 px, 1 of 16 px" in resumed.stderr
+    whole = ssl(*words, "--output", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")

@@ -18,7 +18,7 @@ from torch import Tensor
 from sslcli.contracts.errors import SslError
 from sslcli.contracts.views import ViewSpec
 from sslcli.data import workers as workers_module
-from sslcli.data.crops import Cropper, Slice, split_views
+from sslcli.data.crops import Cropper, Slice, split_views, wanted_side
 from sslcli.data.plan import Plan
 from sslcli.data.source import ResidentSource, open_source
 from sslcli.data.workers import WorkerSource
@@ -208,10 +208,10 @@ def test_images_are_grouped_without_effect_on_their_crops(monkeypatch: pytest.Mo
 
 
 def test_decoders_get_the_size_below_which_a_view_would_lose_detail() -> None:
-    assert Cropper(Uneven(20), views(224), 0).wanted == 915  # 224 / √(0.08 · 3/4)
-    assert Cropper(Uneven(20), views(96, 224), 0).wanted == 915
+    assert wanted_side(views(224)) == 915  # 224 / √(0.08 · 3/4)
+    assert wanted_side(views(96, 224)) == wanted_side(views(96), views(224)) == 915
     whole = ViewSpec.parse({"size": 64, "operations": [{"name": "resize", "options": {"ratio": 1.5}}]})
-    assert Cropper(Uneven(20), ViewMaker([whole], 3, (0.5,) * 3, (0.5,) * 3, 0), 0).wanted == 96
+    assert wanted_side(ViewMaker([whole], 3, (0.5,) * 3, (0.5,) * 3, 0)) == 96
 
 
 def test_split_views_shares_the_buffer() -> None:

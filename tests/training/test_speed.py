@@ -100,7 +100,7 @@ def test_prepared_views_are_copies(tiny, monkeypatch):
     first = next(loop.batches)
     made = loop.make_views(first[0])
     expected = [view.clone() for view in made]
-    monkeypatch.setattr(Loop, "make_views", lambda loop, batch: made)
+    monkeypatch.setattr(Loop, "make_views", lambda loop, batch, step: made)
     (ready,) = loop.ready(first)
     for view in made:
         view.zero_()  # as a CUDA graph does when it is replayed

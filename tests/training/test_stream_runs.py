@@ -145,3 +145,12 @@ def test_no_data_and_a_missing_shard_are_one_line(config: Path, tmp_path: Path) 
     assert (code, out) == (1, "")
     reason = "cannot be read (ReadError: unexpected end of data); repair or restore it, and resume"
     assert err.splitlines()[-1] == f"ssl: data: shard 'part-002.tar' of 'tar_shards' {reason}"
+
+
+def test_views_that_change_do_so_in_the_same_step_of_a_resumed_run(tiny: Any, tars: Path, tmp_path: Path) -> None:
+    phases = "views={phases: [{until: 1.5, views: {size: 16}}, {views: {size: 24}}]}"  # from the seventh step on
+    overrides = on_tars(tars, phases, "training.workers=1", "training.epochs=2")
+    train(tiny(*overrides), tmp_path / "whole")
+    train(tiny(*overrides, "training.max_steps=5"), tmp_path / "parts")  # the worker has read ahead of the boundary
+    train(tiny(*overrides), tmp_path / "parts", resume=True)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
