@@ -28,7 +28,10 @@ from sslcli.modules.norms import NormName
 from sslcli.modules.shuffle import encode_shuffled
 
 from ._moco import SGD, KeyOptions
-from .vicreg import VICRegWeights
+from .byol import BYOL
+from .moco_v2 import MoCoV2
+from .simclr import SimCLR
+from .vicreg import VICReg, VICRegWeights
 
 #: What a preset sets, where that differs from the options' own defaults.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -164,9 +167,7 @@ class MoCoOptions(KeyOptions, TargetMomentumOptions, VICRegWeights):
     @model_validator(mode="after")
     def _check_compatibility(self) -> Self:
         if self.loss == "ce" and self.negatives == "none":
-            raise ValueError(
-                "loss 'ce' is always 0 without negatives: set negatives to queue or batch, or another loss"
-            )
+            raise ValueError("loss 'ce' is always 0 without negatives: set negatives to queue or batch")
         if self.loss == "vic" and self.negatives != "none":
             raise ValueError(
                 f"loss 'vic' does not use negatives, and they are {self.negatives!r}: set negatives to none, "
@@ -190,8 +191,7 @@ class MoCo(Method):
     regression (`byol`, by a factor of 2), VICReg (`vicreg`).
 
     After each step the queue takes, of each micro-batch in order, the keys of view 2 of all processes in rank order;
-    normalized if the loss normalizes them. It is one queue, with which all queries are compared, and it holds keys of
-    earlier steps only.
+    normalized if the loss normalizes them. All queries are compared with this one queue.
 
     Attributes:
         steps: optimizer steps done, a 0-dim int64 tensor; shuffled batch norm draws by it.
@@ -224,21 +224,14 @@ class MoCo(Method):
     @classmethod
     def recipe(cls, options: MoCoOptions, image_size: int, spec: BackboneSpec) -> RecipeSection:
         """MoCo v2's views; with a preset those of its method."""
-        if options.preset == "simclr":
-            return {"preset": "simclr"}
-        if options.preset in ("byol", "vicreg"):
-            if image_size <= 64:
-                return {"preset": "cifar_asym"}
-            return {"preset": "byol", "blur": {"kernel": 0.1}} if options.preset == "byol" else {"preset": "byol"}
-        return {"preset": "moco_v2"}
+        methods: dict[str, type[Method]] = {"simclr": SimCLR, "byol": BYOL, "vicreg": VICReg}
+        method = methods.get(options.preset, MoCoV2)
+        return method.recipe(method.Options(), image_size, spec)
 
     @classmethod
     def defaults(cls, options: MoCoOptions, spec: BackboneSpec) -> DefaultSections:
-        return {
-            "optimizer": {**SGD, "lr": 0.5},
-            "schedule": {"name": "cosine"},
-            "backbone": {"zero_init_residual": False},
-        }
+        backbone = {"zero_init_residual": False}
+        return {"optimizer": {**SGD, "lr": 0.5}, "schedule": {"name": "cosine"}, "backbone": backbone}
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the monitors of positive and negative pairs, and the first view's features. Raises
