@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.method import Batch, Method, Progress, RunInfo, Step
+from sslcli.contracts.method import Batch, Method, Progress, RunInfo, Step, StepFunction
 from sslcli.distributed import all_gather
 from sslcli.losses import mean_over, queue_info_nce_and_metrics, unit_rows
 from sslcli.modules import MomentumEncoder, MomentumOptions, Queue, each_view, global_and_local
@@ -99,6 +99,10 @@ class QueueContrast(Method):
     def _query(self, images: Tensor) -> Tensor:
         embedding: Tensor = self.projector(self.backbone(images).pooled)
         return embedding
+
+    def schedules(self) -> dict[str, StepFunction]:
+        """The EMA momentum."""
+        return {"momentum": self.options.momentum_schedule(self.run.total_steps)}
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
         for direction, queue in enumerate(self.queues):

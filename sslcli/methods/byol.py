@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec
-from sslcli.contracts.method import Batch, DefaultSections, Method, Progress, RunInfo, Step
+from sslcli.contracts.method import Batch, DefaultSections, Method, Progress, RunInfo, Step, StepFunction
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import byol_regression, mean_cosines
 from sslcli.modules import MomentumEncoder, build_head, each_view, global_and_local
@@ -83,6 +83,10 @@ class BYOL(Method):
         pairs = [(p[i], z_target[j]) for i in range(len(x)) for j in range(global_views) if i != j]
         loss = 2 * torch.stack([byol_regression(*pair) for pair in pairs]).mean()
         return Step(loss, mean_cosines(pairs), features=h[0].detach())
+
+    def schedules(self) -> dict[str, StepFunction]:
+        """The EMA momentum."""
+        return {"momentum": self.options.momentum_schedule(self.run.total_steps)}
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
         self.momentum_encoder.follow(

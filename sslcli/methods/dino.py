@@ -141,8 +141,9 @@ class DINO(Method):
         }
 
     def schedules(self) -> dict[str, StepFunction]:
-        """The teacher's temperature, which changes from epoch to epoch."""
-        return {"teacher_temperature": self._teacher_temperature}
+        """The teacher's temperature, which changes from epoch to epoch, and its EMA momentum."""
+        momentum = self.options.momentum_schedule(self.run.total_steps)
+        return {"teacher_temperature": self._teacher_temperature, "momentum": momentum}
 
     def _teacher_temperature(self, step: int) -> float:
         options = self.options

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.method import Batch, DefaultSections, Method, Progress, RunInfo, Step
+from sslcli.contracts.method import Batch, DefaultSections, Method, Progress, RunInfo, Step, StepFunction
 from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import all_gather
 from sslcli.losses import mean_cosines, mean_over, queue_info_nce_and_metrics, vicreg_and_metrics
@@ -169,10 +169,7 @@ class MoCoOptions(KeyOptions, TargetMomentumOptions, VICRegWeights):
         if self.loss == "ce" and self.negatives == "none":
             raise ValueError("loss 'ce' is always 0 without negatives: set negatives to queue or batch")
         if self.loss == "vic" and self.negatives != "none":
-            raise ValueError(
-                f"loss 'vic' does not use negatives, and they are {self.negatives!r}: set negatives to none, "
-                "or loss to ce, bce or ip"
-            )
+            raise ValueError(f"loss 'vic' does not use negatives, and they are {self.negatives!r}: set them to none")
         if self.eqco_alpha is not None and self.loss != "ce":
             raise ValueError(f"eqco_alpha is a margin of loss 'ce', and loss is {self.loss!r}: leave it out")
         if self.loss == "vic" and not (self.invariance or self.variance or self.covariance):
@@ -287,6 +284,9 @@ class MoCo(Method):
             loss = contrast_bce(pairs, options.reduction) if options.loss == "bce" else contrast_ip(pairs)
         # Without negatives, the batch's other images serve the monitors.
         return loss, mean_cosines([(query, key)]) if options.negatives == "none" else pairs.metrics
+
+    def schedules(self) -> dict[str, StepFunction]:
+        return {"momentum": self.options.momentum_schedule(self.run.total_steps)} if self.momentum_encoder else {}
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
         if self.queue is not None:

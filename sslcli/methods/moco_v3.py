@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.method import Batch, DefaultSections, Method, Progress, RunInfo, Step
+from sslcli.contracts.method import Batch, DefaultSections, Method, Progress, RunInfo, Step, StepFunction
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import batch_info_nce_and_metrics, mean_over
@@ -134,6 +134,10 @@ class MoCoV3(Method):
     def _predict(self, features: Tensor) -> Tensor:
         prediction: Tensor = self.predictor(self.projector(features))
         return prediction
+
+    def schedules(self) -> dict[str, StepFunction]:
+        """The EMA momentum."""
+        return {"momentum": self.options.momentum_schedule(self.run.total_steps)}
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
         # The paper updates before the next keys are computed, with the same weights: the same numbers.

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslcli.contracts.method import MethodOptions, Progress
+from sslcli.contracts.method import MethodOptions, Progress, StepFunction
 
 from .cosine import half_cosine
 
@@ -27,14 +27,18 @@ class MomentumOptions(MethodOptions):
     final_momentum: float = Field(default=1.0, ge=0, le=1)
     """EMA momentum at the end of the run, approached along a cosine; equal to `momentum`: constant."""
 
-    def momentum_at(self, progress: Progress) -> float:
-        """Returns m(t) = m_T − (m_T − m₀)·(1 + cos(π·t/T))/2 with t steps done of T: BYOL's formula where m_T is 1.
+    def momentum_schedule(self, total_steps: int) -> StepFunction:
+        """Returns m(t) = m_T − (m_T − m₀)·(1 + cos(π·t/T))/2 of the step t of T: BYOL's formula where m_T is 1.
 
-        With m_T = m₀, or None, it is exactly m₀ throughout (MoCo's fixed momentum). An update after step t (counted
-        from 0) uses m(t + 1), which is what MoCo's update before the next forward uses: the same numbers.
+        With m_T = m₀, or None, it is exactly m₀ throughout (MoCo's fixed momentum).
         """
         final = self.momentum if self.final_momentum is None else self.final_momentum
-        return half_cosine(self.momentum, final, progress.step, progress.total_steps)
+        return lambda step: half_cosine(self.momentum, final, step, total_steps)
+
+    def momentum_at(self, progress: Progress) -> float:
+        """Returns the momentum of the update after a step: after step t (counted from 0) it is m(t + 1), which is what
+        MoCo's update before the next forward uses."""
+        return self.momentum_schedule(progress.total_steps)(progress.step)
 
 
 class TargetMomentumOptions(MomentumOptions):

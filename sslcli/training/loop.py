@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -41,6 +41,19 @@ RANK_EVERY = 10
 
 class RunFailed(SslError):
     """The run cannot continue; the message says at which step, and what to try."""
+
+
+class Scheduled(dict[str, Tensor]):
+    """The values of a method's schedules at a step, each made when it is asked for, on the device: a copy from the host
+    would synchronize."""
+
+    def __init__(self, functions: Mapping[str, StepFunction], step: int, device: torch.device) -> None:
+        super().__init__()
+        self.functions, self.step, self.device = functions, step, device
+
+    def __missing__(self, name: str) -> Tensor:
+        self[name] = torch.full((), self.functions[name](self.step), dtype=torch.float32, device=self.device)
+        return self[name]
 
 
 class Loop:
@@ -89,7 +102,7 @@ class Loop:
             source_batch = batch_of_zeros(session.views, session.source, share, device, labeled=session.has_labels)
         else:
             source_batch = next(session.source.batches(start))[0]
-        schedule = self._schedule_values(start)
+        schedule = Scheduled(self.schedules, start, self.session.device)
         for _ in range(2):
             self._begin_graphs()
             torch.autograd.backward(self._forward(module, source_batch, start, schedule).loss)
@@ -101,13 +114,6 @@ class Loop:
         """Lets CUDA graphs overwrite what they returned in the last step."""
         if self.session.config.training.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-
-    def _schedule_values(self, step: int) -> dict[str, Tensor]:
-        """The method's schedules at a step, created on the device: a copy from the host would synchronize."""
-        return {
-            name: torch.full((), function(step), dtype=torch.float32, device=self.session.device)
-            for name, function in self.schedules.items()
-        }
 
     def _set_progress(self, step: int) -> None:
         self.context.progress = Progress(step, self.session.info.total_steps, self.session.info.steps_per_epoch)
@@ -121,7 +127,7 @@ class Loop:
         self._begin_graphs()
         # The schedule is a function of the step about to be made: the first step gets its first value.
         set_rates(self.optimizer, step, session.schedule, self.weight_decay)
-        schedule = self._schedule_values(step)
+        schedule = Scheduled(self.schedules, step, session.device)
         began = time.perf_counter()
         with phase("data"):
             micro_batches = next(self.batches)

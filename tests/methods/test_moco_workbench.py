@@ -153,9 +153,9 @@ def test_a_preset_of_another_name_is_refused() -> None:
     ("knobs", "message"),
     [
         ({"negatives": "none"}, "loss 'ce' is always 0 without negatives: set negatives to queue or batch"),
-        ({"loss": "vic"}, "loss 'vic' does not use negatives, and they are 'queue': set negatives to none"),
+        ({"loss": "vic"}, "loss 'vic' does not use negatives, and they are 'queue': set them to none"),
         ({"loss": "vic", "negatives": "batch"}, "loss 'vic' does not use negatives, and they are 'batch'"),
-        ({"preset": "simclr", "loss": "vic"}, "and they are 'batch': set negatives to none"),
+        ({"preset": "simclr", "loss": "vic"}, "and they are 'batch': set them to none"),
         ({"preset": "byol", "loss": "ce"}, "loss 'ce' is always 0 without negatives"),
         ({"loss": "bce", "eqco_alpha": 9.0}, "eqco_alpha is a margin of loss 'ce', and loss is 'bce'"),
         ({"preset": "vicreg", "eqco_alpha": 9.0}, "eqco_alpha is a margin of loss 'ce', and loss is 'vic'"),

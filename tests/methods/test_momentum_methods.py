@@ -110,3 +110,16 @@ def test_the_copy_normalizes_with_its_own_batches_of_global_views(name: str) -> 
     assert not torch.equal(own.running_mean, torch.zeros(6))
     if local:
         assert own.num_batches_tracked.item() < online.num_batches_tracked.item()
+
+
+@every
+def test_the_schedule_named_momentum_is_what_the_copy_follows_by(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """m(t) after step t where the authors update at the end of a step, else m(t + 1)."""
+    method = build(name, momentum=0.9, final_momentum=1.0)
+    schedule, later = method.schedules()["momentum"], 0 if name in AT_THE_END else 1
+    found: list[float] = []
+    monkeypatch.setattr(MomentumEncoder, "follow", lambda self, *, value, **modules: found.append(value))
+    for step in range(3):
+        method.after_step([method(batch(method=method)).carry], Progress(step + 1, STEPS, PER_EPOCH))
+    assert found == [schedule(step + later) for step in range(3)]
+    assert len(set(found)) == 3
