@@ -68,8 +68,8 @@ class Watched(Loop):
 
     sides: tuple[int, ...] = ()
 
-    def make_views(self, source_batch: SourceBatch) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(100 + self.context.progress.step)
+    def make_views(self, source_batch: SourceBatch, step: int = 0) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(100 + step)
         draw = [torch.randn(BATCH, 3, side, side, generator=generator, dtype=torch.float64) for side in self.sides]
         self.labels, self.images = source_batch.labels, draw
         return draw
