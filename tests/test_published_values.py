@@ -48,7 +48,8 @@ COMMANDS: dict[str, tuple[str, list[str], float, dict[str, Any], list[tuple[floa
     ),
     "imagenet/simclr_v2": (
         "arXiv 2006.10029, section 3; google-research/simclr: README.md", ["6.4", "71.7%", "4.8", "64.5%"], 6.4,
-        {"optimizer.weight_decay": 1e-4, "optimizer.scale_lr": "sqrt", "schedule.warmup_epochs": 0.05 * 800,
+        {"optimizer.weight_decay": 1e-4 / 2, "optimizer.lr_excluded": 2 * 0.1,  # as SimCLR's below
+         "optimizer.scale_lr": "sqrt", "schedule.warmup_epochs": 0.05 * 800,
          "training.epochs": 800, "training.batch_size": 4096, "method.projector.layers": 3}, [(0.08, 2, 224)],
     ),
     "imagenet/simclr": (
