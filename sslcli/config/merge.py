@@ -78,6 +78,8 @@ def _renamed(old: dict[str, Any], new: dict[str, Any], key: Key) -> bool:
     """Whether `new` names another plugin (or preset) than `old`, or phases, to which the old options don't belong."""
     if key == ("views",) and new.get("phases") is not None:
         return True
+    if key == ("views",) and old.get("phases") is not None:
+        return False  # phases end by `phases: null` only, and cannot be combined with what else is set
     views = key == ("views",) or (key[:2] == ("views", "phases") and key[3:] == ("views",))
     tag = "name" if len(key) == 1 and key[0] in PLUGIN_SECTIONS else "preset" if views else None
     return tag is not None and tag in new and new[tag] != old.get(tag)

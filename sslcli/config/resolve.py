@@ -139,7 +139,7 @@ def _largest_view(section: Any, source: Choice | None) -> int:
         return max((_largest_view(each, source) for each in views), default=default)
     listed = section if isinstance(section, list) else [section]
     asked = [view.get("size") if isinstance(view, dict) else None for view in listed]
-    return max((size if isinstance(size, int) and size > 0 else default for size in asked), default=default)
+    return max((size if type(size) is int and size > 0 else default for size in asked), default=default)
 
 
 def _described(backbone: Choice | None, source: Choice | None, size: int, problems: Problems) -> Any:
@@ -153,7 +153,10 @@ def _described(backbone: Choice | None, source: Choice | None, size: int, proble
         key, _, message = str(error).partition(": ")
         known = key.partition(".")[0] in SECTIONS
         problems.add(tuple(key.split(".")) if known else ("backbone",), message if known else str(error))
-        return None
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        problems.add(("backbone",), f"{backbone.name!r} cannot be built: {type(error).__name__}: {reason}")
+    return None
 
 
 def _of_method(what: str, method: Choice | None, problems: Problems, *arguments: Any) -> Any:

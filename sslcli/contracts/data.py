@@ -53,9 +53,9 @@ class DatasetOptions(Options):
     """Which part of the dataset to read."""
     limit: int | None = Field(default=None, ge=1)
     """Use only this many images: a fixed random choice, the same fraction of each class if there are labels."""
-    mean: tuple[float, ...] | None = None
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
     """Mean of each channel of images in [0, 1], instead of the dataset's own or a measured one; along with `std`."""
-    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
     """Standard deviation of each channel, likewise."""
 
     @model_validator(mode="after")

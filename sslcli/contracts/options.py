@@ -56,12 +56,16 @@ class Options(BaseModel):
             stored: the plain options that are stored with the run.
         """
         kept: dict[str, Any] = {}
+        plain: dict[str, Any] = {}
         for name, value in self:
             if isinstance(value, Options):
                 before = stored.get(name)
                 kept[name] = value.as_in_run(before if isinstance(before, Mapping) else {})
             elif name in self.legacy and name not in self.model_fields_set:
-                kept[name] = stored.get(name, self.legacy[name])
+                plain[name] = stored.get(name, self.legacy[name])
+        if plain:
+            parsed = self.parse({**self.plain(), **plain})
+            kept |= {name: getattr(parsed, name) for name in plain}
         return self.model_copy(update=kept)
 
     @classmethod

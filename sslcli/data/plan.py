@@ -38,6 +38,7 @@ class Plan:
         rank: of this process.
         world_size: how many processes there are.
         drop_last: leave out an incomplete last batch.
+        set_by: the option that can raise the length, for messages.
 
     Raises:
         UserError: if the batch cannot be cut into equal parts or is larger than the dataset.
@@ -51,6 +52,7 @@ class Plan:
     rank: int = 0
     world_size: int = 1
     drop_last: bool = True
+    set_by: str = "data.limit"
 
     def __post_init__(self) -> None:
         if self.batch_size % self.parts:
@@ -62,7 +64,7 @@ class Plan:
         if self.batch_size > self.length:
             raise UserError(
                 f"training.batch_size: {self.batch_size} is more than the {self.length} images of {self.name}; "
-                f"set training.batch_size to {self.length} or less, or raise data.limit"
+                f"set training.batch_size to {self.length} or less, or raise {self.set_by}"
             )
 
     @property

@@ -4,6 +4,7 @@ decode and crop it as for any other data, and say where the lanes go on."""
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -50,8 +51,13 @@ class StreamSource(WorkerSource):
         views: ViewMaker,
         workers: int | Literal["auto"],
     ) -> None:
-        plan = Plan(stream.info.name, images_per_epoch(stream), batch_size, accumulate, seed, rank, world_size)
+        plan = Plan(
+            stream.info.name, images_per_epoch(stream), batch_size, accumulate, seed, rank, world_size,
+            set_by="data.epoch_images",
+        )  # fmt: skip
         super().__init__(Block(stream), device, plan, views, workers)
+        known = [count for count in (stream.length, stream.options.limit) if count is not None]
+        self.images = min(known, default=sys.maxsize)
         self.stream = stream
         self.layout = Layout.of(stream, batch_size, plan.steps_per_epoch, seed)
         self.ahead = 2 if self.workers else 0

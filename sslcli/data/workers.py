@@ -49,6 +49,7 @@ class WorkerSource(Source):
     ) -> None:
         self.device = torch.device(device)
         self.plan = plan
+        self.images = plan.length  #: that can be unreadable
         self.steps_per_epoch = plan.steps_per_epoch
         self.workers = worker_count(workers, plan.world_size)
         self._limit = getattr(dataset.options, "max_unreadable", 0.01)
@@ -142,7 +143,7 @@ class WorkerSource(Source):
         for part in parts:
             self._seen += len(part.index)
             self._unreadable.update(part.unreadable)
-            seen = min(self.plan.length, max(self._seen, _ENOUGH))
+            seen = min(self.images, max(self._seen, _ENOUGH))
             count = len(self._unreadable)
             if part.exhausted or count > self._limit * seen:
                 shown = list(self._unreadable.values())[:_SHOWN]

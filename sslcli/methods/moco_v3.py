@@ -98,14 +98,15 @@ class MoCoV3(Method):
 
     @classmethod
     def defaults(cls, options: MoCoV3Options, spec: BackboneSpec) -> DefaultSections:
-        """For a ViT AdamW, fixed positions, 12 heads and Xavier's initial weights, else LARS (the authors' CONFIG.md
-        and vits.py)."""
+        """For a ViT AdamW, fixed positions and Xavier's initial weights, for ViT-S 12 heads; else LARS (the authors'
+        CONFIG.md and vits.py)."""
         if spec.patch_size is not None:
             adamw = {"name": "adamw", "lr": 1.5e-4, "weight_decay": 0.1, "exclude": [], "scale_lr": "batch/256"}
+            heads = {"heads": 12} if spec.feature_dim == 384 else {}  # ViT-S; others have their usual number
             return {
                 "optimizer": adamw,
                 "schedule": {"name": "cosine", "warmup_epochs": 40},
-                "backbone": {"init": "xavier", "positions": "sincos", "heads": 12},
+                "backbone": {"init": "xavier", "positions": "sincos", **heads},
             }
         return {
             "optimizer": {"name": "lars", "lr": 0.3, "weight_decay": 1e-6, "scale_lr": "batch/256"},

@@ -15,6 +15,9 @@ from .setup import Session
 from .state import frozen_state
 from .view_phases import keyed_phases
 
+#: Images that a method is tried on at most: it is about the sizes of views, not about memory.
+FEW = 4
+
 
 def check_phases(session: Session) -> None:
     """Runs the method once on views of every phase; nothing where views do not change. No state is changed.
@@ -25,7 +28,7 @@ def check_phases(session: Session) -> None:
     if not session.views.later:
         return
     training, method, device = session.config.training, session.method.train(), session.device
-    share = training.batch_size // (training.accumulate * distributed.world_size())
+    share = min(training.batch_size // (training.accumulate * distributed.world_size()), FEW)
     layout = memory_format(method, device) if training.channels_last else torch.contiguous_format
     labels = torch.zeros(share, dtype=torch.int64, device=device) if session.has_labels else None
     frozen = frozen_state(method)

@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 
 from sslcli.config.document import Document
+from sslcli.config.merge import apply_overrides
 from sslcli.config.resolve import RunConfig, resolve
 from sslcli.contracts import VERSION
 from sslcli.contracts.backbone import BackboneSpec
 from sslcli.contracts.errors import ConfigError
+from sslcli.contracts.options import Options
 from sslcli.methods.moco_v2 import MoCoV2
 from sslcli.methods.moco_v3 import MoCoV3
 from sslcli.methods.simclr import SimCLR
 from sslcli.plugins import registered
+from sslcli.testing.stand_ins import SmallBackbone
 
 
 class Asking(SimCLR):
@@ -114,3 +117,36 @@ def test_a_run_keeps_what_the_method_did_not_ask_for_when_it_started() -> None:
     assert resolved(MoCoV3, backbone={**vit, "init": "xavier"}).backbone.options.as_in_run({}).init == "xavier"
     resnet = resolved(MoCoV2, backbone={"name": "resnet18", "stem": "small"}).backbone.options
     assert (resnet.zero_init_residual, resnet.as_in_run({}).zero_init_residual) == (False, True)
+
+
+def test_a_backbone_that_fails_in_its_own_way_is_a_problem_of_the_config() -> None:
+    class Failing(SmallBackbone):
+        @classmethod
+        def build(cls, options: Any, channels: int, image_size: int) -> SmallBackbone:
+            raise ValueError("no such depth")
+
+    with registered({("backbones", "Failing"): Failing}):
+        (problem,) = problems(SimCLR, backbone="python:Failing")
+    assert problem.endswith("backbone: 'python:Failing' cannot be built: ValueError: no such depth")
+
+
+def test_a_size_that_is_none_is_the_problem_of_the_size() -> None:
+    (problem,) = problems(SimCLR, views={"size": True})
+    assert "views.size: should be a side in pixels" in problem
+
+
+def test_a_preset_does_not_replace_phases_without_a_word() -> None:
+    document = Document({"method": "simclr", "data": "shapes", "views": {"phases": [{"until": "50%"}, {}]}})
+    apply_overrides(document, ["views.preset=byol"])
+    with pytest.raises(ConfigError, match=r"views.preset: cannot be combined with phases"):
+        resolve(document)
+
+
+def test_a_runs_own_value_is_parsed_as_the_options_are() -> None:
+    class WithLegacy(Options):
+        widths: tuple[int, ...] = (1,)
+        legacy = {"widths": [2, 3]}
+
+    assert WithLegacy().as_in_run({}).widths == (2, 3)
+    assert WithLegacy().as_in_run({"widths": [4]}).widths == (4,)
+    assert WithLegacy(widths=(5,)).as_in_run({"widths": [4]}).widths == (5,)

@@ -122,6 +122,9 @@ def test_an_epoch_is_what_the_options_say() -> None:
     unknown.length = None
     with pytest.raises(UserError, match=r"^data.epoch_images: 'counted' does not know how many .* set how many"):
         taken(unknown, 1)
+    few = r"50 is more than the 5 images of counted; .* or raise data.epoch_images"
+    with pytest.raises(UserError, match=few):
+        taken(Counted([10] * 8, epoch_images=5), 1, 50)
 
 
 def test_an_unreadable_image_is_replaced_and_too_many_are_an_error() -> None:
@@ -133,6 +136,8 @@ def test_an_unreadable_image_is_replaced_and_too_many_are_an_error() -> None:
         taken(Counted([8] * 4, bad=(5, 6), max_unreadable=0.05), 8)
     with pytest.raises(SslError, match="cannot be read"):
         taken(Counted([8] * 4, bad=range(32), max_unreadable=1.0), 1)
+    # Of all images, not of an epoch's: 4 of 80 are no more than a tenth, however short an epoch is.
+    assert len(taken(Counted([20] * 4, bad=(3, 25, 43, 65), epoch_images=16, max_unreadable=0.1), 12)) == 12
 
 
 class Truncated(Counted):
