@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, list[str], float, dict[str, Any], list[tuple[floa
         ["supcon_imagenet_resnet50.sh", "9.6", "78.7%", "AutoAugment"], 9.6,
         {"method.temperature": 0.1, "method.base_temperature": 1.0, "method.normalize_features": True,
          "method.projector.layers": 1, "method.projector.output_dim": 128, "method.projector.norm": "none",
+         "method.projector.last_bias": False, "views.0.operations.2.name": "autoaugment",
+         "views.0.operations.2.policy": "v0", "views.0.operations.2.interpolation": "nearest",
          "backbone.zero_init_residual": True, "optimizer.name": "lars_simclr", "optimizer.weight_decay": 1e-3,
          "optimizer.exclude": ["norm"], "optimizer.trust_coefficient": 0.001, "schedule.warmup_epochs": 12,
          "training.epochs": 350, "training.batch_size": 6144}, [(0.08, 2, 224)],
@@ -33,6 +35,26 @@ COMMANDS: dict[str, tuple[str, list[str], float, dict[str, Any], list[tuple[floa
          "optimizer.name": "sgd", "optimizer.weight_decay": 1e-4, "optimizer.exclude": [], "schedule.final": 0.001,
          "schedule.warmup_epochs": 10, "schedule.warmup_start_lr": 0.01, "training.epochs": 1000,
          "training.batch_size": 1024}, [(0.2, 2, 32)],
+    ),
+    "imagenet/moco_v3-vit": (
+        "facebookresearch/moco-v3: CONFIG.md (ViT-Small), vits.py", ["73.2%"], 1.5e-4 * 4096 / 256,
+        {"method.temperature": 0.2, "method.momentum": 0.99, "backbone.name": "vit_small", "backbone.heads": 12,
+         "backbone.positions": "sincos", "backbone.init": "xavier", "optimizer.name": "adamw",
+         "optimizer.weight_decay": 0.1, "optimizer.exclude": [], "schedule.warmup_epochs": 40, "training.epochs": 300,
+         "training.batch_size": 4096}, [(0.08, 1, 224), (0.08, 1, 224)],
+    ),
+    "cifar10/vicreg-untitled": (
+        "untitled-ai/self_supervised: README.md, model_params.py, optimizer.py", ["untitled-ai"], 0.3,
+        {"method.invariance": 25, "method.variance": 50, "method.covariance": 1, "optimizer.name": "lars_simclr",
+         "optimizer.trust_coefficient": 0.02, "optimizer.trust_denominator": "sum_of_norms",
+         "optimizer.scale_1d": True, "optimizer.exclude": [], "optimizer.exclude_names": ["*.bias", "*.bn*"],
+         "optimizer.weight_decay": 1e-4, "training.batch_size": 256}, [(0.2, 2, 32)],
+    ),
+    "stl10/moco-contrast": (
+        "untitled-ai/self_supervised: bn_experiments", ["44.1%"], 0.02,
+        {"method.both_views_as_queries": True, "method.reduction": "sum", "method.loss_factor": 1.0,
+         "method.temperature": 0.2, "method.queue_size": 65536, "method.projector.norm": "none",
+         "method.predictor.layers": 2, "optimizer.weight_decay": 1e-4, "training.batch_size": 256}, [(0.2, 2, 96)],
     ),
     "imagenet/barlow_twins": (
         "facebookresearch/barlowtwins: main.py, README.md", ["73.5%", "73.2%"], 1.6,
@@ -131,7 +153,7 @@ def config(name: str) -> RunConfig:
 
 def at(values: Any, path: str) -> Any:
     for key in path.split("."):
-        values = values[key]
+        values = values[int(key) if isinstance(values, list) else key]
     return values
 
 

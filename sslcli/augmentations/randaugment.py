@@ -35,7 +35,7 @@ class RandAugment(Policy):
     """Operations drawn for each sample, each with a magnitude and a direction of its own."""
 
     Options = RandAugmentOptions
-    drawn = frozenset({"p", "layers", "magnitude", "magnitude_std", "fill"})
+    drawn = frozenset({"p", "magnitude", "magnitude_std", "fill"})
     options: RandAugmentOptions
 
     def __init__(self, options: Any, size: int) -> None:

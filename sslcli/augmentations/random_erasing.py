@@ -44,6 +44,20 @@ class RandomErasingOptions(Options):
             raise ValueError("must be two numbers above 0 in ascending order")
         return value
 
+    @field_validator("scale")
+    @classmethod
+    def _shares(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[1] > 1:
+            raise ValueError("must be fractions of the image, at most 1")
+        return value
+
+    @field_validator("noise")
+    @classmethod
+    def _spread(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[1] < 0:
+            raise ValueError("must be a mean and a standard deviation of 0 or more")
+        return value
+
     @field_validator("fill")
     @classmethod
     def _in_range(cls, value: Literal["noise"] | float) -> Literal["noise"] | float:

@@ -72,7 +72,7 @@ class Batch:
     views: list[View]
     labels: Tensor | None
     index: Tensor
-    schedule: dict[str, Tensor]
+    schedule: Mapping[str, Tensor]
     keys: DrawKeys = DrawKeys()
 
     def uniform(self, count: int, stream: int = 0) -> Tensor:

@@ -85,7 +85,7 @@ class BYOL(Method):
         return Step(loss, mean_cosines(pairs), features=h[0].detach())
 
     def schedules(self) -> dict[str, StepFunction]:
-        """The EMA momentum."""
+        """The EMA momentum m(t), by which the target follows after step t."""
         return {"momentum": self.options.momentum_schedule(self.run.total_steps)}
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:

@@ -137,7 +137,7 @@ class MoCoV3(Method):
         return prediction
 
     def schedules(self) -> dict[str, StepFunction]:
-        """The EMA momentum."""
+        """The EMA momentum m(t); the update after step t, which is that before step t + 1, is by m(t + 1)."""
         return {"momentum": self.options.momentum_schedule(self.run.total_steps)}
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:

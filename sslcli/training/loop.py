@@ -43,17 +43,24 @@ class RunFailed(SslError):
     """The run cannot continue; the message says at which step, and what to try."""
 
 
-class Scheduled(dict[str, Tensor]):
+class Scheduled(Mapping[str, Tensor]):
     """The values of a method's schedules at a step, each made when it is asked for, on the device: a copy from the host
     would synchronize."""
 
     def __init__(self, functions: Mapping[str, StepFunction], step: int, device: torch.device) -> None:
-        super().__init__()
         self.functions, self.step, self.device = functions, step, device
+        self.made: dict[str, Tensor] = {}
 
-    def __missing__(self, name: str) -> Tensor:
-        self[name] = torch.full((), self.functions[name](self.step), dtype=torch.float32, device=self.device)
-        return self[name]
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.made:
+            self.made[name] = torch.full((), self.functions[name](self.step), dtype=torch.float32, device=self.device)
+        return self.made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.functions)
+
+    def __len__(self) -> int:
+        return len(self.functions)
 
 
 class Loop:
@@ -177,7 +184,7 @@ class Loop:
             return views.apply(images, draws, source_batch.cropped, self.memory_format)
 
     def _forward(
-        self, module: torch.nn.Module, source_batch: SourceBatch, step: int, schedule: dict[str, Tensor]
+        self, module: torch.nn.Module, source_batch: SourceBatch, step: int, schedule: Mapping[str, Tensor]
     ) -> Step:
         views = [View(view) for view in self.make_views(source_batch, step)]
         keys = DrawKeys(self.session.config.seed, step, source_batch.epoch, source_batch.positions)

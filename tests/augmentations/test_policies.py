@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from sslcli.augmentations.random_erasing import RandomErasing
 from sslcli.contracts.views import Operation
 from sslcli.randomness import uniform
 from sslcli.testing.augmentations import check_views
+from sslcli.views.pipeline import ViewMaker
 
 SIZE, FILL = 16, (124, 116, 104)
 #: Our names for timm's, whose variants differ in what a level means.
@@ -203,3 +205,17 @@ def test_short_keys_put_them_in_order() -> None:
     assert [each.name for each in spec.operations] == names
     assert spec.operations[3].options["magnitude"] == 5
     assert spec.operations[5].options["p"] == 0.25
+
+
+def test_views_with_other_numbers_of_operations_are_not_made_together() -> None:
+    """Their parameters have other shapes; the views have to be those that each makes alone."""
+    kinds = [[{"crop_scale": [1.0, 1.0], "randaugment": {"layers": layers}}] for layers in (1, 2)]
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def made(views: list[dict[str, Any]]) -> list[Tensor]:
+        maker = ViewMaker(check_views("views", views, 16), 3, (0.5,) * 3, (0.5,) * 3, seed=0)
+        return maker.apply([images], maker.draw(0, torch.arange(4), torch.full((4, 2), 16)))
+
+    both = made([*kinds[0], *kinds[1]])
+    assert torch.equal(both[0], made(kinds[0])[0])
+    assert [view.shape for view in both] == [(4, 3, 16, 16)] * 2

@@ -94,7 +94,7 @@ def test_every_value_is_the_authors(name):
     made = ready(f"protocol={name}")
     options = made.evaluator.options
     assert (options.protocol, options.lr, options.batch_size, options.epochs) == ("augmented", lr, batch_size, epochs)
-    expected = {**PLAIN, "exclude": [], "final_weight_decay": None, **optimizer}
+    expected = {**PLAIN, "exclude": [], "exclude_names": [], "final_weight_decay": None, **optimizer}
     assert json.loads(json.dumps(options.optimizer)) == expected
     warmup = {"warmup": "linear", "warmup_epochs": 0.0, "warmup_start": 0.0, "warmup_start_lr": None}
     expected = {**SCHEDULES[schedule], **warmup, "warmup_steps": None}

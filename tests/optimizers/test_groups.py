@@ -29,7 +29,7 @@ class Linear(Backbone):
         self.frozen = nn.Parameter(torch.zeros(2), requires_grad=False)
 
     @classmethod
-    def build(cls, options: object, channels: int, image_size: int, spec: object) -> Linear:
+    def build(cls, options: object, channels: int, image_size: int) -> Linear:
         return cls()
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Features:
