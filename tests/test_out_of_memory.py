@@ -26,7 +26,7 @@ ERRORS = {
 PLACES = {
     "sslcli.training.setup.build_groups": "while the run was built",
     "sslcli.data.source.ResidentSource.prepare": "before the first step",
-    "sslcli.training.compilation._compile_views": "while the run was built",
+    "sslcli.training.compilation.views_of_zeros": "while the run was built",
     "sslcli.training.train.Loop.__init__": "in the first step",
     "sslcli.training.train.Loop.step": "in the first step",
     "sslcli.callbacks.knn.KNNMonitor.on_epoch": "after step 4",
@@ -85,7 +85,7 @@ def test_sizes_are_readable(count: int, text: str) -> None:
 @pytest.mark.parametrize("place", PLACES)
 def test_a_run_ends_with_one_line(tiny: ConfigMaker, tmp_path: Path, monkeypatch: Any, place: str) -> None:
     overrides = ["training.epochs=2", "callbacks.knn={every_epochs: 1}"]
-    compiled = ["training.compile=views"] if "compile" in place else []
+    compiled = ["training.compile=views"] if "compilation" in place else []
     with monkeypatch.context() as patch:
         patch.setattr(place, failing(torch.OutOfMemoryError("CUDA out of memory")))
         with pytest.raises(OutOfMemory) as caught:

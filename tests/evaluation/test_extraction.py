@@ -106,7 +106,8 @@ def test_a_subject_computes_features_once_and_normalizes_with_the_card():
         (0.2, 0.2, 0.3)
     ).view(3, 1, 1)
     torch.testing.assert_close(it.normalize(images), expected, rtol=1e-5, atol=1e-5)
-    assert it.describe()["train"] == {"name": "memory", "images": 23, "split": "train", "limit": None, "unreadable": 0}
+    about = {"name": "memory", "images": 23, "split": "train", "limit": None, "mean": None, "std": None}
+    assert it.describe()["train"] == {**about, "unreadable": 0}
     assert it.describe()["digest"] == "abc"
 
 

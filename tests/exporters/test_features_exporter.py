@@ -108,7 +108,7 @@ def test_the_header_describes_the_features(tmp_path, given):
     assert (metadata["method"], metadata["backbone"]) == ("simclr", "resnet18")
     about = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
     assert about["classes"] == ["a", "b", "ç"]
-    assert about["data"] == {"name": "damaged", "split": "train", "limit": None}
+    assert about["data"] == {"name": "damaged", "split": "train", "limit": None, "mean": None, "std": None}
     assert about["backbone"]["step"] == "7"
     assert json.loads(metadata["sslcli"])["data"] == about["data"]
 

@@ -70,8 +70,8 @@ def test_the_estimate_is_near_the_measured_peak(case: str) -> None:
     found = estimate(session)
     assert not found.problem
     measured = measured_peak(session)
-    # 15% is what is promised; these cases were off by at most 3%.
-    assert found.peak == pytest.approx(measured, rel=0.06)
+    # 15% is what is promised. These cases were off by 3% at most, bf16 by 8% on a CPU that has no bf16 of its own.
+    assert found.peak == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.slow
