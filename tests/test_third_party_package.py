@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow  # packages are built and installed
+
 EXAMPLE = Path(__file__).parent.parent / "plugins" / "sslcli-example"
 PLUGINS = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]["entry-points"]
 #: A user's session, in one process because importing torch takes seconds. Prints one JSON object.

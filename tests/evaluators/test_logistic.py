@@ -42,7 +42,7 @@ def test_the_objective_is_the_literal_one_and_nothing_near_is_lower(monkeypatch)
             assert literal_objective(data.features, data.labels, other, bias, 0.5) > model.objective
 
 
-@pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("C", [0.01, 1.0, pytest.param(100.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("standardize", [False, True])
 def test_it_finds_the_optimum_of_scikit_learn(C, standardize):
     linear_model = pytest.importorskip("sklearn.linear_model")

@@ -19,6 +19,8 @@ from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
 from sslcli.runs.directory import read_metrics
 from sslcli.training.train import train
 
+pytestmark = pytest.mark.slow  # every method in three processes of its own; `test_resume.py` is the quick part
+
 NAMES = method_cases()
 STEPS, HALF = 6, 3
 
