@@ -8,6 +8,7 @@ import torch
 from pydantic import field_validator
 from torch import Tensor
 
+from sslcli.contracts.options import Options
 from sslcli.contracts.views import Parameters
 
 from .resampling import Resampling, ResamplingOptions
@@ -16,7 +17,9 @@ from .resampling import Resampling, ResamplingOptions
 _ATTEMPTS = 10
 
 
-class CropOptions(ResamplingOptions):
+class BoxOptions(Options):
+    """Options of what draws a box in an image, by its area and its shape."""
+
     scale: tuple[float, float] = (0.08, 1.0)
     """Minimum and maximum fraction of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -35,6 +38,10 @@ class CropOptions(ResamplingOptions):
         if value[1] > 1:
             raise ValueError("must be fractions of the image, at most 1")
         return value
+
+
+class CropOptions(BoxOptions, ResamplingOptions):
+    """Options of the random resized crop."""
 
 
 class Crop(Resampling):

@@ -12,17 +12,17 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from sslcli.contracts.options import Options
 from sslcli.contracts.views import Operation, Parameters
 from sslcli.randomness import hash_bits
 
+from .crop import BoxOptions
 from .selected import on_chosen
 
 #: Attempts at a box that fits, as in timm and torchvision; if none does, nothing is erased.
 _ATTEMPTS = 10
 
 
-class RandomErasingOptions(Options):
+class RandomErasingOptions(BoxOptions):
     """Options of random erasing."""
 
     p: float = Field(default=0.25, ge=0, le=1)
@@ -36,20 +36,6 @@ class RandomErasingOptions(Options):
     noise: tuple[float, float] = (0.45, 0.225)
     """Mean and standard deviation of the noise, which is cut off at 0 and 1. The default is about ImageNet's, so that
     normalized noise is standard normal, as timm draws it."""
-
-    @field_validator("scale", "ratio")
-    @classmethod
-    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < value[0] <= value[1]:
-            raise ValueError("must be two numbers above 0 in ascending order")
-        return value
-
-    @field_validator("scale")
-    @classmethod
-    def _shares(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if value[1] > 1:
-            raise ValueError("must be fractions of the image, at most 1")
-        return value
 
     @field_validator("noise")
     @classmethod

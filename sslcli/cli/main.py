@@ -106,8 +106,8 @@ app.command("list")(guarded(listing.list_plugins))
 
 def main() -> None:
     """Runs the program (the console script `ssl`, and `python -m sslcli`)."""
-    # Huge pages for large tensors on a CPU; torch reads this at its first allocation. The system's allocator returns
-    # such memory whenever it is freed, and the page faults of the next allocation cost a tenth of a training step.
+    # Huge pages for large tensors on a CPU; torch reads this at its first allocation. The system's allocator
+    # gives freed memory back at once, and the page faults of the next allocation cost a tenth of a training step.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # For training.deterministic on CUDA: torch before 2.10 refuses products without it, and reads it once.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

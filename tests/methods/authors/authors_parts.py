@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
@@ -43,7 +44,7 @@ def block(inputs: int, outputs: int, *, bias: bool = False) -> list[nn.Module]:
     return [nn.Linear(inputs, outputs, bias=bias), nn.BatchNorm1d(outputs), nn.ReLU()]
 
 
-class Authors(nn.Module):
+class Authors(nn.Module, ABC):
     """One training run. Modules have sslcli's names; what sslcli leaves out (biases that a batch norm cancels) is 0."""
 
     #: Prefixes of copies that are updated within the forward pass, before they are used: sslcli does it at the end of
@@ -58,9 +59,9 @@ class Authors(nn.Module):
                 assert name.endswith(".bias"), name
                 nn.init.zeros_(self.get_parameter(name))
 
+    @abstractmethod
     def step(self, views: list[Tensor], labels: Tensor, t: int) -> float:
         """Makes training step t, counted from 0; returns the loss."""
-        raise NotImplementedError
 
     def backward(self, loss: Tensor) -> None:
         """Leaves the gradients, as they are before anything is done to them, in `gradients`."""
