@@ -36,7 +36,8 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _settings() -> Iterator[None]:
-    """Tests start with torch's own settings, whatever the one before set."""
+    """Tests start with torch's own settings and one seed, whatever the one before set or drew."""
+    torch.manual_seed(0)
     with settings_restored():
         yield
 
@@ -50,13 +51,6 @@ def messages() -> Iterator[list[str]]:
 
 
 ConfigMaker = Callable[..., RunConfig]
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
-    """For `--dist loadgroup`: tests that share a module's fixture go to one worker, which sets it up once."""
-    for item in items if config.pluginmanager.hasplugin("xdist") else []:
-        if any(found[-1].scope == "module" for found in item._fixtureinfo.name2fixturedefs.values()):
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def test_every_option_of_a_monitor_may_change_on_resume(options):
 
 def test_images_that_take_too_much_memory_are_read_again_with_the_same_result(monkeypatch, messages):
     def measured():
-        monitor, context = started(every_epochs=1, limit_train=60)
+        monitor, context = started(FakeRun(*parts(), trained().backbone), every_epochs=1, limit_train=60)
         monitor.on_epoch(context.at(4))
         kept = [shared.shared_images(context, *key).images is not None for key in (("train", 60), ("eval", 2000))]
         return kept, context.logged
