@@ -10,7 +10,6 @@ from typing import Self
 import torch
 from pydantic import model_validator
 from torch import Tensor
-from torchvision import models
 
 from sslcli.contracts.backbone import BackboneOptions
 from sslcli.contracts.errors import UserError
@@ -39,6 +38,8 @@ def published_state(name: str) -> dict[str, Tensor]:
     Raises:
         UserError: if they are neither cached nor can be downloaded, or are damaged.
     """
+    from torchvision import models  # takes seconds to import
+
     weights = models.get_model_weights(name).DEFAULT
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     file = cache / weights.url.rpartition("/")[2]

@@ -6,12 +6,11 @@ He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, https://arx
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torchvision.models import resnet
 
 from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
@@ -19,22 +18,17 @@ from sslcli.modules.masks import refuse_layers, refuse_masks
 
 from .family import features_of_maps, member
 from .published import PublishedOptions, published_state
+from .residual import STEMS, TORCHVISION_WIDTH, BasicBlock, Bottleneck, NormLayer, ResidualNetwork
 
 #: Smallest image side for each stem: the factor by which the network downsamples, so that its last map has one pixel.
 MINIMUM_SIZE = {"standard": 32, "small": 8}
-#: Arguments of the first convolution for each stem.
-STEMS: dict[str, dict[str, Any]] = {
-    "standard": {"kernel_size": 7, "stride": 2, "padding": 3},
-    "small": {"kernel_size": 3, "stride": 1, "padding": 1},
-}
-TORCHVISION_WIDTH = 64
 #: The block of each depth, and how many of them each stage has (table 1 of the paper).
-DEPTHS = {
-    18: (resnet.BasicBlock, (2, 2, 2, 2)),
-    34: (resnet.BasicBlock, (3, 4, 6, 3)),
-    50: (resnet.Bottleneck, (3, 4, 6, 3)),
-    101: (resnet.Bottleneck, (3, 4, 23, 3)),
-    152: (resnet.Bottleneck, (3, 8, 36, 3)),
+DEPTHS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
 }
 
 
@@ -61,62 +55,12 @@ class ResNetOptions(ResidualOptions, PublishedOptions):
         return self
 
 
-class ResidualNetwork(resnet.ResNet):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's ResNet with another width and stem; its parameters keep torchvision's names."""
-
-    def __init__(
-        self,
-        block: Any,
-        layers: tuple[int, ...],
-        options: ResidualOptions,
-        channels: int,
-        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
-        groups: Mapping[str, int] | None = None,
-    ) -> None:
-        self._width = options.width  # `_make_layer`, which super().__init__ calls, reads it
-        super().__init__(
-            block, list(layers), num_classes=1, zero_init_residual=options.zero_init_residual, norm_layer=norm_layer,
-            **(groups or {}),
-        )  # fmt: skip
-        self.fc = nn.Identity()
-        self.conv1 = nn.Conv2d(channels, options.width, **STEMS[options.stem], bias=False)
-        if options.stem == "small":
-            self.maxpool = nn.Identity()
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.bn1 = norm_layer(options.width)
-
-    def stages(self) -> tuple[nn.Module, ...]:
-        """Returns the four stages."""
-        return self.layer1, self.layer2, self.layer3, self.layer4
-
-    def maps(self, x: Tensor) -> list[Tensor]:
-        """Returns the output of each of the four stages for images (N, C, H, W)."""
-        x, maps = self.maxpool(self.relu(self.bn1(self.conv1(x)))), []
-        for stage in self.stages():
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-    def pooled(self, last: Tensor) -> Tensor:
-        """Returns the features (N, D) of the last stage's output."""
-        features: Tensor = self.avgpool(last).flatten(1)
-        return features
-
-    def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
-        if planes == TORCHVISION_WIDTH:
-            self.inplanes = self._width  # channels from the stem to the first stage
-        stage: nn.Sequential = super()._make_layer(
-            block, planes // TORCHVISION_WIDTH * self._width, blocks, stride, dilate
-        )
-        return stage
-
-
 class ResidualBackbone(Backbone):
-    """Base class of all ResNets; `network` is the torchvision model."""
+    """Base class of all ResNets; `network` has the parameter names of torchvision's."""
 
     Options = ResidualOptions
     name: ClassVar[str]
-    block: ClassVar[type[resnet.BasicBlock] | type[resnet.Bottleneck]]
+    block: ClassVar[type[BasicBlock | Bottleneck]]
     layers: ClassVar[tuple[int, ...]]
     #: torchvision's `groups` and `width_per_group`, for ResNeXt and wide ResNets.
     groups: ClassVar[dict[str, int]] = {}
@@ -136,9 +80,16 @@ class ResidualBackbone(Backbone):
         self.network = self.make_network(options, channels)
         self.spec = BackboneSpec(self.network.inplanes, channels, minimum_size=MINIMUM_SIZE[options.stem])
 
+    def norm(self, options: Any) -> NormLayer:
+        """Returns what makes the network's norms."""
+        return nn.BatchNorm2d
+
     def make_network(self, options: Any, channels: int) -> ResidualNetwork:
-        """Builds the torchvision model without its classifier."""
-        return ResidualNetwork(self.block, self.layers, options, channels, groups=self.groups)
+        """Builds the network."""
+        return ResidualNetwork(
+            self.block, self.layers, stem=options.stem, width=options.width, channels=channels,
+            zero_init_residual=options.zero_init_residual, norm=self.norm(options), **self.groups,
+        )  # fmt: skip
 
     @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> ResidualBackbone:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from sslcli.contracts.errors import UserError
 
-from .resnet import DEPTHS, ResidualBackbone, ResidualNetwork, ResidualOptions
+from .residual import NormLayer, ResidualNetwork
+from .resnet import DEPTHS, ResidualBackbone, ResidualOptions
 
 #: Added to the variance of the weights.
 EPS = 1e-5
@@ -57,10 +58,12 @@ class WSResNet(ResidualBackbone):
             )
         return super().build(options, channels, image_size)
 
+    def norm(self, options: Any) -> NormLayer:
+        return functools.partial(nn.GroupNorm, options.norm_groups)
+
     def make_network(self, options: Any, channels: int) -> ResidualNetwork:
-        """Builds torchvision's ResNet with other norms and convolutions; the names stay."""
-        norm = functools.partial(nn.GroupNorm, options.norm_groups)
-        network = ResidualNetwork(self.block, self.layers, options, channels, norm)
+        """Builds the network with other convolutions; the names stay."""
+        network = super().make_network(options, channels)
         for part in network.modules():
             if type(part) is nn.Conv2d:
                 part.__class__ = StandardizedConv2d

@@ -6,7 +6,8 @@ import ast
 from pathlib import Path
 from typing import Literal
 
-from sslcli.backbones.resnet import RESNETS, TORCHVISION_WIDTH, ResNet
+from sslcli.backbones.residual import TORCHVISION_WIDTH
+from sslcli.backbones.resnet import RESNETS, ResNet
 from sslcli.backbones.vit import ViT
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError

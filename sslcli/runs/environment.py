@@ -6,6 +6,7 @@ import os
 import platform
 from contextlib import suppress
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,13 @@ from sslcli.version import __version__
 
 def describe_environment(command: list[str]) -> dict[str, Any]:
     """Returns time, command, versions and hardware. `command` is not changed, including any paths in it."""
-    import torchvision
-
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "sslcli": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": metadata.version("torchvision"),
         "platform": platform.platform(),
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
