@@ -140,5 +140,5 @@ class FakeRun(RunContext):
     def normalize(self, images: Tensor) -> Tensor:
         return self.scale(images)
 
-    def log(self, metrics: Mapping[str, float]) -> None:
-        self.logged.append((self.progress.step, dict(metrics)))
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.logged.append((self.progress.step if step is None else step, dict(metrics)))

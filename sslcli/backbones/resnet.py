@@ -78,7 +78,7 @@ class ResidualBackbone(Backbone):
         super().__init__()
         self.options = options
         self.network = self.make_network(options, channels)
-        self.spec = BackboneSpec(self.network.inplanes, channels, minimum_size=MINIMUM_SIZE[options.stem])
+        self.spec = self.spec_of(options, channels)
 
     def norm(self, options: Any) -> NormLayer:
         """Returns what makes the network's norms."""
@@ -93,6 +93,11 @@ class ResidualBackbone(Backbone):
 
     @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> ResidualBackbone:
+        cls.describe(options, channels, image_size)
+        return cls(options, channels)
+
+    @classmethod
+    def describe(cls, options: Any, channels: int, image_size: int) -> BackboneSpec:
         least = MINIMUM_SIZE[options.stem]
         if image_size < least:
             stem = "; `stem: small` takes 8 pixels and more" if options.stem == "standard" else ""
@@ -103,7 +108,13 @@ class ResidualBackbone(Backbone):
         step = TORCHVISION_WIDTH // math.gcd(TORCHVISION_WIDTH, cls.groups.get("width_per_group", TORCHVISION_WIDTH))
         if options.width % step:
             raise UserError(f"backbone.width: {cls.name} takes multiples of {step}, not {options.width}")
-        return cls(options, channels)
+        return cls.spec_of(options, channels)
+
+    @classmethod
+    def spec_of(cls, options: Any, channels: int) -> BackboneSpec:
+        """Returns the spec, which needs no network."""
+        features = options.width * 2 ** (len(cls.layers) - 1) * cls.block.expansion
+        return BackboneSpec(features, channels, minimum_size=MINIMUM_SIZE[options.stem])
 
     def forward(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sslcli.contracts.backbone import Features
+from sslcli.contracts.backbone import Backbone, Features
 from sslcli.contracts.callback import RunContext
 from sslcli.contracts.options import FREE, Options
 from sslcli.evaluation.scores import accuracy
@@ -47,6 +48,8 @@ class KNNMonitor(EpochMonitor):
     Options = KNNMonitorOptions
     options: KNNMonitorOptions
 
+    _untrained: Backbone | None = None
+
     def on_start(self, context: RunContext) -> None:
         if not context.is_main:
             return
@@ -61,10 +64,14 @@ class KNNMonitor(EpochMonitor):
             self.ready = True
             self._classes = len(train.info.classes or ()) or int(max(train.labels.max(), test.labels.max())) + 1
             if context.progress.step == 0:
-                self._start(context)
+                # Not on the device: the first step must not need more memory than the others.
+                self._untrained = copy.deepcopy(context.encoder()).cpu()
 
-    def _start(self, context: RunContext) -> None:
-        """Measures before the first step."""
+    def on_first_step(self, context: RunContext) -> None:
+        """Measures pixels and the encoder as it was before the first step."""
+        if self._untrained is None:
+            return
+        untrained, self._untrained = self._untrained.to(context.device), None
         options = self.options
         bank = shared_images(context, "train", options.limit_train)
         test = shared_images(context, "eval", options.limit_eval)
@@ -75,10 +82,10 @@ class KNNMonitor(EpochMonitor):
             pixels = _Pixels()
             metrics["knn_top1_pixels"] = self._top1(bank.features(pixels, context), test.features(pixels, context))
             texts.append(f"raw pixels {metrics['knn_top1_pixels']:.1%}")
-        metrics |= self.measure(context)[0]
-        self.measured_step = context.progress.step
+        metrics["knn_top1"] = self._top1(bank.features(untrained, context), test.features(untrained, context))
+        self.measured_step = max(self.measured_step, 0)
         texts.append(f"encoder before training {metrics['knn_top1']:.1%}")
-        context.log(metrics)
+        context.log(metrics, step=0)
         counts = f"{len(test.data):,} test images, {len(bank.data):,} training images"
         log.info(f"kNN top-1: {', '.join(texts)} ({counts}, k={options.k})")
 

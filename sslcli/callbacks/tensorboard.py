@@ -15,21 +15,21 @@ class TensorBoard(Callback):
     """`tensorboard --logdir RUN/tensorboard` shows them."""
 
     writer: SummaryWriter | None = None
+    start: int = 0
 
     def on_start(self, context: RunContext) -> None:
-        if not context.is_main:
-            return
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
-        # With `purge_step` TensorBoard hides events after the step from which a resumed run continues.
-        purge = context.progress.step + 1 if context.progress.step else None
-        self.writer = SummaryWriter(str(context.directory / "tensorboard"), purge_step=purge)
+        self.start = context.progress.step
 
     def on_log(self, context: RunContext, record: Mapping[str, float | int]) -> None:
-        if self.writer is not None:
-            for name, value in record.items():
-                if name != "step":
-                    self.writer.add_scalar(name, value, int(record["step"]))
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import: not before the first step
+
+            # With `purge_step` TensorBoard hides events after the step from which a resumed run continues.
+            purge = self.start + 1 if self.start else None
+            self.writer = SummaryWriter(str(context.directory / "tensorboard"), purge_step=purge)
+        for name, value in record.items():
+            if name != "step":
+                self.writer.add_scalar(name, value, int(record["step"]))
 
     def on_end(self, context: RunContext, outcome: Outcome) -> None:
         if self.writer is not None:

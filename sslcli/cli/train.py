@@ -49,8 +49,10 @@ def train(
     plugin_files = [register_file(path) for path in plugin or []]
     resolved = load_config(config / "config.yaml" if is_run else config, overrides or [])
 
-    from sslcli.runs.directory import default_directory  # torch is imported from here on
+    from sslcli.dynamo import postpone  # torch is imported from here on
+    from sslcli.runs.directory import default_directory
 
+    postpone()
     directory = config if is_run else default_directory(resolved, config.stem)
     directory = output.expanduser() if output is not None else directory
     if dry_run:

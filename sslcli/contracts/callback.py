@@ -63,8 +63,13 @@ class RunContext(ABC):
         """Turns uint8 images (N, C, H, W) on the device into the backbone's float input."""
 
     @abstractmethod
-    def log(self, metrics: Mapping[str, float]) -> None:
-        """Adds a line to `metrics.jsonl` (with `step` and `epoch`) and calls every callback's `on_log`."""
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds a line to `metrics.jsonl` (with `step` and `epoch`) and calls every callback's `on_log`.
+
+        Args:
+            metrics: values to log.
+            step: the number of steps after which they were true, if not the current one.
+        """
 
     #: Why the run is to end after this step; None while it goes on.
     stop_reason: str | None = None
@@ -100,6 +105,10 @@ class Callback:
 
     def on_start(self, context: RunContext) -> None:
         """Before the first step of this session; in a resumed run `context.progress.step` is above 0."""
+
+    def on_first_step(self, context: RunContext) -> None:
+        """After the first step of this session, before its `on_step`: for what takes long and should not delay the
+        step that shows that a run works. May wait for the device; the time does not count in the rates."""
 
     def on_step(self, context: RunContext) -> None:
         """After every step; must not wait for the device."""

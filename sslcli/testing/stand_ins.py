@@ -137,5 +137,5 @@ class WatchedRun(RunContext):
     def normalize(self, images: Tensor) -> Tensor:
         return self._normalize(images)
 
-    def log(self, metrics: Mapping[str, float]) -> None:
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Does nothing: no other callback listens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -59,10 +60,11 @@ class Context(RunContext):
     def normalize(self, images: Tensor) -> Tensor:
         return self.session.normalize(images)
 
-    def log(self, metrics: Mapping[str, float]) -> None:
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if not self.is_main:
             return
-        record = {"step": self.progress.step, "epoch": round(self.progress.epoch, 4), **metrics}
+        at = self.progress if step is None else dataclasses.replace(self.progress, step=step)
+        record = {"step": at.step, "epoch": round(at.epoch, 4), **metrics}
         self.run_directory.append(record)
         for callback in self.callbacks:
             callback.on_log(self, record)
@@ -80,6 +82,10 @@ class Context(RunContext):
     def start(self) -> None:
         for callback in self.callbacks:
             callback.on_start(self)
+
+    def first_step(self) -> None:
+        for callback in self.callbacks:
+            callback.on_first_step(self)
 
     def step(self) -> None:
         for callback in self.callbacks:

@@ -213,6 +213,9 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
             while context.progress.step < session.last_step and not signal and context.stop_reason is None:
                 loop.step()
                 step = context.progress.step
+                if step == start + 1:
+                    with loop.meter.pause():
+                        context.first_step()
                 context.step()
                 if step % training.log_every == 0 or step == session.last_step:
                     context.log_line(loop.record())

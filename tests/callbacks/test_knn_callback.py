@@ -22,6 +22,7 @@ def started(context=None, **options):
     context = context or FakeRun(*parts())
     monitor = KNNMonitor(KNNMonitorOptions.parse(options))
     monitor.on_start(context)
+    monitor.on_first_step(context.at(context.progress.step + 1))
     return monitor, context
 
 
@@ -50,8 +51,23 @@ def test_it_measures_every_n_epochs_and_at_the_end_but_never_twice_at_a_step(mes
     assert context.logged[-1][0] == 4
     assert messages[-1].endswith("after 1 epoch")
     monitor.on_start(context.at(0))
+    monitor.on_first_step(context.at(1))
     monitor.on_end(context.at(4), "interrupted")
     assert context.logged[-1][0] == 0
+
+
+def test_the_baseline_is_that_of_the_weights_before_the_first_step(messages):
+    expected = started(FakeRun(*parts(), trained().backbone))[1].logged
+    context = FakeRun(*parts(), trained().backbone)
+    monitor = KNNMonitor(KNNMonitorOptions())
+    monitor.on_start(context)
+    with torch.no_grad():
+        context.backbone.conv.weight.zero_()  # every image has the same features now
+        context.backbone.conv.bias.zero_()
+    monitor.on_first_step(context.at(1))
+    assert context.logged == expected
+    monitor.on_first_step(context.at(2))
+    assert len(context.logged) == 1
 
 
 def test_a_resumed_run_has_no_new_baseline_and_does_not_measure_again():
@@ -61,6 +77,7 @@ def test_a_resumed_run_has_no_new_baseline_and_does_not_measure_again():
     resumed.load_state_dict(monitor.state_dict())
     again = FakeRun(*parts()).at(4)
     resumed.on_start(again)
+    resumed.on_first_step(again)
     resumed.on_end(again, "done")
     assert again.logged == []
     resumed.on_start(again)
