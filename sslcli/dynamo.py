@@ -1,5 +1,5 @@
-"""Postpones the import of torch's compiler: every optimizer asks for it, only compiled code needs it, and it takes longer
-than importing torch itself."""
+"""Postpones the import of torch's compiler: every optimizer asks for it, only compiled code needs it, and it takes
+longer than importing torch itself."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ NAME = "torch._dynamo"
 
 
 def postpone() -> None:
-    """Lets eager code go without `torch._dynamo`; whoever needs more of it than eager code does gets the real module."""
+    """Lets eager code go without `torch._dynamo`; whoever needs more of it gets the real module."""
     if NAME not in sys.modules:
-        torch._dynamo = sys.modules[NAME] = _Postponed(NAME)  # type: ignore[attr-defined, assignment]
+        torch._dynamo = sys.modules[NAME] = _Postponed(NAME)
 
 
 class _Postponed(ModuleType):
