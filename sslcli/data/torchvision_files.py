@@ -10,15 +10,17 @@ from typing import Any
 from sslcli.contracts.errors import UserError
 
 
-def open_files(reader: Any, title: str, root: Path, download: bool, **arguments: Any) -> Any:
-    """Returns `reader(root, **arguments)`, after downloading missing files if `download` is set.
+def open_files(name: str, title: str, root: Path, download: bool, **arguments: Any) -> Any:
+    """Returns torchvision's dataset `name` of `root`, after downloading missing files if `download` is set.
 
-    The reader is a dataset class of torchvision; `title` is its name in messages.
+    `title` is its name in messages.
 
     Raises:
         UserError: if the files are not there, damaged, or cannot be downloaded.
     """
-    root = root.expanduser()
+    from torchvision import datasets  # takes seconds to import
+
+    reader, root = getattr(datasets, name), root.expanduser()
     folder = root / reader.base_folder
     try:
         return reader(str(root), **arguments)

@@ -3,11 +3,10 @@ Layers of Features from Tiny Images*, 2009), read through torchvision."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torchvision import datasets
 
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, RootedOptions
 from sslcli.data.torchvision_files import open_files
@@ -40,7 +39,7 @@ class CIFAR10(Dataset):
     options: CIFAR10Options
     labels: Tensor
 
-    _reader: ClassVar[Any] = datasets.CIFAR10
+    _reader: ClassVar[str] = "CIFAR10"
     _title = "CIFAR-10"
     _statistics = (MEAN, STD)
 
@@ -69,6 +68,6 @@ class CIFAR10(Dataset):
 class CIFAR100(CIFAR10):
     """The same with 100 classes (the fine labels)."""
 
-    _reader = datasets.CIFAR100
+    _reader = "CIFAR100"
     _title = "CIFAR-100"
     _statistics = (MEAN_100, STD_100)

@@ -8,7 +8,6 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torchvision import datasets
 
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, Part, RootedOptions
 from sslcli.data.subset import stratified_choice
@@ -50,9 +49,7 @@ class STL10(Dataset):
 
     def __init__(self, options: STL10Options) -> None:
         super().__init__(options)
-        files = open_files(
-            datasets.STL10, "STL-10", options.root, options.download, split=options.split, folds=options.folds
-        )
+        files = open_files("STL10", "STL-10", options.root, options.download, split=options.split, folds=options.folds)
         labeled = options.split in ("train", "test")
         labels = torch.from_numpy(files.labels).to(torch.int64) if labeled else torch.zeros(len(files.data)).long()
         chosen = stratified_choice(labels, options.limit)  # before the copy, which may be large
