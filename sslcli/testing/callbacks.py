@@ -52,6 +52,8 @@ def _go(callback: Callback, run: WatchedRun, first: int, last: int, outcome: Out
         callback.on_start(run.at(first))
         for step in range(first + 1, last + 1):
             run.at(step)
+            if step == first + 1:
+                callback.on_first_step(run)
             callback.on_step(run)
             if run.is_main:
                 record = {
