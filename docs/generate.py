@@ -1,6 +1,8 @@
 """Writes what the documentation has from the code and from measured results.
 
-    python docs/generate.py            rewrites the generated parts of docs/methods.md and docs/plugins.md
+    python docs/generate.py            rewrites the generated parts of docs/methods.md and docs/plugins.md, and
+                                       docs/config.md, the schema of the example configs with the line that names it
+                                       in each of them, and the catalog of `ssl list` and completion
     python docs/generate.py --check    exit code 1 if anything in them would change
 
 A generated part of those pages is between `<!-- exports: PACKAGE -->` or `<!-- results -->` and `<!-- end -->`. The
@@ -20,14 +22,36 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from sslcli.cli.listing import option_rows
+from sslcli.cli import catalog
+from sslcli.config.json_schema import config_schema
+from sslcli.config.rows import option_rows, summary_of
+from sslcli.config.schema import PLUGIN_SECTIONS, SECTION_HELP, CheckpointOptions, TrainingOptions
+from sslcli.evaluation.targets import ShownOptions
 from sslcli.plugins import GROUPS, find, load, load_found
 
 REPOSITORY = "https://github.com/sslcli/sslcli"
 PAGE = Path(__file__).with_name("methods.md")
 GUIDE = Path(__file__).with_name("plugins.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "methods-cifar10-cpu.json"
+CONFIG_PAGE = PAGE.with_name("config.md")
+CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
+SCHEMA = CONFIGS / "config.schema.json"
 PART = re.compile(r"(<!-- (?:exports: (?P<package>\w+)|results) -->\n).*?(<!-- end -->)", re.DOTALL)
+SCHEMA_LINE = "# yaml-language-server: $schema="
+CONFIG_INTRO = """\
+# Options of a config
+
+Generated from the classes by `python docs/generate.py`: what each section of a config can hold, with all plugins of
+this package. `ssl list` shows the same for what is installed: `ssl list SECTION`, `ssl list GROUP NAME`. Every option
+can be set on the command line too: `ssl train CONFIG training.epochs=5 optimizer.lr=0.1 callbacks.knn=null`.
+
+*On resume* says whether a resumed run may have another value: *free*, with a warning (*warn*), or not (*fixed*).
+"""
+#: Groups that a config does not name, and how their options are set.
+AFTER_TRAINING = {
+    "evaluators": "Options of `ssl eval --method NAME`, such as `ssl eval RUN --method knn k=[20]`.",
+    "exporters": "Options of `ssl export NAME`, such as `ssl export backbone RUN format=timm`.",
+}
 #: Packages with an API page, and how many of their modules it shows: all, or only what the package itself exports.
 API = {"contracts": "modules", "losses": "package", "modules": "modules", "testing": "package"}
 
@@ -39,13 +63,20 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def options(cls: Any) -> str:
     """The options of a plugin class, with types, defaults and help."""
-    return table(
-        ["option", "type", "default", ""],
+    return rows_table(option_rows(cls.Options))
+
+
+def rows_table(rows: list[dict[str, Any]], *, resume: bool = False) -> str:
+    """A table of options, perhaps with what a resumed run may change."""
+    header = ["option", "type", "default", *(["on resume"] if resume else []), ""]
+    lines = [
         [
-            [f"`{row['name']}`", _code(row["type"]), _code(_default(row)), _plain(row["help"])]
-            for row in option_rows(cls.Options)
-        ],
-    )
+            f"`{row['name']}`", _code(row["type"]), _code(_default(row)), *([row["resume"]] if resume else []),
+            _plain(row["help"]),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return table(header, lines)
 
 
 def _default(row: dict[str, Any]) -> str:
@@ -96,18 +127,14 @@ def exports(package: str) -> str:
             exported = name in whole.__all__
             if own and callable(value) and (exported or package == "modules"):
                 origin = whole if exported else module
-                rows.append([f"`{name}{_parameters(value)}`", f"`{origin.__name__}`", _plain(_sentence(value))])
+                rows.append(
+                    [f"`{name}{_parameters(value)}`", f"`{origin.__name__}`", _plain(summary_of(value.__doc__))]
+                )
     return table(["name", "in", ""], rows)
 
 
 def _parameters(value: Any) -> str:
     return "" if inspect.isclass(value) else f"({', '.join(inspect.signature(value).parameters)})"
-
-
-def _sentence(value: Any) -> str:
-    """The first sentence of a docstring's first paragraph."""
-    paragraph = " ".join((value.__doc__ or "").split("\n\n")[0].split())
-    return re.split(r"(?<=[^.]{3}\.) (?=[A-Z])", paragraph)[0]
 
 
 def generated(text: str) -> str:
@@ -133,6 +160,58 @@ def options_page(group: str) -> str:
             members.setdefault(options(load(group, f"{plugin.name}/{name}")), []).append(f"`{plugin.name}/{name}`")
         page += [f"{', '.join(names)}:\n\n{rows}" for rows, names in members.items()]
     return "\n".join(page)
+
+
+def config_page() -> str:
+    """Every option of a config, of evaluations and of exports, with those of all plugins of this package."""
+    page = [CONFIG_INTRO]
+    own = {"training": option_rows(TrainingOptions), "checkpoints": option_rows(CheckpointOptions)}
+    own["views"] = [row for row in catalog.view_rows() if "." not in row["name"]]
+    for section, about in SECTION_HELP.items():
+        page.append(f"## {section}\n\n{about}\n")
+        page += [rows_table(own[section], resume=section != "views")] if section in own else []
+        group = {**PLUGIN_SECTIONS, "views": "augmentations", "callbacks": "callbacks"}.get(section)
+        page += [] if group is None else _plugins(group, resume=True)
+    for group, about in AFTER_TRAINING.items():
+        page.append(f"## {group}\n\n{about}\n")
+        page += [f"Of every evaluation:\n\n{rows_table(option_rows(ShownOptions))}"] if group == "evaluators" else []
+        page += _plugins(group, resume=False)
+    return "\n".join(page)
+
+
+def _plugins(group: str, *, resume: bool) -> list[str]:
+    """The plugins of a group; those with the same options (sizes of a backbone) together."""
+    known = catalog.build_group(group)
+    alike: dict[str, list[str]] = {}
+    for name, found in known.items():
+        rows = rows_table(found["options"], resume=resume) if found["options"] else "No options.\n"
+        alike.setdefault(rows, []).append(name)
+    noun = "view" if group == "augmentations" else GROUPS[group].noun
+    return [
+        f"### {noun} {', '.join(names)}\n\n"
+        + "  \n".join(_plain(known[name]["summary"]) for name in names)
+        + f"\n\n{rows}"
+        for rows, names in alike.items()
+    ]
+
+
+def schema_file() -> str:
+    """The JSON Schema of a config with the plugins of this package."""
+    return compact(config_schema([catalog.PACKAGE]))
+
+
+def compact(data: Any) -> str:
+    """JSON with one line for each option."""
+    return re.sub(r"\n {6,}|\n {5}(?=[}\]])", " ", json.dumps(data, indent=1, ensure_ascii=False)) + "\n"
+
+
+def with_schema(path: Path) -> str:
+    """A config's text, whose first line tells editors where the schema is."""
+    text = path.read_text(encoding="utf-8")
+    depth = len(path.relative_to(CONFIGS).parts) - 1
+    first, _, rest = text.partition("\n")
+    rest = rest if first.startswith(SCHEMA_LINE) else text
+    return f"{SCHEMA_LINE}{'../' * depth}{SCHEMA.name}\n{rest}"
 
 
 def _summary(cls: type) -> str:
@@ -167,15 +246,22 @@ def write_pages(folder: Path) -> None:
             path.write_text(text, encoding="utf-8")
 
 
+def files() -> dict[Path, str]:
+    """Every committed file that has generated parts, as it should be."""
+    found = {page: generated(page.read_text(encoding="utf-8")) for page in (PAGE, GUIDE)}
+    found |= {catalog.FILE: compact(catalog.build()), CONFIG_PAGE: config_page(), SCHEMA: schema_file()}
+    return found | {path: with_schema(path) for path in sorted(CONFIGS.rglob("*.yaml"))}
+
+
 def main() -> int:
     stale = 0
-    for page in (PAGE, GUIDE):
-        text = page.read_text(encoding="utf-8")
-        new = generated(text)
+    for path, new in files().items():
+        if path.exists() and path.read_text(encoding="utf-8") == new:
+            continue
         if "--check" not in sys.argv[1:]:
-            page.write_text(new, encoding="utf-8")
-        elif new != text:
-            print(f"{page.name} is out of date: run `python docs/generate.py`", file=sys.stderr)
+            path.write_text(new, encoding="utf-8")
+        else:
+            print(f"{path.name} is out of date: run `python docs/generate.py`", file=sys.stderr)
             stale = 1
     return stale
 

@@ -83,7 +83,8 @@ class AutoAugmentOptions(PolicyOptions):
 
 
 class AutoAugment(Policy):
-    """One of 25 sub-policies for each sample."""
+    """AutoAugment's policy for ImageNet.
+    One of 25 sub-policies for each sample."""
 
     Options = AutoAugmentOptions
     drawn = frozenset({"p", "policy", "fill"})

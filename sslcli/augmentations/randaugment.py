@@ -32,7 +32,8 @@ class RandAugmentOptions(PolicyOptions):
 
 
 class RandAugment(Policy):
-    """Operations drawn for each sample, each with a magnitude and a direction of its own."""
+    """RandAugment.
+    Operations drawn for each sample, each with a magnitude and a direction of its own."""
 
     Options = RandAugmentOptions
     drawn = frozenset({"p", "magnitude", "magnitude_std", "fill"})

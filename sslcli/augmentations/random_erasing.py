@@ -53,7 +53,8 @@ class RandomErasingOptions(BoxOptions):
 
 
 class RandomErasing(Operation):
-    """Erases a box. Its parameters: `chosen` (N,) bool; `box` (N, 4) int64, top, bottom, left and right (excluded);
+    """Random erasing.
+    Erases a box. Its parameters: `chosen` (N,) bool; `box` (N, 4) int64, top, bottom, left and right (excluded);
     `seed` (N,) int64, of the noise."""
 
     Options = RandomErasingOptions

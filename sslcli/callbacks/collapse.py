@@ -27,7 +27,8 @@ class CollapseOptions(Options):
 
 
 class CollapseWatch(Callback):
-    """Reads `feature_std` and, where it is there, `feature_rank`; warns once, and again after a recovery."""
+    """Warns when the features collapse.
+    Reads `feature_std` and, where it is there, `feature_rank`; warns once, and again after a recovery."""
 
     Options = CollapseOptions
 

@@ -26,7 +26,8 @@ class EarlyStoppingOptions(Options):
 
 
 class EarlyStopping(Callback):
-    """Watches one value of the log lines; its count goes on in a resumed run."""
+    """Ends the run when a value has not improved for a while.
+    Watches one value of the log lines; its count goes on in a resumed run."""
 
     Options = EarlyStoppingOptions
 

@@ -36,7 +36,8 @@ class LogisticMonitorOptions(Options):
 
 
 class LogisticMonitor(EpochMonitor):
-    """Logs `logistic_top1`, measured on images that probes are tested on, for monitoring only: report the result
+    """Accuracy of a logistic regression while the run trains.
+    Logs `logistic_top1`, measured on images that probes are tested on, for monitoring only: report the result
     of `ssl eval --method logistic`. It takes 2.8% of the time of the training steps (the kNN monitor 2.2%), and is
     off by default."""
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 class TensorBoard(Callback):
-    """`tensorboard --logdir RUN/tensorboard` shows them."""
+    """Writes the log lines for TensorBoard.
+    `tensorboard --logdir RUN/tensorboard` shows them."""
 
     writer: SummaryWriter | None = None
     start: int = 0

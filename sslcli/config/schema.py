@@ -82,6 +82,21 @@ class CheckpointOptions(Options):
     """Number of most recent checkpoints to keep."""
 
 
+#: What each section of a config is.
+SECTION_HELP = {
+    "seed": "Seed of all random numbers (order of the images, views, initial weights); 0 by default.",
+    "method": "The self-supervised method, and what its loss and its heads need.",
+    "backbone": "The network that is trained, and that evaluations and exports use.",
+    "data": "The images to train on.",
+    "views": "The views of an image: a preset with changes, or a list of views; the method's own by default.",
+    "optimizer": "What updates the weights; the method's own by default.",
+    "schedule": "How the learning rate changes in the run; the method's own by default, else a cosine.",
+    "training": "Length of the run, batch size, precision, device, and how images are read.",
+    "checkpoints": "When checkpoints are saved, and how many are kept.",
+    "callbacks": "What observes the run: a mapping of names to options; null turns one off that is on by default.",
+    "output": "The run directory; runs/CONFIG-HASH by default.",
+}
+
 #: Callbacks that are enabled unless a config disables them with null.
 DEFAULT_CALLBACKS: dict[str, dict[str, Any]] = {
     name: {} for name in ("progress", "tensorboard", "knn", "online_probe", "collapse")

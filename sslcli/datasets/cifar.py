@@ -28,7 +28,8 @@ class CIFAR10Options(RootedOptions):
 
 
 class CIFAR10(Dataset):
-    """The images in the order of the original files; all of them are kept in memory (180 MB).
+    """CIFAR-10: 60,000 images of 32 px in 10 classes.
+    The images in the order of the original files; all of them are kept in memory (180 MB).
 
     Raises:
         UserError: if the data is not in `root`, or damaged.
@@ -66,7 +67,8 @@ class CIFAR10(Dataset):
 
 
 class CIFAR100(CIFAR10):
-    """The same with 100 classes (the fine labels)."""
+    """CIFAR-100: 60,000 images of 32 px in 100 classes.
+    The same with 100 classes (the fine labels)."""
 
     _reader = "CIFAR100"
     _title = "CIFAR-100"

@@ -19,7 +19,8 @@ class FolderOptions(FileOptions):
 
 
 class Folder(FileDataset):
-    """A subfolder for each class; labels follow the sorted class names, those of train/ for `val` too.
+    """Images in one folder for each class, with labels.
+    A subfolder for each class; labels follow the sorted class names, those of train/ for `val` too.
 
     Raises:
         UserError: if there are no such folders, no images in one of them, or a class in `val` that `train` lacks.

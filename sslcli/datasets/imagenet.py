@@ -28,7 +28,8 @@ class ImageNetOptions(FileOptions):
 
 
 class ImageNet(FileDataset):
-    """The images under train/ and val/, or Kaggle's ILSVRC/Data/CLS-LOC/, in folders named after their synsets.
+    """ImageNet, or any part of it.
+    The images under train/ and val/, or Kaggle's ILSVRC/Data/CLS-LOC/, in folders named after their synsets.
 
     Labels follow the sorted synsets, as everywhere, those of train/ for `val` too; any number of classes will do
     (ImageNet-100, for example). With Kaggle's LOC_synset_mapping.txt in the root, classes have readable names.

@@ -100,7 +100,8 @@ class ShapesOptions(DatasetOptions):
 
 
 class Shapes(Dataset):
-    """Picture i of a split is a function of (`seed`, split, i) alone; its class is i modulo the number of classes."""
+    """Generated images of shapes and textures, for a first run without a download.
+    Picture i of a split is a function of (`seed`, split, i) alone; its class is i modulo the number of classes."""
 
     Options = ShapesOptions
     splits = ("train", "test")

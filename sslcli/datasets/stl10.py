@@ -37,7 +37,8 @@ class STL10Options(RootedOptions):
 
 
 class STL10(Dataset):
-    """The images in the order of the original files; all of the split are kept in memory.
+    """STL-10: 113,000 images of 96 px, most of them without labels.
+    The images in the order of the original files; all of the split are kept in memory.
 
     Raises:
         UserError: if the data is not in `root`, or damaged.

@@ -165,7 +165,8 @@ class LogisticOptions(Options):
 
 
 class LogisticRegression(Probe):
-    """Multinomial logistic regression to its optimum: nothing to tune but the penalty, chosen on held-out images."""
+    """Logistic regression.
+    Multinomial logistic regression to its optimum: nothing to tune but the penalty, chosen on held-out images."""
 
     Options = LogisticOptions
     options: LogisticOptions

@@ -25,7 +25,8 @@ class BackboneExportOptions(Options):
 
 
 class BackboneExporter(Exporter):
-    """Writes the backbone alone, with other tools' names for the weights, and in the header what is needed to use it:
+    """The weights, as a safetensors file that torchvision, timm or sslcli load.
+    Writes the backbone alone, with other tools' names for the weights, and in the header what is needed to use it:
     normalization, image size, method, dataset, step, and the package of the architecture."""
 
     Options = BackboneExportOptions

@@ -51,7 +51,8 @@ class FeaturesOptions(Options):
 
 
 class FeaturesExporter(Exporter):
-    """Writes features (N, D) of a dataset with names, labels and indices of the images, in the memory of one batch.
+    """The features of a dataset's images, as safetensors or npy.
+    Writes features (N, D) of a dataset with names, labels and indices of the images, in the memory of one batch.
 
     Images that cannot be read are left out, together with their names and labels.
     """

@@ -37,7 +37,8 @@ class ONNXOptions(NetworkOptions):
 
 
 class ONNXExporter(NetworkExporter):
-    """Writes images → features as an ONNX model, checked by onnxruntime where it is installed."""
+    """The network as an ONNX model.
+    Writes images → features as an ONNX model, checked by onnxruntime where it is installed."""
 
     Options = ONNXOptions
     options: ONNXOptions

@@ -26,7 +26,8 @@ class ProjectedNetwork(nn.Module):
 
 
 class ProjectorExporter(TorchExporter):
-    """Writes images → (features, embeddings), backbone and projector in one program of torch.export.
+    """Backbone and projector in one program of torch.export.
+    Writes images → (features, embeddings), backbone and projector in one program of torch.export.
 
     The embeddings are the projector's output, before any normalization in the loss. A program holds any projector
     whatever its layers, and is loaded without the method's code. Needs a run or a checkpoint, since backbone files have

@@ -20,7 +20,8 @@ from .network import NetworkExporter, trace
 
 
 class TorchExporter(NetworkExporter):
-    """Writes images → features as a program of torch.export, for any batch size: torch alone loads it."""
+    """The network as a program of torch.export.
+    Writes images → features as a program of torch.export, for any batch size: torch alone loads it."""
 
     suffix = ".pt2"
 

@@ -28,7 +28,8 @@ class BarlowTwinsOptions(ViewsTogetherOptions):
 
 
 class BarlowTwins(Method):
-    """Σᵢ (1 − Cᵢᵢ)² + λ·Σ_{i≠j} Cᵢⱼ² of the cross-correlation C of two views' embeddings over the whole batch.
+    """Barlow Twins: each dimension of the embeddings is equal in both views and uncorrelated with the others.
+    The loss is Σᵢ (1 − Cᵢᵢ)² + λ·Σ_{i≠j} Cᵢⱼ² of the cross-correlation C of two views' embeddings over the whole batch.
 
     With more views it is the mean over each two views of which one at least is global (of the first one's size).
     """

@@ -38,7 +38,8 @@ class BYOLOptions(ViewsTogetherOptions, TargetMomentumOptions):
 
 
 class BYOL(Method):
-    """p = predictor(projector(backbone(x))), z′ from the momentum encoder; 2 − 2·cos(p₁, z′₂), both ways.
+    """BYOL: predicts the projection that a momentum encoder makes of the other view; no negatives.
+    With p = predictor(projector(backbone(x))) and z′ from the momentum encoder: 2 − 2·cos(p₁, z′₂), both ways.
 
     With more views every view predicts the momentum encoder's projection of every other *global* view (those of the
     first one's size), and the loss is twice the mean over these pairs: with two views the paper's sum.

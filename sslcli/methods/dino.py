@@ -79,7 +79,8 @@ class DINOOptions(TargetMomentumOptions):
 
 
 class DINO(Method):
-    """Cross-entropy of the student's views with the teacher's global ones, each pair but a view with itself.
+    """DINO: a student matches the outputs of a teacher, its own moving average, on global and local views.
+    Cross-entropy of the student's views with the teacher's global ones, each pair but a view with itself.
 
     Evaluated and exported: the teacher.
     """

@@ -22,7 +22,8 @@ class EqCoOptions(MoCoV2Options):
 
 
 class EqCo(MoCoV2):
-    """−log( e^{l₊} / (e^{l₊} + (α/K)·Σ e^{l₋}) ) on MoCo v2's embeddings."""
+    """EqCo: MoCo v2 with few negatives, weighted so that they behave like many.
+    The loss is −log( e^{l₊} / (e^{l₊} + (α/K)·Σ e^{l₋}) ) on MoCo v2's embeddings."""
 
     Options = EqCoOptions
     paper = "https://arxiv.org/abs/2010.01929"

@@ -178,7 +178,8 @@ class MoCoOptions(KeyOptions, TargetMomentumOptions, VICRegWeights):
 
 
 class MoCo(Method):
-    """A workbench: any of four losses, with negatives from a queue, the batch or nowhere, with or without a momentum
+    """A workbench that turns MoCo v2 into SimCLR, BYOL and VICReg one step at a time.
+    Any of four losses, with negatives from a queue, the batch or nowhere, with or without a momentum
     encoder, a predictor, the unit sphere, EqCo's margin.
 
     Query q = predictor(projector(backbone(x))), key k = projector(backbone(x′)) of the other view, from the momentum

@@ -37,7 +37,8 @@ class MoCoV1Options(QueueOptions):
 
 
 class MoCoV1(QueueContrast):
-    """InfoNCE with one linear layer after the backbone; the paper trains 200 epochs with batches of 256."""
+    """MoCo v1: tells the other view of an image from a queue of other images.
+    InfoNCE with one linear layer after the backbone; the paper trains 200 epochs with batches of 256."""
 
     Options = MoCoV1Options
     paper = "https://arxiv.org/abs/1911.05722"

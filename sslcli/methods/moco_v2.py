@@ -37,7 +37,8 @@ class MoCoV2Options(QueueOptions):
 
 
 class MoCoV2(QueueContrast):
-    """InfoNCE with an MLP of two layers after the backbone."""
+    """MoCo v2: MoCo v1 with a larger head, stronger views and a cosine schedule.
+    InfoNCE with an MLP of two layers after the backbone."""
 
     Options = MoCoV2Options
     paper = "https://arxiv.org/abs/2003.04297"

@@ -54,7 +54,8 @@ class MoCoV3Options(ViewsTogetherOptions, MomentumOptions):
 
 
 class MoCoV3(Method):
-    """2τ·CE of each query against the keys of the other view from all processes, summed over both directions.
+    """MoCo v3: contrasts views of a batch by a momentum encoder and a predictor, without a queue; also for ViTs.
+    The loss is 2τ·CE of each query against the keys of the other view from all processes, summed over both directions.
 
     With more views, every global view (as large as the first) has a key, and every view is a query against the keys
     of all global views but itself. The loss is twice the mean over these pairs: with two views, the paper's sum.

@@ -29,7 +29,8 @@ class SimCLROptions(MethodOptions):
 
 
 class SimCLR(Method):
-    """NT-Xent on the projections of two views; with more views, the mean over all pairs of an image's views."""
+    """SimCLR: tells the other view of an image from all other images of the batch.
+    NT-Xent on the projections of two views; with more views, the mean over all pairs of an image's views."""
 
     Options: ClassVar[type[MethodOptions]] = SimCLROptions
     batch_coupled = True

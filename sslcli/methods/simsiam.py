@@ -55,7 +55,8 @@ class SimSiamOptions(ViewsTogetherOptions):
 
 
 class SimSiam(Method):
-    """z = projector(backbone(x)), p = predictor(z); the loss is the mean of −cos(p₁, sg z₂) and −cos(p₂, sg z₁).
+    """SimSiam: predicts the other view's projection, with a stopped gradient in place of negatives.
+    With z = projector(backbone(x)) and p = predictor(z) the loss is the mean of −cos(p₁, sg z₂) and −cos(p₂, sg z₁).
 
     With more views it is the mean of −cos(p, sg z) over every view's p and every other *global* view's z (those of the
     first one's size).

@@ -50,7 +50,8 @@ class SupConOptions(MethodOptions):
 
 
 class SupCon(Method):
-    """The supervised contrastive loss on the projections of two views or more."""
+    """SupCon: SimCLR with labels; images of one class attract each other.
+    The supervised contrastive loss on the projections of two views or more."""
 
     Options = SupConOptions
     batch_coupled = True

@@ -59,8 +59,9 @@ class SwAVOptions(MethodOptions):
 
 
 class SwAV(Method):
-    """z = projector(backbone(x))/‖·‖, scores = z·C; −Σ q log softmax(scores/τ) with q = sinkhorn(scores) of another
-    view."""
+    """SwAV: predicts from one view which cluster another belongs to, on global and local views.
+    With z = projector(backbone(x))/‖·‖ and scores = z·C the loss is −Σ q log softmax(scores/τ), with q =
+    sinkhorn(scores) of another view."""
 
     Options = SwAVOptions
     batch_coupled = True

@@ -37,7 +37,8 @@ class VICRegOptions(ViewsTogetherOptions, VICRegWeights):
 
 
 class VICReg(Method):
-    """λ·MSE(z₁, z₂) + μ·½[v(z₁) + v(z₂)] + ν·[c(z₁) + c(z₂)], statistics over the whole batch.
+    """VICReg: equal embeddings of two views, whose dimensions keep their variance and stay uncorrelated.
+    The loss is λ·MSE(z₁, z₂) + μ·½[v(z₁) + v(z₂)] + ν·[c(z₁) + c(z₂)], statistics over the whole batch.
 
     With more views it is the mean over each two views of which one at least is global (of the first one's size).
     """

@@ -104,7 +104,7 @@ class LARCOptions(SGDOptions):
 
 
 class LARCPlugin(OptimizerPlugin):
-    """SGD with a learning rate for each tensor, proportional to the norm of its weights.
+    """LARC: SGD with a learning rate for each tensor, proportional to the norm of its weights.
 
     What `exclude` names gets neither weight decay nor that rate; SwAV uses `exclude: []` and `clip: false`.
     """

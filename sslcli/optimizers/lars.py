@@ -113,7 +113,7 @@ class LARSOptions(OptimizerOptions):
 
 
 class LARSPlugin(OptimizerPlugin):
-    """LARS for large batches."""
+    """LARS: SGD with a learning rate for each tensor, for large batches."""
 
     Options = LARSOptions
     paper = "https://arxiv.org/abs/1708.03888"

@@ -6,7 +6,7 @@ from .warmup import Warmup
 
 
 class Constant(Warmup):
-    """The base value throughout, after the warm-up."""
+    """Constant after the warm-up."""
 
     def share(self, step: int) -> float:
         return 1.0

@@ -29,7 +29,8 @@ class CosineOptions(WarmupOptions):
 
 
 class Cosine(Warmup):
-    """Half a cosine from the base value, at step W, to `final`.
+    """Falls along half a cosine after the warm-up.
+    Half a cosine from the base value, at step W, to `final`.
 
     With T steps in the run the share at step t is final + (1 − final)·(1 + cos(π·(t − W)/(T − W)))/2, as in the papers'
     code: `final` would be reached at t = T, one step after the last. With `per_epoch` t is the epoch's first step.

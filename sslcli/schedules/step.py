@@ -19,7 +19,8 @@ class MilestonesOptions(WarmupOptions):
 
 
 class Milestones(Warmup):
-    """The base value × factor for each milestone passed: from step round(milestone·T) on, with T steps in the run."""
+    """Falls by a factor at each milestone.
+    The base value × factor for each milestone passed: from step round(milestone·T) on, with T steps in the run."""
 
     Options = MilestonesOptions
     options: MilestonesOptions

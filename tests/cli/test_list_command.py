@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from plugin_helpers import BELL, CALLBACK, Install
 from run_helpers import ssl
 
 from sslcli import plugins
+from sslcli.cli import catalog
+from sslcli.plugins import FoundPlugin
 
 
 def test_list_loads_nothing(install: Install, tmp_path: Path) -> None:
@@ -24,16 +27,80 @@ def test_list_loads_nothing(install: Install, tmp_path: Path) -> None:
     assert trace.exists()
 
 
-def test_list_shows_name_package_version_and_target(install: Install) -> None:
-    install("bells", BELL, version="2.3")
+def test_list_shows_the_meaning_of_each_plugin_and_where_those_of_others_are_from(install: Install) -> None:
+    install("bells", BELL, {"bells": CALLBACK}, version="2.3")
     _, out, err = ssl("list", "callbacks")
-    assert ["bell", "bells", "2.3", "bells:Bell"] in [line.split() for line in out.splitlines()]
+    assert "bell Rings. (bells 2.3, bells:Bell)" in [" ".join(line.split()) for line in out.splitlines()]
     assert err == ""
     row = {"name": "bell", "package": "bells", "version": "2.3", "target": "bells:Bell"}
+    row |= {"summary": "Rings.", "default": False}
     assert row in json.loads(ssl("list", "callbacks", "--json")[1])
     everything = json.loads(ssl("list", "--json")[1])
     assert row in everything["callbacks"]
     assert list(everything) == list(plugins.GROUPS)
+
+
+def test_every_built_in_plugin_has_a_meaning_in_words_and_the_defaults_are_marked() -> None:
+    everything = json.loads(ssl("list", "--json")[1])
+    ours = [row for rows in everything.values() for row in rows if row["package"] == "sslcli"]
+    assert [row["name"] for row in ours if not re.fullmatch(r"[A-Za-z].{10,119}[.]", row["summary"])] == []
+    marked = {group: [row["name"] for row in rows if row["default"]] for group, rows in everything.items()}
+    on = ["collapse", "knn", "online_probe", "progress", "tensorboard"]
+    assert {group: names for group, names in marked.items() if names} == {
+        "backbones": ["resnet18"], "schedules": ["cosine"], "evaluators": ["knn"], "callbacks": on
+    }  # fmt: skip
+    assert "  cosine (default)  " in ssl("list")[1]
+
+
+def test_the_source_of_a_module_in_a_package_is_found_without_importing_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    (tmp_path / "outer" / "__init__.py").write_text("raise OSError('imported')")
+    (tmp_path / "outer" / "inner" / "__init__.py").touch()
+    (tmp_path / "outer" / "inner" / "part.py").write_text('class Thing:\n    """Does a thing. And more."""\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    about = {target: FoundPlugin("thing", "outer", "1", target, "sslcli.callbacks") for target in TARGETS}
+    assert {target: catalog.summary(plugin) for target, plugin in about.items()} == TARGETS
+
+
+#: What the source of each says; nothing about what is not there.
+TARGETS = {"outer.inner.part:Thing": "Does a thing.", "outer.inner.part:Other": "", "outer.inner.nowhere:Thing": ""}
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("training", ["epochs: int = 200  (a resumed run may have another)", "clip.norm: float required"]),
+        ("checkpoints", ["keep: int = 2", "Number of most recent checkpoints to keep."]),
+        ("data", ["limit: int | null = null", "cifar10 ", "ssl list datasets NAME"]),
+        ("schedule", ["warmup_epochs: float = 0.0", "cosine (default) ", "ssl list schedules NAME"]),
+        ("optimizer", ["lr: float required", "adamw "]),
+        ("method", ["simclr ", "ssl list methods NAME"]),
+        ("backbone", ["weights: ", "resnet18 (default) "]),
+        ("views", ["crop_scale: tuple[float, float]", "flip.p: float = 0.5", "simclr "]),
+        ("callbacks", ["knn (default) ", "callbacks.knn=null"]),
+        ("seed", ["0 by default"]),
+        ("output", ["run directory"]),
+        ("training clip", ["clip.mode: "]),
+        ("data shapes", ["shapes  (sslcli"]),
+        ("views simclr", ["strength: float | null = null"]),
+    ],
+)
+def test_every_section_of_a_config_is_listed(words: str, shown: list[str]) -> None:
+    code, out, err = ssl("list", *words.split())
+    assert (code, err) == (0, "")
+    assert [line for line in shown if line not in out] == []
+
+
+def test_sections_as_json() -> None:
+    found = json.loads(ssl("list", "schedule", "--json")[1])
+    assert {"warmup_epochs", "warmup"} <= {row["name"] for row in found["options"]}
+    assert [row["name"] for row in found["plugins"] if row["default"]] == ["cosine"]
+    (row,) = json.loads(ssl("list", "training", "batch_size", "--json")[1])["options"]
+    assert (row["default"], row["resume"]) == (256, "warn")
+    assert [*json.loads(ssl("list", "--json")[1])] == [*plugins.GROUPS]
+    assert {"seed", "training", "views"} <= {line.split()[0] for line in ssl("list")[1].splitlines()}
 
 
 def test_check_shows_each_failure_and_exits_1(install: Install) -> None:
@@ -80,7 +147,9 @@ def test_list_with_a_name_shows_its_options_with_defaults_help_and_paper() -> No
     assert options["weight_decay"]["default"] == 0.0
 
 
-@pytest.mark.parametrize("words", [["methdos"], ["methods", "simclrr"], ["methods", "simclr/x"]])
+@pytest.mark.parametrize(
+    "words", [["methdos"], ["trainign"], ["training", "epoch"], ["methods", "simclrr"], ["methods", "simclr/x"]]
+)
 def test_list_of_an_unknown_group_or_name_is_one_line(words: list[str]) -> None:
     code, out, err = ssl("list", *words)
     assert (code, out, len(err.splitlines())) == (2, "", 1)

@@ -23,7 +23,8 @@ import io, json, sys
 from contextlib import redirect_stdout
 from sslcli.cli.main import main
 found = {}
-for arguments in (["--help"], ["--version"], ["train", "--help"], ["bench", "--help"], ["list"], ["list", "--json"]):
+for arguments in (["--help"], ["--version"], ["train", "--help"], ["bench", "--help"], ["list"], ["list", "--json"],
+                  ["list", "training"], ["list", "data"], ["list", "views"]):
     sys.argv = ["ssl", *arguments]
     with redirect_stdout(io.StringIO()) as out:
         try:

@@ -102,7 +102,8 @@ class Classifier(nn.Module):
 
 
 class Finetune(Probe):
-    """All weights of a copy of the backbone, and a classifier, trained on views of a fraction of the labeled images."""
+    """Fine-tuning, also with few labels.
+    All weights of a copy of the backbone, and a classifier, trained on views of a fraction of the labeled images."""
 
     Options = FinetuneOptions
     options: FinetuneOptions

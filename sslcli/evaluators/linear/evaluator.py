@@ -50,7 +50,8 @@ class LinearOptions(ProbeOptions, ImageOptions):
 
 
 class Linear(Probe):
-    """A linear classifier on the frozen backbone: all rates are trained at once; held-out training images decide."""
+    """Linear probe.
+    A linear classifier on the frozen backbone: all rates are trained at once; held-out training images decide."""
 
     Options = LinearOptions
     options: LinearOptions

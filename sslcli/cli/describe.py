@@ -1,0 +1,165 @@
+"""What `ssl list` says about one plugin, or about one section of a config."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from sslcli.contracts.errors import UserError
+
+if TYPE_CHECKING:
+    from sslcli.plugins import FoundPlugin
+
+_RESUME = {"free": "  (a resumed run may have another)", "warn": "  (a resumed run with another warns)"}
+
+
+def names(plugin: FoundPlugin) -> dict[str, str]:
+    """Returns what a package says about its plugin in its metadata."""
+    return {key: getattr(plugin, key) for key in ("name", "package", "version", "target")}
+
+
+def plain(plugin: FoundPlugin) -> dict[str, Any]:
+    """Returns what `ssl list GROUP --json` promises; imports nothing of the plugin."""
+    from .catalog import summary
+
+    return {**names(plugin), "summary": summary(plugin), "default": is_default(plugin)}
+
+
+def is_default(plugin: FoundPlugin) -> bool:
+    """Whether the plugin is used if none is named; of callbacks, whether it is on unless a config says null."""
+    from sslcli.config.schema import DEFAULT_CALLBACKS, DEFAULTS, PLUGIN_SECTIONS
+
+    from .catalog import PACKAGE
+
+    names = {group: [DEFAULTS[section]["name"]] for section, group in PLUGIN_SECTIONS.items() if section in DEFAULTS}
+    names |= {"callbacks": list(DEFAULT_CALLBACKS), "evaluators": ["knn"]}
+    return plugin.package == PACKAGE and plugin.name in names.get(plugin.group.removeprefix("sslcli."), [])
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns a line for each plugin, cut to the terminal: name, whether it is the default, meaning, origin."""
+    from .catalog import PACKAGE
+
+    room = shutil.get_terminal_size().columns - 2 if sys.stdout.isatty() else sys.maxsize
+    titles = [row["name"] + " (default)" * row["default"] for row in rows]
+    width = max(map(len, titles), default=0)
+    lines = []
+    for name, row in zip(titles, rows, strict=True):
+        origin = "" if row["package"] == PACKAGE else f"({row['package']} {row['version']}, {row['target']})"
+        line = "  ".join(filter(None, [name.ljust(width), row["summary"], origin])).rstrip()
+        lines.append(line if len(line) <= room else f"{line[: room - 1]}…")
+    return lines or ["none"]
+
+
+def plugin(group: str, name: str) -> dict[str, Any]:
+    """Returns a plugin with its options; for a provider of many backbones, all members as a config names them."""
+    from sslcli.config.rows import option_rows
+    from sslcli.plugins import choose, load, load_found
+
+    found = choose(group, name.partition("/")[0])
+    if "/" not in name and hasattr(provider := load_found(found), "names"):
+        members = [f"{found.name}/{member}" for member in sorted(provider.names())]
+        return {**plain(found), "help": _help(provider), "options": [], "members": members}
+    cls = load(group, name)
+    described = {**plain(found), "help": _help(cls), "paper": getattr(cls, "paper", "")}
+    described["options"] = option_rows(cls.Options)
+    return described | (_evaluations(cls) if group == "evaluators" else {})
+
+
+def _evaluations(cls: Any) -> dict[str, Any]:
+    """What every evaluator has besides its own options."""
+    from sslcli.config.rows import option_rows
+    from sslcli.evaluation.targets import ShownOptions
+
+    protocols = {name: {"source": each.source, "options": each.options} for name, each in cls.protocols.items()}
+    return {"shared_options": option_rows(ShownOptions), "protocols": protocols}
+
+
+def plugin_lines(name: str, found: dict[str, Any]) -> list[str]:
+    """Returns the text of what `plugin` returns."""
+    from sslcli.config.merge import as_arguments
+
+    if "members" in found:
+        return [*found["members"]]
+    lines = [f"{name}  ({found['package']} {found['version']})", _indented(found["help"], 2)]
+    lines += [f"  paper: {found['paper']}"] if found["paper"] else []
+    lines += ["options:", *_option_lines(found["options"])] if found["options"] else ["no options"]
+    if shared := found.get("shared_options"):
+        lines += ["options of every evaluation:", *_option_lines(shared)]
+    if protocols := found.get("protocols"):
+        lines.append("published settings (protocol=NAME; other options change them):")
+    for protocol, each in (protocols or {}).items():
+        lines.append(f"  {protocol}: {each['source']}")
+        values = {key: value for key, value in each["options"].items() if key != "protocol"}
+        lines.append(_indented("; ".join(as_arguments(values)), 6))
+    return lines
+
+
+def section(name: str, option: str | None = None) -> dict[str, Any]:
+    """Returns a section of a config: its options, those that all of its plugins have, and the plugins.
+
+    Args:
+        name: the section.
+        option: only this one and what is below it; UserError if there is none.
+    """
+    from sslcli.config.rows import option_rows
+    from sslcli.config.schema import PLUGIN_SECTIONS, SECTION_HELP, CheckpointOptions, TrainingOptions
+    from sslcli.plugins import find, suggest
+
+    from . import catalog
+
+    groups = {**PLUGIN_SECTIONS, "views": "augmentations", "callbacks": "callbacks"}
+    found: dict[str, Any] = {"section": name, "help": SECTION_HELP[name], "options": []}
+    if name in ("training", "checkpoints"):
+        found["options"] = option_rows(TrainingOptions if name == "training" else CheckpointOptions)
+    elif name == "views":
+        found["options"] = catalog.read()["views"]
+    elif name in groups:
+        found["options"] = catalog.common_options(groups[name])
+    if option is not None:
+        rows = [row for row in found["options"] if f"{row['name']}.".startswith(f"{option}.")]
+        if not rows:
+            near = suggest(option, [row["name"] for row in found["options"]], otherwise=True)
+            raise UserError(f"unknown option {option!r} of {name}{near}")
+        return {**found, "options": rows}
+    if name in groups:
+        found |= {"group": groups[name], "plugins": [plain(each) for each in find(groups[name])]}
+    return found
+
+
+def section_lines(found: dict[str, Any]) -> list[str]:
+    """Returns the text of what `section` returns."""
+    from sslcli.plugins import GROUPS
+
+    name, group = found["section"], found.get("group")
+    lines = [name, _indented(found["help"], 2)]
+    if found["options"]:
+        whose = f"options of every {GROUPS[group].noun}" if group is not None and name != "views" else "options"
+        lines += [f"{whose}:", *_option_lines(found["options"])]
+    if group is not None:
+        how = f"{name}: {{name: NAME, OPTION: …}}" if name not in ("views", "callbacks") else f"{name}: …"
+        lines += [f"{group} (`{how}`):", *(f"  {line}" for line in table(found["plugins"]))]
+        lines.append(f"options of one: ssl list {group} NAME")
+    return lines
+
+
+def _option_lines(rows: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for row in rows:
+        unknown = row["default"] is None and None not in row["choices"]  # of a preset or a plugin
+        default = "" if unknown else f" = {json.dumps(row['default'], ensure_ascii=False)}"
+        default = " required" if row["required"] else default
+        lines.append(f"  {row['name']}: {row['type']}{default}{_RESUME.get(row['resume'], '')}")
+        lines += [_indented(row["help"], 6)] if row["help"] else []
+    return lines
+
+
+def _indented(text: str, spaces: int) -> str:
+    return textwrap.fill(text, 100, initial_indent=" " * spaces, subsequent_indent=" " * spaces)
+
+
+def _help(cls: type) -> str:
+    return " ".join((cls.__doc__ or "").split("\n\n")[0].split())
