@@ -25,8 +25,6 @@ from typing import Any
 from sslcli.cli import catalog
 from sslcli.config.json_schema import config_schema
 from sslcli.config.rows import option_rows, summary_of
-from sslcli.config.schema import PLUGIN_SECTIONS, SECTION_HELP, CheckpointOptions, TrainingOptions
-from sslcli.evaluation.targets import ShownOptions
 from sslcli.plugins import GROUPS, find, load, load_found
 
 REPOSITORY = "https://github.com/sslcli/sslcli"
@@ -162,37 +160,38 @@ def options_page(group: str) -> str:
     return "\n".join(page)
 
 
-def config_page() -> str:
-    """Every option of a config, of evaluations and of exports, with those of all plugins of this package."""
+def config_page(known: dict[str, Any]) -> str:
+    """Every option of a config, of evaluations and of exports, with those of all plugins of this package.
+
+    Args:
+        known: `catalog.build()`.
+    """
     page = [CONFIG_INTRO]
-    own = {"training": option_rows(TrainingOptions), "checkpoints": option_rows(CheckpointOptions)}
-    own["views"] = [row for row in catalog.view_rows() if "." not in row["name"]]
-    for section, about in SECTION_HELP.items():
-        page.append(f"## {section}\n\n{about}\n")
-        page += [rows_table(own[section], resume=section != "views")] if section in own else []
-        group = {**PLUGIN_SECTIONS, "views": "augmentations", "callbacks": "callbacks"}.get(section)
-        page += [] if group is None else _plugins(group, resume=True)
+    for section, each in known["sections"].items():
+        page.append(f"## {section}\n\n{each['summary']}\n")
+        if each["options"] and (section == "views" or each["group"] is None):
+            rows = [row for row in each["options"] if section != "views" or "." not in row["name"]]
+            page.append(rows_table(rows, resume=section != "views"))
+        page += _plugins(each["group"], known["plugins"][each["group"]], resume=True) if each["group"] else []
     for group, about in AFTER_TRAINING.items():
         page.append(f"## {group}\n\n{about}\n")
-        page += [f"Of every evaluation:\n\n{rows_table(option_rows(ShownOptions))}"] if group == "evaluators" else []
-        page += _plugins(group, resume=False)
+        page += [f"Of every evaluation:\n\n{rows_table(known['evaluation'])}"] if group == "evaluators" else []
+        page += _plugins(group, known["plugins"][group], resume=False)
     return "\n".join(page)
 
 
-def _plugins(group: str, *, resume: bool) -> list[str]:
+def _plugins(group: str, known: dict[str, Any], *, resume: bool) -> list[str]:
     """The plugins of a group; those with the same options (sizes of a backbone) together."""
-    known = catalog.build_group(group)
     alike: dict[str, list[str]] = {}
     for name, found in known.items():
         rows = rows_table(found["options"], resume=resume) if found["options"] else "No options.\n"
         alike.setdefault(rows, []).append(name)
     noun = "view" if group == "augmentations" else GROUPS[group].noun
-    return [
-        f"### {noun} {', '.join(names)}\n\n"
-        + "  \n".join(_plain(known[name]["summary"]) for name in names)
-        + f"\n\n{rows}"
-        for rows, names in alike.items()
-    ]
+    parts = []
+    for rows, names in alike.items():
+        about = [_plain(known[name]["summary"]) + " (Default.)" * known[name]["default"] for name in names]
+        parts.append(f"### {noun} {', '.join(names)}\n\n" + "  \n".join(about) + f"\n\n{rows}")
+    return parts
 
 
 def schema_file() -> str:
@@ -249,7 +248,8 @@ def write_pages(folder: Path) -> None:
 def files() -> dict[Path, str]:
     """Every committed file that has generated parts, as it should be."""
     found = {page: generated(page.read_text(encoding="utf-8")) for page in (PAGE, GUIDE)}
-    found |= {catalog.FILE: compact(catalog.build()), CONFIG_PAGE: config_page(), SCHEMA: schema_file()}
+    known = catalog.build()
+    found |= {catalog.FILE: compact(known), CONFIG_PAGE: config_page(known), SCHEMA: schema_file()}
     return found | {path: with_schema(path) for path in sorted(CONFIGS.rglob("*.yaml"))}
 
 

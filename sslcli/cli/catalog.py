@@ -1,5 +1,5 @@
-"""Meaning and options of plugins without importing them, which would import torch: those of the built-in ones are in
-`catalog.json`, which `docs/generate.py` writes; a package's meaning is read from its source."""
+"""What can be set, without importing what has it, which would import torch: sections and built-in plugins are in
+`catalog.json`, which `docs/generate.py` writes; what another package's plugin means is read from its source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sslcli.config.rows import option_rows, summary_of
 from sslcli.plugins import GROUPS, FoundPlugin, choose, find, load, load_found
 
 FILE = Path(__file__).with_name("catalog.json")
@@ -22,20 +21,48 @@ Rows = list[dict[str, Any]]
 
 @functools.cache
 def read() -> dict[str, Any]:
-    """Returns the file: `plugins` by group and name, with `summary` and `options`; and the rows of `views`."""
+    """Returns the file's data.
+
+    `plugins`, by group and name: `summary`, `options`, and whether it is the `default`. `sections`, by name: `summary`,
+    `group` of its plugins (or null) and `options`, those that all built-in plugins of the group have. `evaluation`:
+    the options of every evaluator.
+    """
     found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     return found
 
 
 def build() -> dict[str, Any]:
     """Returns what the file should hold; imports every built-in plugin."""
-    return {"plugins": {group: build_group(group) for group in GROUPS}, "views": view_rows()}
+    from sslcli.config.rows import option_rows
+    from sslcli.config.schema import PLUGIN_SECTIONS, SECTION_HELP, CheckpointOptions, TrainingOptions
+    from sslcli.evaluation.targets import ShownOptions
+
+    plugins = {group: _built_in(group) for group in GROUPS}
+    groups = {**PLUGIN_SECTIONS, "views": "augmentations", "callbacks": "callbacks"}
+    options = {"training": option_rows(TrainingOptions), "checkpoints": option_rows(CheckpointOptions)}
+    options |= {
+        section: _common([each["options"] for each in plugins[group].values()]) for section, group in groups.items()
+    }
+    options["views"] = _view_rows(plugins["augmentations"])
+    sections = {
+        name: {"summary": about, "group": groups.get(name), "options": options.get(name, [])}
+        for name, about in SECTION_HELP.items()
+    }
+    return {"plugins": plugins, "sections": sections, "evaluation": option_rows(ShownOptions)}
 
 
-def build_group(group: str) -> dict[str, Any]:
-    """Returns `summary` and `options` of a group's built-in plugins by name; imports them."""
+def _built_in(group: str) -> dict[str, Any]:
+    from sslcli.config.rows import summary_of
+    from sslcli.config.schema import DEFAULT_CALLBACKS, DEFAULTS, PLUGIN_SECTIONS
+
+    defaults = {PLUGIN_SECTIONS[section]: [value["name"]] for section, value in DEFAULTS.items()}
+    defaults |= {"callbacks": [*DEFAULT_CALLBACKS], "evaluators": ["knn"]}
     return {
-        plugin.name: {"summary": summary_of(load_found(plugin).__doc__), "options": options_of(group, plugin.name)}
+        plugin.name: {
+            "summary": summary_of(load_found(plugin).__doc__),
+            "default": plugin.name in defaults.get(group, []),
+            "options": options_of(group, plugin.name),
+        }
         for plugin in find(group)
         if plugin.package == PACKAGE
     }
@@ -43,19 +70,33 @@ def build_group(group: str) -> dict[str, Any]:
 
 def options_of(group: str, name: str) -> Rows:
     """Returns the options of a plugin, which is imported; for a provider of many, those that any of them has."""
+    from sslcli.config.rows import option_rows
+
     provider: Any = load_found(choose(group, name.partition("/")[0]))
     many = "/" not in name and hasattr(provider, "names")
     classes = [provider.get(each) for each in sorted(provider.names())] if many else [load(group, name)]
     return list({row["name"]: row for cls in classes for row in option_rows(cls.Options)}.values())
 
 
-def view_rows() -> Rows:
-    """Returns the keys of a `views:` section, besides the options of its preset."""
+def _common(options: list[Rows]) -> Rows:
+    """The options that all of these have; a default that is not the same everywhere is null."""
+    first, *others = ({row["name"]: row for row in rows} for rows in options)
+    common = []
+    for name, row in first.items():
+        same = [rows[name] for rows in others if name in rows and rows[name]["type"] == row["type"]]
+        if len(same) == len(others):
+            common.append(
+                {**row, "default": row["default"] if all(row["default"] == s["default"] for s in same) else None}
+            )
+    return common
+
+
+def _view_rows(augmentations: dict[str, Any]) -> Rows:
+    """The keys of a `views:` section, besides the options of its preset."""
     from sslcli.config.views_section import CROP_KEYS, DEFAULT_ORDER
 
-    ours = [each for each in find("augmentations") if each.package == PACKAGE]
-    presets = [each.name for each in ours if hasattr(load_found(each), "views")]
-    crop = {row["name"]: row for row in options_of("augmentations", "crop")}
+    presets = [name for name in augmentations if hasattr(load("augmentations", name), "views")]
+    crop = {row["name"]: row for row in augmentations["crop"]["options"]}
     rows = [
         _row("preset", "str", "The views, by name.", presets),
         _row("size", "int", "Side of the views in pixels; by default the dataset's own."),
@@ -63,16 +104,11 @@ def view_rows() -> Rows:
         *({**crop[option], "name": key, "default": None} for key, option in CROP_KEYS.items()),
     ]
     for name in DEFAULT_ORDER:
-        about = summary_of(load("augmentations", name).__doc__)
+        about = augmentations[name]["summary"]
         rows.append(_row(name, "float | mapping", f"{about} A probability (0: off), or a mapping of these options."))
-        rows += [{**row, "name": f"{name}.{row['name']}"} for row in options_of("augmentations", name)]
-    return [
-        *rows,
-        _row("0", "mapping", f"Changes of the first view alone (`1`: the second, …): {_OF_A_VIEW}."),
-    ]
-
-
-_OF_A_VIEW = "the keys above, `count`, `order` (operations that come first), or `operations`, a list that replaces them"
+        rows += [{**row, "name": f"{name}.{row['name']}"} for row in augmentations[name]["options"]]
+    of_one = "the keys above, `count`, `order` (operations that come first), or `operations`, a list that replaces them"
+    return [*rows, _row("0", "mapping", f"Changes of the first view alone (`1`: the second, …): {of_one}.")]
 
 
 def _row(name: str, kind: str, about: str, choices: list[Any] | None = None) -> dict[str, Any]:
@@ -80,19 +116,28 @@ def _row(name: str, kind: str, about: str, choices: list[Any] | None = None) -> 
     return row | {"resume": "fixed"}
 
 
+def known(plugin: FoundPlugin) -> dict[str, Any]:
+    """Returns what the file has about a plugin; empty for those of other packages."""
+    group = plugin.group.removeprefix("sslcli.")
+    found: dict[str, Any] = read()["plugins"][group].get(plugin.name, {}) if plugin.package == PACKAGE else {}
+    return found
+
+
 def summary(plugin: FoundPlugin) -> str:
     """Returns one sentence about a plugin that is not imported for it; empty if its source has none."""
-    if plugin.package == PACKAGE and (
-        known := read()["plugins"][plugin.group.removeprefix("sslcli.")].get(plugin.name)
-    ):
-        return str(known["summary"])
+    if known(plugin):
+        return str(known(plugin)["summary"])
     try:
         module, _, name = plugin.target.partition(":")
         tree = ast.parse(_source(module))
     except Exception:  # a broken package affects nothing else; `ssl list --check` reports it
         return ""
     found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-    return summary_of(ast.get_docstring(found[0])) if found else ""
+    if not found:
+        return ""
+    from sslcli.config.rows import summary_of
+
+    return summary_of(ast.get_docstring(found[0]))
 
 
 def _source(module: str) -> bytes:
@@ -102,14 +147,3 @@ def _source(module: str) -> bytes:
     for part in rest:
         spec = importlib.machinery.PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations)
     return Path(spec.origin).read_bytes()
-
-
-def common_options(group: str) -> Rows:
-    """Returns the options that all built-in plugins of a group have; a default that is not the same is `None`."""
-    first, *others = ([{**row} for row in each["options"]] for each in read()["plugins"][group].values())
-    for rows in others:
-        named = {row["name"]: row for row in rows}
-        first = [row for row in first if row["type"] == named.get(row["name"], row | {"type": ""})["type"]]
-        for row in first:
-            row["default"] = row["default"] if row["default"] == named[row["name"]]["default"] else None
-    return first

@@ -22,21 +22,13 @@ def names(plugin: FoundPlugin) -> dict[str, str]:
 
 
 def plain(plugin: FoundPlugin) -> dict[str, Any]:
-    """Returns what `ssl list GROUP --json` promises; imports nothing of the plugin."""
-    from .catalog import summary
+    """Returns what `ssl list GROUP --json` promises; imports nothing of the plugin.
 
-    return {**names(plugin), "summary": summary(plugin), "default": is_default(plugin)}
+    `default`: the plugin is used if none is named; a callback is on unless a config says null.
+    """
+    from .catalog import known, summary
 
-
-def is_default(plugin: FoundPlugin) -> bool:
-    """Whether the plugin is used if none is named; of callbacks, whether it is on unless a config says null."""
-    from sslcli.config.schema import DEFAULT_CALLBACKS, DEFAULTS, PLUGIN_SECTIONS
-
-    from .catalog import PACKAGE
-
-    names = {group: [DEFAULTS[section]["name"]] for section, group in PLUGIN_SECTIONS.items() if section in DEFAULTS}
-    names |= {"callbacks": list(DEFAULT_CALLBACKS), "evaluators": ["knn"]}
-    return plugin.package == PACKAGE and plugin.name in names.get(plugin.group.removeprefix("sslcli."), [])
+    return {**names(plugin), "summary": summary(plugin), "default": known(plugin).get("default", False)}
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
@@ -105,28 +97,20 @@ def section(name: str, option: str | None = None) -> dict[str, Any]:
         name: the section.
         option: only this one and what is below it; UserError if there is none.
     """
-    from sslcli.config.rows import option_rows
-    from sslcli.config.schema import PLUGIN_SECTIONS, SECTION_HELP, CheckpointOptions, TrainingOptions
     from sslcli.plugins import find, suggest
 
-    from . import catalog
+    from .catalog import read
 
-    groups = {**PLUGIN_SECTIONS, "views": "augmentations", "callbacks": "callbacks"}
-    found: dict[str, Any] = {"section": name, "help": SECTION_HELP[name], "options": []}
-    if name in ("training", "checkpoints"):
-        found["options"] = option_rows(TrainingOptions if name == "training" else CheckpointOptions)
-    elif name == "views":
-        found["options"] = catalog.read()["views"]
-    elif name in groups:
-        found["options"] = catalog.common_options(groups[name])
+    known = read()["sections"][name]
+    found = {"section": name, "help": known["summary"], "options": known["options"]}
     if option is not None:
-        rows = [row for row in found["options"] if f"{row['name']}.".startswith(f"{option}.")]
+        rows = [row for row in known["options"] if f"{row['name']}.".startswith(f"{option}.")]
         if not rows:
-            near = suggest(option, [row["name"] for row in found["options"]], otherwise=True)
+            near = suggest(option, [row["name"] for row in known["options"]], otherwise=True)
             raise UserError(f"unknown option {option!r} of {name}{near}")
         return {**found, "options": rows}
-    if name in groups:
-        found |= {"group": groups[name], "plugins": [plain(each) for each in find(groups[name])]}
+    if known["group"] is not None:
+        found |= {"group": known["group"], "plugins": [plain(each) for each in find(known["group"])]}
     return found
 
 

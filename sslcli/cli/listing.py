@@ -36,10 +36,9 @@ def list_plugins(
 
     ssl list --schema > config.schema.json
     """
-    from sslcli.config.schema import PLUGIN_SECTIONS, SECTION_HELP
     from sslcli.plugins import GROUPS, find, suggest
 
-    from . import describe
+    from . import catalog, describe
 
     if schema:
         from sslcli.config.json_schema import config_schema
@@ -47,10 +46,11 @@ def list_plugins(
         print(json.dumps(config_schema(), indent=1, ensure_ascii=False))
         return 0
     group = group and group.removeprefix("sslcli.")
-    if group is not None and group not in {**GROUPS, **SECTION_HELP}:
-        raise UserError(f"unknown group or section {group!r}{suggest(group, [*GROUPS, *SECTION_HELP], otherwise=True)}")
-    if name is not None or check:
-        group = {**PLUGIN_SECTIONS, "views": "augmentations"}.get(group or "", group)
+    sections = catalog.read()["sections"]
+    if group is not None and group not in {**GROUPS, **sections}:
+        raise UserError(f"unknown group or section {group!r}{suggest(group, [*GROUPS, *sections], otherwise=True)}")
+    if group in sections and (name is not None or check):
+        group = sections[group]["group"] or group
     groups = [group] if group is not None else list(GROUPS)
     found: Any
     if group is not None and group not in GROUPS:
@@ -65,7 +65,7 @@ def list_plugins(
     else:
         found = {each: [describe.plain(plugin) for plugin in find(each)] for each in groups}
         lines = [line for each, rows in found.items() for line in (f"{each}:", *_indented(describe.table(rows)))]
-        lines += ["sections of a config:", *_indented(_sections())]
+        lines += ["sections of a config:", *_indented(_sections(sections))]
         lines.append("options of one: ssl list GROUP NAME, ssl list SECTION")
         if group is not None:
             found = found[group]
@@ -75,11 +75,9 @@ def list_plugins(
     return 1 if check and not all(row["ok"] for row in found) else 0
 
 
-def _sections() -> list[str]:
-    from sslcli.config.schema import SECTION_HELP
-
-    width = max(map(len, SECTION_HELP))
-    return [f"{name.ljust(width)}  {about}" for name, about in SECTION_HELP.items()]
+def _sections(sections: dict[str, Any]) -> list[str]:
+    width = max(map(len, sections))
+    return [f"{name.ljust(width)}  {each['summary']}" for name, each in sections.items()]
 
 
 def _indented(lines: list[str]) -> list[str]:
