@@ -13,6 +13,7 @@ import typer
 
 from sslcli.contracts.errors import UserError
 
+from . import completion
 from .arguments import Device, PluginFiles
 
 
@@ -26,10 +27,16 @@ def evaluate(
             "feature=cls_last4, interpolation=bicubic, and for backbones without a card backbone.…, mean, std, "
             "image_size.",
             metavar="TARGET|KEY=VALUE",
+            autocompletion=completion.evaluation,
         ),
     ],
     method: Annotated[
-        str, typer.Option(help="Evaluator, or all; see `ssl list evaluators`.", metavar="NAME|all")
+        str,
+        typer.Option(
+            help="Evaluator, or all: `ssl list evaluators`; the options of one: `ssl list evaluators NAME`.",
+            metavar="NAME|all",
+            autocompletion=completion.plugins("evaluators", "all"),
+        ),
     ] = "knn",
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Random seed.", min=0)] = 0,

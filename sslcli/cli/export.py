@@ -8,17 +8,29 @@ from typing import Annotated
 
 import typer
 
+from . import completion
 from .arguments import Device, PluginFiles
 
 log = logging.getLogger(__name__)
 
 
 def export(
-    name: Annotated[str, typer.Argument(help="What to export; see `ssl list exporters`.", metavar="EXPORTER")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="What to export: `ssl list exporters`; the options of one: `ssl list exporters NAME`.",
+            metavar="EXPORTER",
+            autocompletion=completion.plugins("exporters"),
+        ),
+    ],
     target: Annotated[Path, typer.Argument(help="Run directory, checkpoint or backbone file.", metavar="RUN")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Options of the exporter, such as format=timm.", metavar="KEY=VALUE"),
+        typer.Argument(
+            help="Options of the exporter, such as format=timm.",
+            metavar="KEY=VALUE",
+            autocompletion=completion.exported,
+        ),
     ] = None,
     output: Annotated[
         Path | None,

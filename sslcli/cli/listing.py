@@ -9,6 +9,8 @@ import typer
 
 from sslcli.contracts.errors import UserError
 
+from . import completion
+
 
 def list_plugins(
     group: Annotated[
@@ -16,10 +18,16 @@ def list_plugins(
         typer.Argument(
             help="methods, backbones, … (plugins), or a section of a config: training, checkpoints, data, views, …",
             metavar="GROUP",
+            autocompletion=completion.groups,
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Argument(help="A plugin of the group, or an option of the section.", metavar="NAME")
+        str | None,
+        typer.Argument(
+            help="A plugin of the group, or an option of the section.",
+            metavar="NAME",
+            autocompletion=completion.members,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Load every plugin; exit with code 1 if any fails.")] = False,

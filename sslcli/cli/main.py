@@ -29,7 +29,6 @@ app = typer.Typer(
     name="ssl",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

@@ -13,6 +13,7 @@ import typer
 
 from sslcli.contracts.errors import UserError
 
+from . import completion
 from .arguments import Overrides, PluginFiles
 
 if TYPE_CHECKING:
@@ -22,7 +23,12 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML config, or the directory of a run.", metavar="CONFIG_OR_RUN")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="YAML config, or the directory of a run.", metavar="CONFIG_OR_RUN", autocompletion=completion.configs
+        ),
+    ],
     overrides: Overrides = None,
     output: Annotated[
         Path | None, typer.Option(help="Run directory; runs/CONFIG-HASH by default.", metavar="DIRECTORY")
@@ -37,6 +43,8 @@ def train(
     ] = False,
 ) -> int:
     """Pre-train a backbone.
+
+    Every option of a config: `ssl list training`, `ssl list methods NAME`, … (`ssl list` names all), or docs/config.md.
 
     Example: ssl train examples/configs/quickstart.yaml training.epochs=5
     """

@@ -93,6 +93,21 @@ def test_every_section_of_a_config_is_listed(words: str, shown: list[str]) -> No
     assert [line for line in shown if line not in out] == []
 
 
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("train", ["ssl list training", "ssl list methods NAME", "docs/config.md"]),
+        ("bench", ["ssl list"]),
+        ("eval", ["ssl list evaluators NAME"]),
+        ("export", ["ssl list exporters NAME"]),
+        ("list", ["ssl list training", "ssl list --schema > config.schema.json"]),
+    ],
+)
+def test_help_names_where_options_are_listed(command: str, named: list[str]) -> None:
+    words = " ".join(re.sub(r"[│╭╰─╮╯]", " ", ssl(command, "--help")[1]).split())
+    assert [each for each in named if each not in words] == []
+
+
 def test_sections_as_json() -> None:
     found = json.loads(ssl("list", "schedule", "--json")[1])
     assert {"warmup_epochs", "warmup"} <= {row["name"] for row in found["options"]}
