@@ -22,6 +22,8 @@ Schema = dict[str, Any]
 _NULL: Schema = {"type": "null"}
 #: How a plugin is named whose name several packages register.
 _OTHER_PACKAGE = r"^[^/:]+:[^:]+$"
+#: A folder in place of a dataset's name. One without any of these signs is not told from a misspelled name: ./photos.
+_FOLDER = r"^[~.]|/"
 #: Changes of single views, by their index.
 _NUMBERED: Schema = {"^[0-9]+$": {"anyOf": [{"$ref": "#/$defs/view"}, {"type": "null"}]}}
 
@@ -131,7 +133,7 @@ def _plugin_section(group: str, plugins: Mapping[str, Any], defs: Schema) -> Sch
     """A plugin's name, or a mapping of options with `name`, which may come from elsewhere (`extends`, a default)."""
     many = {name: cls for name, cls in plugins.items() if hasattr(cls, "names")}
     single = {name: cls for name, cls in plugins.items() if name not in many}
-    names = _named(single, *(f"^{name}/[^/]+$" for name in many))
+    names = _named(single, *(f"^{name}/[^/]+$" for name in many), *([_FOLDER] if group == "datasets" else []))
     alike: dict[str, list[str]] = {}  # the sizes of a backbone have the same options
     for name in single:
         alike.setdefault(json.dumps(defs[f"{group}.{name}"]["properties"]), []).append(name)

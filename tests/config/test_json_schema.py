@@ -56,7 +56,7 @@ def test_every_example_config_is_valid_and_names_the_schema_in_its_first_line(pa
         "views: {preset: simclr, 0: {blur: 1.0}, flip: {p: 0.3}}", "views: {jitter: [0.1, 0.1, 0.1, 0.1], blur: 0}",
         "views: {phases: [{until: 90%, views: {preset: dino, size: 224}}, {views: [{count: 2}]}]}", "views: null",
         "views: [{operations: [crop, {name: flip, p: 0.3}], size: 32}]", "views: {preset: dino, local_count: 4}",
-        "extends: other.yaml",
+        "extends: other.yaml", "data: ~/photos", "data: ./photos", "data: {root: photos}",
     ],
 )  # fmt: skip
 def test_what_the_resolver_accepts_is_valid(text: str, schema: Any) -> None:
@@ -67,7 +67,7 @@ def test_what_the_resolver_accepts_is_valid(text: str, schema: Any) -> None:
     "text",
     [
         "metod: simclr", "method: simclrr", "method: {name: byol, temperature: 1}", "method: 3",
-        "data: {name: cifar10, rot: .}", "training: {epoch: 3}", "training: {epochs: a}", "training: {epochs: 0}",
+        "data: {name: cifar10, rot: .}", "data: cifar11", "training: {epoch: 3}", "training: {epochs: a}", "training: {epochs: 0}",
         "training: {precision: fp8}", "training: {clip: {norm: 0}}", "training: {clip: 3}", "seed: -1",
         "optimizer: {name: sgd, lrr: 3}", "optimizer: {lrr: 3}", "optimizer: {lr: a}", "schedule: cosin",
         "callbacks: {knnn: {}}", "callbacks: {knn: 3}", "callbacks: {knn: {evry_epochs: 3}}",
