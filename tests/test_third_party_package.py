@@ -112,7 +112,8 @@ def test_what_a_package_registers_is_listed_with_its_version(site: Path) -> None
     for group, members in PLUGINS.items():
         theirs = [row for row in listed[group.removeprefix("sslcli.")] if row["package"] == "sslcli-example"]
         rows = [{"name": n, "package": "sslcli-example", "version": "0.1.0", "target": t} for n, t in members.items()]
-        assert theirs == rows
+        assert [{key: row[key] for key in rows[0]} for row in theirs] == rows
+        assert [row["name"] for row in theirs if not row["summary"] or row["default"]] == []
 
 
 def test_a_run_with_its_plugins_trains_resumes_evaluates_and_exports(session) -> None:
