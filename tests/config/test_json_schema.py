@@ -67,7 +67,8 @@ def test_what_the_resolver_accepts_is_valid(text: str, schema: Any) -> None:
     "text",
     [
         "metod: simclr", "method: simclrr", "method: {name: byol, temperature: 1}", "method: 3",
-        "data: {name: cifar10, rot: .}", "data: cifar11", "training: {epoch: 3}", "training: {epochs: a}", "training: {epochs: 0}",
+        "data: {name: cifar10, rot: .}", "data: cifar11",
+        "training: {epoch: 3}", "training: {epochs: a}", "training: {epochs: 0}",
         "training: {precision: fp8}", "training: {clip: {norm: 0}}", "training: {clip: 3}", "seed: -1",
         "optimizer: {name: sgd, lrr: 3}", "optimizer: {lrr: 3}", "optimizer: {lr: a}", "schedule: cosin",
         "callbacks: {knnn: {}}", "callbacks: {knn: 3}", "callbacks: {knn: {evry_epochs: 3}}",
