@@ -27,7 +27,7 @@ def bench(
 
     Trains in one process, without callbacks, and saves nothing.
 
-    Example: ssl bench examples/configs/quickstart.yaml training.batch_size=256 --output speed.json
+    Example: ssl bench quickstart training.batch_size=256 --output speed.json
     """
     from sslcli.config.resolve import load_config
     from sslcli.plugins import register_file

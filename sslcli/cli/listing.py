@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def list_plugins(
-    group: Annotated[str | None, typer.Argument(help="methods, backbones, datasets, …", metavar="GROUP")] = None,
+    group: Annotated[
+        str | None, typer.Argument(help="methods, backbones, datasets, …, or configs.", metavar="GROUP")
+    ] = None,
     name: Annotated[str | None, typer.Argument(help="A plugin of the group.", metavar="NAME")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Load every plugin; exit with code 1 if any fails.")] = False,
@@ -26,6 +28,8 @@ def list_plugins(
     """
     from sslcli.plugins import GROUPS, find, get_group
 
+    if group == "configs":
+        return _list_configs(as_json)
     groups = [get_group(group).name] if group is not None else list(GROUPS)
     found: Any
     if check:
@@ -41,6 +45,15 @@ def list_plugins(
             found, lines = found[groups[0]], _table(found[groups[0]])
     print(json.dumps(found, indent=2) if as_json else "\n".join(lines))
     return 1 if check and not all(row["ok"] for row in found) else 0
+
+
+def _list_configs(as_json: bool) -> int:
+    """The example configs, and what each is for."""
+    from sslcli.config.examples import meaning, names
+
+    rows = [{"name": name, "meaning": meaning(name)} for name in names()]
+    print(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else "\n".join(_table(rows)))
+    return 0
 
 
 def _plain(plugin: FoundPlugin) -> dict[str, str]:

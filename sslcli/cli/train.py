@@ -38,7 +38,7 @@ def train(
 ) -> int:
     """Pre-train a backbone.
 
-    Example: ssl train examples/configs/quickstart.yaml training.epochs=5
+    Example: ssl train quickstart training.epochs=5
     """
     from sslcli.config.resolve import load_config
     from sslcli.plugins import register_file

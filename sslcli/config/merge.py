@@ -14,17 +14,18 @@ from typing import Any
 from sslcli.contracts.errors import ConfigError
 
 from .document import Document, Key, dump_value, parse, read_file
+from .examples import example, locate, shown
 from .schema import PLUGIN_SECTIONS
 
 _COMMAND_LINE = "command line"
 
 
 def read_config(path: Path, overrides: list[str]) -> Document:
-    """Reads a config file with everything it extends, and applies overrides (`key.path=value`).
+    """Reads a config file, or an example by its name, with everything it extends; applies overrides (`key.path=value`).
 
-    Raises ConfigError if a file cannot be read, or overrides are malformed.
+    Raises UserError if there is none, a file cannot be read, or overrides are malformed.
     """
-    document = _read_with_bases(path.expanduser(), ())
+    document = _read_with_bases(locate(path), ())
     apply_overrides(document, overrides)
     return document
 
@@ -34,7 +35,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Document:
     if resolved in chain:
         circle = " extends ".join(p.name for p in (*chain[chain.index(resolved) :], resolved))
         raise ConfigError([f"{path}: extends itself: {circle}"])
-    document = read_file(path)
+    document = read_file(path, shown(path))
     base = document.data.pop("extends", None)
     _expand_shorthands(document)
     if base is None:
@@ -43,6 +44,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Document:
     if not isinstance(base, str):
         raise ConfigError([f"{origin}: extends: should be the name of one YAML file"])
     base_path = path.parent / Path(base).expanduser()
+    base_path = base_path if base_path.is_file() else example(base) or base_path
     if not base_path.is_file():
         raise ConfigError([f"{origin}: extends: no such file: {base_path}"])
     merged = _read_with_bases(base_path, (*chain, resolved))
