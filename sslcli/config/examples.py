@@ -43,7 +43,7 @@ def locate(config: Path) -> Path:
     """Returns the file that a CONFIG means: the one of this path if there is one, else the example of this name.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is neither, or it is a directory.
     """
     config = config.expanduser()
     found = None if config.is_file() else example(config.as_posix())
@@ -51,6 +51,10 @@ def locate(config: Path) -> Path:
         near = suggest(config.as_posix().removesuffix(".yaml"), names())
         raise UserError(
             f"{config}: no such file{near or ', and no example config of this name'}; see `ssl list configs`"
+        )
+    if config.is_dir() and found is None:
+        raise UserError(
+            f"{config}: is a directory, not a config; to train on the images in it write: method=simclr data={config}"
         )
     return found or config
 
