@@ -136,8 +136,10 @@ def _layout(section: dict[str, Any]) -> tuple[dict[str, Any], str]:
         direct = any("/" not in name for name in image_files(root))
         if len(inside) > 1 and not direct:
             with_test = cls.labeled(found.options, "eval") is not None
-            tested = "val/ or test/ has the images to evaluate on" if with_test else "images to evaluate on need val/"
-            return labeled, f"Each subfolder is a class; {tested}. name: images reads them without labels."
+            tested = (
+                "val/ or test/ is for evaluations" if with_test else "evaluations need train/ and val/, each with these"
+            )
+            return labeled, f"Each subfolder is a class; {tested}. `name: images` reads them without labels."
     except UserError:
         pass  # no such layout
     return section, "All images below the folder, without labels. `name: folder` takes subfolders as classes."

@@ -59,7 +59,7 @@ def test_it_says_what_it_found_and_why_it_chooses_what() -> None:
 def test_labels_and_test_images_by_layout_and_gray_images() -> None:
     write_folders(Path("sorted"))
     out = done("init", "supcon", "--data", "sorted")[0]
-    assert "val/ or test/ has the images to evaluate on" in out
+    assert "val/ or test/ is for evaluations" in out
     assert "Found: 8 images, typically 24 × " in out
     write("gray", 4, 100, 100, "L")
     assert "  channels: 1\n" in done("init", "byol", "--data", "gray")[0]
