@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from sslcli.config.data_section import IMAGES
 from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.errors import UserError
 from sslcli.plugins import PYTHON, contracts, get_group
@@ -64,6 +65,8 @@ class Objects:
         options = dict(value) if isinstance(value, Mapping) else {"name": value}
         name = options.pop("name", None)
         plain = as_plain(section, options)
+        if section == "data" and isinstance(name, PathLike):
+            return {"name": IMAGES, "root": fspath(name), **plain}
         if name is None or isinstance(name, str):
             return plain if name is None else {"name": name, **plain}
         group = PLUGIN_SECTIONS[section]

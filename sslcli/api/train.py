@@ -50,7 +50,7 @@ def train(
     """Trains like `ssl train`: `train(method="simclr", backbone="resnet18", data="cifar10", epochs=10)`.
 
     Args:
-        config: path of a YAML config to start from; the arguments below change it.
+        config: path of a YAML config, or the name of an example, to start from; the arguments below change it.
         overrides: options by dotted key, applied last: `{"optimizer.lr": 0.1}`.
         method: this and the following are the sections of the config: a name, or a mapping with `name` and options.
             In place of a name, a class that a plugin could register (a subclass of `Method`, for example) also works.
@@ -73,15 +73,17 @@ def train(
 
     sections = {
         "method": method, "backbone": backbone, "data": data, "views": views, "optimizer": optimizer,
-        "schedule": schedule, "training": {**(training or {}), **options} or None, "checkpoints": checkpoints,
-        "callbacks": callbacks, "seed": seed,
+        "schedule": schedule, "training": training, "checkpoints": checkpoints, "callbacks": callbacks, "seed": seed,
     }  # fmt: skip
+    elsewhere = {}
     for name in options.keys() - TrainingOptions.model_fields.keys():
         meant = suggest(name, [*sections, "labeled", "output", "resume"])
         if meant:
             raise UserError(f"{_SOURCE}: {name}: unknown keyword{meant}")
+        if not suggest(name, list(TrainingOptions.model_fields)):  # reported with the section that has it
+            elsewhere[name] = options.pop(name)
     objects = Objects(labeled)
-    plain = objects.sections(sections)
+    plain = objects.sections({**sections, "training": {**(training or {}), **options} or None, **elsewhere})
     path = None if config is None else Path(config).expanduser()
     with on_console(), registered(objects.classes):
         resolved = _without_workers(resolve(_document(path, plain, by_key(overrides))), objects)
@@ -100,7 +102,7 @@ from_config = train
 
 
 def _document(path: Path | None, plain: dict[str, Any], overrides: dict[str, Any]) -> Document:
-    document = Document({}, {(): _SOURCE}) if path is None else read_config(path, [])
+    document = read_config(path, []) if path is not None else Document({}, {(): _SOURCE})
     merge(document, Document(plain, {(section,): _SOURCE for section in plain}))
     apply_overrides(document, as_arguments(overrides))
     # `apply_overrides` names the command line as the source of what it sets.

@@ -10,13 +10,13 @@ from typing import Annotated
 
 import typer
 
-from .arguments import Config, Overrides, PluginFiles
+from .arguments import Config, Overrides, PluginFiles, config_and_overrides
 
 log = logging.getLogger(__name__)
 
 
 def bench(
-    config: Config,
+    config: Config = None,
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(help="Steps of each kind per round.", min=1, metavar="N")] = 10,
     rounds: Annotated[int, typer.Option(help="Number of rounds.", min=1, metavar="N")] = 5,
@@ -27,14 +27,14 @@ def bench(
 
     Trains in one process, without callbacks, and saves nothing.
 
-    Example: ssl bench examples/configs/quickstart.yaml training.batch_size=256 --output speed.json
+    Example: ssl bench quickstart training.batch_size=256 --output speed.json
     """
     from sslcli.config.resolve import load_config
     from sslcli.plugins import register_file
 
     for path in plugin or []:
         register_file(path)
-    resolved = load_config(config, overrides or [])
+    resolved = load_config(*config_and_overrides(bench, config, overrides))
 
     from rich.console import Console  # torch is imported from here on
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 
+from sslcli.config import examples
 from sslcli.plugins import GROUPS, choose, find
 
 from . import catalog
@@ -48,6 +49,7 @@ def groups(incomplete: str) -> Words:
     return [
         *((name, f"every {group.noun}") for name, group in GROUPS.items() if name not in sections),
         *sections.items(),
+        ("configs", "example configs"),
     ]
 
 
@@ -62,7 +64,7 @@ def members(ctx: typer.Context, incomplete: str) -> Words:
 
 def configs(incomplete: str) -> Words:
     """Completes CONFIG: example configs by name, YAML files, folders, and the overrides that can stand in its place."""
-    found = [(name, "example config") for name in _examples() if name.startswith(incomplete)]
+    found = [(name, "example config") for name in examples.names() if name.startswith(incomplete)]
     found += _paths(incomplete, lambda path: path.suffix in (".yaml", ".yml"))
     return found + (_complete(_config_rows([]), [], incomplete) if incomplete else [])
 
@@ -207,9 +209,7 @@ def _in_file(path: Path, depth: int = 0) -> dict[str, str]:
     from sslcli.config.document import read_file
 
     path = path.expanduser()
-    path = next(
-        (each for each in (path / "config.yaml", path, _example_folder() / f"{path}.yaml") if each.is_file()), path
-    )
+    path = next((each for each in (path / "config.yaml", path) if each.is_file()), examples.example(path) or path)
     data = read_file(path).data
     base = data.get("extends")
     return (_in_file(path.parent / base, depth + 1) if isinstance(base, str) and depth < 9 else {}) | _named(data)
@@ -233,16 +233,6 @@ def _joined(words: list[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
-
-
-def _example_folder() -> Path:
-    package = Path(__file__).parents[1]
-    return package / "configs" if (package / "configs").is_dir() else package.parent / "examples" / "configs"
-
-
-def _examples() -> list[str]:
-    folder = _example_folder()
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 def _paths(incomplete: str, wanted: Callable[[Path], bool]) -> Words:

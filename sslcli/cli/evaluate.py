@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import typer
 from sslcli.contracts.errors import UserError
 
 from . import completion
-from .arguments import Device, PluginFiles
+from .arguments import Device, PluginFiles, is_override
 
 
 def evaluate(
@@ -99,8 +98,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     targets: list[str] = []
     overrides: list[str] = []
     for word in words:
-        is_override = re.match(r"[\w.-]*=", word) is not None and not Path(word).expanduser().exists()
-        (overrides if is_override else targets).append(word)
+        (overrides if is_override(word) else targets).append(word)
     if not targets:
         raise UserError("nothing to evaluate: give a run, a backbone file or a backbone's name")
     return targets, overrides

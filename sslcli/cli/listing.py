@@ -16,7 +16,7 @@ def list_plugins(
     group: Annotated[
         str | None,
         typer.Argument(
-            help="methods, backbones, … (plugins), or a section of a config: training, checkpoints, data, views, …",
+            help="methods, backbones, … (plugins), a section of a config (training, data, views, …), or configs.",
             metavar="GROUP",
             autocompletion=completion.groups,
         ),
@@ -46,6 +46,8 @@ def list_plugins(
     """
     from sslcli.plugins import GROUPS, find, suggest
 
+    if group == "configs":
+        return _list_configs(as_json)
     from . import catalog, describe
 
     if schema:
@@ -81,6 +83,17 @@ def list_plugins(
             lines += ["one that is on by default is turned off by null: callbacks.knn=null"] * (group == "callbacks")
     print(json.dumps(found, indent=2) if as_json else "\n".join(lines))
     return 1 if check and not all(row["ok"] for row in found) else 0
+
+
+def _list_configs(as_json: bool) -> int:
+    """The example configs, and what each is for."""
+    from sslcli.config.examples import meaning, names
+
+    rows = [{"name": name, "meaning": meaning(name)} for name in names()]
+    width = max(len(row["name"]) for row in rows)
+    lines = [f"{row['name'].ljust(width)}  {row['meaning']}" for row in rows]
+    print(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+    return 0
 
 
 def _sections(sections: dict[str, Any]) -> list[str]:

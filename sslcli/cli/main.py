@@ -1,4 +1,4 @@
-"""The program `ssl train | eval | export | bench | list`. Commands import what they need when they run."""
+"""The program `ssl train | init | eval | export | bench | list`. Commands import what they need when they run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import typer
 from sslcli.contracts.errors import SslError
 from sslcli.version import __version__
 
-from . import bench, evaluate, export, listing, train
+from . import bench, evaluate, export, init, listing, train
+from .arguments import KEEP_UNKNOWN
 
 VERBOSITY = {
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")],
@@ -96,10 +97,11 @@ def root(
     """
 
 
-app.command("train")(guarded(train.train))
+app.command("train", context_settings=KEEP_UNKNOWN)(guarded(train.train))
+app.command("init", context_settings=KEEP_UNKNOWN)(guarded(init.init))
 app.command("eval")(guarded(evaluate.evaluate))
 app.command("export")(guarded(export.export))
-app.command("bench")(guarded(bench.bench))
+app.command("bench", context_settings=KEEP_UNKNOWN)(guarded(bench.bench))
 app.command("list")(guarded(listing.list_plugins))
 
 

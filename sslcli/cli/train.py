@@ -14,7 +14,7 @@ import typer
 from sslcli.contracts.errors import UserError
 
 from . import completion
-from .arguments import Overrides, PluginFiles
+from .arguments import Overrides, PluginFiles, config_and_overrides
 
 if TYPE_CHECKING:
     from sslcli.config.resolve import RunConfig
@@ -24,14 +24,18 @@ log = logging.getLogger(__name__)
 
 def train(
     config: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            help="YAML config, or the directory of a run.", metavar="CONFIG_OR_RUN", autocompletion=completion.configs
+            help="YAML config, the name of an example (`ssl list configs`), or the directory of a run; none: "
+            "method=NAME data=FOLDER are enough.",
+            metavar="[CONFIG_OR_RUN]",
+            autocompletion=completion.configs,
         ),
-    ],
+    ] = None,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option(help="Run directory; runs/CONFIG-HASH by default.", metavar="DIRECTORY")
+        Path | None,
+        typer.Option(help="Run directory; by default runs/CONFIG-HASH, or runs/METHOD-HASH.", metavar="DIRECTORY"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run; start it if there is none.")] = False,
     plugin: PluginFiles = None,
@@ -46,22 +50,26 @@ def train(
 
     Every option of a config: `ssl list training`, `ssl list methods NAME`, … (`ssl list` names all), or docs/config.md.
 
-    Example: ssl train examples/configs/quickstart.yaml training.epochs=5
+    Examples: ssl train quickstart training.epochs=5
+
+    ssl train method=simclr data=~/photos
     """
     from sslcli.config.resolve import load_config
     from sslcli.plugins import register_file
 
-    is_run = (config / "config.yaml").is_file()
+    config, overrides = config_and_overrides(train, config, overrides)
+    is_run = config is not None and (config / "config.yaml").is_file()
     if is_run and not (resume or dry_run or output is not None):
         raise UserError(f"{config}: is a run; resume it with `ssl train {shlex.quote(str(config))} --resume`")
     plugin_files = [register_file(path) for path in plugin or []]
-    resolved = load_config(config / "config.yaml" if is_run else config, overrides or [])
+    resolved = load_config(config / "config.yaml" if config is not None and is_run else config, overrides)
 
     from sslcli.dynamo import postpone  # torch is imported from here on
     from sslcli.runs.directory import default_directory
 
     postpone()
-    directory = config if is_run else default_directory(resolved, config.stem)
+    name = resolved.method.name.rpartition(":")[2] if config is None else config.stem
+    directory = config if config is not None and is_run else default_directory(resolved, name)
     directory = output.expanduser() if output is not None else directory
     if dry_run:
         _show_plan(resolved, directory, devices or int(os.environ.get("WORLD_SIZE", "1")))
@@ -88,10 +96,10 @@ def train(
     return 0
 
 
-def arguments(config: Path, overrides: list[str] | None, directory: Path, plugin: list[Path] | None) -> list[str]:
+def arguments(config: Path | None, overrides: list[str], directory: Path, plugin: list[Path] | None) -> list[str]:
     """Returns the arguments of `ssl` that train this run again."""
     files = [word for path in plugin or [] for word in ("--plugin", str(path))]
-    return ["train", str(config), *(overrides or []), "--output", str(directory), *files]
+    return ["train", *([str(config)] if config is not None else []), *overrides, "--output", str(directory), *files]
 
 
 def next_steps(directory: Path, *, labeled: bool) -> str:

@@ -94,19 +94,23 @@ def dump_value(value: Any) -> str:
     return text.removesuffix("...\n").rstrip("\n")
 
 
-def read_file(path: Path) -> Document:
-    """Reads a YAML file that holds a mapping; ConfigError if it cannot be read or parsed, with every duplicate key."""
+def read_file(path: Path, name: str = "") -> Document:
+    """Reads a YAML file that holds a mapping; ConfigError if it cannot be read or parsed, with every duplicate key.
+
+    Messages call it `name`, by default its path.
+    """
+    name = name or str(path)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError([f"{path}: is not a text file in UTF-8 (byte {error.start})"]) from None
+        raise ConfigError([f"{name}: is not a text file in UTF-8 (byte {error.start})"]) from None
     except OSError as error:
-        raise ConfigError([f"{path}: {(error.strerror or str(error)).lower()}"]) from None
-    document = parse(text, str(path), numbered=True)
+        raise ConfigError([f"{name}: {(error.strerror or str(error)).lower()}"]) from None
+    document = parse(text, name, numbered=True)
     if document.data is None:
-        raise ConfigError([f"{path}: is empty"])
+        raise ConfigError([f"{name}: is empty"])
     if not isinstance(document.data, dict):
-        raise ConfigError([f"{path}:1: a config is a mapping of keys to values"])
+        raise ConfigError([f"{name}:1: a config is a mapping of keys to values"])
     return document
 
 

@@ -13,18 +13,22 @@ from typing import Any
 
 from sslcli.contracts.errors import ConfigError
 
-from .document import Document, Key, dump_value, parse, read_file
+from .document import Document, Key, dump_value, read_file
+from .examples import example, locate, shown
+from .override_values import read_value
 from .schema import PLUGIN_SECTIONS
 
 _COMMAND_LINE = "command line"
 
 
-def read_config(path: Path, overrides: list[str]) -> Document:
-    """Reads a config file with everything it extends, and applies overrides (`key.path=value`).
+def read_config(path: Path | None, overrides: list[str]) -> Document:
+    """Reads a config file, or an example by its name, with everything it extends; applies overrides (`key.path=value`).
 
-    Raises ConfigError if a file cannot be read, or overrides are malformed.
+    None stands for no file: the overrides are all there is.
+
+    Raises UserError if there is none, a file cannot be read, or overrides are malformed.
     """
-    document = _read_with_bases(path.expanduser(), ())
+    document = Document({}, {(): _COMMAND_LINE}) if path is None else _read_with_bases(locate(path), ())
     apply_overrides(document, overrides)
     return document
 
@@ -34,7 +38,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Document:
     if resolved in chain:
         circle = " extends ".join(p.name for p in (*chain[chain.index(resolved) :], resolved))
         raise ConfigError([f"{path}: extends itself: {circle}"])
-    document = read_file(path)
+    document = read_file(path, shown(path))
     base = document.data.pop("extends", None)
     _expand_shorthands(document)
     if base is None:
@@ -43,6 +47,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Document:
     if not isinstance(base, str):
         raise ConfigError([f"{origin}: extends: should be the name of one YAML file"])
     base_path = path.parent / Path(base).expanduser()
+    base_path = base_path if base_path.is_file() else example(Path(base)) or base_path
     if not base_path.is_file():
         raise ConfigError([f"{origin}: extends: no such file: {base_path}"])
     merged = _read_with_bases(base_path, (*chain, resolved))
@@ -119,7 +124,7 @@ def _apply(document: Document, text: str) -> None:
         raise ConfigError([f"{_COMMAND_LINE}: {text!r}: should look like key.path=value (optimizer.lr=0.3)"])
     if key[0] == "extends":
         raise ConfigError([f"{_COMMAND_LINE}: extends: is only allowed in a file"])
-    value = parse(value_text, f"{_COMMAND_LINE}: {path}")
+    value = read_value(value_text, key, document.data, f"{_COMMAND_LINE}: {path}")
     if len(key) == 1 and key[0] in PLUGIN_SECTIONS and isinstance(value.data, str):
         value.data = {"name": value.data}
     parent = _parent(document, key, path)
@@ -132,6 +137,8 @@ def _apply(document: Document, text: str) -> None:
         parent.clear()
         parent.update(updated)
     document.where[key] = _COMMAND_LINE
+    for depth in range(1, len(key)):
+        document.where.setdefault(key[:depth], _COMMAND_LINE)  # a section that it creates
 
 
 def _parent(document: Document, key: Key, path: str) -> Any:

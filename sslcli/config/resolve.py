@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from sslcli.contracts import VERSION
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options
-from sslcli.plugins import suggest
 
-from . import schema
+from . import data_section, schema
 from .document import Document, Key
+from .meant import unknown
 from .merge import read_config
 from .options import parse_into
 from .problems import Problems, show
+from .shortened import fitting
 from .view_phases import ViewPhase, plain_phases, resolve_phases
 
 
@@ -71,11 +72,27 @@ class RunConfig:
         return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:8]
 
 
+#: What has no default, and how to write it, by where the config comes from.
+_REQUIRED = {
+    "method": {
+        "file": "`method: simclr`",
+        "command line": "`method=simclr`, or another of `ssl list methods`",
+        "sslcli.train": '`method="simclr"`, or another of `ssl list methods`',
+    },
+    "data": {
+        "file": "`data: {name: cifar10, root: ./data}`",
+        "command line": "`data=FOLDER` with a folder of images, or another of `ssl list datasets`",
+        "sslcli.train": '`data="FOLDER"` with a folder of images, another of `ssl list datasets`, or a dataset',
+    },
+}
 SECTIONS = ["views" if each.name == "view_phases" else each.name for each in fields(RunConfig)]
 
 
-def load_config(path: Path, overrides: list[str]) -> RunConfig:
-    """Reads and resolves a config file; ConfigError with every problem, each as `file:line: key: what is wrong`."""
+def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
+    """Reads and resolves a config file, if there is one, and overrides (see `read_config`).
+
+    Raises ConfigError with every problem, each as `file:line: key: what is wrong`.
+    """
     return resolve(read_config(path, overrides))
 
 
@@ -83,14 +100,11 @@ def resolve(document: Document) -> RunConfig:
     """Resolves a document; ConfigError with every problem found in it."""
     problems = Problems(document)
     data = {key: value for key, value in document.data.items() if value is not None}
-    for key in data:
-        if key not in SECTIONS:
-            problems.add((key,), f"unknown section{suggest(key, SECTIONS, otherwise=True)}")
-    for required, example in (("method", "method: simclr"), ("data", "data: {name: cifar10, root: ./data}")):
+    for required, examples in _REQUIRED.items():
         if required not in data:
-            problems.add((required,), f"missing; write `{example}`")
+            problems.add((required,), f"missing; write {examples.get(document.origin(()), examples['file'])}")
     method = _choice("method", "methods", data.get("method"), None, problems)
-    source = _choice("data", "datasets", data.get("data"), None, problems)
+    source = _choice("data", "datasets", data_section.found(data.get("data"), problems), None, problems)
     backbone = _choice("backbone", "backbones", data.get("backbone"), schema.DEFAULTS["backbone"], problems)
     size = _largest_view(data.get("views"), source)
     spec = _described(backbone, source, size, problems)
@@ -120,15 +134,38 @@ def resolve(document: Document) -> RunConfig:
     seed = data.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         problems.add(("seed",), f"should be a whole number from 0, not {show(seed)}")
+    chosen = {"method": method, "backbone": backbone, "data": source, "optimizer": optimizer, "schedule": schedule}
+    _check_sections(data, chosen, callbacks, problems)
     output = data.get("output")
     if output is not None and not isinstance(output, str):
         problems.add(("output",), f"should be the path of a directory, not {show(output)}")
     problems.raise_any()
+    schedule = replace(schedule, options=fitting(schedule.options, training, document))
     output = None if output is None else Path(output).expanduser()
     return RunConfig(
         seed=seed, method=method, backbone=backbone, data=source, view_phases=view_phases, optimizer=optimizer,
         schedule=schedule, training=training, checkpoints=checkpoints, callbacks=callbacks, output=output,
     )  # fmt: skip
+
+
+def _check_sections(
+    data: Mapping[str, Any], chosen: Mapping[str, Choice | None], callbacks: Mapping[str, Choice], problems: Problems
+) -> None:
+    """Adds a problem for each section that does not exist, with the option that may be meant."""
+    names = [name for name in data if name not in SECTIONS]
+    if not names:
+        return
+    from .views_section import SHORT_KEYS
+
+    every = {(name,): choice for name, choice in chosen.items()} | {
+        ("callbacks", name): choice for name, choice in callbacks.items()
+    }
+    models: dict[Key, Any] = {key: choice.cls.Options for key, choice in every.items() if choice is not None}
+    models |= {("training",): schema.TrainingOptions, ("checkpoints",): schema.CheckpointOptions}
+    models["views",] = ("size", "preset", "strength", *SHORT_KEYS)
+    for name in names:
+        origin = problems.document.origin((name,))
+        problems.add((name,), unknown(name, data[name], models, SECTIONS, origin))
 
 
 def _largest_view(section: Any, source: Choice | None) -> int:

@@ -33,7 +33,8 @@ class TrainingOptions(Options):
     max_steps: int | None = Field(default=None, ge=1, json_schema_extra=FREE)
     """Save and stop after this many optimizer steps; the run can be resumed, and schedules still span `epochs`."""
     batch_size: int = Field(default=256, ge=2, json_schema_extra=WARN)
-    """Images per optimizer step, over all processes and micro-batches."""
+    """Images per optimizer step, over all processes and micro-batches. If it is not set and there are fewer images, it
+    is the largest power of two up to their number."""
     accumulate: int = Field(default=1, ge=1, json_schema_extra=WARN)
     """Micro-batches whose gradients an optimizer step accumulates; saves memory."""
     drop_last: bool = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sslcli.config.data_section import named
 from sslcli.config.document import Document
 from sslcli.config.options import validate
 from sslcli.contracts.data import Dataset, DatasetOptions, StreamDataset
@@ -87,8 +88,8 @@ def choose_data(
         UserError: no data given, no such dataset, or invalid options.
     """
     asked = document.data.get("data") or {}
-    if not isinstance(asked, dict):
-        asked = {"name": asked}
+    if not isinstance(asked, dict) or "name" in asked:
+        asked = named(asked)
     if stored is None and "name" not in asked:
         raise UserError("no data to evaluate on: a network without a run has none of its own; add data=NAME")
     stored = stored or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Literal, Self
 
@@ -54,9 +55,11 @@ class Warmup(Schedule):
         if self.warmup > total_steps:
             key, value = ("epochs", f"{options.warmup_epochs:g}") if in_epochs else ("steps", str(options.warmup_steps))
             steps = f" ({self.warmup} steps)" if in_epochs else ""
+            shorter = total_steps / steps_per_epoch / 10 if in_epochs else total_steps // 10
             raise UserError(
                 f"schedule.warmup_{key}: a warm-up of {value} {key}{steps} is longer than the run of {total_steps} "
-                "steps: shorten it or train longer"
+                f"steps: shorten it, to a tenth of the run with schedule.warmup_{key}={shorter:g}, or train longer "
+                f"(training.epochs={math.ceil(10 * self.warmup / steps_per_epoch)})"
             )
 
     def __call__(self, step: int) -> float:

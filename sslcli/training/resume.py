@@ -120,6 +120,8 @@ def keep_resolved(config: RunConfig, stored: dict[str, Any]) -> RunConfig:
         for name in ("device", "precision", "compile")
         if getattr(config.training, name) == "auto" and isinstance(training.get(name), str)
     }
+    if "batch_size" not in config.training.model_fields_set and isinstance(training.get("batch_size"), int):
+        reuse["batch_size"] = training["batch_size"]  # the default may have been more than there were images
     sections: dict[str, Any] = {
         section: _as_in_run(getattr(config, section), stored.get(section)) for section in PLUGIN_SECTIONS
     }

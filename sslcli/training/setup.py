@@ -154,9 +154,10 @@ def build(
     """
     with lines_to(tell):
         config, device = device_resolved(config)
-        training = config.training
         dataset = config.data.cls.open(config.data.options)
         dataset = dataset if isinstance(dataset, StreamDataset) else limited(dataset)
+        config = _fitting_batch(config, dataset)
+        training = config.training
         if config.method.cls.needs_labels and not has_labels(dataset):
             raise UserError(f"method: {config.method.name!r} needs labels, but {dataset.info.name!r} has none")
         views, *later = [
@@ -213,6 +214,18 @@ def device_resolved(config: RunConfig) -> tuple[RunConfig, torch.device]:
     if device.type == "cuda" and distributed.is_distributed():
         device = torch.device("cuda", local_rank())
     return config, device
+
+
+def _fitting_batch(config: RunConfig, dataset: Dataset | StreamDataset) -> RunConfig:
+    """The config with a default batch size that is no larger than the dataset."""
+    training = config.training
+    if isinstance(dataset, StreamDataset) or "batch_size" in training.model_fields_set:
+        return config
+    size = 1 << (max(len(dataset), 2).bit_length() - 1)
+    if size >= training.batch_size:
+        return config
+    log.info(f"training.batch_size: {size} instead of {training.batch_size}: there are only {len(dataset):,} images")
+    return dataclasses.replace(config, training=training.model_copy(update={"batch_size": size}))
 
 
 def has_labels(dataset: Dataset | StreamDataset) -> bool:

@@ -40,7 +40,6 @@ def test_every_command_works(tmp_path):
     (tmp_path / "home" / "data").mkdir(parents=True)
     (tmp_path / "home" / "data" / "cifar10").symlink_to(data / "cifar10")
     (tmp_path / "home" / "photographs").symlink_to(data / "imagewoof-mini")
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "plugins").symlink_to(ROOT / "plugins")
     (tmp_path / "my_method.py").write_text((ROOT / "tests" / "odd_plugins.py").read_text())
     short = "training.max_steps=2 data.limit=600 training.batch_size=64 backbone.width=8"
@@ -77,7 +76,6 @@ def test_every_command_works(tmp_path):
 def test_the_python_of_the_readme_works(tmp_path):
     text = (ROOT / "README.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
     program = block.replace('{"training.epochs": 2}', '{"training.max_steps": 2, "schedule.warmup_epochs": 0}')
     assert program != block
     done = subprocess.run(
