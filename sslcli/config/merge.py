@@ -1,13 +1,14 @@
 """Assembles a configuration from files (`extends`) and the command line's overrides.
 
 Mappings are merged, lists are replaced, null resets a value to its default, and a different `name` drops the options of
-the old one.
+the old one. An override that names another method drops the sections that belong to the old one, too (`recipe.py`).
 """
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,50 @@ from .document import Document, Key, dump_value, parse, read_file
 from .schema import PLUGIN_SECTIONS
 
 _COMMAND_LINE = "command line"
+#: The sections that belong to a method.
+RECIPE = ("views", "optimizer", "schedule")
 
 
-def read_config(path: Path, overrides: list[str]) -> Document:
+def read_config(path: Path, overrides: list[str], *, follow: bool = True) -> Document:
     """Reads a config file with everything it extends, and applies overrides (`key.path=value`).
+
+    Without `follow` the file's sections stay if an override names another method.
 
     Raises ConfigError if a file cannot be read, or overrides are malformed.
     """
     document = _read_with_bases(path.expanduser(), ())
-    apply_overrides(document, overrides)
+    if follow:
+        override(document, lambda each: apply_overrides(each, overrides))
+    else:
+        apply_overrides(document, overrides)
     return document
+
+
+def override(document: Document, change: Callable[[Document], None]) -> None:
+    """Applies overrides; if they name another method, the old one's sections have only what the overrides say.
+
+    The size of the views stays: like data and backbone, it does not belong to the method.
+    """
+    before = copy.deepcopy(document)
+    change(document)
+    old, new = (_method(each) for each in (before, document))
+    if old is None or new is None or old == new:
+        return
+    alone = copy.deepcopy(before)
+    for section in RECIPE:
+        old_section = alone.data.pop(section, None)
+        adopt(alone, Document({}), (section,))
+        if section == "views" and isinstance(old_section, dict) and old_section.get("size") is not None:
+            alone.data[section] = {"size": old_section["size"]}
+            adopt(alone, before, (section, "size"))
+    change(alone)
+    document.replaced = (before, Document(document.data, document.where))
+    document.data, document.where = alone.data, alone.where
+
+
+def _method(document: Document) -> Any:
+    section = document.data.get("method")
+    return section.get("name") if isinstance(section, dict) else None
 
 
 def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Document:
@@ -66,7 +101,7 @@ def merge(base: Document, over: Document) -> None:
 
 def _merged(base: Document, over: Document, old: Any, new: Any, key: Key) -> Any:
     if not (isinstance(old, dict) and isinstance(new, dict)) or _renamed(old, new, key):
-        _adopt(base, over, key)
+        adopt(base, over, key)
         return new
     result = old | {name: _merged(base, over, old.get(name), value, (*key, name)) for name, value in new.items()}
     if key in over.where:
@@ -85,7 +120,7 @@ def _renamed(old: dict[str, Any], new: dict[str, Any], key: Key) -> bool:
     return tag is not None and tag in new and new[tag] != old.get(tag)
 
 
-def _adopt(base: Document, over: Document, key: Key) -> None:
+def adopt(base: Document, over: Document, key: Key) -> None:
     """Replaces the origins of a key and of everything below it by those in `over`."""
     origins = {k: origin for k, origin in over.where.items() if k[: len(key)] == key}
     base.where = {k: origin for k, origin in base.where.items() if k[: len(key)] != key}
@@ -126,7 +161,7 @@ def _apply(document: Document, text: str) -> None:
     over = Document({}, {(*key, *part): _COMMAND_LINE for part in value.where})
     if isinstance(parent, list):
         parent[_step(parent, key[-1], key)] = value.data
-        _adopt(document, over, key)
+        adopt(document, over, key)
     else:
         updated = _merged(document, over, parent, {key[-1]: value.data}, key[:-1])
         parent.clear()

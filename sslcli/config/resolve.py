@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,7 +20,10 @@ from .document import Document, Key
 from .merge import read_config
 from .options import parse_into
 from .problems import Problems, show
+from .recipe import settle
 from .view_phases import ViewPhase, plain_phases, resolve_phases
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class RunConfig:
     checkpoints: schema.CheckpointOptions
     callbacks: dict[str, Choice]
     output: Path | None = field(default=None, compare=False)
+    #: The method of the config file, if an override names another one.
+    file_method: str | None = field(default=None, compare=False)
 
     @property
     def views(self) -> tuple[Any, ...]:
@@ -71,18 +77,19 @@ class RunConfig:
         return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:8]
 
 
-SECTIONS = ["views" if each.name == "view_phases" else each.name for each in fields(RunConfig)]
+SECTIONS = ["views" if each.name == "view_phases" else each.name for each in fields(RunConfig)][:-1]
 
 
-def load_config(path: Path, overrides: list[str]) -> RunConfig:
-    """Reads and resolves a config file; ConfigError with every problem, each as `file:line: key: what is wrong`."""
-    return resolve(read_config(path, overrides))
+def load_config(path: Path, overrides: list[str], *, follow: bool = True) -> RunConfig:
+    """Reads and resolves a config file (see `read_config`); ConfigError with every problem, each as `file:line: key:
+    what is wrong`."""
+    return resolve(read_config(path, overrides, follow=follow))
 
 
 def resolve(document: Document) -> RunConfig:
     """Resolves a document; ConfigError with every problem found in it."""
     problems = Problems(document)
-    data = {key: value for key, value in document.data.items() if value is not None}
+    data = _given(document)
     for key in data:
         if key not in SECTIONS:
             problems.add((key,), f"unknown section{suggest(key, SECTIONS, otherwise=True)}")
@@ -96,6 +103,9 @@ def resolve(document: Document) -> RunConfig:
     spec = _described(backbone, source, size, problems)
     own = _of_method("defaults", method, problems, spec)
     failed, own = own is None, own or {}
+    left_out: list[str] = []
+    if document.replaced is not None and not failed:
+        left_out, data = _settled(document, own, spec), _given(document)
     backbone = _with_defaults(backbone, own.get("backbone", {}), data.get("backbone"), problems)
     if backbone is not None and own.get("backbone") and _described(backbone, source, size, problems) != spec:
         problems.add(("method",), "the method's defaults change the spec of the backbone")
@@ -125,10 +135,30 @@ def resolve(document: Document) -> RunConfig:
         problems.add(("output",), f"should be the path of a directory, not {show(output)}")
     problems.raise_any()
     output = None if output is None else Path(output).expanduser()
+    file_method = None
+    if document.replaced is not None:
+        origin, file_method = document.replaced[0].origin(("method",)), document.replaced[0].data["method"]["name"]
+        if left_out:
+            change = f"{method.name.rpartition(':')[2]} in place of {file_method}"
+            keys = ", ".join(left_out)
+            log.info(f"{origin.rpartition(':')[0]}: {change}: its own recipe replaces {keys} of the file")
     return RunConfig(
         seed=seed, method=method, backbone=backbone, data=source, view_phases=view_phases, optimizer=optimizer,
         schedule=schedule, training=training, checkpoints=checkpoints, callbacks=callbacks, output=output,
+        file_method=file_method,
     )  # fmt: skip
+
+
+def _given(document: Document) -> dict[str, Any]:
+    return {key: value for key, value in document.data.items() if value is not None}
+
+
+def _settled(document: Document, own: Mapping[str, Any], spec: Any) -> list[str]:
+    """What the method of the file leaves to the one that an override names; returns what it does not."""
+    assert document.replaced is not None
+    ignored = Problems(document)
+    before = _choice("method", "methods", document.replaced[0].data["method"], None, ignored)
+    return settle(document, own, _of_method("defaults", before, ignored, spec) or {})
 
 
 def _largest_view(section: Any, source: Choice | None) -> int:
