@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,15 +100,17 @@ def resolve(document: Document) -> RunConfig:
     source = _choice("data", "datasets", data.get("data"), None, problems)
     backbone = _choice("backbone", "backbones", data.get("backbone"), schema.DEFAULTS["backbone"], problems)
     size = _largest_view(data.get("views"), source)
-    spec = _described(backbone, source, size, problems)
+    backbone, spec = _described(backbone, source, size, problems)
     own = _of_method("defaults", method, problems, spec)
     failed, own = own is None, own or {}
     left_out: list[str] = []
     if document.replaced is not None and not failed:
         left_out, data = _settled(document, own, spec), _given(document)
-    backbone = _with_defaults(backbone, own.get("backbone", {}), data.get("backbone"), problems)
-    if backbone is not None and own.get("backbone") and _described(backbone, source, size, problems) != spec:
-        problems.add(("method",), "the method's defaults change the spec of the backbone")
+    if own.get("backbone"):
+        backbone = _with_defaults(backbone, own["backbone"], data.get("backbone"), problems)
+        backbone, changed = _described(backbone, source, size, problems)
+        if backbone is not None and changed != spec:
+            problems.add(("method",), "the method's defaults change the spec of the backbone")
     defaults = {**schema.DEFAULTS, **own}
     if method is not None and not failed and "optimizer" not in {**data, **defaults}:
         problems.add(("optimizer",), f"missing; {method.name!r} has no default for it")
@@ -173,12 +175,13 @@ def _largest_view(section: Any, source: Choice | None) -> int:
 
 
 def _described(backbone: Choice | None, source: Choice | None, size: int, problems: Problems) -> Any:
-    """The spec of the backbone."""
+    """The backbone with what each `auto` comes to, and its spec."""
     if backbone is None:
-        return None
+        return None, None
     try:
         channels = source.cls.channel_count(source.options) if source is not None else 3
-        return backbone.cls.describe(backbone.options, channels, size)
+        backbone = replace(backbone, options=backbone.cls.fit_options(backbone.options, size))
+        return backbone, backbone.cls.describe(backbone.options, channels, size)
     except UserError as error:
         key, _, message = str(error).partition(": ")
         known = key.partition(".")[0] in SECTIONS
@@ -186,7 +189,7 @@ def _described(backbone: Choice | None, source: Choice | None, size: int, proble
     except Exception as error:
         reason = " ".join(str(error).split())
         problems.add(("backbone",), f"{backbone.name!r} cannot be built: {type(error).__name__}: {reason}")
-    return None
+    return backbone, None
 
 
 def _of_method(what: str, method: Choice | None, problems: Problems, *arguments: Any) -> Any:
@@ -209,8 +212,8 @@ def _with_defaults(
     backbone: Choice | None, defaults: Mapping[str, Any], asked: Any, problems: Problems
 ) -> Choice | None:
     """The backbone with those of a method's defaults that it has options for, under what the config sets."""
-    if backbone is None or not defaults:
-        return backbone
+    if backbone is None:
+        return None
     known = {name: value for name, value in defaults.items() if name in backbone.cls.Options.model_fields}
     section = {} if asked is None or isinstance(asked, str) else asked
     found: Choice | None = _choice("backbone", "backbones", {"name": backbone.name, **known, **section}, None, problems)
