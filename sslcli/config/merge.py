@@ -86,16 +86,21 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Document:
 
 
 def _expand_shorthands(document: Document) -> None:
-    """`method: simclr` is short for `method: {name: simclr}`."""
-    for name in PLUGIN_SECTIONS:
+    """`method: simclr` is short for `method: {name: simclr}`, `views: byol` for `views: {preset: byol}`."""
+    for name in (*PLUGIN_SECTIONS, "views"):
         value = document.data.get(name)
         if isinstance(value, str):
-            document.data[name] = {"name": value}
-            document.where[(name, "name")] = document.where[(name,)]
+            document.data[name] = _long(name, value)
+            document.where[(name, *document.data[name])] = document.where[(name,)]
+
+
+def _long(section: str, value: str) -> dict[str, Any]:
+    return {"preset" if section == "views" else "name": value}
 
 
 def merge(base: Document, over: Document) -> None:
     """Merges `over` into `base`, in place."""
+    _expand_shorthands(over)
     base.data = _merged(base, over, base.data, over.data, ())
 
 
@@ -155,8 +160,8 @@ def _apply(document: Document, text: str) -> None:
     if key[0] == "extends":
         raise ConfigError([f"{_COMMAND_LINE}: extends: is only allowed in a file"])
     value = parse(value_text, f"{_COMMAND_LINE}: {path}")
-    if len(key) == 1 and key[0] in PLUGIN_SECTIONS and isinstance(value.data, str):
-        value.data = {"name": value.data}
+    if len(key) == 1 and key[0] in (*PLUGIN_SECTIONS, "views") and isinstance(value.data, str):
+        value.data = _long(key[0], value.data)
     parent = _parent(document, key, path)
     over = Document({}, {(*key, *part): _COMMAND_LINE for part in value.where})
     if isinstance(parent, list):

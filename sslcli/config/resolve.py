@@ -224,7 +224,7 @@ def _with_defaults(
 
 def _views(section: Any, key: Key, method: Choice | None, spec: Any, size: int, problems: Problems) -> tuple[Any, ...]:
     """The views of a section, of the whole run or of a phase."""
-    complete = isinstance(section, list) or (isinstance(section, dict) and section.get("preset") is not None)
+    complete = isinstance(section, list | str) or (isinstance(section, dict) and section.get("preset") is not None)
     recipe = None if complete else _of_method("recipe", method, problems, size, spec)
     if recipe is None and not complete:
         return ()  # the method or the backbone already has a problem, and the views depend on it
