@@ -114,6 +114,8 @@ class PresetOptions(Options):
     strength: float | None = Field(default=None, ge=0)
     """Multiplies the brightness, contrast, saturation and hue of the color jitter, not how often it is applied; by
     default as published (1)."""
+    size: int | None = Field(default=None, ge=1)
+    """Side of the views in pixels, which `views` gets; local ones are smaller. By default that of the dataset."""
 
 
 class Preset:

@@ -49,6 +49,11 @@ def test_count_is_the_number_of_views_and_kinds_take_turns(preset: str, count: i
     assert [view.size for view in plain if view.size != 224] == [96] * (preset in LOCAL)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_they_are_listed_with_its_options(preset: str) -> None:
+    assert {"count", "strength", "size"} <= set(load("augmentations", preset).Options.model_fields)
+
+
 def test_equal_views_are_one_entry_and_the_published_count_changes_nothing() -> None:
     assert [view.count for view in views({"preset": "simclr", "count": 6})] == [6]
     for preset in PRESETS:
