@@ -5,6 +5,7 @@ A section is a name, a mapping, or an object where a plugin is named. Options ar
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sslcli.config.document import Document
-from sslcli.config.merge import apply_overrides, as_arguments, merge, read_config
+from sslcli.config.merge import apply_overrides, as_arguments, merge, override, read_config
 from sslcli.config.resolve import RunConfig, resolve
 from sslcli.config.schema import TrainingOptions
 from sslcli.contracts.errors import UserError
@@ -102,11 +103,14 @@ from_config = train
 
 
 def _document(path: Path | None, plain: dict[str, Any], overrides: dict[str, Any]) -> Document:
-    document = read_config(path, []) if path is not None else Document({}, {(): _SOURCE})
-    merge(document, Document(plain, {(section,): _SOURCE for section in plain}))
-    apply_overrides(document, as_arguments(overrides))
-    # `apply_overrides` names the command line as the source of what it sets.
-    document.where = {key: _SOURCE if where == "command line" else where for key, where in document.where.items()}
+    def change(each: Document) -> None:
+        merge(each, Document(copy.deepcopy(plain), {(section,): _SOURCE for section in plain}))
+        apply_overrides(each, as_arguments(overrides))
+        # `apply_overrides` names the command line as the source of what it sets.
+        each.where = {key: _SOURCE if where == "command line" else where for key, where in each.where.items()}
+
+    document = Document({}, {(): _SOURCE}) if path is None else read_config(path, [])
+    override(document, change)
     return document
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .strength import JitteredPreset
+from sslcli.contracts.views import Preset
 
 #: What BYOL's two views have in common; they differ in blur and solarize.
 COMMON: dict[str, Any] = {
@@ -17,7 +17,7 @@ COMMON: dict[str, Any] = {
 }
 
 
-class BYOLPreset(JitteredPreset):
+class BYOLPreset(Preset):
     """BYOL's two different views, also used by Barlow Twins and VICReg (Grill et al., https://arxiv.org/abs/2006.07733,
     appendix B). The blur is PIL's wide one, as in the latter two; BYOL's own has `kernel: 0.1`."""
 

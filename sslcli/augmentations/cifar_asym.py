@@ -1,10 +1,11 @@
 """The preset `cifar_asym`."""
 
+from sslcli.contracts.views import Preset
+
 from .byol import COMMON
-from .strength import JitteredPreset
 
 
-class CIFARAsymPreset(JitteredPreset):
+class CIFARAsymPreset(Preset):
     """BYOL's views without blur, as libraries use them on CIFAR."""
 
     fixed = [COMMON, {**COMMON, "solarize": 0.2}]

@@ -10,7 +10,6 @@ from sslcli.contracts.views import Preset
 
 from .byol import COMMON
 from .local_views import MultiCropOptions, local_views
-from .strength import strengthened
 
 
 class DINOOptions(MultiCropOptions):
@@ -34,11 +33,10 @@ class DINOPreset(Preset):
 
     @classmethod
     def views(cls, options: DINOOptions, size: int) -> list[dict[str, Any]]:
-        """Raises UserError if local views would not be smaller than global ones, or for too large a strength."""
+        """Raises UserError if local views would not be smaller than global ones."""
         global_view = {**COMMON, "crop_scale": list(options.global_scale)}
-        views = [
+        return [
             {**global_view, "blur": 1.0},
             {**global_view, "blur": 0.1, "solarize": 0.2},
             *local_views(options, size, {**COMMON, "blur": 0.5}),
         ]
-        return strengthened(views, options.strength)

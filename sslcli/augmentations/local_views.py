@@ -11,14 +11,13 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from sslcli.contracts.errors import UserError
-
-from .strength import StrengthOptions
+from sslcli.contracts.views import PresetOptions
 
 #: Side of a local view over that of a global one, in both papers.
 LOCAL_SHARE = 96 / 224
 
 
-class MultiCropOptions(StrengthOptions):
+class MultiCropOptions(PresetOptions):
     """Options of multi-crop with SwAV's defaults."""
 
     local_count: int = Field(default=6, ge=0)

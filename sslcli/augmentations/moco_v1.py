@@ -1,9 +1,9 @@
 """The preset `moco_v1`."""
 
-from .strength import JitteredPreset
+from sslcli.contracts.views import Preset
 
 
-class MoCoV1Preset(JitteredPreset):
+class MoCoV1Preset(Preset):
     """MoCo v1's two views (He et al., https://arxiv.org/abs/1911.05722, section 3.3, in the order of its code).
 
     Grayscale comes before the jitter, so that only brightness and contrast change a gray view.

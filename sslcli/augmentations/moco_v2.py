@@ -1,9 +1,9 @@
 """The preset `moco_v2`."""
 
-from .strength import JitteredPreset
+from sslcli.contracts.views import Preset
 
 
-class MoCoV2Preset(JitteredPreset):
+class MoCoV2Preset(Preset):
     """MoCo v2's two views, also used by SimSiam (Chen et al., https://arxiv.org/abs/2003.04297)."""
 
     fixed = [

@@ -6,14 +6,13 @@ from typing import Any
 
 from pydantic import Field
 
-from sslcli.contracts.options import Options
-from sslcli.contracts.views import Preset
+from sslcli.contracts.views import Preset, PresetOptions
 
 from .resampling import Interpolation
 from .simclr import SMALL
 
 
-class ProbeEvalOptions(Options):
+class ProbeEvalOptions(PresetOptions):
     ratio: float | None = Field(default=None, ge=1)
     """The shorter side is resized to this times the view's size; by default 1 up to 64 pixels, else 256 / 224."""
     interpolation: Interpolation = "bilinear"

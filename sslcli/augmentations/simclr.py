@@ -6,16 +6,16 @@ from typing import Any
 
 from pydantic import Field
 
-from sslcli.contracts.options import Options
-from sslcli.contracts.views import Preset
+from sslcli.contracts.views import Preset, PresetOptions
 
 #: Views up to this side get the recipe that papers use on CIFAR.
 SMALL = 64
 
 
-class SimCLROptions(Options):
-    strength: float | None = Field(default=None, ge=0, le=2.5)
-    """Multiplies the strengths of the color jitter; by default 0.5 up to 64 pixels, else 1."""
+class SimCLROptions(PresetOptions):
+    strength: float | None = Field(default=None, ge=0)
+    """Multiplies the brightness, contrast, saturation and hue of the color jitter; by default 0.5 up to 64 pixels,
+    else 1."""
     blur: float | None = Field(default=None, ge=0, le=1)
     """Fraction of samples that are blurred; by default 0 up to 64 pixels, else 0.5."""
 
@@ -28,7 +28,7 @@ class SimCLRPreset(Preset):
     @classmethod
     def views(cls, options: SimCLROptions, size: int) -> list[dict[str, Any]]:
         small = size <= SMALL
-        strength = options.strength if options.strength is not None else (0.5 if small else 1.0)
+        strength = 0.5 if small and options.strength is None else 1.0
         p = options.blur if options.blur is not None else (0.0 if small else 0.5)
         return [
             {

@@ -7,7 +7,6 @@ from typing import Any
 from sslcli.contracts.views import Preset
 
 from .local_views import MultiCropOptions, local_views
-from .strength import strengthened
 
 
 class SwAVPreset(Preset):
@@ -17,7 +16,7 @@ class SwAVPreset(Preset):
 
     @classmethod
     def views(cls, options: MultiCropOptions, size: int) -> list[dict[str, Any]]:
-        """Raises UserError if local views would not be smaller than global ones, or for too large a strength."""
+        """Raises UserError if local views would not be smaller than global ones."""
         shared = {
             "interpolation": "bilinear",
             "flip": 0.5,
@@ -26,4 +25,4 @@ class SwAVPreset(Preset):
             "blur": 0.5,
         }
         global_views = {**shared, "count": 2, "crop_scale": list(options.global_scale)}
-        return strengthened([global_views, *local_views(options, size, shared)], options.strength)
+        return [global_views, *local_views(options, size, shared)]

@@ -1,13 +1,17 @@
-"""What the built-in backbones share: classes from a table of sizes, and maps as tokens."""
+"""What the built-in backbones share: classes from a table of sizes, shapes of given weights, and maps as tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sslcli.contracts.backbone import Backbone, Features
+
+#: Images up to this side, in pixels, are small.
+SMALL = 64
 
 BackboneT = TypeVar("BackboneT", bound=Backbone)
 
@@ -15,6 +19,22 @@ BackboneT = TypeVar("BackboneT", bound=Backbone)
 def member(base: type[BackboneT], class_name: str, about: str, **attributes: Any) -> type[BackboneT]:
     """Returns a subclass of `base` with the docstring `about`; picklable where its module calls it `class_name` too."""
     return type(class_name, (base,), {"__doc__": about, "__module__": base.__module__, **attributes})
+
+
+def given_shape(options: Any, weights: Mapping[str, Tensor] | None, name: str) -> tuple[int, ...] | None:
+    """Returns the shape of a tensor in given weights, else in the file that the options name; None if there is none.
+
+    A file that cannot be read is reported when its weights are.
+    """
+    if weights is not None:
+        return tuple(weights[name].shape) if name in weights else None
+    if options.weights is None:
+        return None
+    try:
+        with safe_open(options.weights.expanduser(), framework="pt") as file:
+            return tuple(file.get_slice(name).get_shape())
+    except (OSError, SafetensorError):
+        return None
 
 
 def features_of_maps(pooled: Tensor, maps: Sequence[Tensor]) -> Features:

@@ -16,7 +16,7 @@ from sslcli.contracts.backbone import Backbone, BackboneOptions, BackboneSpec, F
 from sslcli.contracts.errors import UserError
 from sslcli.modules.masks import refuse_layers, refuse_masks
 
-from .family import features_of_maps, member
+from .family import SMALL, features_of_maps, given_shape, member
 from .published import PublishedOptions, published_state
 from .residual import STEMS, TORCHVISION_WIDTH, BasicBlock, Bottleneck, NormLayer, ResidualNetwork
 
@@ -35,14 +35,16 @@ DEPTHS: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
 class ResidualOptions(BackboneOptions):
     """Options of every ResNet, with any norm."""
 
-    stem: Literal["standard", "small"] = "standard"
-    """`small`: a 3×3 convolution with stride 1 and no max-pool, for images up to 64 pixels."""
+    stem: Literal["auto", "standard", "small"] = "auto"
+    """`standard`: a 7×7 convolution with stride 2 and a max-pool; `small`: a 3×3 convolution with stride 1, for small
+    images; auto: as the given weights have it, else `small` up to 64 pixels."""
     width: int = Field(default=TORCHVISION_WIDTH, ge=1)
     """Channels of the first stage; the others have 2, 4 and 8 times as many."""
     zero_init_residual: bool = True
     """Initialize each residual branch to zero: the weight of its last norm starts at 0."""
 
-    legacy: ClassVar[Mapping[str, Any]] = {"zero_init_residual": True}  # some methods have another default since then
+    #: Some methods have another default for the former since then, and the latter was no default.
+    legacy: ClassVar[Mapping[str, Any]] = {"zero_init_residual": True, "stem": "standard"}
 
 
 class ResNetOptions(ResidualOptions, PublishedOptions):
@@ -50,7 +52,7 @@ class ResNetOptions(ResidualOptions, PublishedOptions):
 
     @model_validator(mode="after")
     def _pretrained_is_standard(self) -> Self:
-        if self.pretrained and (self.stem != "standard" or self.width != TORCHVISION_WIDTH):
+        if self.pretrained and (self.stem == "small" or self.width != TORCHVISION_WIDTH):
             raise ValueError(f"published weights exist for the standard stem and width {TORCHVISION_WIDTH} only")
         return self
 
@@ -76,7 +78,7 @@ class ResidualBackbone(Backbone):
 
     def __init__(self, options: Any, channels: int = 3) -> None:
         super().__init__()
-        self.options = options
+        self.options = options = self.fit_options(options, SMALL + 1)
         self.network = self.make_network(options, channels)
         self.spec = self.spec_of(options, channels)
 
@@ -92,12 +94,26 @@ class ResidualBackbone(Backbone):
         )  # fmt: skip
 
     @classmethod
+    def fit_options(cls, options: Any, image_size: int, weights: Mapping[str, Tensor] | None = None) -> Any:
+        """Returns the options with the stem that `auto` comes to."""
+        if options.stem != "auto":
+            return options
+        first, small = given_shape(options, weights, "conv1.weight"), image_size <= SMALL
+        if first is not None:
+            small = first[-1] == STEMS["small"]["kernel_size"]
+        elif getattr(options, "pretrained", False):
+            small = False
+        return options.with_defaults(stem="small" if small else "standard")
+
+    @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> ResidualBackbone:
+        options = cls.fit_options(options, image_size)
         cls.describe(options, channels, image_size)
         return cls(options, channels)
 
     @classmethod
     def describe(cls, options: Any, channels: int, image_size: int) -> BackboneSpec:
+        options = cls.fit_options(options, image_size)
         least = MINIMUM_SIZE[options.stem]
         if image_size < least:
             stem = "; `stem: small` takes 8 pixels and more" if options.stem == "standard" else ""

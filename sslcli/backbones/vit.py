@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +30,15 @@ from sslcli.modules.transformer import (
     xavier_uniform,
 )
 
-from .family import member
+from .family import SMALL, given_shape, member
 
 
 class ViTOptions(GradientCheckpointingOptions):
     """Options of a vision transformer."""
 
-    patch_size: int = Field(default=16, ge=1)
-    """Side of a patch in pixels; images must be a multiple of it."""
+    patch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Side of a patch in pixels; images must be a multiple of it. auto: as the given weights have it, else 4 up to 64
+    pixels, 8 up to 128, and 16 above."""
     heads: int | None = Field(default=None, ge=1)
     """Attention heads; null: 3 for tiny, 6 for small, 12 for base (MoCo v3 uses 12 for small)."""
     depth: int = Field(default=12, ge=1)
@@ -53,7 +54,7 @@ class ViTOptions(GradientCheckpointingOptions):
     """Probability of skipping a residual branch in training; it grows linearly from 0 in the first block to this in the
     last."""
 
-    legacy: ClassVar[Mapping[str, Any]] = {"init": "normal"}
+    legacy: ClassVar[Mapping[str, Any]] = {"init": "normal", "patch_size": 16}
 
 
 class ViT(Backbone):
@@ -69,10 +70,10 @@ class ViT(Backbone):
     heads: ClassVar[int]
     pos_embed: Tensor
 
-    def __init__(self, options: ViTOptions, channels: int, image_size: int) -> None:
+    def __init__(self, options: Any, channels: int, image_size: int) -> None:
         super().__init__()
-        self.options = options
-        patch = options.patch_size
+        self.options = options = self.fit_options(options, image_size)
+        patch: int = options.patch_size
         self.side = side = image_size // patch
         projection = nn.Conv2d(channels, self.dim, patch, stride=patch)
         self.patch_embed = nn.Sequential(OrderedDict(proj=projection))
@@ -104,7 +105,17 @@ class ViT(Backbone):
         return tuple(self.blocks)
 
     @classmethod
-    def build(cls, options: ViTOptions, channels: int, image_size: int) -> ViT:
+    def fit_options(cls, options: Any, image_size: int, weights: Mapping[str, Tensor] | None = None) -> Any:
+        """Returns the options with the patch size that `auto` comes to."""
+        if options.patch_size != "auto":
+            return options
+        projection = given_shape(options, weights, "patch_embed.proj.weight")
+        usual = 4 if image_size <= SMALL else 8 if image_size <= 2 * SMALL else 16
+        return options.with_defaults(patch_size=usual if projection is None else projection[-1])
+
+    @classmethod
+    def build(cls, options: Any, channels: int, image_size: int) -> ViT:
+        options = cls.fit_options(options, image_size)
         heads = options.heads or cls.heads
         if cls.dim % heads:
             raise UserError(f"backbone.heads: {cls.name} has {cls.dim} dimensions, not divisible by {heads} heads")

@@ -62,7 +62,10 @@ def train(
     if is_run and not (resume or dry_run or output is not None):
         raise UserError(f"{config}: is a run; resume it with `ssl train {shlex.quote(str(config))} --resume`")
     plugin_files = [register_file(path) for path in plugin or []]
-    resolved = load_config(config / "config.yaml" if config is not None and is_run else config, overrides)
+    several = devices is not None and devices > 1 and not dry_run  # these show what there is to say about the config
+    logging.getLogger("sslcli.config").setLevel(logging.WARNING if several else logging.NOTSET)
+    path = config / "config.yaml" if config is not None and is_run else config
+    resolved = load_config(path, overrides, follow=not (is_run and resume))  # a run keeps what it has
 
     from sslcli.dynamo import postpone  # torch is imported from here on
     from sslcli.runs.directory import default_directory

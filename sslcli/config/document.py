@@ -27,6 +27,8 @@ class Document:
 
     data: dict[str, Any]
     where: dict[Key, str] = field(default_factory=dict)
+    #: If an override names another method: the document before it, and with it all that the file says.
+    replaced: tuple[Document, Document] | None = None
 
     def origin(self, key: Key) -> str:
         """Returns `file:line` or `command line` for a key, or for the longest part of it that exists."""

@@ -1,13 +1,14 @@
 """Assembles a configuration from files (`extends`) and the command line's overrides.
 
 Mappings are merged, lists are replaced, null resets a value to its default, and a different `name` drops the options of
-the old one.
+the old one. An override that names another method drops the sections that belong to the old one, too (`recipe.py`).
 """
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,51 @@ from .override_values import read_value
 from .schema import PLUGIN_SECTIONS
 
 _COMMAND_LINE = "command line"
+#: The sections that belong to a method.
+RECIPE = ("views", "optimizer", "schedule")
 
 
-def read_config(path: Path | None, overrides: list[str]) -> Document:
+def read_config(path: Path | None, overrides: list[str], *, follow: bool = True) -> Document:
     """Reads a config file, or an example by its name, with everything it extends; applies overrides (`key.path=value`).
 
-    None stands for no file: the overrides are all there is.
+    None stands for no file: the overrides are all there is. Without `follow` the file's sections stay if an override
+    names another method.
 
     Raises UserError if there is none, a file cannot be read, or overrides are malformed.
     """
     document = Document({}, {(): _COMMAND_LINE}) if path is None else _read_with_bases(locate(path), ())
-    apply_overrides(document, overrides)
+    if follow:
+        override(document, lambda each: apply_overrides(each, overrides))
+    else:
+        apply_overrides(document, overrides)
     return document
+
+
+def override(document: Document, change: Callable[[Document], None]) -> None:
+    """Applies overrides; if they name another method, the old one's sections have only what the overrides say.
+
+    The size of the views stays: like data and backbone, it does not belong to the method.
+    """
+    before = copy.deepcopy(document)
+    change(document)
+    old, new = (_method(each) for each in (before, document))
+    if old is None or new is None or old == new:
+        return
+    alone = copy.deepcopy(before)
+    for section in RECIPE:
+        old_section = alone.data.pop(section, None)
+        adopt(alone, Document({}), (section,))
+        if section == "views" and isinstance(old_section, dict) and old_section.get("size") is not None:
+            alone.data[section] = {"size": old_section["size"]}
+            adopt(alone, before, (section, "size"))
+    change(alone)
+    document.replaced = (before, Document(document.data, document.where))
+    document.data, document.where = alone.data, alone.where
+
+
+def _method(document: Document) -> Any:
+    section = document.data.get("method")
+    return section.get("name") if isinstance(section, dict) else None
 
 
 def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Document:
@@ -56,22 +90,27 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Document:
 
 
 def _expand_shorthands(document: Document) -> None:
-    """`method: simclr` is short for `method: {name: simclr}`."""
-    for name in PLUGIN_SECTIONS:
+    """`method: simclr` is short for `method: {name: simclr}`, `views: byol` for `views: {preset: byol}`."""
+    for name in (*PLUGIN_SECTIONS, "views"):
         value = document.data.get(name)
         if isinstance(value, str):
-            document.data[name] = {"name": value}
-            document.where[(name, "name")] = document.where[(name,)]
+            document.data[name] = _long(name, value)
+            document.where[(name, *document.data[name])] = document.where[(name,)]
+
+
+def _long(section: str, value: str) -> dict[str, Any]:
+    return {"preset" if section == "views" else "name": value}
 
 
 def merge(base: Document, over: Document) -> None:
     """Merges `over` into `base`, in place."""
+    _expand_shorthands(over)
     base.data = _merged(base, over, base.data, over.data, ())
 
 
 def _merged(base: Document, over: Document, old: Any, new: Any, key: Key) -> Any:
     if not (isinstance(old, dict) and isinstance(new, dict)) or _renamed(old, new, key):
-        _adopt(base, over, key)
+        adopt(base, over, key)
         return new
     result = old | {name: _merged(base, over, old.get(name), value, (*key, name)) for name, value in new.items()}
     if key in over.where:
@@ -90,7 +129,7 @@ def _renamed(old: dict[str, Any], new: dict[str, Any], key: Key) -> bool:
     return tag is not None and tag in new and new[tag] != old.get(tag)
 
 
-def _adopt(base: Document, over: Document, key: Key) -> None:
+def adopt(base: Document, over: Document, key: Key) -> None:
     """Replaces the origins of a key and of everything below it by those in `over`."""
     origins = {k: origin for k, origin in over.where.items() if k[: len(key)] == key}
     base.where = {k: origin for k, origin in base.where.items() if k[: len(key)] != key}
@@ -125,13 +164,13 @@ def _apply(document: Document, text: str) -> None:
     if key[0] == "extends":
         raise ConfigError([f"{_COMMAND_LINE}: extends: is only allowed in a file"])
     value = read_value(value_text, key, document.data, f"{_COMMAND_LINE}: {path}")
-    if len(key) == 1 and key[0] in PLUGIN_SECTIONS and isinstance(value.data, str):
-        value.data = {"name": value.data}
+    if len(key) == 1 and key[0] in (*PLUGIN_SECTIONS, "views") and isinstance(value.data, str):
+        value.data = _long(key[0], value.data)
     parent = _parent(document, key, path)
     over = Document({}, {(*key, *part): _COMMAND_LINE for part in value.where})
     if isinstance(parent, list):
         parent[_step(parent, key[-1], key)] = value.data
-        _adopt(document, over, key)
+        adopt(document, over, key)
     else:
         updated = _merged(document, over, parent, {key[-1]: value.data}, key[:-1])
         parent.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,8 +20,11 @@ from .meant import unknown
 from .merge import read_config
 from .options import parse_into
 from .problems import Problems, show
+from .recipe import settle
 from .shortened import fitting
 from .view_phases import ViewPhase, plain_phases, resolve_phases
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class RunConfig:
     checkpoints: schema.CheckpointOptions
     callbacks: dict[str, Choice]
     output: Path | None = field(default=None, compare=False)
+    #: The method of the config file, if an override names another one.
+    file_method: str | None = field(default=None, compare=False)
 
     @property
     def views(self) -> tuple[Any, ...]:
@@ -85,21 +91,21 @@ _REQUIRED = {
         "sslcli.train": '`data="FOLDER"` with a folder of images, another of `ssl list datasets`, or a dataset',
     },
 }
-SECTIONS = ["views" if each.name == "view_phases" else each.name for each in fields(RunConfig)]
+SECTIONS = ["views" if each.name == "view_phases" else each.name for each in fields(RunConfig)][:-1]
 
 
-def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
+def load_config(path: Path | None, overrides: list[str], *, follow: bool = True) -> RunConfig:
     """Reads and resolves a config file, if there is one, and overrides (see `read_config`).
 
     Raises ConfigError with every problem, each as `file:line: key: what is wrong`.
     """
-    return resolve(read_config(path, overrides))
+    return resolve(read_config(path, overrides, follow=follow))
 
 
 def resolve(document: Document) -> RunConfig:
     """Resolves a document; ConfigError with every problem found in it."""
     problems = Problems(document)
-    data = {key: value for key, value in document.data.items() if value is not None}
+    data = _given(document)
     for required, examples in _REQUIRED.items():
         if required not in data:
             problems.add((required,), f"missing; write {examples.get(document.origin(()), examples['file'])}")
@@ -107,12 +113,17 @@ def resolve(document: Document) -> RunConfig:
     source = _choice("data", "datasets", data_section.found(data.get("data"), problems), None, problems)
     backbone = _choice("backbone", "backbones", data.get("backbone"), schema.DEFAULTS["backbone"], problems)
     size = _largest_view(data.get("views"), source)
-    spec = _described(backbone, source, size, problems)
+    backbone, spec = _described(backbone, source, size, problems)
     own = _of_method("defaults", method, problems, spec)
     failed, own = own is None, own or {}
-    backbone = _with_defaults(backbone, own.get("backbone", {}), data.get("backbone"), problems)
-    if backbone is not None and own.get("backbone") and _described(backbone, source, size, problems) != spec:
-        problems.add(("method",), "the method's defaults change the spec of the backbone")
+    left_out: list[str] = []
+    if document.replaced is not None and not failed:
+        left_out, data = _settled(document, own, spec), _given(document)
+    if own.get("backbone"):
+        backbone = _with_defaults(backbone, own["backbone"], data.get("backbone"), problems)
+        backbone, changed = _described(backbone, source, size, problems)
+        if backbone is not None and changed != spec:
+            problems.add(("method",), "the method's defaults change the spec of the backbone")
     defaults = {**schema.DEFAULTS, **own}
     if method is not None and not failed and "optimizer" not in {**data, **defaults}:
         problems.add(("optimizer",), f"missing; {method.name!r} has no default for it")
@@ -142,10 +153,30 @@ def resolve(document: Document) -> RunConfig:
     problems.raise_any()
     schedule = replace(schedule, options=fitting(schedule.options, training, document))
     output = None if output is None else Path(output).expanduser()
+    file_method = None
+    if document.replaced is not None:
+        origin, file_method = document.replaced[0].origin(("method",)), document.replaced[0].data["method"]["name"]
+        if left_out:
+            change = f"{method.name.rpartition(':')[2]} in place of {file_method}"
+            keys = ", ".join(left_out)
+            log.info(f"{origin.rpartition(':')[0]}: {change}: its own recipe replaces {keys} of the file")
     return RunConfig(
         seed=seed, method=method, backbone=backbone, data=source, view_phases=view_phases, optimizer=optimizer,
         schedule=schedule, training=training, checkpoints=checkpoints, callbacks=callbacks, output=output,
+        file_method=file_method,
     )  # fmt: skip
+
+
+def _given(document: Document) -> dict[str, Any]:
+    return {key: value for key, value in document.data.items() if value is not None}
+
+
+def _settled(document: Document, own: Mapping[str, Any], spec: Any) -> list[str]:
+    """What the method of the file leaves to the one that an override names; returns what it does not."""
+    assert document.replaced is not None
+    ignored = Problems(document)
+    before = _choice("method", "methods", document.replaced[0].data["method"], None, ignored)
+    return settle(document, own, _of_method("defaults", before, ignored, spec) or {})
 
 
 def _check_sections(
@@ -180,12 +211,13 @@ def _largest_view(section: Any, source: Choice | None) -> int:
 
 
 def _described(backbone: Choice | None, source: Choice | None, size: int, problems: Problems) -> Any:
-    """The spec of the backbone."""
+    """The backbone with what each `auto` comes to, and its spec."""
     if backbone is None:
-        return None
+        return None, None
     try:
         channels = source.cls.channel_count(source.options) if source is not None else 3
-        return backbone.cls.describe(backbone.options, channels, size)
+        backbone = replace(backbone, options=backbone.cls.fit_options(backbone.options, size))
+        return backbone, backbone.cls.describe(backbone.options, channels, size)
     except UserError as error:
         key, _, message = str(error).partition(": ")
         known = key.partition(".")[0] in SECTIONS
@@ -193,7 +225,7 @@ def _described(backbone: Choice | None, source: Choice | None, size: int, proble
     except Exception as error:
         reason = " ".join(str(error).split())
         problems.add(("backbone",), f"{backbone.name!r} cannot be built: {type(error).__name__}: {reason}")
-    return None
+    return backbone, None
 
 
 def _of_method(what: str, method: Choice | None, problems: Problems, *arguments: Any) -> Any:
@@ -216,8 +248,8 @@ def _with_defaults(
     backbone: Choice | None, defaults: Mapping[str, Any], asked: Any, problems: Problems
 ) -> Choice | None:
     """The backbone with those of a method's defaults that it has options for, under what the config sets."""
-    if backbone is None or not defaults:
-        return backbone
+    if backbone is None:
+        return None
     known = {name: value for name, value in defaults.items() if name in backbone.cls.Options.model_fields}
     section = {} if asked is None or isinstance(asked, str) else asked
     found: Choice | None = _choice("backbone", "backbones", {"name": backbone.name, **known, **section}, None, problems)
@@ -228,7 +260,7 @@ def _with_defaults(
 
 def _views(section: Any, key: Key, method: Choice | None, spec: Any, size: int, problems: Problems) -> tuple[Any, ...]:
     """The views of a section, of the whole run or of a phase."""
-    complete = isinstance(section, list) or (isinstance(section, dict) and section.get("preset") is not None)
+    complete = isinstance(section, list | str) or (isinstance(section, dict) and section.get("preset") is not None)
     recipe = None if complete else _of_method("recipe", method, problems, size, spec)
     if recipe is None and not complete:
         return ()  # the method or the backbone already has a problem, and the views depend on it

@@ -9,12 +9,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sslcli.contracts.options import Options
-from sslcli.contracts.views import OperationSpec, RecipeSection, ViewSpec
+from sslcli.contracts.views import OperationSpec, PresetOptions, RecipeSection, ViewSpec
 from sslcli.plugins import load
 
 from .document import Key
 from .options import parse_into
+from .preset_options import changed_views
 from .problems import Problems, show
 
 #: Operations whose name is a short key, in their default order. A view's `order` names those that come first.
@@ -33,7 +33,7 @@ def resolve_views(
     """Returns the views that a section describes.
 
     Args:
-        section: the config's `views:`: None, a mapping or a list of view specs.
+        section: the config's `views:`: None, a preset's name, a mapping or a list of view specs.
         recipe: the method's own section, used if the config names no preset and lists no views.
         default_size: side of views in pixels if it is not set.
         problems: gets everything that is wrong.
@@ -44,8 +44,10 @@ def resolve_views(
             problems.add(key, "should have one view or more")
         listed = [((*key, str(index)), item) for index, item in enumerate(section)]
         return _build_all([(child, _as_view(item, child, problems)) for child, item in listed], default_size, problems)
+    if isinstance(section, str):
+        section = {"preset": section}
     if not isinstance(section, dict | None):
-        problems.add(key, f"should be a mapping or a list of views, not {show(section)}")
+        problems.add(key, f"should be a preset, a mapping or a list of views, not {show(section)}")
         return ()
     section = {name: value for name, value in (section or {}).items() if value is not None}
     own = None if "preset" in section or isinstance(recipe, Mapping) else recipe
@@ -63,7 +65,7 @@ def resolve_views(
     if own is None:
         views = _preset_views(str(name), section, size, key, problems)
     else:
-        views = _listed_views(own, section, key, problems)
+        views = _listed_views(own, section, size, key, problems)
     if not views:
         return ()
     if single:
@@ -127,18 +129,26 @@ def _preset_views(name: str, section: dict[str, Any], size: int, key: Key, probl
     own = preset.Options.model_fields
     short = {k: v for k, v in section.items() if k in SHORT_KEYS and (k not in own or isinstance(v, dict | list))}
     options = {k: v for k, v in section.items() if k not in short}
+    shared = {k: options.pop(k) for k in PresetOptions.model_fields if k in options and k not in own}
     parsed = parse_into(problems, preset.Options, options, "'views'", key, also=_known(key))
-    return [] if parsed is None else [_changed(view, short) for view in preset.views(parsed, size)]
+    changes = parse_into(problems, PresetOptions, shared, "'views'", key)
+    if parsed is None or changes is None:
+        return []
+    views = preset.views(parsed, size)
+    changes = parsed if isinstance(parsed, PresetOptions) else changes
+    return [_changed(view, short) for view in changed_views(views, changes, size, key, problems)]
 
 
 def _listed_views(
-    recipe: Sequence[Mapping[str, Any]], section: dict[str, Any], key: Key, problems: Problems
+    recipe: Sequence[Mapping[str, Any]], section: dict[str, Any], size: int, key: Key, problems: Problems
 ) -> list[dict[str, Any]]:
     """The views that a method lists itself, with the changes of a section's short keys."""
     short = {k: v for k, v in section.items() if k in SHORT_KEYS}
     rest = {k: v for k, v in section.items() if k not in short}
-    parse_into(problems, Options, rest, "'views'", key, also=_known(key))
-    return [_changed(copy.deepcopy(dict(view)), short) for view in recipe]
+    changes = parse_into(problems, PresetOptions, rest, "'views'", key, also=_known(key))
+    views = [copy.deepcopy(dict(view)) for view in recipe]
+    views = views if changes is None else changed_views(views, changes, size, key, problems)
+    return [_changed(view, short) for view in views]
 
 
 def _build_all(views: list[tuple[Key, dict[str, Any]]], size: int, problems: Problems) -> tuple[ViewSpec, ...]:

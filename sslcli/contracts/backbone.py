@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -90,6 +90,21 @@ class Backbone(nn.Module, ABC):
         Raises:
             UserError: if it does not accept such images.
         """
+
+    @classmethod
+    def fit_options(cls, options: Any, image_size: int, weights: Mapping[str, Tensor] | None = None) -> Any:
+        """Returns the options with what each `auto` comes to; by default as they are.
+
+        Runs, checkpoints and cards hold these, so that a network is built again as it was. `build` and `describe` take
+        options with `auto`, too.
+
+        Args:
+            options: an instance of `Options`.
+            image_size: side in pixels of the (largest) views.
+            weights: to be loaded into the network, under the names of `export_state`; None: those that the options
+                name, if they do.
+        """
+        return options
 
     @classmethod
     def describe(cls, options: Any, channels: int, image_size: int) -> BackboneSpec:

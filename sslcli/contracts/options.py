@@ -68,6 +68,12 @@ class Options(BaseModel):
             kept |= {name: getattr(parsed, name) for name in plain}
         return self.model_copy(update=kept)
 
+    def with_defaults(self, **values: Any) -> Self:
+        """Returns these options with other values, which count as not set by the user (see `as_in_run`)."""
+        changed = self.model_copy(update=values)
+        changed.model_fields_set.difference_update(values)
+        return changed
+
     @classmethod
     def resume_rule(cls, field: str) -> ResumeRule:
         """Returns what happens if `field` differs between a run and its resumption."""

@@ -106,22 +106,34 @@ class OperationSpec(Options):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class PresetOptions(Options):
+    """Options that every preset has. What `views` returns is changed by them afterward."""
+
+    count: int | None = Field(default=None, ge=1)
+    """Number of views, not counting local ones; by default as published. Views of different kinds take turns."""
+    strength: float | None = Field(default=None, ge=0)
+    """Multiplies the brightness, contrast, saturation and hue of the color jitter, not how often it is applied; by
+    default as published (1)."""
+    size: int | None = Field(default=None, ge=1)
+    """Side of the views in pixels, which `views` gets; local ones are smaller. By default that of the dataset."""
+
+
 class Preset:
     """A named recipe. It returns views as a config would list them (short keys allowed).
 
     Attributes:
-        Options: the options' class.
+        Options: the options' class, a subclass of `PresetOptions`.
         fixed: what `views` returns, for a preset whose views depend on nothing.
     """
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[Options]] = PresetOptions
     fixed: ClassVar[list[dict[str, Any]]] = []
 
     @classmethod
     def views(cls, options: Any, size: int) -> list[dict[str, Any]]:
         """Returns a list of views such as `{"count": 2, "crop_scale": [0.08, 1.0], "flip": 0.5}`.
 
-        A view without `size` has the side `size`.
+        A view without `size` has the side `size`. `count` and `strength` change these views afterward.
         """
         if not cls.fixed:
             raise TypeError(f"the preset {cls.__name__} must define `views` or `fixed`")

@@ -144,17 +144,22 @@ def load_network(target: Target, document: Document, shown: ShownOptions, parts:
             f"{target.word}: holds weights but not the name of their network; add backbone=NAME (backbone=resnet50)"
         )
     cls: type[Backbone] = load("backbones", name)
-    options = validate(cls.Options, values, repr(name), document, ("backbone",))
+    asked = validate(cls.Options, values, repr(name), document, ("backbone",))
     info = parts.train.info
     size = shown.image_size or parts.view_size
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone = cls.build(options, info.channels, size)
+    options = cls.fit_options(asked, size)
+    backbone = _built(cls, options, info.channels, size, seed)
     published = getattr(options, "pretrained", False) or getattr(options, "weights", None) is not None
     if target.kind == "weights":
         if published:
             raise UserError(f"{target.word}: the weights come from this file; leave out pretrained and weights")
-        _fill(backbone, name, target)
+        state = read_plain(target.path, backbone.export_state()[0])
+        fitting = cls.fit_options(asked, size, state)
+        if fitting != options:
+            options, backbone = fitting, _built(cls, fitting, info.channels, size, seed)
+        left_out = fill(backbone, state, target.word, name)
+        if left_out:
+            log.info(f"{target.word}: read without the classifier ({', '.join(left_out)})")
         with target.path.open("rb") as file:
             origin, digest = "weight file", hashlib.file_digest(file, "sha256").hexdigest()
     else:
@@ -187,10 +192,10 @@ def _published_normalization(options: Any, channels: int) -> tuple[tuple[float, 
     return IMAGENET[channels]
 
 
-def _fill(backbone: Backbone, name: str, target: Target) -> None:
-    left_out = fill(backbone, read_plain(target.path, backbone.export_state()[0]), target.word, name)
-    if left_out:
-        log.info(f"{target.word}: read without the classifier ({', '.join(left_out)})")
+def _built(cls: type[Backbone], options: Any, channels: int, size: int, seed: int) -> Backbone:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cls.build(options, channels, size)
 
 
 def read_plain(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -141,5 +141,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def default_directory(config: RunConfig, name: str) -> Path:
-    """Returns the run directory if none is asked for: `output:` of the config, or `runs/NAME-HASH`."""
+    """Returns the run directory if none is asked for: `output:` of the config, or `runs/NAME-HASH`.
+
+    If an override names another method than the config file, the name has that method's in place of the file's.
+    """
+    if config.file_method is not None:
+        short = config.method.name.rpartition(":")[2].replace("/", "-")
+        name = name.replace(config.file_method, short) if config.file_method in name else f"{name}-{short}"
     return config.output or Path("runs") / f"{name}-{config.digest()}"

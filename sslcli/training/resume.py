@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from typing import Any
 
 from pydantic import ValidationError
@@ -105,7 +106,8 @@ def check(config: RunConfig, stored: dict[str, Any], run: str) -> list[str]:
     if fixed:
         raise UserError(
             f"{run}: cannot be resumed with another config ({'; '.join(fixed)}); "
-            "undo the change, or start a new run with another --output"
+            f"undo the change (`ssl train {shlex.quote(run)} --resume` has the run's own config), or start a new run "
+            "with another --output"
         )
     return [f"resuming with {line}" for rule, line in found if rule == "warn"]
 

@@ -9,7 +9,6 @@ import pytest
 from sslcli.config.document import Document
 from sslcli.config.problems import Problems
 from sslcli.config.views_section import resolve_views
-from sslcli.contracts.errors import UserError
 from sslcli.plugins import find, load
 
 FACTORS = ("brightness", "contrast", "saturation", "hue")
@@ -64,8 +63,11 @@ def test_a_jitter_that_is_set_wins_over_the_strength() -> None:
 @pytest.mark.parametrize(("preset", "most"), [("moco_v1", 1.25), ("byol", 5), ("swav", 2.5)])
 def test_a_strength_that_turns_the_hue_beyond_half_of_the_wheel_is_refused(preset: str, most: float) -> None:
     jitters(preset, strength=most)
-    with pytest.raises(UserError, match=rf"^views\.strength: .* at most {most:g}$"):
-        jitters(preset, strength=most + 0.01)
+    problems = Problems(Document({}, {("views",): "c.yaml:3"}))
+    resolve_views({"preset": preset, "strength": most + 0.01}, {}, 224, problems)
+    (line,) = problems.lines
+    assert line.startswith("c.yaml:3: views.strength: ")
+    assert line.endswith(f"at most {most:g}")
 
 
 def test_a_negative_strength_is_refused() -> None:

@@ -55,7 +55,8 @@ def test_docstring_and_class_name_are_those_of_the_size(name: str, features: int
 @pytest.mark.parametrize(
     ("cls", "options", "least"),
     [
-        (ResNet18, ResNetOptions(width=4), 32),
+        (ResNet18, ResNetOptions(width=4, stem="standard"), 32),
+        (ResNet18, ResNetOptions(width=4), 8),
         (ResNet18, TINY, 8),
         (CIFARResNet20, CIFARResNetOptions(width=4), 4),
     ],

@@ -54,7 +54,7 @@ def test_vits_pass_the_conformance_checks_and_every_parameter_gets_a_gradient(op
 )
 def test_xavier_initial_weights_are_moco_v3s(cls: type[ViT], stds: tuple[float, ...]) -> None:
     torch.manual_seed(0)
-    backbone = cls.build(ViTOptions(init="xavier", depth=1), 3, 32)
+    backbone = cls.build(ViTOptions(init="xavier", depth=1, patch_size=16), 3, 32)
     block: Any = backbone.blocks[0]
     weights = (backbone.patch_projection.weight, block.attn.qkv.weight, block.attn.proj.weight, block.mlp.fc1.weight)
     for weight, std in zip(weights, stds, strict=True):
@@ -201,7 +201,7 @@ def test_drop_path_skips_branches_in_training_only() -> None:
 
 def test_invalid_sizes_heads_and_masks_are_refused() -> None:
     with pytest.raises(UserError, match=r"backbone\.patch_size: views of 30 pixels are not a multiple of 16"):
-        ViTTiny.build(ViTOptions(), 3, 30)
+        ViTTiny.build(ViTOptions(patch_size=16), 3, 30)
     with pytest.raises(UserError, match=r"backbone\.heads: vit_tiny has 192 dimensions, not divisible by 5 heads"):
         ViTTiny.build(ViTOptions(heads=5), 3, 32)
     with pytest.raises(UserError, match="multiples of 4, not 16×18"):

@@ -150,5 +150,5 @@ def test_each_phase_has_as_many_views_as_the_method_needs(tmp_path: Path) -> Non
     assert line == "c.yaml:5: views.phases.1.views: 'simclr' needs at least 2 views of an image, not 1"
     three = "views: {phases: [{until: 1}, {views: [{size: 16, count: 3}]}]}"
     assert [sum(view.count for view in phase.views) for phase in config(tmp_path, three).view_phases] == [2, 3]
-    (line,) = problems(tmp_path, three, "method=moco")
-    assert line == "c.yaml:5: views.phases.1.views: 'moco' needs 2 views of an image, not 3"
+    (line,) = problems(tmp_path, "", "method=moco", three.replace("views: ", "views=", 1))
+    assert line == "command line: views.phases.1.views: 'moco' needs 2 views of an image, not 3"

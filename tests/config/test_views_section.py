@@ -148,7 +148,7 @@ def test_a_view_needs_one_geometric_operation_as_its_first(tmp_path: Path, liste
         ("[{count: 0}]", "views.0.count: should be greater than or equal to 1, not 0"),
         ("[3]", "views.0: should be a mapping that describes a view, not 3"),
         ("[]", "views: should have one view or more"),
-        ("simclr", "views: should be a mapping or a list of views, not 'simclr'"),
+        ("7", "views: should be a preset, a mapping or a list of views, not 7"),
         ("{preset: simclrr}", "views.preset: unknown view operation or preset 'simclrr'; did you mean simclr?"),
         ("{2: {blur: 0.1}}", "views.2: out of range: 2 views, numbered from 0"),
         ("[{order: jitter}]", "views.0.order: should be a list of some of flip, autoaugment, "),

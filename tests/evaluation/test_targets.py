@@ -84,6 +84,15 @@ def test_a_plain_weight_file_of_torchvision_is_loaded_into_the_network_that_is_n
         torch.testing.assert_close(found.backbone(images).pooled, reference.eval()(images))
 
 
+@pytest.mark.parametrize(("size", "stem"), [(96, "small"), (32, "standard")])
+def test_the_stem_is_that_of_the_weights_whatever_the_images(tmp_path, size, stem):
+    kind = load("backbones", "resnet18")
+    save_file(kind.build(kind.Options(width=4, stem=stem), 3, 64).export_state()[0], tmp_path / "w.safetensors")
+    found, _ = network(str(tmp_path / "w.safetensors"), "backbone=resnet18", "backbone.width=4", size=size)
+    assert found.card.backbone["stem"] == found.backbone.options.stem == stem
+    assert network("resnet18", "backbone.width=4", size=32)[0].card.backbone["stem"] == "small"
+
+
 def test_published_weights_get_imagenets_normalization(monkeypatch, state):
     monkeypatch.setattr(load("backbones", "resnet18"), "published_state", lambda self: state)
     found, _ = network("resnet18", "backbone.pretrained=true", size=32)
