@@ -168,7 +168,8 @@ def load_backbone(path: Target, into: nn.Module | None = None) -> nn.Module:
 
     Args:
         path: a backbone file (`backbone.safetensors`), a checkpoint, a run directory, or a `Run`.
-        into: for a backbone that was given as a module: a module like it, on the CPU, which receives the weights.
+        into: for a backbone that was given as a module: a module like it, on the CPU, which receives the weights. A
+            classifier that was cut off for training is cut off from it too.
 
     Returns:
         the module, on the CPU, in `eval()`; called with normalized images (N, C, H, W) it returns `Features`, whose

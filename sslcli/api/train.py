@@ -54,7 +54,8 @@ def train(
         overrides: options by dotted key, applied last: `{"optimizer.lr": 0.1}`.
         method: this and the following are the sections of the config: a name, or a mapping with `name` and options.
             In place of a name, a class that a plugin could register (a subclass of `Method`, for example) also works.
-        backbone: likewise, or any `nn.Module`: (N, C, H, W) → (N, D) or (N, D, 1, 1). A copy of it is trained.
+        backbone: likewise, or any `nn.Module`: (N, C, H, W) → (N, D) or (N, D, 1, 1). A copy of it is trained,
+            without its classifier if it is a model of torchvision or timm.
         data: likewise, or any object with `__len__` and `__getitem__` whose items are images or begin with one: PIL,
             arrays (H, W, C), tensors (C, H, W); uint8, or floats in [0, 1].
         views: as in the config, like all others that are not described here.
