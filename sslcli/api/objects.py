@@ -63,6 +63,7 @@ class Objects:
     def _choice(self, section: str, value: Any) -> dict[str, Any]:
         options = dict(value) if isinstance(value, Mapping) else {"name": value}
         name = options.pop("name", None)
+        name = fspath(name) if section == "data" and isinstance(name, PathLike) else name
         plain = as_plain(section, options)
         if name is None or isinstance(name, str):
             return plain if name is None else {"name": name, **plain}
@@ -73,7 +74,9 @@ class Objects:
             pair = dict(zip(("labeled", "test"), self._labeled, strict=True)) if self._labeled is not None else {}
             name, classes, self.given = data_classes({"train": name, **pair})
             self.classes |= classes
-            return {"name": name, "count": self.given["train"].length, **plain}
+            train = self.given["train"]
+            files = {"files": train.dataset.digest} if hasattr(train.dataset, "digest") else {}
+            return {"name": name, "count": train.length, **files, **plain}
         if section != "backbone":
             _refused(section, name)
         return {"name": self._keep(group, _wrapped(name)), **plain}
@@ -123,14 +126,16 @@ def data_classes(datasets: Mapping[str, Any], name: str = "") -> tuple[str, Clas
     An object used for two splits is inspected and read only once.
     """
     from sslcli.data.objects.given import Given
+    from sslcli.data.objects.listed import as_dataset
     from sslcli.data.objects.wrapped import wrap_datasets
 
     seen: dict[int, Given] = {}
     for dataset in datasets.values():
         if id(dataset) not in seen:
-            seen[id(dataset)] = Given(dataset, f"{PYTHON}:{type(dataset).__name__}")
+            known = as_dataset(dataset)
+            seen[id(dataset)] = Given(known, f"{PYTHON}:{type(known).__name__}")
     given = {split: seen[id(dataset)] for split, dataset in datasets.items()}
-    name = name or type(next(iter(datasets.values()))).__name__
+    name = name or type(next(iter(given.values())).dataset).__name__
     return f"{PYTHON}:{name}", {("datasets", name): wrap_datasets(given)}, given
 
 

@@ -273,7 +273,7 @@ def export(target: Target, exporter: str = "backbone", path: str | Path | None =
         target: a `Run`, a run directory, a checkpoint or a backbone file.
         exporter: its name.
         path: the file; by default in the run directory, or next to the file.
-        options: the exporter's.
+        options: the exporter's; `data` of `features` may be an object, as for `train`.
 
     Returns:
         the file's path, and Python lines that load it (`how_to_load`).
@@ -283,8 +283,14 @@ def export(target: Target, exporter: str = "backbone", path: str | Path | None =
     """
     from sslcli.evaluation.export import export as run_export
 
+    classes, data = _classes([target], {}), options.get("data")
+    given = data.get("name") if isinstance(data, Mapping) else data
+    if given is not None and not isinstance(given, str | Path):
+        name, made, _ = data_classes({"train": given}, EVALUATED)
+        classes |= made
+        options["data"] = {**(data if isinstance(data, Mapping) else {}), "name": name}
     arguments = as_arguments(as_plain("options", options))
-    with on_console(), registered(_classes([target], {})):
+    with on_console(), registered(classes):
         return run_export(exporter, _path(target), None if path is None else Path(path), arguments)
 
 

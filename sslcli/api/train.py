@@ -57,7 +57,7 @@ def train(
         backbone: likewise, or any `nn.Module`: (N, C, H, W) → (N, D) or (N, D, 1, 1). A copy of it is trained,
             without its classifier if it is a model of torchvision or timm.
         data: likewise, or any object with `__len__` and `__getitem__` whose items are images or begin with one: PIL,
-            arrays (H, W, C), tensors (C, H, W); uint8, or floats in [0, 1].
+            arrays (H, W, C), tensors (C, H, W); uint8, or floats in [0, 1]. Or a list of paths of image files.
         views: as in the config, like all others that are not described here.
         callbacks: options by name, as in the config; or a list of names and of objects with some of `Callback`'s hooks.
         labeled: with `data` as an object: datasets (train, test) with labels, for evaluations and the kNN monitor.
