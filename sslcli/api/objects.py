@@ -16,6 +16,8 @@ from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.errors import UserError
 from sslcli.plugins import PYTHON, contracts, get_group
 
+from .views import ViewObjects
+
 if TYPE_CHECKING:
     from sslcli.data.objects.given import Given
 
@@ -31,11 +33,13 @@ class Objects:
     Attributes:
         classes: for `plugins.registered`.
         given: the user's datasets by split.
+        views: the user's callables on images.
     """
 
     def __init__(self, labeled: tuple[Any, Any] | None = None) -> None:
         self.classes: Classes = {}
         self.given: dict[str, Given] = {}
+        self.views = ViewObjects(self._keep)
         if labeled is not None and not (isinstance(labeled, tuple | list) and len(labeled) == 2):
             raise UserError("labeled: should be a pair of datasets (train, test)")
         self._labeled = labeled
@@ -55,7 +59,10 @@ class Objects:
             elif section == "callbacks":
                 plain[section] = self._callbacks(value)
             else:
-                plain[section] = as_plain(section, self._with_names(value) if section == "views" else value)
+                plain[section] = as_plain(section, self.views.named(value) if section == "views" else value)
+        normalization = self.views.normalization()
+        if normalization:
+            plain["data"] = {**normalization, **plain.get("data", {})}
         if self._labeled is not None and not self.given:
             raise UserError("labeled: needs a dataset that is given as an object; a named one has its own labels")
         return plain
@@ -101,15 +108,14 @@ class Objects:
                         plain[self._keep("callbacks", _callback(options), name)] = {}
         return plain
 
-    def _with_names(self, value: Any) -> Any:
-        """A section with names instead of operation and preset classes, at any depth."""
-        if isinstance(value, Mapping):
-            return {name: self._with_names(each) for name, each in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._with_names(each) for each in value]
-        if isinstance(value, type) and issubclass(value, contracts(get_group("augmentations"))):
-            return self._keep("augmentations", value)
-        return value
+    def worker_obstacles(self) -> list[tuple[str, str]]:
+        """Returns which objects cannot be sent to worker processes (`data: X is read`), and why."""
+        from sslcli.data.objects.given import worker_obstacle
+
+        train = self.given.get("train")
+        objects = [] if train is None else [(f"data: {train.title} is read", worker_obstacle(train))]
+        objects += [(f"views: {each.title} is called", worker_obstacle(each)) for each, _ in self.views.transforms]
+        return [(what, obstacle) for what, obstacle in objects if obstacle is not None]
 
     def _keep(self, group: str, cls: type, name: str = "") -> str:
         name = name or cls.__name__

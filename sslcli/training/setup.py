@@ -166,6 +166,8 @@ def build(
         # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
         data = open_cached(dataset, wanted_side(views, *later), training.epochs, training.workers)
         config = _cache_resolved(config, data)
+        if any(maker.in_workers for maker in (views, *later)):
+            budget = 0
         source = open_source(
             data, device, training.batch_size, training.accumulate, config.seed,
             distributed.rank(), distributed.world_size(), views=views, workers=training.workers,

@@ -175,16 +175,20 @@ class Given:
 
     def worker_obstacle(self) -> str | None:
         """Returns why worker processes cannot get the dataset from this one; None if they can."""
-        methods = torch.multiprocessing.get_all_start_methods()  # the default is the first
-        if (torch.multiprocessing.get_start_method(allow_none=True) or methods[0]) == "fork":
-            return None
-        if type(self.dataset).__module__ == "__main__" and not hasattr(sys.modules.get("__main__"), "__file__"):
-            return "its class is defined in a notebook"
-        try:
-            pickle.dumps(self)
-            return None
-        except Exception as error:  # pickle raises all kinds
-            return reason(error)
+        return worker_obstacle(self)
+
+
+def worker_obstacle(value: Any) -> str | None:
+    """Returns why an object cannot be sent to worker processes; None if it can."""
+    methods = torch.multiprocessing.get_all_start_methods()  # the default is the first
+    if (torch.multiprocessing.get_start_method(allow_none=True) or methods[0]) == "fork":
+        return None
+    try:
+        sent = pickle.dumps(value)
+    except Exception as error:  # pickle raises all kinds
+        return reason(error)
+    in_notebook = b"__main__" in sent and not hasattr(sys.modules.get("__main__"), "__file__")
+    return "its class or function is defined in a notebook" if in_notebook else None
 
 
 def reason(error: Exception) -> str:
