@@ -38,6 +38,8 @@ class ViewObjects:
             return [self._view(each) if key == "views" and _is_call(each) else self.named(each, key) for each in value]
         if isinstance(value, type) and issubclass(value, contracts(get_group("augmentations"))):
             return self._keep("augmentations", value)
+        if isinstance(value, type):
+            raise UserError(f"views: give an instance, not the class: {value.__name__}(…)")
         if not _is_call(value):
             return value
         return [self._view(value)] if key == "views" else self._operation(value)

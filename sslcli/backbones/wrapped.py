@@ -42,6 +42,8 @@ class WrappedBackbone(Backbone):
         in_place: `network` is the template itself.
         told: the user knows what becomes of its last layer.
         cut: lines that cut the classifier off, as it was done to `network`.
+        last: what to say if the linear layer that computes the features is a classifier; None if none does, or it is
+            to be kept.
     """
 
     Options = WrappedOptions
@@ -55,6 +57,7 @@ class WrappedBackbone(Backbone):
         self.network = network
         self.spec = spec
         self.cut = list(cut)
+        self.last: str | None = None
 
     @classmethod
     def build(cls, options: Any, channels: int, image_size: int) -> WrappedBackbone:
@@ -68,8 +71,17 @@ class WrappedBackbone(Backbone):
         tried = _copied(cls.template, cls.title)
         cut = [] if whole else cut_classifier(tried)
         spec, last = probe(tried, channels, image_size, cls.title)
+        refusal = None
         if last is not None and not whole:
-            _check_last(tried, *last, cls)
+            end = f"{written(last[0])} ({last[1].in_features} → {last[1].out_features})"
+            end = f"backbone: {cls.title} ends in the linear layer {end}"
+            refusal = (
+                f"{end}, which looks like a classifier: write {written(last[0])} = torch.nn.Identity(), or {_KEEP}"
+            )
+            if looks_like_classifier(tried, *last):
+                raise UserError(refusal)
+            if not cls.told:
+                log.info(f"{end}; its outputs are taken as the features")
         if cut and not cls.told:
             log.info(
                 f"backbone: {cls.title} ends in a classifier, which is left out ({'; '.join(cut)}): "
@@ -79,7 +91,14 @@ class WrappedBackbone(Backbone):
         network = cls.template if cls.in_place else _copied(cls.template, cls.title)
         if cut:
             cut_classifier(network)
-        return cls(network, spec, cut)
+        built = cls(network, spec, cut)
+        built.last = refusal
+        return built
+
+    def check_classes(self, count: int) -> None:
+        """Raises UserError if the last layer has as many outputs as the data has classes."""
+        if self.last is not None and self.spec.feature_dim == count:
+            raise UserError(self.last)
 
     def forward(
         self,
@@ -166,18 +185,6 @@ def probe(
             f"backbone: {name} returned {tuple(output.shape)} for two images; the first dimension must be the batch"
         )
     return BackboneSpec(feature_dim=pooled.shape[1], channels=channels), last_linear(linears, output)
-
-
-def _check_last(network: nn.Module, name: str, layer: nn.Linear, backbone: type[WrappedBackbone]) -> None:
-    """Raises UserError if a module's last layer seems to be a classifier; says what it is otherwise."""
-    what = f"{backbone.title} ends in the linear layer {written(name)} ({layer.in_features} → {layer.out_features})"
-    if looks_like_classifier(network, name, layer):
-        raise UserError(
-            f"backbone: {what}, which looks like a classifier: write {written(name)} = torch.nn.Identity(), or "
-            f"{_KEEP} to train its outputs"
-        )
-    if not backbone.told:
-        log.info(f"backbone: {what}; its outputs are taken as the features")
 
 
 def _pooled(output: Any, name: str) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sslcli import distributed
+from sslcli.backbones.wrapped import WrappedBackbone
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.callback import Callback
@@ -236,6 +237,8 @@ def _build_method(config: RunConfig, dataset: Dataset | StreamDataset, info: Run
     torch.manual_seed(seed_for(config.seed, SEED_WEIGHTS))
     backbone: Backbone = config.backbone.cls.build(config.backbone.options, dataset.info.channels, size)
     spec = backbone.spec
+    if isinstance(backbone, WrappedBackbone):
+        backbone.check_classes(len(dataset.info.classes or ()))
     for key, view in ((key, view) for key, phase in keyed_phases(config) for view in phase.views):
         if view.size < spec.minimum_size or view.size % spec.size_multiple:
             multiple = f", in multiples of {spec.size_multiple}" if spec.size_multiple > 1 else ""

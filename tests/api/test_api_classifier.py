@@ -121,6 +121,14 @@ def test_what_looks_like_a_classifier_is_refused_with_the_line_to_write(module, 
     assert built(module, classifier="keep").spec.feature_dim in (3, 10, 50, 1000)
 
 
+def test_a_last_layer_with_an_output_for_each_class_of_the_data_is_refused(tmp_path) -> None:
+    module = nn.Sequential(Net(6), nn.Flatten(), nn.Linear(6, 3))  # `Arrays` has three classes
+    with pytest.raises(UserError, match=r"backbone: .* module\[2\] \(6 → 3\), which looks like a classifier"):
+        tiny_run(tmp_path / "run", backbone=module)
+    kept = tiny_run(tmp_path / "run", backbone={"name": module, "classifier": "keep"}, training={"max_steps": 1})
+    assert kept.card.feature_dim == 3
+
+
 def test_another_last_linear_layer_is_told(caplog) -> None:
     caplog.set_level(logging.INFO, logger="sslcli")
     assert built(nn.Sequential(Net(6), nn.Flatten(), nn.Linear(6, 12))).spec.feature_dim == 12

@@ -66,9 +66,11 @@ def test_files_that_cannot_be_read_are_replaced_counted_and_named(photos, tmp_pa
     assert run.metrics[-1]["unreadable_images"] == 1
     with pytest.raises(SslError, match=r"1 of 40 images cannot be read"):
         tiny_run(tmp_path / "strict", data={"name": photos, "max_unreadable": 0.0}, **same)
-    with pytest.raises(UserError, match=r"data: python:ImageFiles\[0\]: .*nowhere\.jpg: No such file") as caught:
+    with pytest.raises(UserError, match=r"data: python:ImageFiles\[0\]: /.*nowhere\.jpg: No such file") as caught:
         tiny_run(tmp_path / "missing", data=["nowhere.jpg"])
     assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"^data: generator cannot be indexed: write list\(…\)"):
+        tiny_run(tmp_path / "generator", data=(path for path in photos))
 
 
 def test_pixels_names_and_paths_are_those_of_the_files(photos) -> None:

@@ -127,6 +127,11 @@ def test_what_a_callable_does_wrong_is_told_in_one_line_before_a_run_is_there(ca
     assert not (tmp_path / "run").exists()
 
 
+def test_a_class_is_not_a_callable_on_an_image(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"^views: give an instance, not the class: RandomCrop\(…\)$"):
+        tiny_run(tmp_path / "run", views=[v1.RandomCrop, SIMCLR])
+
+
 def test_a_failure_within_a_worker_is_one_line_too(tmp_path) -> None:
     data = Arrays(40)
     data.pixels[13] = 0

@@ -17,7 +17,7 @@ import torch.multiprocessing
 import torch.utils.data
 from torch import Tensor
 
-from sslcli.contracts.errors import UserError
+from sslcli.contracts.errors import UnreadableImage, UserError
 
 from .items import Label, channels_of, declared_labels, split_item, to_pixels
 
@@ -63,9 +63,10 @@ class Given:
         """
         kind = type(dataset).__name__
         if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(type(dataset), "__getitem__"):
+            more = ": write list(…)" if hasattr(dataset, "__next__") else ""
             raise UserError(
-                f"data: {kind} cannot be indexed; a dataset needs __getitem__(index) and __len__(), or is a class that "
-                "inherits from StreamDataset"
+                f"data: {kind} cannot be indexed{more}; a dataset needs __getitem__(index) and __len__(), or is a "
+                "class that inherits from StreamDataset"
             )
         try:
             self.length = len(dataset)
@@ -192,6 +193,10 @@ def worker_obstacle(value: Any) -> str | None:
 
 
 def reason(error: Exception) -> str:
-    """Returns an error in one line; of a ValueError only its text, which is ours."""
+    """Returns an error in one line; only its text of one that is ours."""
     text = " ".join(str(error).split())[:300]
-    return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}".rstrip(": ")
+    return (
+        text
+        if type(error) in (ValueError, UnreadableImage) and text
+        else f"{type(error).__name__}: {text}".rstrip(": ")
+    )
