@@ -70,7 +70,8 @@ class Objects:
     def _choice(self, section: str, value: Any) -> dict[str, Any]:
         options = dict(value) if isinstance(value, Mapping) else {"name": value}
         name = options.pop("name", None)
-        name = fspath(name) if section == "data" and isinstance(name, PathLike) else name
+        if section == "data" and isinstance(name, PathLike):
+            name, options["root"] = "images", fspath(name)
         plain = as_plain(section, options)
         if name is None or isinstance(name, str):
             return plain if name is None else {"name": name, **plain}

@@ -37,7 +37,8 @@ def opened(files: Any, **options: Any) -> Any:
 
 def test_a_list_of_paths_trains_like_the_folder_they_are_in(photos, tmp_path) -> None:
     same = {"backbone": Net(), "views": {"size": 16}, "training": {"workers": 0}}
-    folder = tiny_run(tmp_path / "folder", data={"name": "images", "root": str(photos[0].parent)}, **same)
+    folder = tiny_run(tmp_path / "folder", data=photos[0].parent, **same)
+    assert (folder.config["data"]["name"], folder.config["data"]["root"]) == ("images", str(photos[0].parent))
     listed = tiny_run(tmp_path / "listed", data=[photos[0], *map(str, photos[1:])], **same)
     assert states_equal(listed.backbone(), folder.backbone())
     stored = listed.config["data"]
