@@ -10,11 +10,11 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sslcli.api.load import load_backbone as load_backbone
     from sslcli.api.run import Run as Run
     from sslcli.api.run import evaluate as evaluate
     from sslcli.api.run import evaluate_all as evaluate_all
     from sslcli.api.run import export as export
-    from sslcli.api.run import load_backbone as load_backbone
     from sslcli.api.train import from_config as from_config
     from sslcli.api.train import train as train
     from sslcli.version import __version__ as __version__
@@ -25,7 +25,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 #: The module of each public name.
 _MODULES = {
     "Run": "api.run", "__version__": "version", "evaluate": "api.run", "evaluate_all": "api.run",
-    "export": "api.run", "from_config": "api.train", "load_backbone": "api.run", "train": "api.train",
+    "export": "api.run", "from_config": "api.train", "load_backbone": "api.load", "train": "api.train",
 }  # fmt: skip
 __all__ = list(_MODULES)
 

@@ -17,6 +17,8 @@ from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.errors import UserError
 from sslcli.plugins import PYTHON, contracts, get_group
 
+from .views import ViewObjects
+
 if TYPE_CHECKING:
     from sslcli.data.objects.given import Given
 
@@ -32,11 +34,13 @@ class Objects:
     Attributes:
         classes: for `plugins.registered`.
         given: the user's datasets by split.
+        views: the user's callables on images.
     """
 
     def __init__(self, labeled: tuple[Any, Any] | None = None) -> None:
         self.classes: Classes = {}
         self.given: dict[str, Given] = {}
+        self.views = ViewObjects(self._keep)
         if labeled is not None and not (isinstance(labeled, tuple | list) and len(labeled) == 2):
             raise UserError("labeled: should be a pair of datasets (train, test)")
         self._labeled = labeled
@@ -56,7 +60,10 @@ class Objects:
             elif section == "callbacks":
                 plain[section] = self._callbacks(value)
             else:
-                plain[section] = as_plain(section, self._with_names(value) if section == "views" else value)
+                plain[section] = as_plain(section, self.views.named(value) if section == "views" else value)
+        normalization = self.views.normalization()
+        if normalization:
+            plain["data"] = {**normalization, **plain.get("data", {})}
         if self._labeled is not None and not self.given:
             raise UserError("labeled: needs a dataset that is given as an object; a named one has its own labels")
         return plain
@@ -64,6 +71,8 @@ class Objects:
     def _choice(self, section: str, value: Any) -> dict[str, Any]:
         options = dict(value) if isinstance(value, Mapping) else {"name": value}
         name = options.pop("name", None)
+        if section == "data" and isinstance(name, PathLike):
+            name, options["root"] = "images", fspath(name)
         plain = as_plain(section, options)
         if section == "data" and isinstance(name, PathLike):
             return {"name": IMAGES, "root": fspath(name), **plain}
@@ -76,7 +85,9 @@ class Objects:
             pair = dict(zip(("labeled", "test"), self._labeled, strict=True)) if self._labeled is not None else {}
             name, classes, self.given = data_classes({"train": name, **pair})
             self.classes |= classes
-            return {"name": name, "count": self.given["train"].length, **plain}
+            train = self.given["train"]
+            files = {"files": train.dataset.digest} if hasattr(train.dataset, "digest") else {}
+            return {"name": name, "count": train.length, **files, **plain}
         if section != "backbone":
             _refused(section, name)
         return {"name": self._keep(group, _wrapped(name)), **plain}
@@ -101,15 +112,14 @@ class Objects:
                         plain[self._keep("callbacks", _callback(options), name)] = {}
         return plain
 
-    def _with_names(self, value: Any) -> Any:
-        """A section with names instead of operation and preset classes, at any depth."""
-        if isinstance(value, Mapping):
-            return {name: self._with_names(each) for name, each in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._with_names(each) for each in value]
-        if isinstance(value, type) and issubclass(value, contracts(get_group("augmentations"))):
-            return self._keep("augmentations", value)
-        return value
+    def worker_obstacles(self) -> list[tuple[str, str]]:
+        """Returns which objects cannot be sent to worker processes (`data: X is read`), and why."""
+        from sslcli.data.objects.given import worker_obstacle
+
+        train = self.given.get("train")
+        objects = [] if train is None else [(f"data: {train.title} is read", worker_obstacle(train))]
+        objects += [(f"views: {each.title} is called", worker_obstacle(each)) for each, _ in self.views.transforms]
+        return [(what, obstacle) for what, obstacle in objects if obstacle is not None]
 
     def _keep(self, group: str, cls: type, name: str = "") -> str:
         name = name or cls.__name__
@@ -126,14 +136,16 @@ def data_classes(datasets: Mapping[str, Any], name: str = "") -> tuple[str, Clas
     An object used for two splits is inspected and read only once.
     """
     from sslcli.data.objects.given import Given
+    from sslcli.data.objects.listed import as_dataset
     from sslcli.data.objects.wrapped import wrap_datasets
 
     seen: dict[int, Given] = {}
     for dataset in datasets.values():
         if id(dataset) not in seen:
-            seen[id(dataset)] = Given(dataset, f"{PYTHON}:{type(dataset).__name__}")
+            known = as_dataset(dataset)
+            seen[id(dataset)] = Given(known, f"{PYTHON}:{type(known).__name__}")
     given = {split: seen[id(dataset)] for split, dataset in datasets.items()}
-    name = name or type(next(iter(datasets.values()))).__name__
+    name = name or type(next(iter(given.values())).dataset).__name__
     return f"{PYTHON}:{name}", {("datasets", name): wrap_datasets(given)}, given
 
 

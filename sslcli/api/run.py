@@ -1,11 +1,11 @@
-"""`Run`, a run directory as an object; `load_backbone`, `evaluate`, `evaluate_all` and `export`."""
+"""`Run`, a run directory as an object; `evaluate`, `evaluate_all` and `export`."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sslcli.config.document import read_file
 from sslcli.config.merge import as_arguments
@@ -15,11 +15,11 @@ from sslcli.logs import on_console
 from sslcli.plugins import PYTHON, registered
 
 from .objects import Classes, Objects, as_plain, by_key, data_classes
+from .shown import plot_log, table_rows
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sslcli.contracts.backbone import Backbone
     from sslcli.contracts.evaluation import EvaluationResult
     from sslcli.contracts.export import BackboneCard, Exported
     from sslcli.evaluation.tables import Row
@@ -90,6 +90,17 @@ class Run:
         of = f" of {self.total_steps:,}" if self.total_steps is not None else ""
         return f"<Run {str(self.path)!r}: {what}, step {self.step:,}{of}>"
 
+    def _repr_html_(self) -> str:
+        from sslcli.contracts.evaluation import html_table  # imports torch
+
+        of = f" of {self.total_steps:,}" if self.total_steps is not None else ""
+        return html_table(f"Run {self.path}", table_rows(self.config, f"{self.step:,}{of}", self.metrics))
+
+    def plot(self) -> Any:
+        """Returns a matplotlib figure of loss, learning rate and kNN accuracy over the steps; UserError without
+        matplotlib (extra `plots`)."""
+        return plot_log(self.metrics, str(self.path))
+
     @property
     def config(self) -> dict[str, Any]:
         """Every option with its value, as plain data; the content of `config.yaml`."""
@@ -140,6 +151,8 @@ class Run:
         Raises:
             UserError: nothing trained yet, or the module is missing or does not fit.
         """
+        from .load import load_backbone
+
         return load_backbone(self, module) if module is not None else load_backbone(self)
 
     def evaluate(self, method: str = "knn", *, train: Any = None, eval: Any = None, **options: Any) -> EvaluationResult:  # noqa: A002
@@ -157,39 +170,6 @@ class Run:
     def export(self, exporter: str = "backbone", path: str | Path | None = None, **options: Any) -> Exported:
         """Exports like `sslcli.export`; by default to the file in the run directory that `ssl export` writes."""
         return export(self, exporter, path, **options)
-
-
-@overload
-def load_backbone(path: Target, into: None = None) -> Backbone: ...
-@overload
-def load_backbone(path: Target, into: nn.Module) -> nn.Module: ...
-def load_backbone(path: Target, into: nn.Module | None = None) -> nn.Module:
-    """Loads a trained backbone, from a file alone.
-
-    Args:
-        path: a backbone file (`backbone.safetensors`), a checkpoint, a run directory, or a `Run`.
-        into: for a backbone that was given as a module: a module like it, on the CPU, which receives the weights.
-
-    Returns:
-        the module, on the CPU, in `eval()`; called with normalized images (N, C, H, W) it returns `Features`, whose
-        `pooled` is (N, D). For a backbone that was given as a module: `into`, or for a `Run` a copy of the given one.
-
-    Raises:
-        sslcli.contracts.errors.UserError: no such file, a damaged one, a backbone whose plugin is not installed, or one
-            that was given as a module while `into` is missing.
-    """
-    from sslcli.backbones.wrapped import WrappedBackbone, wrap
-    from sslcli.runs.trained import load_trained, stored_card
-
-    file, classes = _path(path), _classes([path], {})
-    if into is not None:
-        name = str(stored_card(file).backbone.get("name"))
-        if not name.startswith(f"{PYTHON}:"):
-            raise UserError(f"{file}: its backbone is {name!r}, which needs no module to be loaded into")
-        classes["backbones", name.removeprefix(f"{PYTHON}:")] = wrap(into, name, in_place=True)
-    with on_console(), registered(classes):
-        backbone = load_trained(file).backbone
-    return backbone.network if isinstance(backbone, WrappedBackbone) else backbone
 
 
 def evaluate(
@@ -250,13 +230,13 @@ def evaluate_all(
         chosen["data.name"] = f"{PYTHON}:{EVALUATED}"
     several = list(targets) if isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]
     words = as_arguments(chosen)
-    with on_console(), registered(_classes(several, given)):
-        paths = [_path(target) for target in several]
+    with on_console(), registered(classes_of(several, given)):
+        paths = [path_of(target) for target in several]
         return run_evaluations(paths, method, words, device=device, seed=seed, seeds=seeds)
 
 
-def _classes(targets: Sequence[Any], datasets: Mapping[str, Any]) -> Classes:
-    """The classes that the targets' configs call `python:…`, and those of the datasets to evaluate on, by split."""
+def classes_of(targets: Sequence[Any], datasets: Mapping[str, Any]) -> Classes:
+    """Returns the classes that the targets' configs call `python:…`, and those of datasets to evaluate on, by split."""
     classes: Classes = dict(data_classes(datasets, EVALUATED)[1]) if datasets else {}
     for target in targets:
         for key, cls in (target.classes if isinstance(target, Run) else {}).items():
@@ -272,7 +252,7 @@ def export(target: Target, exporter: str = "backbone", path: str | Path | None =
         target: a `Run`, a run directory, a checkpoint or a backbone file.
         exporter: its name.
         path: the file; by default in the run directory, or next to the file.
-        options: the exporter's.
+        options: the exporter's; `data` of `features` may be an object, as for `train`.
 
     Returns:
         the file's path, and Python lines that load it (`how_to_load`).
@@ -282,12 +262,19 @@ def export(target: Target, exporter: str = "backbone", path: str | Path | None =
     """
     from sslcli.evaluation.export import export as run_export
 
+    classes, data = classes_of([target], {}), options.get("data")
+    given = data.get("name") if isinstance(data, Mapping) else data
+    if given is not None and not isinstance(given, str | Path):
+        name, made, _ = data_classes({"train": given}, EVALUATED)
+        classes |= made
+        options["data"] = {**(data if isinstance(data, Mapping) else {}), "name": name}
     arguments = as_arguments(as_plain("options", options))
-    with on_console(), registered(_classes([target], {})):
-        return run_export(exporter, _path(target), None if path is None else Path(path), arguments)
+    with on_console(), registered(classes):
+        return run_export(exporter, path_of(target), None if path is None else Path(path), arguments)
 
 
-def _path(target: Target) -> Path:
+def path_of(target: Target) -> Path:
+    """Returns the path of a target; UserError for anything else."""
     if isinstance(target, Run):
         return target.path
     if not isinstance(target, str | Path):

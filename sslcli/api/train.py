@@ -22,6 +22,7 @@ from sslcli.plugins import registered, suggest
 
 from .objects import Objects, by_key
 from .run import Run
+from .views import count_views
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +56,12 @@ def train(
         overrides: options by dotted key, applied last: `{"optimizer.lr": 0.1}`.
         method: this and the following are the sections of the config: a name, or a mapping with `name` and options.
             In place of a name, a class that a plugin could register (a subclass of `Method`, for example) also works.
-        backbone: likewise, or any `nn.Module`: (N, C, H, W) → (N, D) or (N, D, 1, 1). A copy of it is trained.
+        backbone: likewise, or any `nn.Module`: (N, C, H, W) → (N, D) or (N, D, 1, 1). A copy of it is trained,
+            without its classifier if it is a model of torchvision or timm.
         data: likewise, or any object with `__len__` and `__getitem__` whose items are images or begin with one: PIL,
-            arrays (H, W, C), tensors (C, H, W); uint8, or floats in [0, 1].
-        views: as in the config, like all others that are not described here.
+            arrays (H, W, C), tensors (C, H, W); uint8, or floats in [0, 1]. Or a list of paths of image files.
+        views: likewise, or a callable on a PIL image, or a list of them, one for each view: they return an image, such
+            as a tensor (C, S, S), and are called by worker processes. What is not described here is as in the config.
         callbacks: options by name, as in the config; or a list of names and of objects with some of `Callback`'s hooks.
         labeled: with `data` as an object: datasets (train, test) with labels, for evaluations and the kNN monitor.
         output: run directory; by default `runs/CONFIG-HASH`, or `runs/METHOD-DATA-HASH` without a config.
@@ -84,10 +87,13 @@ def train(
         if not suggest(name, list(TrainingOptions.model_fields)):  # reported with the section that has it
             elsewhere[name] = options.pop(name)
     objects = Objects(labeled)
-    plain = objects.sections({**sections, "training": {**(training or {}), **options} or None, **elsewhere})
+    with on_console():
+        plain = objects.sections({**sections, "training": {**(training or {}), **options} or None, **elsewhere})
     path = None if config is None else Path(config).expanduser()
     with on_console(), registered(objects.classes):
-        resolved = _without_workers(resolve(_document(path, plain, by_key(overrides))), objects)
+        document = _document(path, plain, by_key(overrides))
+        count_views(document.data)
+        resolved = _without_workers(resolve(document), objects)
         words = [resolved.method.name, resolved.data.name]
         name = path.stem if path else "-".join(word.rpartition(":")[2].replace("/", "-") for word in words)
         directory = Path(output).expanduser() if output is not None else default_directory(resolved, name)
@@ -115,10 +121,9 @@ def _document(path: Path | None, plain: dict[str, Any], overrides: dict[str, Any
 
 
 def _without_workers(config: RunConfig, objects: Objects) -> RunConfig:
-    """Sets `training.workers` to 0 for a dataset that cannot be sent to worker processes."""
-    given = objects.given.get("train")
-    obstacle = given.worker_obstacle() if given is not None and config.training.workers != 0 else None
-    if given is None or obstacle is None:
-        return config
-    log.info(f"data: {given.title} is read without worker processes: it cannot be sent to them ({obstacle})")
-    return dataclasses.replace(config, training=config.training.model_copy(update={"workers": 0}))
+    """Sets `training.workers` to 0 for a dataset or a callable that cannot be sent to worker processes."""
+    obstacles = objects.worker_obstacles() if config.training.workers != 0 else []
+    for what, obstacle in obstacles:
+        log.info(f"{what} without worker processes: it cannot be sent to them ({obstacle})")
+    training = config.training.model_copy(update={"workers": 0}) if obstacles else config.training
+    return dataclasses.replace(config, training=training)

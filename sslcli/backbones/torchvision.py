@@ -7,7 +7,6 @@ versions of torchvision work too.
 from __future__ import annotations
 
 import functools
-import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -25,6 +24,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCheckpointingOptions, last_outputs
 from sslcli.modules.masks import check_request, refuse_layers, refuse_masks, replace_masked, take
 
+from .classifier import cut_torchvision
 from .family import features_of_maps, member
 from .published import PublishedOptions, published_state
 from .resnet import RESNETS
@@ -89,7 +89,11 @@ class TorchvisionBackbone(Backbone):
         exported = {**arguments, **({"init_weights": False} if self.name in AUXILIARY else {})}
         shown = ", ".join(f"{key}={value!r}" for key, value in exported.items())
         self._lines = ["import torch", "import torchvision", f"model = torchvision.models.{self.name}({shown})"]
-        dim = self._cut_classifier()
+        cut = cut_torchvision(self.network)
+        if cut is None:
+            raise UserError(f"backbone: torchvision/{self.name} has no classifier to remove")
+        dim, lines = cut
+        self._lines += lines
         if channels != 3:
             self._replace_first_convolution(channels)
         if isinstance(options, TorchvisionViTOptions) and options.gradient_checkpointing:
@@ -138,37 +142,6 @@ class TorchvisionBackbone(Backbone):
         if self.name in AUXILIARY and self.options.pretrained:
             arguments["transform_input"] = True  # the published weights expect another normalization than ImageNet's
         return arguments
-
-    def _set(self, name: str, module: nn.Module, written: str) -> None:
-        setattr(self.network, name, module)
-        self._lines.append(f"model.{name} = {written}")
-
-    def _cut_classifier(self) -> int:
-        """Cuts the model off before its first classifying layer; returns the size of that layer's input, D."""
-        network = self.network
-        found = [name for name in ("fc", "classifier", "heads", "head") if hasattr(network, name)]
-        head: Any = getattr(network, found[0], None) if found else None
-        layers = list(head) if isinstance(head, nn.Sequential) else [head]
-        first = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d)), None)
-        if first is None:
-            raise UserError(f"backbone: torchvision/{self.name} has no classifier to remove")
-        layer: Any = layers[first]
-        dim = int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
-        if isinstance(layer, nn.Conv2d):
-            self._set(found[0], nn.AdaptiveAvgPool2d(1), "torch.nn.AdaptiveAvgPool2d(1)")
-        elif all(isinstance(each, nn.Dropout) for each in layers[:first]):
-            self._set(found[0], nn.Identity(), "torch.nn.Identity()")
-        else:
-            self._set(found[0], head[:first], f"model.{found[0]}[:{first}]")  # keep the norm before the classifier
-        if isinstance(getattr(network, "dropout", None), nn.Dropout):
-            self._set("dropout", nn.Identity(), "torch.nn.Identity()")
-        pool = getattr(network, "avgpool", None)
-        if isinstance(pool, nn.AdaptiveAvgPool2d) and isinstance(pool.output_size, tuple):
-            pixels = math.prod(side or 1 for side in pool.output_size)
-            if pixels > 1:  # AlexNet and VGG classify a map of pixels
-                self._set("avgpool", nn.AdaptiveAvgPool2d(1), "torch.nn.AdaptiveAvgPool2d(1)")
-                dim //= pixels
-        return dim
 
     def _replace_first_convolution(self, channels: int) -> None:
         path, old = next((n, m) for n, m in self.network.named_modules() if isinstance(m, nn.Conv2d))

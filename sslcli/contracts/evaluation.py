@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -95,6 +96,25 @@ class EvaluationResult:
     protocol: dict[str, Any]
     details: dict[str, Any] = field(default_factory=dict)
     spread: dict[str, float] = field(default_factory=dict)
+
+    def text(self, name: str) -> str:
+        """Returns a metric as text: accuracies (`top1`) in percent, and behind ± the standard deviation over seeds; a
+        dash if there is none."""
+        value, spread = self.metrics.get(name), self.spread.get(name)
+        if value is None:
+            return "–"
+        if name.startswith("top"):
+            return f"{value:.2%}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
+        return f"{value:.4g}" + (f" ± {spread:.2g}" if spread is not None else "")
+
+    def _repr_html_(self) -> str:
+        return html_table("Evaluation", {name: self.text(name) for name in self.metrics})
+
+
+def html_table(title: str, rows: Mapping[str, str]) -> str:
+    """Returns a table with a title and a row for each name, for notebooks; any text is escaped."""
+    body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
+    return f"<table><caption>{escape(title)}</caption>{body}</table>"
 
 
 @dataclass(frozen=True)

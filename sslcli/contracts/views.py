@@ -30,6 +30,8 @@ class Operation(ABC):
         channels: channel counts it can work on; None for any. Others are refused when the config is read.
         geometric: it turns source images (uint8, any size) into float images of the view's size. A view has exactly
             one such operation, the first.
+        in_workers: a geometric operation that has only `apply_one`: no images are kept on the device, worker processes
+            crop them all.
         draws: how many uniform numbers it needs per sample.
         drawn: names of options that only `parameters` and `source_side` read, such as a probability: views of one size
             whose operations differ in no other options are made together.
@@ -39,6 +41,7 @@ class Operation(ABC):
     drawn: ClassVar[frozenset[str]] = frozenset()
     channels: ClassVar[frozenset[int] | None] = None
     geometric: ClassVar[bool] = False
+    in_workers: ClassVar[bool] = False
     draws: int = 0
 
     def __init__(self, options: Any, size: int) -> None:

@@ -10,7 +10,7 @@ import torch.utils.data
 from torch import Tensor
 
 from sslcli.contracts.data import Dataset
-from sslcli.contracts.errors import UnreadableImage
+from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.randomness import hash_bits
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Crops:
         unreadable: index and message of each image that could not be read.
         exhausted: for some position no readable image was found.
         labels: of a stream, those of the images that were used.
+        problem: why a view cannot be made by a callable of the user's; raised here it would have a traceback.
     """
 
     slice: Slice
@@ -57,6 +58,7 @@ class Crops:
     unreadable: list[tuple[int, str]]
     exhausted: bool
     labels: list[int] = field(default_factory=list)
+    problem: str = ""
 
     def pin_memory(self) -> Crops:
         """Called by torch's loader, in a separate thread."""
@@ -99,18 +101,26 @@ class Cropper(torch.utils.data.Dataset[Crops]):
             result.index[row], image = found
             group.append(image)
             if row + 1 == count or sum(waiting.nbytes for waiting in group) > _GROUP_BYTES:
-                self._crop(group, asked, row + 1 - len(group), views)
+                try:
+                    self._crop(group, result, row + 1 - len(group), views)
+                except UserError as error:
+                    return replace(result, problem=str(error))
                 group.clear()
         return result
 
-    def _crop(self, images: list[Tensor], asked: Slice, start: int, views: list[Tensor]) -> None:
+    def _crop(self, images: list[Tensor], result: Crops, start: int, views: list[Tensor]) -> None:
         """Crops images into the rows `start`, `start + 1`, … of each view."""
+        asked = result.slice
         sizes = torch.tensor([image.shape[-2:] for image in images])
         positions = torch.arange(len(images)) + asked.first + start
         maker = self.views.at(asked.step)
         draws = maker.draw(asked.epoch, positions, sizes, crops_only=True)
         for number, image in enumerate(images):
-            for view, crop in zip(views, maker.crop_one(image, draws, number), strict=True):
+            try:
+                crops = maker.crop_one(image, draws, number)
+            except UserError as error:
+                raise UserError(f"{error} (image {self.dataset.name_of(result.index[start + number])})") from error
+            for view, crop in zip(views, crops, strict=True):
                 view[start + number] = crop
 
     def _readable(

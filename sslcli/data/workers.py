@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sslcli.contracts.data import Dataset
-from sslcli.contracts.errors import SslError
+from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.source import Source, SourceBatch
 from sslcli.phases import phase
 
@@ -139,8 +139,11 @@ class WorkerSource(Source):
         return None if self._labels is None else self._labels[index]
 
     def _count_unreadable(self, parts: list[Crops]) -> None:
-        """Raises SslError if too many of the images seen so far cannot be read, or none of those tried for one."""
+        """Raises SslError if too many of the images seen so far cannot be read, or none of those tried for one, or a
+        view cannot be made."""
         for part in parts:
+            if part.problem:
+                raise UserError(part.problem)
             self._seen += len(part.index)
             self._unreadable.update(part.unreadable)
             seen = min(self.images, max(self._seen, _ENOUGH))

@@ -47,29 +47,19 @@ def as_json(rows: Sequence[Row]) -> dict[str, Any]:
     return {"results": results}
 
 
-def number(name: str, result: EvaluationResult) -> str:
-    """One metric as text: accuracies (`top1`) in percent, and behind ± the standard deviation over seeds."""
-    value, spread = result.metrics.get(name), result.spread.get(name)
-    if value is None:
-        return "–"
-    if name.startswith("top"):
-        return f"{value:.2%}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
-    return f"{value:.4g}" + (f" ± {spread:.2g}" if spread is not None else "")
-
-
 def cells(rows: Sequence[Row]) -> tuple[list[list[str]], int]:
     """Returns the header and the rows of the table, and how many of the first columns are texts: the target, and the
     method where there are several. A metric that a result does not have is a dash."""
     names = list(dict.fromkeys(name for row in rows for name in row.result.metrics))
     texts = 2 if len({row.method for row in rows}) > 1 else 1
-    body = [[*(row.target, row.method)[:texts], *(number(name, row.result) for name in names)] for row in rows]
+    body = [[*(row.target, row.method)[:texts], *(row.result.text(name) for name in names)] for row in rows]
     return [[*("target", "method")[:texts], *names], *body], texts
 
 
 def lines(result: EvaluationResult) -> list[str]:
     """Returns a line for each metric of a single result."""
     width = max(len(name) for name in result.metrics)
-    return [f"{name:<{width}}  {number(name, result)}" for name in result.metrics]
+    return [f"{name:<{width}}  {result.text(name)}" for name in result.metrics]
 
 
 def plain_table(rows: Sequence[Row]) -> list[str]:

@@ -144,7 +144,7 @@ def build_backbone(path: Path, card: BackboneCard, fill: Callable[[Backbone], ob
         raise UserError(f"{path}: {error}{advice}") from error
     try:
         with torch.random.fork_rng(devices=[]):
-            backbone = cls.build(cls.Options.parse(options), card.channels, card.image_size)
+            backbone = cls.build(cls.Options.parse({**cls.Options.legacy, **options}), card.channels, card.image_size)
             if card.head is not None:
                 backbone = HeadedBackbone(backbone, KeptLayersOptions.parse(card.head))
         fill(backbone)

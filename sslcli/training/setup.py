@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sslcli import distributed
+from sslcli.backbones.wrapped import WrappedBackbone
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.callback import Callback
@@ -167,6 +168,8 @@ def build(
         # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
         data = open_cached(dataset, wanted_side(views, *later), training.epochs, training.workers)
         config = _cache_resolved(config, data)
+        if any(maker.in_workers for maker in (views, *later)):
+            budget = 0
         source = open_source(
             data, device, training.batch_size, training.accumulate, config.seed,
             distributed.rank(), distributed.world_size(), views=views, workers=training.workers,
@@ -247,6 +250,8 @@ def _build_method(config: RunConfig, dataset: Dataset | StreamDataset, info: Run
     torch.manual_seed(seed_for(config.seed, SEED_WEIGHTS))
     backbone: Backbone = config.backbone.cls.build(config.backbone.options, dataset.info.channels, size)
     spec = backbone.spec
+    if isinstance(backbone, WrappedBackbone):
+        backbone.check_classes(len(dataset.info.classes or ()))
     for key, view in ((key, view) for key, phase in keyed_phases(config) for view in phase.views):
         if view.size < spec.minimum_size or view.size % spec.size_multiple:
             multiple = f", in multiples of {spec.size_multiple}" if spec.size_multiple > 1 else ""

@@ -1,12 +1,14 @@
-"""Whether a method takes the views of every phase of a run, tried before anything is written."""
+"""Whether views can be made, and a method takes those of every phase of a run, tried before anything is written."""
 
 from __future__ import annotations
 
 import torch
 
 from sslcli import distributed
+from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, DrawKeys, View
+from sslcli.data.crops import Cropper, Slice
 from sslcli.memory import is_out_of_memory
 from sslcli.runs.device import memory_format
 
@@ -20,11 +22,19 @@ FEW = 4
 
 
 def check_phases(session: Session) -> None:
-    """Runs the method once on views of every phase; nothing where views do not change. No state is changed.
+    """Runs the method once on views of every phase; nothing where views do not change. No state is changed. Callables
+    of the user's are called on an image first.
 
     Raises:
-        UserError: the method cannot take the views of another phase than that with the largest ones.
+        UserError: the method cannot take the views of another phase than that with the largest ones, or a callable
+            fails.
     """
+    if isinstance(session.dataset, Dataset) and any(maker.in_workers for maker in session.views.phases):
+        cropper = Cropper(session.dataset, session.views, session.config.seed)
+        for step in (0, *(begin for begin, _ in session.views.later)):
+            problem = cropper[Slice(0, 0, [0], step)].problem
+            if problem:
+                raise UserError(problem)
     if not session.views.later:
         return
     training, method, device = session.config.training, session.method.train(), session.device

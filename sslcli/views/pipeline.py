@@ -67,6 +67,11 @@ class ViewMaker:
         """What makes the views of each phase of a run, in order: this one alone where they do not change."""
         return [self, *(maker for _, maker in self.later)]
 
+    @property
+    def in_workers(self) -> bool:
+        """Whether some of these views can be made only image by image, in worker processes."""
+        return any(kind.operations[0].in_workers for kind in self.kinds)
+
     def __str__(self) -> str:
         """`2 of 224 px, 6 of 96 px`."""
         return ", ".join(f"{self.sizes.count(size)} of {size} px" for size in dict.fromkeys(self.sizes))

@@ -17,7 +17,7 @@ import torch.multiprocessing
 import torch.utils.data
 from torch import Tensor
 
-from sslcli.contracts.errors import UserError
+from sslcli.contracts.errors import UnreadableImage, UserError
 
 from .items import Label, channels_of, declared_labels, split_item, to_pixels
 
@@ -63,9 +63,10 @@ class Given:
         """
         kind = type(dataset).__name__
         if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(type(dataset), "__getitem__"):
+            more = ": write list(…)" if hasattr(dataset, "__next__") else ""
             raise UserError(
-                f"data: {kind} cannot be indexed; a dataset needs __getitem__(index) and __len__(), or is a class that "
-                "inherits from StreamDataset"
+                f"data: {kind} cannot be indexed{more}; a dataset needs __getitem__(index) and __len__(), or is a "
+                "class that inherits from StreamDataset"
             )
         try:
             self.length = len(dataset)
@@ -175,19 +176,27 @@ class Given:
 
     def worker_obstacle(self) -> str | None:
         """Returns why worker processes cannot get the dataset from this one; None if they can."""
-        methods = torch.multiprocessing.get_all_start_methods()  # the default is the first
-        if (torch.multiprocessing.get_start_method(allow_none=True) or methods[0]) == "fork":
-            return None
-        if type(self.dataset).__module__ == "__main__" and not hasattr(sys.modules.get("__main__"), "__file__"):
-            return "its class is defined in a notebook"
-        try:
-            pickle.dumps(self)
-            return None
-        except Exception as error:  # pickle raises all kinds
-            return reason(error)
+        return worker_obstacle(self)
+
+
+def worker_obstacle(value: Any) -> str | None:
+    """Returns why an object cannot be sent to worker processes; None if it can."""
+    methods = torch.multiprocessing.get_all_start_methods()  # the default is the first
+    if (torch.multiprocessing.get_start_method(allow_none=True) or methods[0]) == "fork":
+        return None
+    try:
+        sent = pickle.dumps(value)
+    except Exception as error:  # pickle raises all kinds
+        return reason(error)
+    in_notebook = b"__main__" in sent and not hasattr(sys.modules.get("__main__"), "__file__")
+    return "its class or function is defined in a notebook" if in_notebook else None
 
 
 def reason(error: Exception) -> str:
-    """Returns an error in one line; of a ValueError only its text, which is ours."""
+    """Returns an error in one line; only its text of one that is ours."""
     text = " ".join(str(error).split())[:300]
-    return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}".rstrip(": ")
+    return (
+        text
+        if type(error) in (ValueError, UnreadableImage) and text
+        else f"{type(error).__name__}: {text}".rstrip(": ")
+    )

@@ -31,16 +31,17 @@ def split_item(item: Any) -> tuple[Any, Label | None]:
     if isinstance(item, Mapping):
         key = next((key for key in _IMAGE_KEYS if key in item), None)
         if key is None:
-            raise ValueError(f"a mapping without the key {_IMAGE_KEYS[0]!r}")
-        return item[key], _label(next((item[key] for key in _LABEL_KEYS if key in item), None))
+            raise ValueError(f"a mapping without the key {_IMAGE_KEYS[0]!r}; it has {', '.join(map(repr, item))}")
+        return item[key], as_label(next((item[key] for key in _LABEL_KEYS if key in item), None))
     if isinstance(item, tuple | list):
         if not item:
             raise ValueError("an empty tuple")
-        return item[0], _label(item[1]) if len(item) > 1 else None
+        return item[0], as_label(item[1]) if len(item) > 1 else None
     return item, None
 
 
-def _label(value: Any) -> Label | None:
+def as_label(value: Any) -> Label | None:
+    """Returns a label as an integer ≥ 0 or a name; None for anything else."""
     if isinstance(value, str):
         return value
     if isinstance(value, Tensor | np.ndarray | np.generic):
@@ -139,7 +140,7 @@ def _as_labels(values: Any, length: int) -> list[Label] | None:
         values = values.tolist()
     if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != length:
         return None
-    labels = [label for label in map(_label, values) if label is not None]
+    labels = [label for label in map(as_label, values) if label is not None]
     return labels if len(labels) == length else None
 
 

@@ -6,6 +6,7 @@ A few images of one size are read once and kept; all others are read by the same
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -20,6 +21,7 @@ from ..normalization import IMAGENET, Statistics, sampled
 from ..subset import fixed_choice
 from .given import Given, reason
 from .items import Label, declared_classes, split_item, to_pixels
+from .listed import ImageFiles
 
 #: Largest default size of views.
 _VIEW = 224
@@ -37,6 +39,8 @@ class WrappedOptions(DatasetOptions):
     """`train`: the images to train on; `labeled` and `test`: those to fit a probe on and to evaluate it on."""
     count: int | None = Field(default=None, ge=1)
     """Number of items in the object; set by `sslcli.train`, so that a run is not resumed with a different object."""
+    files: str | None = None
+    """For a list of files: a digest of their names, without folders, and of their order; set by `sslcli.train`."""
     channels: Literal[1, 3] | None = None
     """3 for color, 1 to read everything as gray; null: gray if the images are."""
     normalization: Literal["imagenet", "measured"] = "imagenet"
@@ -47,7 +51,8 @@ class WrappedOptions(DatasetOptions):
     in_memory: bool | None = None
     """Keep the images in memory, which requires that all have one size; null: if so and they take up to 256 MiB."""
     threads: bool | None = Field(default=None, json_schema_extra=FREE)
-    """Evaluations may call `__getitem__` from several threads at once; null: only for torchvision's datasets."""
+    """Evaluations may call `__getitem__` from several threads at once; null: only for torchvision's datasets and for
+    lists of files."""
     max_unreadable: float = Field(default=0.01, ge=0, le=1, json_schema_extra=FREE)
     """The run ends if more than this fraction of the images cannot be read; otherwise such images are replaced."""
 
@@ -86,8 +91,9 @@ class WrappedDataset(Dataset):
         self.labels = None if every is None else every[self._chosen]
         self._images = images if images is None or limit is None else images[self._chosen]
         self._channels = channels
-        is_torchvision = type(given.dataset).__module__.startswith("torchvision.")
-        self._threads = is_torchvision if options.threads is None else options.threads
+        self._files = given.dataset if isinstance(given.dataset, ImageFiles) else None
+        known = self._files is not None or type(given.dataset).__module__.startswith("torchvision.")
+        self._threads = known if options.threads is None else options.threads
         size = None if images is None else (images.shape[2], images.shape[3])
         self.info = DataInfo(given.title, channels, size, *self._statistics(), classes)
 
@@ -131,16 +137,28 @@ class WrappedDataset(Dataset):
         """Raises UnreadableImage for whatever `__getitem__` raises, and for what is not an image."""
         if self._images is not None:
             return self._images[index]
+        if self._files is not None:
+            return self._files.read(int(self._chosen[index]), self._channels)
         try:
             item = self._given.item(int(self._chosen[index]), threads=self._threads)
             return to_pixels(split_item(item)[0], self._channels)
         except Exception as error:
             raise UnreadableImage(self.name_of(index), reason(error)) from error
 
+    def image_for(self, index: int, wanted: int | None) -> Tensor:
+        if self._files is None or self._images is not None:
+            return self.image(index)
+        return self._files.read(int(self._chosen[index]), self._channels, wanted)
+
     def images(self) -> Tensor | None:
         return self._images
 
+    def path_of(self, index: int) -> Path | None:
+        return None if self._files is None else self._files.path(int(self._chosen[index]))
+
     def name_of(self, index: int) -> str:
+        if self._files is not None:
+            return str(self.path_of(index))
         return f"{self._given.title}[{int(self._chosen[index])}]"
 
     @classmethod
