@@ -125,7 +125,7 @@ def _run(session: Session, views: ViewMaker, processes: int) -> tuple[int, int]:
     source = _Images(session, share)
     views = cast(ViewMaker, _Views(session, share))
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, LiveStorages() as live:
-        method = _without_values(session.method, fake)
+        method = without_values(session.method, fake)
         live.add([*method.parameters(), *method.buffers()])
         optimizer = session.config.optimizer.cls.build(
             build_groups(method, session.config.optimizer.options), session.config.optimizer.options
@@ -184,7 +184,7 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._alive[key] = weakref.ref(storage, freed)
 
 
-def _without_values(method: Method, fake: FakeTensorMode) -> Method:
+def without_values(method: Method, fake: FakeTensorMode) -> Method:
     """A copy of a method whose parameters and buffers have no values; shapes, strides and devices are the same."""
     memo: dict[int, Any] = {}
     with unset_fake_temporarily():
