@@ -48,13 +48,13 @@ class CollapseWatch(Callback):
         worst = max(self.bad_lines.values())
         if worst >= self.options.lines and not self.warned:
             self.warned = True
-            std, rank = (self.latest.get(name, float("nan")) for name in self.bad_lines)
+            std, rank = (self.latest.get(name) for name in self.bad_lines)
+            numbers = [f"std of the normalized features {std:.4f} (1 = spread evenly)"] if std is not None else []
+            numbers += [f"effective rank {rank:.2f} (1 = one line)"] if rank is not None else []
             alike = self.bad_lines["feature_std"] >= self.options.lines
             what = "the features of all images are nearly the same" if alike else "all features lie along one line"
             log.warning(
-                f"the representation is collapsing at step {record['step']}: std of the normalized features "
-                f"{std:.4f} (1 = spread evenly), effective rank {rank:.2f} (1 = one line): {what}, so they tell images "
-                "apart no longer; if the next lines' feature_std and feature_rank in metrics.jsonl don't recover, stop "
-                "and try a smaller optimizer.lr, a longer schedule.warmup_epochs, a larger training.batch_size, or "
-                "stronger views"
+                f"the representation is collapsing at step {record['step']}: {', '.join(numbers)}: {what}; if "
+                "that lasts, try a smaller optimizer.lr, a longer schedule.warmup_epochs, a larger "
+                "training.batch_size, or stronger views"
             )

@@ -81,8 +81,9 @@ class ProgressBar(Callback):
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=context.progress.step)
         every = min(1.0, self.options.every_seconds) if self.bar is not None else self.options.every_seconds
-        if step in (_FIRST, _SECOND, _ESTIMATED) or now - self.asked >= every:
-            self.asked = now
+        due = step == _FIRST or now - self.asked >= every
+        self.asked = now if due else self.asked
+        if due or step in (_SECOND, _ESTIMATED):
             reading = context.reading()
             self.arriving += [reading] if reading is not None else []
         # On a GPU the numbers are there a step or two later; the host does not wait for them.
