@@ -46,12 +46,14 @@ def test_a_run_without_labels_is_measured_without_and_plugins_are_passed_on() ->
 
 
 def test_the_commands_of_a_run_with_an_odd_name_work(folder: Path) -> None:
-    out, _ = done("train", "c.yaml", "training.max_steps=1", "--output", "-it's\na \"run\"")
+    out, _ = done("train", "c.yaml", "training.max_steps=1", "--output", '-it\'s\na "run"')
     evaluate, export, program, longer = out.splitlines()
     assert "training.max_steps=null --resume" in longer
     assert evaluate.startswith("ssl eval ")
-    script = f"ssl() {{ python -m sslcli \"$@\"; }}; {export} && {program} && {longer}"
-    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    script = f'ssl() {{ python -m sslcli "$@"; }}; {export} && {program} && {longer}'
+    ran = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert ran.returncode == 0, ran.stderr
     assert "BackboneSpec(" in ran.stdout
     assert "from step 1 of 3" in ran.stderr
