@@ -32,8 +32,9 @@ SAMPLE = (64, 1000)
 
 def show_start(session: Session) -> None:
     """Shows what will be trained, on what, and how much of it there is."""
-    for name, text in start_lines(session).items():
-        log.info(f"{name}: {text}")
+    if log.isEnabledFor(logging.INFO):  # or the memory would be estimated for nobody
+        for name, text in start_lines(session).items():
+            log.info(f"{name}: {text}")
 
 
 def start_lines(session: Session) -> dict[str, str]:

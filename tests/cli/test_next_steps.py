@@ -14,8 +14,8 @@ from sslcli.cli.next_steps import next_steps, path_word, shell_word
 
 # ruff: noqa: F811
 
-ODD = ["plain", "two words", "it's", '"quoted"', "-rf", "~nobody", "a\nb", "end\n", "tab\t%d\\n", "\x1b[31mred", "$HOME;`x`!",
-       "ünïcode", os.fsdecode(b"latin-\xe9")]  # fmt: skip
+ODD = ["plain", "two words", "it's", '"quoted"', "-rf", "~nobody", "a\nb", "end\n", "tab\t%d\\n", "\x1b[31mred",
+       "$HOME;`x`!", "ünïcode", os.fsdecode(b"latin-\xe9")]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ODD)

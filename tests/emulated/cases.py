@@ -29,7 +29,8 @@ from sslcli.training import train as training
 LAST: dict[str, Any] = {}
 
 MONITORS = ("callbacks.knn={every_epochs: 1, limit_train: 32, limit_eval: 16}",
-            "callbacks.logistic={limit: 16, iterations: 3}", "callbacks.collapse={}", "callbacks.progress={every_seconds: 0}",
+            "callbacks.logistic={limit: 16, iterations: 3}", "callbacks.collapse={}",
+            "callbacks.progress={every_seconds: 0}",
             "callbacks.online_probe={every_epochs: 1, limit_eval: 16}")  # fmt: skip
 #: Three epochs of four steps, with log lines, monitors and checkpoints after each.
 STEPS = ("data={name: shapes, count: 32, size: 16}", "training.batch_size=8", "training.epochs=3",
