@@ -20,7 +20,6 @@ from sslcli.runs.arithmetic import exact_float32
 from sslcli.runs.directory import RunDirectory, read_metrics
 
 from .context import Context
-from .memory import less_memory
 from .quick_estimate import quick_estimate
 from .setup import Session, shown_views
 
@@ -32,17 +31,13 @@ SAMPLE = (64, 1000)
 
 def show_start(session: Session) -> None:
     """Shows what will be trained, on what, and how much of it there is."""
-    if log.isEnabledFor(logging.INFO):  # or the memory would be estimated for nobody
-        for name, text in start_lines(session).items():
-            log.info(f"{name}: {text}")
+    for name, text in start_lines(session).items():
+        log.info(f"{name}: {text}")
 
 
 def start_lines(session: Session) -> dict[str, str]:
-    """Returns the block: `data`, `model`, `device`, `steps`, and on one process `memory`."""
-    lines = {"data": _data(session), "model": _model(session), "device": _device(session), "steps": _steps(session)}
-    if not distributed.is_distributed():  # whose collectives need the values of tensors
-        lines["memory"] = _memory(session)
-    return {name: text for name, text in lines.items() if text}
+    """Returns the block: `data`, `model`, `device`, `steps`."""
+    return {"data": _data(session), "model": _model(session), "device": _device(session), "steps": _steps(session)}
 
 
 def _data(session: Session) -> str:
@@ -83,15 +78,17 @@ def _steps(session: Session) -> str:
     return f"{ends} ({epochs}), {info.batch_size} images each; views: {shown_views(session.views)}"
 
 
-def _memory(session: Session) -> str:
+def show_memory(session: Session) -> None:
+    """Shows what a step takes of the memory, roughly: after the first step, which need not wait for what the estimate
+    imports. Not on several processes, whose collectives need the values of tensors."""
+    if not log.isEnabledFor(logging.INFO) or distributed.is_distributed():
+        return
     found = quick_estimate(session)
     if found.problem:
         log.debug(f"memory: not estimated: {found.problem}")
-        return ""
-    if found.fits is False:
-        log.warning(f"a step is not likely to fit into the memory of {session.device}: {less_memory(session.config)}")
+        return
     free = f", {readable(found.free)} free" if found.free is not None else ""
-    return f"about {readable(found.peak)} at the peak of a step{free}"
+    log.info(f"memory: about {readable(found.peak)} at the peak of a step{free}")
 
 
 def _count(number: int) -> str:

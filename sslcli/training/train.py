@@ -35,7 +35,7 @@ from .context import Context
 from .interrupt import Interrupt
 from .loop import Loop
 from .memory import less_memory
-from .report import measure_quality, show_end, show_start
+from .report import measure_quality, show_end, show_memory, show_start
 from .saving import SavePlan
 from .setup import SMALLER, Session, build, device_resolved, plan
 from .trial import check_phases
@@ -219,6 +219,7 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
                 if step == start + 1:
                     with loop.meter.pause():
                         context.first_step()
+                        show_memory(session)
                 context.step()
                 if step % training.log_every == 0 or step == session.last_step:
                     context.log_line(loop.record())

@@ -33,12 +33,11 @@ def write_images(folder: Path, count: int = 16, **others: int) -> None:
 
 def test_the_start_says_what_is_trained_on_what(tiny: ConfigMaker) -> None:
     lines = start_lines(build(tiny("training.max_steps=5", "data.limit=24")))
-    assert list(lines) == ["data", "model", "device", "steps", "memory"]
+    assert list(lines) == ["data", "model", "device", "steps"]
     assert lines["data"] == "shapes, 24 images of 16 × 16 px, 10 classes; data.limit leaves out the rest; all in memory"
     assert lines["device"] == "cpu (1 thread), fp32, nothing compiled"
     assert lines["steps"] == "5 of 9 (3 epochs of 3), 8 images each; views: 2 of 16 px"
     assert re.fullmatch(r"simclr; backbone resnet18, [\d,]+ parameters \([\d,]+ are .*heads\)", lines["model"])
-    assert re.fullmatch(r"about [\d.]+ MiB at the peak of a step, [\d.]+ .iB free", lines["memory"])
 
 
 def test_files_that_are_no_images_are_counted_by_kind(tiny: ConfigMaker, tmp_path: Path) -> None:
@@ -86,6 +85,8 @@ def test_the_end_says_what_came_of_it(tiny: ConfigMaker, tmp_path: Path, message
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     loss = [record["loss"] for record in records if "loss" in record][-1]
     knn = [record["knn_top1"] for record in records if "knn_top1" in record and record["step"]]
+    (memory,) = [line for line in messages if line.startswith("memory: ")]
+    assert re.fullmatch(r"memory: about [\d.]+ MiB at the peak of a step, [\d.,]+ .iB free", memory)
     (end,) = [line for line in messages if line.startswith("done in ")]
     assert re.search(
         rf"s: 36 steps, [\d,]+ images/s; loss {loss:.4f}; kNN top-1 {knn[-1]:.1%} \(best {max(knn):.1%}, ", end
