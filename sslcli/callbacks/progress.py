@@ -40,8 +40,9 @@ class ProgressOptions(Options):
 
 
 class ProgressBar(Callback):
-    """Shows epoch, loss, learning rate, speed, the share of time that steps wait for images, kNN accuracy, and the
-    remaining time: from the first step on, then by time."""
+    """Shows epoch, loss, speed, kNN accuracy and the remaining time.
+
+    From the first step on, then by time; with the learning rate and the share of time in which steps wait for data."""
 
     Options = ProgressOptions
     options: ProgressOptions

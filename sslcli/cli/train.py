@@ -59,7 +59,7 @@ def train(
 
     config, overrides = config_and_overrides(train, config, overrides)
     is_run = config is not None and (config / "config.yaml").is_file()
-    if is_run and not (resume or dry_run or output is not None):
+    if config is not None and is_run and not (resume or dry_run or output is not None):
         raise UserError(f"{config}: is a run; resume it with `ssl train {path_word(config)} --resume`")
     plugin_files = [register_file(path) for path in plugin or []]
     resolved = load_config(config / "config.yaml" if config is not None and is_run else config, overrides)

@@ -1,8 +1,8 @@
 """What a step takes of the memory, roughly, at a small share of a step's time: shown when a run has begun.
 
 Forward passes of two and of four images, of which everything that the backward pass would need is added up; it grows
-with the number of images. The estimate of `--dry-run` (`estimate.py`) runs whole steps, views and updates too, on tensors
-without values, and needs torch's compiler for it, whose import takes seconds.
+with the number of images. The estimate of `--dry-run` (`estimate.py`) runs whole steps, views and updates too,
+on tensors without values, and needs torch's compiler for it, whose import takes seconds.
 """
 
 from __future__ import annotations
