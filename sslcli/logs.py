@@ -30,6 +30,16 @@ class Lines(logging.Handler):
         self._show(f"warning: {text}" if record.levelno >= logging.WARNING else text)
 
 
+def duration(seconds: float) -> str:
+    """Returns a time in its two largest units: `40 s`, `12 min 5 s`, `3 h 20 min`, `2 d 3 h`."""
+    left, parts = max(round(seconds), 0), []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        parts.append(f"{count} {unit}" if count else "")
+    first = next((number for number, part in enumerate(parts) if part), len(parts) - 1)
+    return " ".join(filter(None, parts[first : first + 2])) or "0 s"
+
+
 @contextmanager
 def lines_to(show: Callable[[str], object] | None, level: int = logging.INFO) -> Iterator[None]:
     """Passes the messages of a block to `show`; None changes nothing."""
@@ -43,6 +53,17 @@ def lines_to(show: Callable[[str], object] | None, level: int = logging.INFO) ->
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+@contextmanager
+def only_warnings() -> Iterator[None]:
+    """Leaves out the other messages of a block, whose work the user has not asked for."""
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
         logger.setLevel(before)
 
 

@@ -28,7 +28,8 @@ class CollapseOptions(Options):
 
 class CollapseWatch(Callback):
     """Warns when the features collapse.
-    Reads `feature_std` and, where it is there, `feature_rank`; warns once, and again after a recovery."""
+
+    Reads `feature_std` and, where it is there, `feature_rank`; says once what is wrong, and what to try."""
 
     Options = CollapseOptions
 
@@ -46,10 +47,14 @@ class CollapseWatch(Callback):
                 self.bad_lines[name] = self.bad_lines[name] + 1 if record[name] < threshold else 0
         worst = max(self.bad_lines.values())
         if worst >= self.options.lines and not self.warned:
-            std, rank = (self.latest.get(name, float("nan")) for name in self.bad_lines)
+            self.warned = True
+            std, rank = (self.latest.get(name) for name in self.bad_lines)
+            numbers = [f"std of the normalized features {std:.4f} (1 = spread evenly)"] if std is not None else []
+            numbers += [f"effective rank {rank:.2f} (1 = one line)"] if rank is not None else []
+            alike = self.bad_lines["feature_std"] >= self.options.lines
+            what = "the features of all images are nearly the same" if alike else "all features lie along one line"
             log.warning(
-                f"the representation is collapsing at step {record['step']}: std of the normalized features "
-                f"{std:.4f} (1 = spread evenly), effective rank {rank:.2f}; try a smaller optimizer.lr, a longer "
-                "warm-up, or stronger views"
+                f"the representation is collapsing at step {record['step']}: {', '.join(numbers)}: {what}; if "
+                "that lasts, try a smaller optimizer.lr, a longer schedule.warmup_epochs, a larger "
+                "training.batch_size, or stronger views"
             )
-        self.warned = worst >= self.options.lines or (self.warned and worst > 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ from sslcli.contracts.errors import UserError
 
 from . import completion
 from .arguments import Overrides, PluginFiles, config_and_overrides
+from .next_steps import devices_again, next_steps, path_word, shell_word
 
 if TYPE_CHECKING:
     from sslcli.config.resolve import RunConfig
@@ -59,8 +59,8 @@ def train(
 
     config, overrides = config_and_overrides(train, config, overrides)
     is_run = config is not None and (config / "config.yaml").is_file()
-    if is_run and not (resume or dry_run or output is not None):
-        raise UserError(f"{config}: is a run; resume it with `ssl train {shlex.quote(str(config))} --resume`")
+    if config is not None and is_run and not (resume or dry_run or output is not None):
+        raise UserError(f"{config}: is a run; resume it with `ssl train {path_word(config)} --resume`")
     plugin_files = [register_file(path) for path in plugin or []]
     several = devices is not None and devices > 1 and not dry_run  # these show what there is to say about the config
     logging.getLogger("sslcli.config").setLevel(logging.WARNING if several else logging.NOTSET)
@@ -91,11 +91,17 @@ def train(
     if os.environ.get("RANK", "0") != "0":
         return 128 + result.signal if result.signal is not None else 0
     if result.signal is not None:
-        again = ["ssl", *arguments(config, overrides, directory, plugin), "--resume"]
+        again = ["ssl", *arguments(config, overrides, directory, plugin), "--resume", *devices_again()]
         where = f"step {result.step} of {result.total_steps}"
-        log.warning(f"interrupted and saved at {where}; resume with: {shlex.join(again)}")
+        log.warning(f"interrupted and saved at {where}; resume with: {' '.join(map(shell_word, again))}")
         return 128 + result.signal
-    print(next_steps(directory, labeled=resolved.data.cls.labeled(resolved.data.options, "train") is not None))
+    if result.step < result.total_steps:
+        longer = [] if result.stopped is not None else ["training.max_steps=null"]
+    else:
+        longer = [f"training.epochs={2 * resolved.training.epochs}"]
+    labeled = resolved.data.cls.labeled(resolved.data.options, "train") is not None
+    log.info("next:")
+    print("\n".join(next_steps(directory, labeled=labeled, longer=[*longer, *devices_again()], plugins=plugin or [])))
     return 0
 
 
@@ -103,15 +109,6 @@ def arguments(config: Path | None, overrides: list[str], directory: Path, plugin
     """Returns the arguments of `ssl` that train this run again."""
     files = [word for path in plugin or [] for word in ("--plugin", str(path))]
     return ["train", *([str(config)] if config is not None else []), *overrides, "--output", str(directory), *files]
-
-
-def next_steps(directory: Path, *, labeled: bool) -> str:
-    """Returns a shell command that evaluates the backbone of a run, exports it, and loads it."""
-    run, file = shlex.quote(str(directory)), f"{directory.name}.safetensors"
-    program = f'import sslcli; print(sslcli.load_backbone("{file}").spec)'
-    steps = [f"ssl eval {run} --method linear"] if labeled else []
-    steps += [f"ssl export backbone {run} --output {shlex.quote(file)}", f"python -c {shlex.quote(program)}"]
-    return " && ".join(steps)
 
 
 def _show_plan(config: RunConfig, directory: Path, processes: int) -> None:

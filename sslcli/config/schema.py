@@ -79,8 +79,11 @@ class CheckpointOptions(Options):
     """Save after this many epochs."""
     every_steps: int | None = Field(default=None, ge=1, json_schema_extra=FREE)
     """Save after this many steps."""
+    every_minutes: float | None = Field(default=15.0, gt=0, json_schema_extra=FREE)
+    """Save when this many minutes have passed since the last checkpoint; null: never by time."""
     keep: int = Field(default=2, ge=2, json_schema_extra=FREE)
-    """Number of most recent checkpoints to keep."""
+    """Number of most recent checkpoints of `every_epochs` and `every_steps` to keep. One saved by time, or when the run
+    was interrupted, is kept until the next checkpoint."""
 
 
 #: What each section of a config is.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +20,27 @@ from .options import Options
 log = logging.getLogger(__name__)
 
 Outcome = Literal["done", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far a run is, read after a step without a wait for the device. Counts are those of this session.
+
+    Attributes:
+        step: optimizer steps of the run.
+        lr: learning rate of the last one.
+        images: over all processes.
+        waited: seconds in which this process waited for images.
+        paused: seconds of monitors and saving between the steps.
+        loss: returns the mean since the last log line, over this process's images; None as long as it has not arrived.
+    """
+
+    step: int
+    lr: float
+    images: int
+    waited: float
+    paused: float
+    loss: Callable[[], float | None]
 
 
 class RunContext(ABC):
@@ -83,6 +105,11 @@ class RunContext(ABC):
             reason: shown to the user: `knn_top1 has not risen for 5 measurements`.
         """
         self.stop_reason = self.stop_reason or reason
+
+    def reading(self) -> Reading | None:
+        """Returns the run's values at any step, also between two log lines; costs a copy of one number, and never waits
+        for the device. None where there are none: before a step, and right after a log line."""
+        return None
 
     def tell(self, text: str) -> None:
         """Shows a line to the user, above the progress bar, only once even with several processes."""

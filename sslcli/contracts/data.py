@@ -7,9 +7,10 @@ A dataset knows nothing of training: the order of the images, batches, workers a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
@@ -97,6 +98,7 @@ class AnyDataset(ABC):
         Options: the options' class.
         splits: the values that `split` can take.
         info: see `DataInfo`.
+        skipped: files beside the images that are of no kind that is read: how many of each (`.gif`). A run shows them.
     """
 
     Options: ClassVar[type[DatasetOptions]] = DatasetOptions
@@ -104,6 +106,7 @@ class AnyDataset(ABC):
 
     options: DatasetOptions
     info: DataInfo
+    skipped: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, options: DatasetOptions) -> None:
         self.options = options

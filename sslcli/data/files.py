@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -83,8 +84,10 @@ class FileDataset(Dataset):
             )
         files: list[str] = []
         labels: list[int] = []
+        beside = sum(file.is_file() for file in folder.glob("[!.]*") if file.name.lower().endswith(EXTENSIONS))
+        skipped: Counter[str] = Counter({"images outside the class folders": beside} if beside else {})
         for each in found:
-            images = [f"{each}/{file}" for file in image_files(folder / each)]
+            images = [f"{each}/{file}" for file in image_files(folder / each, skipped)]
             if not images:
                 raise UserError(
                     f"data.root: no images ({KINDS}) in the class folder {folder / each}; remove it, or set "
@@ -92,6 +95,7 @@ class FileDataset(Dataset):
                 )
             files += images
             labels += [classes.index(each)] * len(images)
+        self.skipped = skipped
         self._set(name, folder, files, torch.tensor(labels), classes)
 
     @classmethod

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -12,17 +14,24 @@ import torch
 
 from .decode import EXTENSIONS
 
+#: Of files that are skipped, this many are named.
+_KINDS = 6
 
-def image_files(folder: Path) -> Iterator[str]:
+
+def image_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[str]:
     """Yields the image files below a folder as paths relative to it, sorted, with `/` between the parts.
 
     Hidden files and folders are skipped, links are followed, but not to a folder above; the case of extensions is
     ignored.
+
+    Args:
+        folder: where to look.
+        skipped: counts all other files that are not hidden, by kind.
     """
-    return _walk(folder, "", frozenset())
+    return _walk(folder, "", frozenset(), Counter() if skipped is None else skipped)
 
 
-def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]], skipped: Counter[str]) -> Iterator[str]:
     state = folder.stat()
     if (state.st_dev, state.st_ino) in above:
         return
@@ -31,9 +40,23 @@ def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Itera
         found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     for name, is_folder in found:
         if is_folder:
-            yield from _walk(folder / name, f"{prefix}{name}/", above)
+            yield from _walk(folder / name, f"{prefix}{name}/", above, skipped)
         elif name.lower().endswith(EXTENSIONS):
             yield prefix + name
+        else:
+            suffix = os.path.splitext(name)[1].lower()
+            skipped[suffix if re.fullmatch(r"\.\w{1,9}", suffix) else "other"] += 1
+
+
+def skipped_files(skipped: Mapping[str, int]) -> str:
+    """Returns how many files are no images, by kind, the most frequent first: `90 others skipped (.gif 60, .heic 30)`;
+    nothing if there are none."""
+    kinds = sorted(skipped.items(), key=lambda kind: (-kind[1], kind[0]))
+    if len(kinds) > _KINDS:
+        kinds = [*kinds[:_KINDS], ("more kinds", sum(count for _, count in kinds[_KINDS:]))]
+    listed = ", ".join(f"{kind} {count:,}" for kind, count in kinds)
+    total = sum(skipped.values())
+    return f"{total:,} other{'s' * (total > 1)} skipped ({listed})" if total else ""
 
 
 def subfolders(folder: Path) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from sslcli.contracts.data import DatasetOptions, Part
 from sslcli.contracts.errors import UserError
 from sslcli.data.files import KINDS, FileDataset, FileOptions, existing
-from sslcli.data.paths import image_files
+from sslcli.data.paths import image_files, skipped_files
 
 
 class ImagesOptions(FileOptions):
@@ -29,9 +30,14 @@ class Images(FileDataset):
     def __init__(self, options: ImagesOptions) -> None:
         super().__init__(options)
         root = existing(options.root)
-        files = list(image_files(root))
+        skipped: Counter[str] = Counter()
+        files = list(image_files(root, skipped))
+        self.skipped = skipped
         if not files:
-            raise UserError(f"data.root: no images ({KINDS}) in {root} or below; set it to a folder that has some")
+            only = f" ({skipped_files(skipped)})" if skipped else ""
+            raise UserError(
+                f"data.root: no images ({KINDS}) in {root} or below{only}; set it to a folder that has some"
+            )
         self._set("images", root, files, None, None)
 
     @classmethod

@@ -43,6 +43,11 @@ def checkpoint_path(directory: Path, step: int) -> Path:
     return directory / f"step-{step:09d}.safetensors"
 
 
+def step_of(path: Path) -> int:
+    """Returns the step of a checkpoint by its name."""
+    return int(path.stem.rpartition("-")[2])
+
+
 def list_checkpoints(directory: Path) -> list[Path]:
     """Lists the checkpoints in a directory, the newest first."""
     if not directory.is_dir():
@@ -82,15 +87,22 @@ def newest_intact(directory: Path, read: Callable[[Path], T], problem: type[SslE
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread, one at a time, and keeps the newest `keep`.
+    """Writes checkpoints in a thread, one at a time; keeps the newest `keep` regular ones and the newest of all, and
+    never fewer than two.
+
+    Args:
+        directory: where they are.
+        keep: how many.
+        is_regular: returns whether a checkpoint of a step is; None: all are.
 
     Raises:
         SslError: from `save` or `join`, if an earlier write failed, because the disk is full for example.
     """
 
-    def __init__(self, directory: Path, keep: int) -> None:
+    def __init__(self, directory: Path, keep: int, is_regular: Callable[[int], bool] | None = None) -> None:
         self.directory = directory
         self.keep = keep
+        self.is_regular = is_regular
         self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self.pending: Future[None] | None = None
         self.last_step = -1
@@ -105,8 +117,12 @@ class CheckpointWriter:
         path, began = checkpoint_path(self.directory, step), time.perf_counter()
         files.write(path, tensors, document)
         log.debug(f"wrote {path} in {time.perf_counter() - began:.2f} s")
-        for old in list_checkpoints(self.directory)[self.keep :]:
-            old.unlink(missing_ok=True)
+        there = list_checkpoints(self.directory)
+        regular = [path for path in there if self.is_regular is None or self.is_regular(step_of(path))][: self.keep]
+        kept = {*regular, *there[: 1 if len({*regular, *there[:1]}) > 1 else 2]}
+        for old in there:
+            if old not in kept:
+                old.unlink(missing_ok=True)
 
     def join(self) -> None:
         """Waits until the last checkpoint is on the disk."""

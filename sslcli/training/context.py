@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslcli import distributed
 from sslcli.contracts.backbone import Backbone
-from sslcli.contracts.callback import Callback, Outcome, RunContext
+from sslcli.contracts.callback import Callback, Outcome, Reading, RunContext
 from sslcli.contracts.data import Dataset, Part, StreamDataset
 from sslcli.contracts.method import Progress
 from sslcli.data.subset import limited
@@ -41,6 +41,7 @@ class Context(RunContext):
         self.last_step = session.last_step
         self.progress = Progress(0, session.info.total_steps, session.info.steps_per_epoch)
         self.callbacks: list[Callback] = list(session.callbacks.values())
+        self.read: Callable[[], Reading | None] | None = None  # set by the loop
         self._tell = tell or log.info
         self._labeled: dict[Part, Dataset | None] = {}
 
@@ -74,6 +75,9 @@ class Context(RunContext):
         if self.is_main:
             added = {name: value for callback in self.callbacks for name, value in callback.on_record(self).items()}
             self.log({**metrics, **added})
+
+    def reading(self) -> Reading | None:
+        return self.read() if self.read is not None and self.is_main else None
 
     def tell(self, text: str) -> None:
         if self.is_main:

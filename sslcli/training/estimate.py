@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,14 +28,13 @@ from sslcli.contracts.method import Method
 from sslcli.contracts.source import Source, SourceBatch
 from sslcli.data.plan import Plan
 from sslcli.data.source import ResidentSource, free_memory
-from sslcli.memory import readable
 from sslcli.optimizers.groups import build_groups
 from sslcli.runs.directory import RunDirectory
 from sslcli.views.pipeline import ViewMaker
 
 from .context import Context
 from .loop import Loop
-from .memory import held_bytes
+from .memory import Estimate, held_bytes
 from .scaler import LossScaler
 from .setup import Session
 
@@ -44,45 +42,6 @@ from .setup import Session
 _STEPS = 2
 #: Rows that a CPU makes views of at once are those of about this many numbers; more would only be the same again.
 _NUMBERS_AT_ONCE = 1 << 19
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Bytes of one process; `problem` says why there is no estimate, and then the others are 0.
-
-    Attributes:
-        images: of the dataset, where it stays on the device.
-        parameters: with all buffers.
-        optimizer_state: after the first step.
-        step: what is alive beside these at the peak: gradients, views, activations.
-        free: what the device has for all of it; None where that is not known.
-        problem: why it could not be estimated (an operation of a plugin needs values, for example).
-    """
-
-    images: int = 0
-    parameters: int = 0
-    optimizer_state: int = 0
-    step: int = 0
-    free: int | None = None
-    problem: str = ""
-
-    @property
-    def peak(self) -> int:
-        return self.images + self.parameters + self.optimizer_state + self.step
-
-    @property
-    def fits(self) -> bool | None:
-        return None if self.problem or self.free is None else self.peak <= self.free
-
-    def line(self) -> str:
-        """Returns the estimate in one line."""
-        if self.problem:
-            return f"not estimated: {self.problem}"
-        parts = f"images {readable(self.images)}, parameters {readable(self.parameters)}, optimizer state "
-        parts += f"{readable(self.optimizer_state)}, gradients, views and activations {readable(self.step)}"
-        verdict = {None: "", True: "; fits: ", False: "; does not fit: "}[self.fits]
-        free = f"{readable(self.free)} free" if self.free is not None else ""
-        return f"about {readable(self.peak)} at the peak of a step ({parts}){verdict}{free}"
 
 
 def estimate(session: Session, processes: int = 1) -> Estimate:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sslcli import distributed
+from sslcli.contracts.callback import Reading
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.method import Batch, DrawKeys, Progress, Step, StepFunction, View
 from sslcli.contracts.source import SourceBatch
@@ -27,7 +28,7 @@ from sslcli.runs.device import memory_format
 
 from .compilation import batch_of_zeros
 from .context import Context
-from .meter import Meter
+from .meter import Arriving, Meter
 from .scaler import MOST_SKIPPED
 from .setup import SEED_STEP, Session
 from .state import frozen_state
@@ -82,6 +83,7 @@ class Loop:
         self.local_statistics = local_statistics(self.method)
         self.parameters = [p for p in self.method.parameters() if p.requires_grad]
         self.meter = Meter(session.device)
+        context.read = self.read
         self.features: Tensor | None = None
         self.replaced: set[str] = set()
         self.batches: Iterator[list[SourceBatch]] = session.source.batches(start)
@@ -233,6 +235,16 @@ class Loop:
                 f"the loss was not finite in step {bad} (lr {lr:.3g}, {name}); earlier checkpoints are "
                 f"intact: try a smaller optimizer.lr, a longer warm-up, {advice}or training.clip.norm=1.0"
             )
+
+    def read(self) -> Reading | None:
+        """Returns the values of the steps so far, without a wait for the device; None before any since a log line."""
+        meter, step = self.meter, self.context.progress.step
+        if not meter.count:
+            return None
+        images, waited, paused = meter.totals()
+        images *= self.session.info.world_size
+        loss = Arriving(meter.sums["loss"], meter.count)
+        return Reading(step, float(self.session.schedule(step - 1)), images, waited, paused, loss.get)
 
     def record(self) -> dict[str, float]:
         """Returns the values since the last log line, and resets them; RunFailed if the loss was not finite."""

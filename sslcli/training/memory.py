@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import resource
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from sslcli import distributed
 from sslcli.config.resolve import RunConfig
+from sslcli.memory import readable
 
 from .setup import Session
 from .state import named_optimizer_state
@@ -28,6 +30,45 @@ def less_memory(config: RunConfig) -> str:
     if getattr(config.backbone.options, "gradient_checkpointing", True) is False:
         more.insert(0, "backbone.gradient_checkpointing=true")
     return f"{advice}; {' and '.join(more)} help too"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one process; `problem` says why there is no estimate, and then the others are 0.
+
+    Attributes:
+        images: of the dataset, where it stays on the device.
+        parameters: with all buffers.
+        optimizer_state: after the first step.
+        step: what is alive beside these at the peak: gradients, views, activations.
+        free: what the device has for all of it; None where that is not known.
+        problem: why it could not be estimated (an operation of a plugin needs values, for example).
+    """
+
+    images: int = 0
+    parameters: int = 0
+    optimizer_state: int = 0
+    step: int = 0
+    free: int | None = None
+    problem: str = ""
+
+    @property
+    def peak(self) -> int:
+        return self.images + self.parameters + self.optimizer_state + self.step
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.problem or self.free is None else self.peak <= self.free
+
+    def line(self) -> str:
+        """Returns the estimate in one line."""
+        if self.problem:
+            return f"not estimated: {self.problem}"
+        parts = f"images {readable(self.images)}, parameters {readable(self.parameters)}, optimizer state "
+        parts += f"{readable(self.optimizer_state)}, gradients, views and activations {readable(self.step)}"
+        verdict = {None: "", True: "; fits: ", False: "; does not fit: "}[self.fits]
+        free = f"{readable(self.free)} free" if self.free is not None else ""
+        return f"about {readable(self.peak)} at the peak of a step ({parts}){verdict}{free}"
 
 
 class PeakMemory:

@@ -12,14 +12,42 @@ from torch import Tensor
 from sslcli import distributed
 
 
+class Arriving:
+    """A number on its way from the device, for which nobody waits."""
+
+    def __init__(self, value: Tensor, divisor: int = 1) -> None:
+        self.divisor = divisor
+        self.value = value.detach()
+        self.copied: torch.cuda.Event | None = None
+        if value.device.type == "cuda":
+            self.value = self.value.to("cpu", non_blocking=True)  # torch takes pinned memory for it
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.copied.record(torch.cuda.current_stream(value.device))
+
+    def get(self) -> float | None:
+        """Returns the number over the divisor if it is there, else None."""
+        if self.copied is not None and not self.copied.query():  # type: ignore[no-untyped-call]
+            return None
+        return float(self.value) / self.divisor
+
+
 class Meter:
     """Sums of the values that steps report, kept on the device until a log line is due, and the time."""
 
     def __init__(self, device: torch.device) -> None:
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self._before = (0, 0.0, 0.0)
+        self.images, self.waited, self.paused = self._before
         self.reset()
 
+    def totals(self) -> tuple[int, float, float]:
+        """Returns this process's images, and the seconds that it waited for them and that it was paused, over all
+        steps so far."""
+        images, waited, paused = self._before
+        return images + self.images, waited + self.waited, paused + self.paused
+
     def reset(self) -> None:
+        self._before = self.totals()
         self.sums: dict[str, Tensor] = {}
         self.count = 0
         self.images = 0

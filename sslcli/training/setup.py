@@ -275,7 +275,7 @@ def plan(session: Session) -> dict[str, Any]:
         "steps_per_epoch": info.steps_per_epoch,
         "steps": session.last_step,
         "batch_size": training.batch_size,
-        "views": _shown(session.views) if session.views.later else len(session.views),
+        "views": shown_views(session.views) if session.views.later else len(session.views),
         "lr": session.schedule.base,
         "device": str(session.device),
         "precision": training.precision,
@@ -286,6 +286,6 @@ def plan(session: Session) -> dict[str, Any]:
     }
 
 
-def _shown(views: ViewMaker) -> str:
+def shown_views(views: ViewMaker) -> str:
     """The views of every phase: `2 of 32 px; from step 541: 2 of 64 px`."""
     return "; ".join([str(views), *(f"from step {begin + 1}: {maker}" for begin, maker in views.later)])

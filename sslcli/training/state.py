@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslcli.config.resolve import RunConfig
+from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.callback import Callback
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Method
+from sslcli.plugins import choose
 from sslcli.runs.checkpoint import Checkpoint
 
 METHOD, OPTIMIZER, CALLBACK = "method.", "optimizer.", "callback."
@@ -124,3 +127,17 @@ def frozen_digests(method: Method) -> dict[str, str]:
 
 def _under(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
+def plugins_used(config: RunConfig) -> dict[str, dict[str, str]]:
+    """Returns package and version of every plugin that a config names."""
+    named = {section: (group, getattr(config, section).name) for section, group in PLUGIN_SECTIONS.items()}
+    views = [view for phase in config.view_phases for view in phase.views]
+    operations = {operation.name for view in views for operation in view.operations}
+    named |= {f"augmentation.{name}": ("augmentations", name) for name in operations}
+    named |= {f"callback.{name}": ("callbacks", name) for name in config.callbacks}
+    used = {}
+    for key, (group, name) in named.items():
+        found = choose(group, name.partition("/")[0])
+        used[key] = {"name": name, "package": found.package, "version": found.version}
+    return used

@@ -16,12 +16,11 @@ import torch
 
 from sslcli import distributed
 from sslcli.config.resolve import RunConfig
-from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.errors import SslError
 from sslcli.data.source import resident_budget
 from sslcli.logs import lines_to
 from sslcli.memory import out_of_memory
-from sslcli.plugins import PluginFile, choose
+from sslcli.plugins import PluginFile
 from sslcli.runs import files
 from sslcli.runs.arithmetic import settings_restored
 from sslcli.runs.backbone_file import save_backbone
@@ -36,6 +35,8 @@ from .context import Context
 from .interrupt import Interrupt
 from .loop import Loop
 from .memory import less_memory
+from .report import measure_quality, show_end, show_memory, show_start
+from .saving import SavePlan
 from .setup import SMALLER, Session, build, device_resolved, plan
 from .trial import check_phases
 
@@ -93,6 +94,7 @@ def train(
             if distributed.rank() == 0:
                 directory.create(session.config.plain(), list(command), resumed=checkpoint is not None)
                 log.info(f"run directory: {output}")
+                show_start(session)
                 for file in plugin_files:
                     directory.keep_plugin(file)
                 directory.open_log(from_step=checkpoint.step if checkpoint is not None else 0)
@@ -101,7 +103,7 @@ def train(
             together(session.source.prepare)
             together(begin)
             log.debug(f"set up in {time.perf_counter() - began:.1f} s")
-            return _fit(session, directory, checkpoint)
+            return _fit(session, directory, checkpoint, began)
         finally:
             directory.close()
             session.source.close()
@@ -194,13 +196,13 @@ def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path, bud
     return session
 
 
-def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | None) -> TrainResult:
+def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | None, began: float) -> TrainResult:
     """Runs the remaining steps, with callbacks, log lines and checkpoints between them."""
     training, checkpoints, per_epoch = session.config.training, session.config.checkpoints, session.info.steps_per_epoch
-    periods = [checkpoints.every_steps, checkpoints.every_epochs and checkpoints.every_epochs * per_epoch]
     context = Context(session, directory)
+    saves = SavePlan(checkpoints, per_epoch, by_time=context.is_main)
     needs_less = out_of_memory(lambda: _where(context), lambda: less_memory(session.config))
-    writer = CheckpointWriter(directory.checkpoints, checkpoints.keep)
+    writer = CheckpointWriter(directory.checkpoints, checkpoints.keep, saves.regular)
     start = 0
     if checkpoint is not None:
         start = writer.last_step = checkpoint.step
@@ -209,35 +211,50 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
         with Interrupt() as interrupt, context.ending() as outcome:
             context.start()
             loop.meter.reset()
-            context.stop_reason, signal = None, 0
+            context.stop_reason, signal, first_step = None, 0, time.perf_counter()
+            saves.restart()
             while context.progress.step < session.last_step and not signal and context.stop_reason is None:
                 loop.step()
                 step = context.progress.step
                 if step == start + 1:
                     with loop.meter.pause():
                         context.first_step()
+                        show_memory(session)
                 context.step()
                 if step % training.log_every == 0 or step == session.last_step:
                     context.log_line(loop.record())
                 with loop.meter.pause():
                     if step % per_epoch == 0:
                         context.epoch()
-                    if any(period and step % period == 0 for period in periods):
+                    if saves.is_regular(step):
                         _save(loop, writer)
-                # All processes stop after the same step, whichever has a reason; a signal comes first.
+                        saves.restart()
+                # All processes stop after the same step, whichever has a reason; a signal comes first. One that stops
+                # saves anyway, so that the first process's clock has the last word only where nobody wants to.
                 wish = interrupt.number + 1 if interrupt.number else int(context.stop_reason is not None)
-                wish = distributed.all_reduce_max(wish)
+                wish, is_due = divmod(distributed.all_reduce_max(2 * wish + saves.is_overdue()), 2)
+                if is_due and not wish:
+                    with loop.meter.pause():
+                        _save(loop, writer)
+                    saves.restart()
                 signal = max(wish - 1, 0)
                 if wish == 1:
                     context.stop_reason = _first_reason(context.stop_reason)
+            images, _, paused = loop.meter.totals()
+            images *= session.info.world_size
+            rate = images / (time.perf_counter() - first_step - paused)
             _save(loop, writer)
             writer.join()
             stopped = context.stop_reason if not signal else None
             if context.is_main and (context.progress.step == session.last_step or stopped is not None):
                 save_backbone(directory.backbone, session.method.encoder(), session.card(context.progress))
+                if images:
+                    measure_quality(context, images)
             outcome.append("interrupted" if signal else "done")
     if stopped is not None:
         log.info(f"ended at step {context.progress.step} of {session.last_step}: {stopped}")
+    if context.is_main and not signal:
+        show_end(directory, context.progress.step - start, time.perf_counter() - began, rate)
     return TrainResult(directory.path, context.progress.step, session.info.total_steps, signal or None, stopped)
 
 
@@ -268,7 +285,7 @@ def _save(loop: Loop, writer: CheckpointWriter) -> None:
         "scaler": session.scaler.state_dict(),
         "encoder": next(f"{state.METHOD}{k}." for k, module in session.method.named_modules() if module is encoder),
         "card": dataclasses.asdict(session.card(progress)),
-        "plugins": plugins_used(session.config),
+        "plugins": state.plugins_used(session.config),
         "world_size": distributed.world_size(),
         "resident": session.resident,
         "cursor": cursor,
@@ -280,17 +297,3 @@ def _save(loop: Loop, writer: CheckpointWriter) -> None:
         writer.save(progress.step, files.snapshot(tensors), document)
     except ValueError as error:
         raise SslError(f"method {session.config.method.name!r} cannot be saved: {error}") from error
-
-
-def plugins_used(config: RunConfig) -> dict[str, dict[str, str]]:
-    """Returns package and version of every plugin that a config names."""
-    named = {section: (group, getattr(config, section).name) for section, group in PLUGIN_SECTIONS.items()}
-    views = [view for phase in config.view_phases for view in phase.views]
-    operations = {operation.name for view in views for operation in view.operations}
-    named |= {f"augmentation.{name}": ("augmentations", name) for name in operations}
-    named |= {f"callback.{name}": ("callbacks", name) for name in config.callbacks}
-    used = {}
-    for key, (group, name) in named.items():
-        found = choose(group, name.partition("/")[0])
-        used[key] = {"name": name, "package": found.package, "version": found.version}
-    return used

@@ -27,9 +27,12 @@ from sslcli.training import train as training
 
 #: Of the last step that was made: kernels by phase, and multi-tensor calls that ran tensor by tensor.
 LAST: dict[str, Any] = {}
+#: What runs have said; nothing is asked for their progress lines if nobody listens.
+SAID: list[str] = []
 
 MONITORS = ("callbacks.knn={every_epochs: 1, limit_train: 32, limit_eval: 16}",
             "callbacks.logistic={limit: 16, iterations: 3}", "callbacks.collapse={}",
+            "callbacks.progress={every_seconds: 0}",
             "callbacks.online_probe={every_epochs: 1, limit_eval: 16}")  # fmt: skip
 #: Three epochs of four steps, with log lines, monitors and checkpoints after each.
 STEPS = ("data={name: shapes, count: 32, size: 16}", "training.batch_size=8", "training.epochs=3",
@@ -47,7 +50,8 @@ def config(method: str, *overrides: str) -> RunConfig:
 def trained(folder: Path, *overrides: str, method: str = "simclr", resumes: bool = False) -> None:
     """Trains two epochs, and where a run `resumes`, goes on with a third."""
     for more in (("training.max_steps=8",), ())[: 1 + resumes]:
-        training.train(config(method, "training.precision=bf16", *overrides, *more), folder, resume=not more)
+        told = config(method, "training.precision=bf16", *overrides, *more)
+        training.train(told, folder, resume=not more, tell=SAID.append)
 
 
 def watch() -> None:

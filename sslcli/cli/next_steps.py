@@ -1,0 +1,73 @@
+"""What to do with a finished run: commands that can be pasted into a shell, whatever the directory is called."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+#: What a format of `printf` in single quotes has for these.
+_FORMAT = {"\\": "\\\\", "%": "%%", "'": "\\047"}
+
+
+def next_steps(
+    directory: Path,
+    *,
+    labeled: bool,
+    longer: Sequence[str],
+    plugins: Sequence[Path] = (),
+) -> list[str]:
+    """Returns commands that evaluate the backbone of a run, export it, load it in Python, and train it for longer.
+
+    Args:
+        directory: of the run.
+        labeled: whether its data has labels to evaluate on.
+        longer: the words with which the run goes on.
+        plugins: the files that the run was made with.
+    """
+    run, file = path_word(directory), Path(f"{directory.absolute().name}.safetensors")
+    needed = [word for path in plugins for word in ("--plugin", path_word(path))]
+    # The string of a JSON file is one of Python's too, in ASCII.
+    program = f"import sslcli; print(sslcli.load_backbone({json.dumps(str(file))}).spec)"
+    steps = [
+        ["ssl", "eval", run, "--method", "linear" if labeled else "quality", *needed],
+        ["ssl", "export", "backbone", run, "--output", path_word(file), *needed],
+    ]
+    if not plugins:  # the file alone does not have their code
+        steps.append(["python", "-c", shell_word(program)])
+    steps.append(["ssl", "train", run, *map(shell_word, longer), "--resume", *needed])
+    return [" ".join(words) for words in steps]
+
+
+def devices_again() -> list[str]:
+    """Returns the option `--devices` of this process's group, if that has started it."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    alone = processes == "1" or "TORCHELASTIC_RUN_ID" in os.environ  # torchrun's words are not known
+    return [] if alone else ["--devices", processes]
+
+
+def path_word(path: Path) -> str:
+    """Returns a path as a word for a shell that no program takes for an option or a home directory."""
+    text = os.fspath(path)
+    if text.endswith("\n"):  # which a shell takes from the end of what a command printed
+        text += "/"
+    if text.startswith("-"):
+        text = f"./{text}"
+    elif text.startswith("~"):
+        text = f"{Path.cwd()}/{text}"
+    return shell_word(text)
+
+
+def shell_word(text: str) -> str:
+    """Returns a text as one word for any POSIX shell, on one line and in printable characters: others are escaped."""
+    if all(each.isprintable() for each in text):
+        return shlex.quote(text)
+    shown = "".join(_FORMAT.get(each) or _octal(each) for each in text)
+    return f"\"$(printf '{shown}')\""
+
+
+def _octal(character: str) -> str:
+    """A character in the format of `printf`, byte by byte if it is not printable."""
+    return character if character.isprintable() else "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
