@@ -100,7 +100,7 @@ class Run:
         """Optimizer steps done; for a run that was opened, the step of its newest checkpoint (0 if it has none)."""
         if self._step is not None:
             return self._step
-        from sslcli.runs.checkpoint import list_checkpoints
+        from sslcli.runs.layout import list_checkpoints
 
         newest = next(iter(list_checkpoints(self.path / "checkpoints")), None)
         return 0 if newest is None else int(newest.stem.removeprefix("step-"))
@@ -193,7 +193,7 @@ def load_backbone(path: Target, into: nn.Module | None = None) -> nn.Module:
 
 
 def evaluate(
-    target: Target,
+    target: Target | None = None,
     method: str = "knn",
     overrides: Mapping[str, Any] | None = None,
     *,
@@ -206,7 +206,8 @@ def evaluate(
     """Evaluates like `ssl eval`: `evaluate(run, "knn", {"k": [20]}).metrics["top1"]`.
 
     Args:
-        target: a `Run`, a run directory, a checkpoint, a backbone file, or the name of a backbone.
+        target: a `Run`, a run directory, a checkpoint, a backbone file, or the name of a backbone; None: the newest
+            run in `runs/`.
         method: name of the evaluator.
         overrides: its options, and those of the data (`"data.limit"`), by dotted key.
         train: labeled dataset, as an object, to fit on; together with `eval`, instead of the run's own data.
@@ -225,7 +226,7 @@ def evaluate(
 
 
 def evaluate_all(
-    targets: Target | Sequence[Target],
+    targets: Target | Sequence[Target] | None = None,
     method: str = "all",
     overrides: Mapping[str, Any] | None = None,
     *,
@@ -241,6 +242,7 @@ def evaluate_all(
         a row for each target and evaluator, with `target`, `method` and `result`.
     """
     from sslcli.evaluation.evaluate import evaluate_all as run_evaluations
+    from sslcli.runs.trained import newest_run
 
     chosen = by_key(overrides)
     if (train is None) != (eval is None):
@@ -248,10 +250,11 @@ def evaluate_all(
     given = {} if train is None else {"labeled": train, "test": eval}
     if given:
         chosen["data.name"] = f"{PYTHON}:{EVALUATED}"
-    several = list(targets) if isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]
+    several: list[Any] = list(targets) if isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]
     words = as_arguments(chosen)
     with on_console(), registered(_classes(several, given)):
-        paths = [_path(target) for target in several]
+        newest = [newest_run("evaluate", "sslcli.evaluate(RUN)")] if targets is None else []
+        paths = newest or [_path(target) for target in several]
         return run_evaluations(paths, method, words, device=device, seed=seed, seeds=seeds)
 
 
@@ -265,11 +268,13 @@ def _classes(targets: Sequence[Any], datasets: Mapping[str, Any]) -> Classes:
     return classes
 
 
-def export(target: Target, exporter: str = "backbone", path: str | Path | None = None, **options: Any) -> Exported:
+def export(
+    target: Target | None = None, exporter: str = "backbone", path: str | Path | None = None, **options: Any
+) -> Exported:
     """Exports like `ssl export`; replaces `path` if it exists.
 
     Args:
-        target: a `Run`, a run directory, a checkpoint or a backbone file.
+        target: a `Run`, a run directory, a checkpoint or a backbone file; None: the newest run in `runs/`.
         exporter: its name.
         path: the file; by default in the run directory, or next to the file.
         options: the exporter's.
@@ -284,7 +289,9 @@ def export(target: Target, exporter: str = "backbone", path: str | Path | None =
 
     arguments = as_arguments(as_plain("options", options))
     with on_console(), registered(_classes([target], {})):
-        return run_export(exporter, _path(target), None if path is None else Path(path), arguments)
+        return run_export(
+            exporter, None if target is None else _path(target), None if path is None else Path(path), arguments
+        )
 
 
 def _path(target: Target) -> Path:

@@ -12,13 +12,13 @@ from sslcli.plugins import load
 from sslcli.runs.arithmetic import exact_float32
 from sslcli.runs.device import resolve_device
 from sslcli.runs.directory import RunDirectory
-from sslcli.runs.trained import load_trained
+from sslcli.runs.trained import load_trained, newest_run
 
 
 @exact_float32()
 def export(
     name: str,
-    target: Path,
+    target: Path | None,
     path: Path | None,
     overrides: list[str],
     *,
@@ -29,7 +29,7 @@ def export(
 
     Args:
         name: of the exporter.
-        target: a run directory, a checkpoint or a backbone file.
+        target: a run directory, a checkpoint or a backbone file; None: the newest run in `runs/`.
         path: the file to write; None: into the run directory, or beside the file.
         overrides: options of the exporter, `key=value`.
         replace: whether existing files may be replaced. A run's own `backbone.safetensors` always is, if no other file
@@ -43,7 +43,7 @@ def export(
     cls: type[Exporter] = load("exporters", name)
     exporter = cls(parse_options(cls.Options, overrides, repr(name)))
     exporter.device = resolve_device(device)
-    target = target.expanduser()
+    target = newest_run("export", f"ssl export {name} RUN") if target is None else target.expanduser()
     own = RunDirectory(target).backbone if path is None and target.is_dir() else None
     if path is None:
         suffix = exporter.default_suffix()

@@ -91,7 +91,8 @@ def train(
 
         def begin() -> None:
             if distributed.rank() == 0:
-                directory.create(session.config.plain(), list(command), resumed=checkpoint is not None)
+                resumed, steps = checkpoint is not None, session.last_step
+                directory.create(session.config.plain(), list(command), resumed=resumed, steps=steps)
                 log.info(f"run directory: {output}")
                 for file in plugin_files:
                     directory.keep_plugin(file)
@@ -101,10 +102,21 @@ def train(
             together(session.source.prepare)
             together(begin)
             log.debug(f"set up in {time.perf_counter() - began:.1f} s")
-            return _fit(session, directory, checkpoint)
+            result = _fit(session, directory, checkpoint)
+            directory.record_end("done" if result.signal is None else "interrupted")
+            return result
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            directory.record_end("interrupted" if interrupted else "failed", None if interrupted else _in_a_line(error))
+            raise
         finally:
             directory.close()
             session.source.close()
+
+
+def _in_a_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return (text if isinstance(error, SslError) else f"{type(error).__name__}: {text}")[:300]
 
 
 def together(work: Callable[[], T]) -> T:
