@@ -206,8 +206,7 @@ def evaluate(
     """Evaluates like `ssl eval`: `evaluate(run, "knn", {"k": [20]}).metrics["top1"]`.
 
     Args:
-        target: a `Run`, a run directory, a checkpoint, a backbone file, or the name of a backbone; None: the newest
-            run in `runs/`.
+        target: a `Run`, a run directory, a checkpoint, a file, the name of a backbone; None: the newest in `runs/`.
         method: name of the evaluator.
         overrides: its options, and those of the data (`"data.limit"`), by dotted key.
         train: labeled dataset, as an object, to fit on; together with `eval`, instead of the run's own data.

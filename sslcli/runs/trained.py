@@ -24,6 +24,7 @@ _OTHER_KINDS = {
     ".onnx": "is an ONNX model, which onnxruntime.InferenceSession loads",
     ".pt2": "is an exported program, which torch.export.load(...).module() loads",
     ".npy": "is an array, which numpy.load loads",
+    ".json": "is no network; of a result `ssl export classifier` takes the classifier",
 }
 
 
@@ -53,6 +54,8 @@ def load_trained(target: Path) -> Trained:
         document = files.read_document(target)
         if document.get("kind") == "features":
             raise UserError(f"{target}: holds features of images, not a network; name the run or a backbone file")
+        if document.get("kind") == "classifier":
+            raise UserError(f"{target}: is a classifier, which sslcli.load_classifier loads; name the run")
         if "encoder" not in document:
             return load_backbone_file(target)
         run = RunDirectory(target.parent.parent)
