@@ -286,11 +286,9 @@ def export(
     """
     from sslcli.evaluation.export import export as run_export
 
-    arguments = as_arguments(as_plain("options", options))
+    arguments, file = as_arguments(as_plain("options", options)), None if path is None else Path(path)
     with on_console(), registered(_classes([target], {})):
-        return run_export(
-            exporter, None if target is None else _path(target), None if path is None else Path(path), arguments
-        )
+        return run_export(exporter, None if target is None else _path(target), file, arguments)
 
 
 def _path(target: Target) -> Path:
