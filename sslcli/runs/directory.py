@@ -9,15 +9,15 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from sslcli.config.document import dump_yaml
 from sslcli.config.resolve import RunConfig
-from sslcli.contracts.errors import UserError
+from sslcli.contracts.errors import SslError, UserError
 from sslcli.plugins import PluginFile
 from sslcli.storage import write_text, writing
 
@@ -119,6 +119,23 @@ class RunDirectory:
         here = {"directory": str(Path.cwd()), "executable": sys.executable, "steps": steps, "end": None}
         starts.append(describe_environment(command) | here)
         write_text(self.environment, json.dumps({"starts": starts}, indent=2) + "\n")
+
+    @contextmanager
+    def ending(self) -> Iterator[list[str]]:
+        """Records how a block ends: in the state that it appends, or else as interrupted or failed."""
+        states: list[str] = []
+        try:
+            yield states
+        except KeyboardInterrupt:
+            self.record_end("interrupted")
+            raise
+        except BaseException as error:
+            text = " ".join(str(error).split())
+            self.record_end(
+                "failed", (text if isinstance(error, SslError) else f"{type(error).__name__}: {text}")[:300]
+            )
+            raise
+        self.record_end(states[-1])
 
     def record_end(self, state: str, error: str | None = None) -> None:
         """Writes into `environment.json` how the last start ended; nothing if this process is not writing the run.

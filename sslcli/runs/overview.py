@@ -101,7 +101,7 @@ def summarize(run: Path) -> RunSummary:
     checkpoints = _checkpoints(run)
     saved = int(checkpoints[0].stem.removeprefix("step-")) if checkpoints else 0
     logged = _number(last.get("step"))
-    step = max((int(each) for each in (logged, saved or None) if each is not None), default=None)
+    step = max((int(each) for each in (logged, saved or None) if each is not None), default=0 if start else None)
     steps = start["steps"] if type(start.get("steps")) is int else _steps(config, last)
     state, error = _state(run, start, None if logged is None else int(logged), saved, steps)
     method, data = (_named(_section(config, name)) for name in ("method", "data"))

@@ -99,24 +99,16 @@ def train(
                 directory.open_log(from_step=checkpoint.step if checkpoint is not None else 0)
 
         try:
-            together(session.source.prepare)
-            together(begin)
-            log.debug(f"set up in {time.perf_counter() - began:.1f} s")
-            result = _fit(session, directory, checkpoint)
-            directory.record_end("done" if result.signal is None else "interrupted")
-            return result
-        except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt)
-            directory.record_end("interrupted" if interrupted else "failed", None if interrupted else _in_a_line(error))
-            raise
+            with directory.ending() as outcome:
+                together(session.source.prepare)
+                together(begin)
+                log.debug(f"set up in {time.perf_counter() - began:.1f} s")
+                result = _fit(session, directory, checkpoint)
+                outcome.append("done" if result.signal is None else "interrupted")
+                return result
         finally:
             directory.close()
             session.source.close()
-
-
-def _in_a_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return (text if isinstance(error, SslError) else f"{type(error).__name__}: {text}")[:300]
 
 
 def together(work: Callable[[], T]) -> T:
