@@ -32,10 +32,9 @@ class ClassifierExportOptions(ONNXOptions):
 
 
 class ClassifierExporter(Exporter):
-    """Writes a classifier that `ssl eval` trained (linear, logistic, finetune), with its network, the names of its
-    classes, and how images are prepared for it.
+    """A classifier that `ssl eval` trained, with its network, as safetensors, ONNX or a program of torch.export.
 
-    Takes a result (`RUN/eval/linear.json`), or a run, whose newest result is taken.
+    The file has the names of the classes and how images are prepared. Takes a result (`RUN/eval/linear.json`), or a run, whose newest result is taken.
     """
 
     Options = ClassifierExportOptions
