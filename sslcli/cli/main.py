@@ -1,4 +1,4 @@
-"""The program `ssl train | init | eval | export | bench | runs | list`. Commands import what they need when they run."""
+"""The program `ssl`: train, init, eval, export, bench, runs, list. Commands import what they need when they run."""
 
 from __future__ import annotations
 
