@@ -34,7 +34,8 @@ class ClassifierExportOptions(ONNXOptions):
 class ClassifierExporter(Exporter):
     """A classifier that `ssl eval` trained, with its network, as safetensors, ONNX or a program of torch.export.
 
-    The file has the names of the classes and how images are prepared. Takes a result (`RUN/eval/linear.json`), or a run, whose newest result is taken.
+    The file has the names of the classes and how images are prepared. Takes a result (`RUN/eval/linear.json`), or a run,
+    whose newest result is taken.
     """
 
     Options = ClassifierExportOptions
