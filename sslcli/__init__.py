@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sslcli.api.classifier import load_classifier as load_classifier
     from sslcli.api.load import load_backbone as load_backbone
     from sslcli.api.run import Run as Run
     from sslcli.api.run import evaluate as evaluate
@@ -25,7 +26,8 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 #: The module of each public name.
 _MODULES = {
     "Run": "api.run", "__version__": "version", "evaluate": "api.run", "evaluate_all": "api.run",
-    "export": "api.run", "from_config": "api.train", "load_backbone": "api.load", "train": "api.train",
+    "export": "api.run", "from_config": "api.train", "load_backbone": "api.load", "load_classifier": "api.classifier",
+    "train": "api.train",
 }  # fmt: skip
 __all__ = list(_MODULES)
 

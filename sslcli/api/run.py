@@ -111,7 +111,7 @@ class Run:
         """Optimizer steps done; for a run that was opened, the step of its newest checkpoint (0 if it has none)."""
         if self._step is not None:
             return self._step
-        from sslcli.runs.checkpoint import list_checkpoints
+        from sslcli.runs.layout import list_checkpoints
 
         newest = next(iter(list_checkpoints(self.path / "checkpoints")), None)
         return 0 if newest is None else int(newest.stem.removeprefix("step-"))
@@ -173,7 +173,7 @@ class Run:
 
 
 def evaluate(
-    target: Target,
+    target: Target | None = None,
     method: str = "knn",
     overrides: Mapping[str, Any] | None = None,
     *,
@@ -186,7 +186,7 @@ def evaluate(
     """Evaluates like `ssl eval`: `evaluate(run, "knn", {"k": [20]}).metrics["top1"]`.
 
     Args:
-        target: a `Run`, a run directory, a checkpoint, a backbone file, or the name of a backbone.
+        target: a `Run`, a run directory, a checkpoint, a file, the name of a backbone; None: the newest in `runs/`.
         method: name of the evaluator.
         overrides: its options, and those of the data (`"data.limit"`), by dotted key.
         train: labeled dataset, as an object, to fit on; together with `eval`, instead of the run's own data.
@@ -205,7 +205,7 @@ def evaluate(
 
 
 def evaluate_all(
-    targets: Target | Sequence[Target],
+    targets: Target | Sequence[Target] | None = None,
     method: str = "all",
     overrides: Mapping[str, Any] | None = None,
     *,
@@ -221,6 +221,7 @@ def evaluate_all(
         a row for each target and evaluator, with `target`, `method` and `result`.
     """
     from sslcli.evaluation.evaluate import evaluate_all as run_evaluations
+    from sslcli.runs.trained import newest_run
 
     chosen = by_key(overrides)
     if (train is None) != (eval is None):
@@ -228,10 +229,11 @@ def evaluate_all(
     given = {} if train is None else {"labeled": train, "test": eval}
     if given:
         chosen["data.name"] = f"{PYTHON}:{EVALUATED}"
-    several = list(targets) if isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]
+    several: list[Any] = list(targets) if isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]
     words = as_arguments(chosen)
     with on_console(), registered(classes_of(several, given)):
-        paths = [path_of(target) for target in several]
+        newest = [newest_run("evaluate", "sslcli.evaluate(RUN)")] if targets is None else []
+        paths = newest or [path_of(target) for target in several]
         return run_evaluations(paths, method, words, device=device, seed=seed, seeds=seeds)
 
 
@@ -245,11 +247,13 @@ def classes_of(targets: Sequence[Any], datasets: Mapping[str, Any]) -> Classes:
     return classes
 
 
-def export(target: Target, exporter: str = "backbone", path: str | Path | None = None, **options: Any) -> Exported:
+def export(
+    target: Target | None = None, exporter: str = "backbone", path: str | Path | None = None, **options: Any
+) -> Exported:
     """Exports like `ssl export`; replaces `path` if it exists.
 
     Args:
-        target: a `Run`, a run directory, a checkpoint or a backbone file.
+        target: a `Run`, a run directory, a checkpoint or a backbone file; None: the newest run in `runs/`.
         exporter: its name.
         path: the file; by default in the run directory, or next to the file.
         options: the exporter's; `data` of `features` may be an object, as for `train`.
@@ -268,9 +272,9 @@ def export(target: Target, exporter: str = "backbone", path: str | Path | None =
         name, made, _ = data_classes({"train": given}, EVALUATED)
         classes |= made
         options["data"] = {**(data if isinstance(data, Mapping) else {}), "name": name}
-    arguments = as_arguments(as_plain("options", options))
+    arguments, file = as_arguments(as_plain("options", options)), None if path is None else Path(path)
     with on_console(), registered(classes):
-        return run_export(exporter, path_of(target), None if path is None else Path(path), arguments)
+        return run_export(exporter, None if target is None else path_of(target), file, arguments)
 
 
 def path_of(target: Target) -> Path:

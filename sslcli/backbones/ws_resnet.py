@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslcli.contracts.backbone import BackboneSpec
 from sslcli.contracts.errors import UserError
 
 from .residual import NormLayer, ResidualNetwork
@@ -50,13 +51,13 @@ class WSResNet(ResidualBackbone):
     about = " with group norm and weight standardization"
 
     @classmethod
-    def build(cls, options: Any, channels: int, image_size: int) -> ResidualBackbone:
+    def describe(cls, options: Any, channels: int, image_size: int) -> BackboneSpec:
         if options.width % options.norm_groups:
             raise UserError(
                 f"backbone.width: {cls.name} normalizes in {options.norm_groups} groups, and {options.width} is not a "
                 "multiple of that: change width or norm_groups"
             )
-        return super().build(options, channels, image_size)
+        return super().describe(options, channels, image_size)
 
     def norm(self, options: Any) -> NormLayer:
         return functools.partial(nn.GroupNorm, options.norm_groups)

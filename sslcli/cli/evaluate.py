@@ -10,25 +10,24 @@ from typing import Annotated
 
 import typer
 
-from sslcli.contracts.errors import UserError
-
 from . import completion
 from .arguments import Device, PluginFiles, is_override
 
 
 def evaluate(
     words: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            help="What to evaluate: run directories, checkpoints, backbone files; backbones by name (resnet18, "
-            "torchvision/resnet50), untrained unless backbone.pretrained=true; weight files from other tools, with "
+            help="What to evaluate, by default the newest run in runs/: run directories, checkpoints, backbone files; "
+            "backbones by name (resnet18, torchvision/resnet50), untrained unless backbone.pretrained=true; "
+            "weight files from other tools, with "
             "backbone=NAME. Also options: of the evaluator (k=[20]), of the data (data.limit=500), "
             "feature=cls_last4, interpolation=bicubic, and for backbones without a card backbone.…, mean, std, "
             "image_size.",
             metavar="TARGET|KEY=VALUE",
             autocompletion=completion.evaluation,
         ),
-    ],
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -68,13 +67,15 @@ def evaluate(
         register_file(path)
     if method != "all":
         choose("evaluators", method)  # so that a typo is reported before torch is imported
-    targets, overrides = split_words(words)
+    targets, overrides = split_words(words or [])
 
     from rich.console import Console
 
     from sslcli.evaluation import tables
     from sslcli.evaluation.evaluate import evaluate_all
+    from sslcli.runs.trained import newest_run
 
+    targets = targets or [str(newest_run("evaluate", "ssl eval RUN"))]
     output = output.expanduser() if output is not None else None
     rows = evaluate_all(targets, method, overrides, device=device, seed=seed, seeds=seeds, output=output)
     single = len(targets) == 1 and method != "all"
@@ -90,15 +91,9 @@ def evaluate(
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns targets and overrides: a word is an override if it looks like `key.path=…` and no such file exists.
-
-    Raises:
-        UserError: there is no target.
-    """
+    """Returns targets and overrides: a word is an override if it looks like `key.path=…` and no such file exists."""
     targets: list[str] = []
     overrides: list[str] = []
     for word in words:
         (overrides if is_override(word) else targets).append(word)
-    if not targets:
-        raise UserError("nothing to evaluate: give a run, a backbone file or a backbone's name")
     return targets, overrides

@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
+from sslcli.contracts.errors import UserError
+
 from . import completion
 from .arguments import Device, PluginFiles
+from .evaluate import split_words
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +26,12 @@ def export(
             autocompletion=completion.plugins("exporters"),
         ),
     ],
-    target: Annotated[Path, typer.Argument(help="Run directory, checkpoint or backbone file.", metavar="RUN")],
-    overrides: Annotated[
+    words: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Options of the exporter, such as format=timm.",
-            metavar="KEY=VALUE",
+            help="What to export, by default the newest run in runs/: a run directory, checkpoint or backbone file. "
+            "Also options of the exporter, such as format=timm.",
+            metavar="RUN|KEY=VALUE",
             autocompletion=completion.exported,
         ),
     ] = None,
@@ -50,9 +53,14 @@ def export(
         register_file(path)
     choose("exporters", name)  # so that a typo is reported before torch is imported
 
+    targets, overrides = split_words(words or [])
+    if len(targets) > 1:
+        raise UserError(f"{targets[1]}: should look like key=value; one run is exported at a time")
+
     from sslcli.evaluation.export import export as run_export
 
-    exported = run_export(name, target, output, overrides or [], replace=force, device=device)
+    target = Path(targets[0]) if targets else None
+    exported = run_export(name, target, output, overrides, replace=force, device=device)
     log.info(f"wrote {exported.path} ({exported.path.stat().st_size / 2**20:.1f} MiB); load it with:")
     print(exported.how_to_load)
     return 0

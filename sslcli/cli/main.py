@@ -1,4 +1,4 @@
-"""The program `ssl train | init | eval | export | bench | list`. Commands import what they need when they run."""
+"""The program `ssl`: train, init, eval, export, bench, runs, list. Commands import what they need when they run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from sslcli.contracts.errors import SslError
 from sslcli.version import __version__
 
-from . import bench, evaluate, export, init, listing, train
+from . import bench, evaluate, export, init, listing, runs, train
 from .arguments import KEEP_UNKNOWN
 
 VERBOSITY = {
@@ -102,6 +102,7 @@ app.command("init", context_settings=KEEP_UNKNOWN)(guarded(init.init))
 app.command("eval")(guarded(evaluate.evaluate))
 app.command("export")(guarded(export.export))
 app.command("bench", context_settings=KEEP_UNKNOWN)(guarded(bench.bench))
+app.command("runs")(guarded(runs.list_runs))
 app.command("list")(guarded(listing.list_plugins))
 
 

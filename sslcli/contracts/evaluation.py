@@ -81,6 +81,21 @@ class Subject(ABC):
 
 
 @dataclass
+class LinearClassifier:
+    """What an evaluator trained, to be kept for `ssl export classifier`: scores = pooled features · weightᵀ + bias.
+
+    Attributes:
+        weight: (C, D), in the order of the data's classes.
+        bias: (C,).
+        backbone: the trained copy of `Subject.backbone`; None if that is as it was.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    backbone: Backbone | None = None
+
+
+@dataclass
 class EvaluationResult:
     """What an evaluator returns.
 
@@ -90,12 +105,14 @@ class EvaluationResult:
         details: longer plain data (per class, the sweep), written to the file and not printed. `confusion`, a list of
             rows (C × C; the row is the true class), is also plotted.
         spread: name → standard deviation of the metric over several seeds; set by `ssl eval --seeds`.
+        classifier: the one that was tested, if there is one to keep; written beside the result, and None afterward.
     """
 
     metrics: dict[str, float]
     protocol: dict[str, Any]
     details: dict[str, Any] = field(default_factory=dict)
     spread: dict[str, float] = field(default_factory=dict)
+    classifier: LinearClassifier | None = None
 
     def text(self, name: str) -> str:
         """Returns a metric as text: accuracies (`top1`) in percent, and behind ± the standard deviation over seeds; a

@@ -6,9 +6,10 @@ import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from .backbone import Backbone
 from .options import Options
@@ -50,6 +51,27 @@ class BackboneCard:
     head: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Classifier:
+    """A linear layer on a backbone's pooled features: scores = features · weightᵀ + bias.
+
+    Attributes:
+        weight: (C, D) float32 on the CPU.
+        bias: (C,) float32 on the CPU.
+        classes: C names.
+        evaluator: what trained it.
+        feature: which output of the network its features are.
+        interpolation: how images of another size were resized for it.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    classes: tuple[str, ...]
+    evaluator: str
+    feature: str = "pooled"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
 @dataclass
 class Trained:
     """A backbone with its weights.
@@ -61,6 +83,8 @@ class Trained:
         digest: sha256 of everything in the file it was read from.
         source: that file, a checkpoint or a backbone file, or None.
         plugin: `package` and `version` of the backbone's class when it was trained; None if unknown.
+        classifier: what an evaluation trained on it, for exporters that need one; `backbone` is then what it was
+            trained on: fine-tuned perhaps, and with `feature` as its pooled output.
     """
 
     backbone: Backbone
@@ -69,6 +93,7 @@ class Trained:
     digest: str = ""
     source: Path | None = None
     plugin: dict[str, str] | None = None
+    classifier: Classifier | None = None
 
 
 @dataclass
@@ -84,11 +109,13 @@ class Exporter(ABC):
 
     Attributes:
         suffix: file suffix with its dot, used if the user names no file.
+        needs_classifier: it exports what `ssl eval` trained (`Trained.classifier`), and is given a result.
         device: where to compute, for exporters that do; set by the caller.
     """
 
     Options: ClassVar[type[Options]] = Options
     suffix: ClassVar[str] = ".safetensors"
+    needs_classifier: ClassVar[bool] = False
 
     def __init__(self, options: Any) -> None:
         self.options = options

@@ -17,9 +17,10 @@ from sslcli.runs.device import resolve_device
 from sslcli.runs.trained import load_trained
 from sslcli.storage import check_output
 
+from .classifier import with_classifier
 from .confusion import can_draw
 from .parts import LabeledParts, open_parts, pretrained_on, stored_data
-from .results import draw, has_picture, over_seeds, write_output, write_result
+from .results import beside, draw, has_picture, over_seeds, write_output, write_result
 from .seal import SealedSubject
 from .selection import ALL, Ready, choose_evaluators, only_possible
 from .subject import FrozenSubject
@@ -84,7 +85,7 @@ def evaluate_all(
             raise UserError(
                 f"{output}: results are JSON, and .png is the suffix of their plot; choose another --output"
             )
-        for file in (output, picture):
+        for file in (output, picture, beside(output)):
             check_output(file)
     where = resolve_device(device)
     loaded = [load_trained(target.path) if target.kind == "trained" else None for target in found]
@@ -121,6 +122,9 @@ def evaluate_all(
             log.info(f"{target.word}: was pre-trained on the test images (without their labels)")
         mine = replace(parts, overlap={**parts.overlap, "pretrained_on_test": seen})
         rows += _run(target, trained, subject, ready, mine, range(seed, seed + seeds), strict=method != ALL)
+        if output is None or len(found) > 1 or len(chosen) > 1:
+            for row in rows:
+                row.classifier = None
     if not rows:
         raise UserError("no evaluation was possible; see the messages above")
     _write(rows, output, parts.test.info.classes or ())
@@ -169,6 +173,8 @@ def _run(
                     log.info(f"{name}: seed {seed}")
                 with out_of_memory(f"evaluating {name!r}", advice):
                     results.append(run_evaluator(name, evaluator, subject, seed))
+                    if len(results) > 1:
+                        results[-1].classifier = None  # that of the first seed is kept
         except UserError as error:
             if strict:
                 raise
@@ -183,6 +189,11 @@ def _run(
             "overlap": parts.overlap,
             "card": card,
         }
+        fitted, row.result.classifier = row.result.classifier, None
+        if fitted is not None:
+            row.classifier = with_classifier(trained, fitted, subject, name)
+            if fitted.backbone is None and trained.run is not None:
+                row.made_on = {"file_sha256": trained.digest, "weights_sha256": subject.weights_sha256}
         if trained.run is not None:
             try:
                 row.written = write_result(trained.run, row, parts.test.info.classes or ())

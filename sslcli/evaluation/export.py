@@ -12,13 +12,15 @@ from sslcli.plugins import load
 from sslcli.runs.arithmetic import exact_float32
 from sslcli.runs.device import resolve_device
 from sslcli.runs.directory import RunDirectory
-from sslcli.runs.trained import load_trained
+from sslcli.runs.trained import load_trained, newest_run
+
+from .classifier import load_classifier, newest_classifier
 
 
 @exact_float32()
 def export(
     name: str,
-    target: Path,
+    target: Path | None,
     path: Path | None,
     overrides: list[str],
     *,
@@ -29,7 +31,8 @@ def export(
 
     Args:
         name: of the exporter.
-        target: a run directory, a checkpoint or a backbone file.
+        target: a run directory, a checkpoint or a backbone file; None: the newest run in `runs/`. For an exporter that
+            needs a classifier a result, or a run, whose newest is taken.
         path: the file to write; None: into the run directory, or beside the file.
         overrides: options of the exporter, `key=value`.
         replace: whether existing files may be replaced. A run's own `backbone.safetensors` always is, if no other file
@@ -43,7 +46,9 @@ def export(
     cls: type[Exporter] = load("exporters", name)
     exporter = cls(parse_options(cls.Options, overrides, repr(name)))
     exporter.device = resolve_device(device)
-    target = target.expanduser()
+    if target is None:
+        target = newest_classifier() if cls.needs_classifier else newest_run("export", f"ssl export {name} RUN")
+    target, loader = target.expanduser(), load_classifier if cls.needs_classifier else load_trained
     own = RunDirectory(target).backbone if path is None and target.is_dir() else None
     if path is None:
         suffix = exporter.default_suffix()
@@ -59,4 +64,4 @@ def export(
     advice = "try a smaller batch_size" if "batch_size" in cls.Options.model_fields else "end other programs"
     advice += ", or --device cpu" if exporter.device.type != "cpu" else ""
     with out_of_memory(f"exporting {name!r}", advice):
-        return exporter.export(load_trained(target), path)
+        return exporter.export(loader(target), path)

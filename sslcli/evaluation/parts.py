@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from sslcli.config.data_section import named
-from sslcli.config.document import Document
+from sslcli.config.document import Document, read_file
 from sslcli.config.options import validate
 from sslcli.contracts.data import Dataset, DatasetOptions, StreamDataset
-from sslcli.contracts.errors import UserError
+from sslcli.contracts.errors import ConfigError, UserError
 from sslcli.contracts.export import Trained
 from sslcli.data.subset import limited
 from sslcli.plugins import load
+from sslcli.runs.directory import RunDirectory
 from sslcli.runs.trained import stored_config
 
 from .overlap import check_overlap
@@ -105,8 +107,12 @@ def choose_data(
 
 
 def stored_data(trained: Trained) -> dict[str, Any]:
-    """Returns the options of the data that a run's backbone was trained on; of a backbone file only the name."""
+    """Returns the options of the data that a run's backbone was trained on; of a backbone file elsewhere only the
+    name."""
     config = stored_config(trained.source) if trained.source is not None else None
+    if config is None and trained.source is not None:
+        with suppress(ConfigError, OSError, KeyError, TypeError, ValueError):
+            config = read_file(RunDirectory(trained.source.parent).config).data
     return {"name": trained.card.dataset} if config is None else dict(config["data"])
 
 

@@ -9,15 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult
 from sslcli.runs.directory import RunDirectory
 from sslcli.storage import write_text, writing
 
+from .classifier import save_classifier
 from .confusion import can_draw, write_confusion
 from .tables import Row
 
 log = logging.getLogger(__name__)
 
+#: Of classifiers.
+KEPT = ".safetensors"
 #: With more classes there is no picture, only the numbers in the file.
 PICTURE_CLASSES = 200
 
@@ -30,12 +34,13 @@ def over_seeds(results: Sequence[EvaluationResult], seeds: Sequence[int]) -> Eva
         seeds: those.
 
     Returns:
-        the first result's protocol and details (so its confusion matrix), with each seed's numbers under `seeds`.
+        the first result's protocol, details (so its confusion matrix) and classifier, with each seed's numbers under
+        `seeds`.
     """
     first = results[0]
     protocol = {**first.protocol, "seeds": list(seeds)}
     if len(results) == 1:
-        return EvaluationResult(first.metrics, protocol, first.details)
+        return EvaluationResult(first.metrics, protocol, first.details, classifier=first.classifier)
     names = [name for name in first.metrics if all(name in each.metrics for each in results)]
     values = {name: [each.metrics[name] for each in results] for name in names}
     rows: list[dict[str, Any]] = [
@@ -47,11 +52,13 @@ def over_seeds(results: Sequence[EvaluationResult], seeds: Sequence[int]) -> Eva
         protocol,
         {**first.details, "seeds": rows},
         {name: statistics.stdev(numbers) for name, numbers in values.items()},
+        first.classifier,
     )
 
 
 def write_result(run: Path, row: Row, classes: Sequence[str]) -> Path:
-    """Writes `eval/METHOD.json` and `.png`; earlier ones of that name become `METHOD.1.json`, `METHOD.2.json`, …
+    """Writes `eval/METHOD.json`, `.png` and `.safetensors`, the classifier; earlier ones of that name become
+    `METHOD.1.json`, `METHOD.2.json`, …
 
     Raises:
         UserError: it cannot be written.
@@ -65,13 +72,39 @@ def write_result(run: Path, row: Row, classes: Sequence[str]) -> Path:
             number = 1
             while (earlier := folder / f"{name}.{number}.json").exists():
                 number += 1
-            path.rename(earlier)
-            if path.with_suffix(".png").exists():
-                path.with_suffix(".png").rename(earlier.with_suffix(".png"))
+            _rename(path, earlier)
+        keep_classifier(row, path.with_suffix(KEPT))
         write_text(path, json.dumps(row.full(), indent=2) + "\n")
     log.info(f"wrote {path}")
     draw(row, path.with_suffix(".png"), classes)
     return path
+
+
+def _rename(path: Path, earlier: Path) -> None:
+    path.rename(earlier)
+    for suffix in (".png", KEPT):
+        if path.with_suffix(suffix).exists():
+            path.with_suffix(suffix).rename(earlier.with_suffix(suffix))
+    name = json.dumps(path.with_suffix(KEPT).name)
+    text = earlier.read_text(encoding="utf-8")
+    if f'"file": {name}' in text:  # the result names its classifier
+        write_text(earlier, text.replace(f'"file": {name}', f'"file": {json.dumps(earlier.with_suffix(KEPT).name)}'))
+
+
+def beside(output: Path) -> Path:
+    """Returns where the classifier of a result goes that is not written into a run: never over a network's own file."""
+    return output.with_name(f"{output.stem}-classifier{KEPT}")
+
+
+def keep_classifier(row: Row, path: Path) -> None:
+    """Writes the classifier of a row, if it has one; the result names it."""
+    if row.classifier is None:
+        return
+    try:
+        row.kept = {"file": path.name, "sha256": save_classifier(path, row.classifier, row.made_on)}
+    except UserError as error:  # the numbers are worth keeping all the same
+        log.warning(str(error))
+    row.classifier = None
 
 
 def write_output(path: Path, rows: Sequence[Row]) -> None:
@@ -80,6 +113,11 @@ def write_output(path: Path, rows: Sequence[Row]) -> None:
     Raises:
         UserError: it cannot be written.
     """
+    if len(rows) == 1 and rows[0].classifier is not None:
+        rows[0].made_on = None  # nothing leads from here to a run
+        keep_classifier(rows[0], beside(path))
+    elif len(rows) == 1 and rows[0].kept and rows[0].written:
+        rows[0].kept |= {"file": str(rows[0].written.absolute().with_suffix(KEPT))}
     several = {"results": [{"target": row.target, **row.full()} for row in rows]}
     content = {"target": rows[0].target, **rows[0].full()} if len(rows) == 1 else several
     with writing(path):

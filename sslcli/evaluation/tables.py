@@ -12,16 +12,29 @@ from rich.table import Table
 from rich.text import Text
 
 from sslcli.contracts.evaluation import EvaluationResult
+from sslcli.contracts.export import Trained
+
+#: What only files hold.
+_LONG = ("details", "classifier")
 
 
 @dataclass
 class Row:
-    """One result: of which target, by which evaluator, and the file it was written to, if any."""
+    """One result: of which target, by which evaluator, and the file it was written to, if any.
+
+    Attributes:
+        classifier: what was trained, until it is written.
+        made_on: digests of the network's file and weights where the classifier is written without it.
+        kept: the classifier's file, beside that of the result, and its digest.
+    """
 
     target: str
     method: str
     result: EvaluationResult
     written: Path | None = None
+    classifier: Trained | None = None
+    made_on: dict[str, str] | None = None
+    kept: dict[str, str] | None = None
 
     def full(self) -> dict[str, Any]:
         """Returns what files hold."""
@@ -29,20 +42,20 @@ class Row:
         spread = {"std": result.spread} if result.spread else {}
         return {
             "method": self.method, "metrics": result.metrics, **spread, "protocol": result.protocol,
-            "details": result.details,
+            "details": result.details, **({"classifier": self.kept} if self.kept else {}),
         }  # fmt: skip
 
     def plain(self) -> dict[str, Any]:
         """Returns what `--json` prints for one result: metrics at the top level, accuracies as fractions."""
         full = self.full()
-        return {**full.pop("metrics"), **{key: value for key, value in full.items() if key != "details"}}
+        return {**full.pop("metrics"), **{key: value for key, value in full.items() if key not in _LONG}}
 
 
 def as_json(rows: Sequence[Row]) -> dict[str, Any]:
     """Returns what `--json` prints for several results: `{"results": [{"target", "method", "metrics", "std", …}]}`."""
     results = []
     for row in rows:
-        content = {key: value for key, value in row.full().items() if key != "details"}
+        content = {key: value for key, value in row.full().items() if key not in _LONG}
         results.append({"target": row.target, **content, "file": str(row.written) if row.written else None})
     return {"results": results}
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from sslcli.contracts.evaluation import LinearClassifier
 from sslcli.contracts.options import Options
 from sslcli.evaluation.scores import accuracy
 from sslcli.evaluation.subject import labeled_features
@@ -209,6 +210,9 @@ class LogisticRegression(Probe):
     def test(self, trial: Trial) -> tuple[Tensor, Tensor]:
         features, labels = labeled_features(self.subject, "eval")
         return trial.model.scores(features), labels
+
+    def classifier(self, trial: Trial) -> LinearClassifier:
+        return LinearClassifier(trial.model.weight.T.float(), trial.model.bias.float())
 
     def describe(self, trial: Trial, images: int) -> dict[str, Any]:
         return {

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.export import BackboneCard, Exported, Exporter, Trained
 from sslcli.contracts.options import Options
+from sslcli.evaluation.classifier import describe_classifier
 from sslcli.runs.backbone_file import describe
 from sslcli.storage import atomic_path, writing
 
@@ -41,7 +42,11 @@ class NetworkOptions(Options):
 
 
 class Network(nn.Module):
-    """Images (N, C, H, W) → features (N, D), with the normalization inside or not."""
+    """Images (N, C, H, W) → features (N, D), or a classifier's scores (N, K); with the normalization inside or not.
+
+    Attributes:
+        classes: K names; empty without a classifier.
+    """
 
     mean: Tensor
     std: Tensor
@@ -50,6 +55,13 @@ class Network(nn.Module):
         super().__init__()
         # A copy, because tracing sets flags on modules; on the CPU, where the file is checked.
         self.backbone = copy.deepcopy(trained.backbone).cpu()
+        self.classifier: nn.Linear | None = None
+        self.classes: tuple[str, ...] = ()
+        if trained.classifier is not None:
+            weight, bias = trained.classifier.weight, trained.classifier.bias
+            self.classifier = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])  # type: ignore[no-untyped-call]
+            self.classifier.load_state_dict({"weight": weight, "bias": bias})
+            self.classes = trained.classifier.classes
         self.normalize = normalize
         if normalize:
             for name, values in (("mean", trained.card.mean), ("std", trained.card.std)):
@@ -60,7 +72,12 @@ class Network(nn.Module):
         if self.normalize:
             images = (images - self.mean) / self.std
         pooled: Tensor = self.backbone(images).pooled
-        return pooled
+        return pooled if self.classifier is None else self.classifier(pooled)
+
+
+def output_of(trained: Trained) -> str:
+    """Returns what a network's output is called."""
+    return "features" if trained.classifier is None else "scores"
 
 
 class NetworkExporter(Exporter):
@@ -82,11 +99,13 @@ class NetworkExporter(Exporter):
         path = path.expanduser()
         network = self.network(trained)
         about = describe(trained.card, trained.plugin) | {"normalize": str(self.options.normalize).lower()}
+        if trained.classifier is not None:
+            about |= describe_classifier(trained.classifier)
         with whole_file(path) as temporary:
             loaded = self.write(network, trained, about, path, temporary)
             if loaded is not None:
                 difference = check_network(path, loaded, network, trained.card)
-                log.info(f"{path.name}: checked, its features differ from torch's by {difference:.1g}")
+                log.info(f"{path.name}: checked, its {output_of(trained)} differ from torch's by {difference:.1g}")
         card = trained.card
         shape = f"(N, {card.channels}, {card.image_size}, {card.image_size})"
         scale = f"normalized: in [0, 1], minus {list(card.mean)}, over {list(card.std)}"

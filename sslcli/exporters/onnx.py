@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import BackboneCard, Trained
 
-from .network import NetworkExporter, NetworkOptions, one_line, quiet, sample_images, trace
+from .network import NetworkExporter, NetworkOptions, one_line, output_of, quiet, sample_images, trace
 
 log = logging.getLogger(__name__)
 
-INPUT, OUTPUT = "images", "features"
+INPUT = "images"
 #: What a protobuf message can hold.
 LARGEST = 2**31 - 1
 INSTALL = "pip install 'sslcli[onnx]'"
@@ -59,7 +59,7 @@ class ONNXExporter(NetworkExporter):
             log.info(f"{path.name}: not checked, onnxruntime is not installed: {INSTALL}")
             return None
         session = runtime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+        return lambda images: torch.from_numpy(session.run([output_of(trained)], {INPUT: images.numpy()})[0])
 
     def loading_lines(self, path: Path) -> list[str]:
         return [
@@ -87,17 +87,18 @@ class ONNXExporter(NetworkExporter):
     def _by_program(self, network: nn.Module, trained: Trained) -> bytes:
         _needed("onnxscript")
         program: Any = torch.onnx.export(
-            trace(network, trained.card), (), input_names=[INPUT], output_names=[OUTPUT], dynamo=True,
+            trace(network, trained.card), (), input_names=[INPUT], output_names=[output_of(trained)], dynamo=True,
             opset_version=self.options.opset, external_data=False, verbose=False,
         )  # fmt: skip
         content: bytes = program.model_proto.SerializeToString()
         return content
 
     def _by_script(self, network: nn.Module, trained: Trained) -> bytes:
+        output = output_of(trained)
         buffer: Any = io.BytesIO()  # which torch takes, but its types don't say so
         torch.onnx.export(
-            network, (sample_images(trained.card, 2),), buffer, input_names=[INPUT], output_names=[OUTPUT],
-            dynamo=False, opset_version=self.options.opset, dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+            network, (sample_images(trained.card, 2),), buffer, input_names=[INPUT], output_names=[output],
+            dynamo=False, opset_version=self.options.opset, dynamic_axes={INPUT: {0: "batch"}, output: {0: "batch"}},
         )  # fmt: skip
         return buffer.getvalue()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,14 +15,15 @@ from torch import Tensor
 from sslcli.contracts.errors import SslError
 
 from . import files
+from .layout import checkpoint_path as checkpoint_path
+from .layout import list_checkpoints as list_checkpoints
+from .layout import step_of
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 FORMAT_VERSION = 1
-
-_NAME = re.compile(r"^step-(\d{9})\.safetensors$")
 
 
 @dataclass
@@ -37,22 +37,6 @@ class Checkpoint:
     @property
     def step(self) -> int:
         return int(self.document["step"])
-
-
-def checkpoint_path(directory: Path, step: int) -> Path:
-    return directory / f"step-{step:09d}.safetensors"
-
-
-def step_of(path: Path) -> int:
-    """Returns the step of a checkpoint by its name."""
-    return int(path.stem.rpartition("-")[2])
-
-
-def list_checkpoints(directory: Path) -> list[Path]:
-    """Lists the checkpoints in a directory, the newest first."""
-    if not directory.is_dir():
-        return []
-    return sorted((path for path in directory.iterdir() if _NAME.match(path.name)), reverse=True)
 
 
 def read_checkpoint(path: Path, prefix: str = "") -> Checkpoint:

@@ -8,19 +8,22 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from sslcli.config.document import dump_yaml
 from sslcli.config.resolve import RunConfig
-from sslcli.contracts.errors import UserError
+from sslcli.contracts.errors import SslError, UserError
 from sslcli.plugins import PluginFile
 from sslcli.storage import write_text, writing
 
-from .checkpoint import list_checkpoints
+from . import layout
 from .environment import describe_environment
+from .layout import list_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +33,12 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / "config.yaml"
-        self.metrics = path / "metrics.jsonl"
-        self.checkpoints = path / "checkpoints"
-        self.backbone = path / "backbone.safetensors"
-        self.environment = path / "environment.json"
-        self.evaluations = path / "eval"
+        self.config = path / layout.CONFIG
+        self.metrics = path / layout.METRICS
+        self.checkpoints = path / layout.CHECKPOINTS
+        self.backbone = path / layout.BACKBONE
+        self.environment = path / layout.ENVIRONMENT
+        self.evaluations = path / layout.EVALUATIONS
         self._log: TextIO | None = None
         self._lock: TextIO | None = None
 
@@ -72,8 +75,14 @@ class RunDirectory:
         logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
         return logged or self.backbone.exists() or bool(list_checkpoints(self.checkpoints))
 
-    def create(self, config: Mapping[str, Any], command: list[str], *, resumed: bool) -> None:
+    def create(self, config: Mapping[str, Any], command: list[str], *, resumed: bool, steps: int | None = None) -> None:
         """Creates the directory, takes the lock, and writes the files that describe the run.
+
+        Args:
+            config: the resolved one.
+            command: for `environment.json`.
+            resumed: whether there is a run to go on with.
+            steps: at which one the run ends.
 
         Raises:
             UserError: it cannot be written, or another process is writing this run.
@@ -84,26 +93,64 @@ class RunDirectory:
             if not resumed:  # left by a start that failed
                 shutil.rmtree(self.path / "plugins", ignore_errors=True)
             write_text(self.config, dump_yaml(config))
-            self._write_environment(command, resumed=resumed)
+            self._write_environment(command, resumed=resumed, steps=steps)
 
     def _take_lock(self) -> None:
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise UserError(f"{self.path}: another process is training this run") from None
-        except OSError:
-            pass  # a file system without locks, as some network ones: run without one
+        self._lock = (self.path / layout.LOCK).open("w")
+        for again in (True, True, False):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if again:  # `ssl runs` holds it for a moment to see whether it is free
+                    time.sleep(0.05)
+                    continue
+                self.close()
+                raise UserError(f"{self.path}: another process is training this run") from None
+            except OSError:
+                pass  # a file system without locks, as some network ones: run without one
+            return
 
-    def _write_environment(self, command: list[str], *, resumed: bool) -> None:
-        """Appends a start to `environment.json`: when, how, and with which versions."""
+    def _write_environment(self, command: list[str], *, resumed: bool, steps: int | None) -> None:
+        """Appends a start to `environment.json`: when, how, and with which versions; `end` is null until it ends."""
         starts: list[Any] = []
         if resumed and self.environment.is_file():
             with suppress(ValueError, KeyError, TypeError):
                 starts = json.loads(self.environment.read_text(encoding="utf-8"))["starts"]
-        starts.append(describe_environment(command) | {"directory": str(Path.cwd()), "executable": sys.executable})
+        here = {"directory": str(Path.cwd()), "executable": sys.executable, "steps": steps, "end": None}
+        starts.append(describe_environment(command) | here)
         write_text(self.environment, json.dumps({"starts": starts}, indent=2) + "\n")
+
+    @contextmanager
+    def ending(self) -> Iterator[list[str]]:
+        """Records how a block ends: in the state that it appends, or else as interrupted or failed."""
+        states: list[str] = []
+        try:
+            yield states
+        except KeyboardInterrupt:
+            self.record_end("interrupted")
+            raise
+        except BaseException as error:
+            text = " ".join(str(error).split())
+            self.record_end(
+                "failed", (text if isinstance(error, SslError) else f"{type(error).__name__}: {text}")[:300]
+            )
+            raise
+        self.record_end(states[-1])
+
+    def record_end(self, state: str, error: str | None = None) -> None:
+        """Writes into `environment.json` how the last start ended; nothing if this process is not writing the run.
+
+        Args:
+            state: `done`, `interrupted` or `failed`; a run that is killed has none, and so is known to have crashed.
+            error: what it failed with.
+        """
+        if self._lock is None:
+            return
+        with suppress(OSError, ValueError, KeyError, TypeError, IndexError):  # the run's own outcome matters more
+            content = json.loads(self.environment.read_text(encoding="utf-8"))
+            end = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "state": state, "error": error}
+            content["starts"][-1]["end"] = end
+            write_text(self.environment, json.dumps(content, indent=2) + "\n")
 
     def open_log(self, *, from_step: int) -> None:
         """Opens `metrics.jsonl` without the lines of steps after `from_step`, which will be written again."""
@@ -148,4 +195,4 @@ def default_directory(config: RunConfig, name: str) -> Path:
     if config.file_method is not None:
         short = config.method.name.rpartition(":")[2].replace("/", "-")
         name = name.replace(config.file_method, short) if config.file_method in name else f"{name}-{short}"
-    return config.output or Path("runs") / f"{name}-{config.digest()}"
+    return config.output or layout.RUNS / f"{name}-{config.digest()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,19 @@ from sslcli.contracts.export import BackboneCard, Trained
 
 from . import files
 from .backbone_file import build_backbone, load_backbone_file, read_card
-from .checkpoint import list_checkpoints, newest_intact, read_checkpoint
+from .checkpoint import newest_intact, read_checkpoint
 from .directory import RunDirectory
+from .layout import RUNS, list_checkpoints
+from .overview import newest_first, shown
+
+log = logging.getLogger(__name__)
 
 #: Files that hold a network without its class, and what loads them.
 _OTHER_KINDS = {
     ".onnx": "is an ONNX model, which onnxruntime.InferenceSession loads",
     ".pt2": "is an exported program, which torch.export.load(...).module() loads",
     ".npy": "is an array, which numpy.load loads",
+    ".json": "is no network; of a result `ssl export classifier` takes the classifier",
 }
 
 
@@ -48,12 +54,66 @@ def load_trained(target: Path) -> Trained:
         document = files.read_document(target)
         if document.get("kind") == "features":
             raise UserError(f"{target}: holds features of images, not a network; name the run or a backbone file")
+        if document.get("kind") == "classifier":
+            raise UserError(f"{target}: is a classifier, which sslcli.load_classifier loads; name the run")
         if "encoder" not in document:
             return load_backbone_file(target)
         run = RunDirectory(target.parent.parent)
         return _from_checkpoint(target, run.path if run.is_run() else None)
     except files.DamagedFile as error:
         raise UserError(str(error)) from error
+
+
+def newest_run(wanted: str, command: str) -> Path:
+    """Returns what to load from the newest run below `runs/`, and tells which one it is: the run, or its backbone file
+    if that is all there is. Runs without either are passed over; damaged ones with a warning.
+
+    Args:
+        wanted: what is to be done with it, for the message: `evaluate`.
+        command: how to name a run, likewise: `ssl eval RUN`.
+
+    Raises:
+        UserError: there is none; it says where they were looked for.
+    """
+    runs = newest_first(RUNS)
+    without: list[Path] = []
+    for run in runs:
+        try:
+            found = _loadable(run)
+        except (files.DamagedFile, OSError) as error:
+            log.warning(f"skipped: {shown(error)}")
+            continue
+        if found is not None:
+            newer = f" with a checkpoint (newer, without: {', '.join(map(shown, without))})" if without else ""
+            log.info(f"using {shown(found)}, {'' if found == run else 'of '}the newest run{newer}")
+            return found
+        without.append(run)
+    where = shown(RUNS.absolute())
+    found_none = f"none of the {len(runs)} runs in {where} has one" if runs else f"there is no run in {where}"
+    raise UserError(f"nothing to {wanted}: give a run with a checkpoint, or a file (`{command}`); {found_none}")
+
+
+def _loadable(run: Path) -> Path | None:
+    """A run if it has a checkpoint with an intact encoder, or else its intact backbone file; None if it has neither.
+
+    Raises:
+        DamagedFile: it has some, but none is intact.
+    """
+    problem = None
+    for path in [*list_checkpoints(RunDirectory(run).checkpoints), RunDirectory(run).backbone]:
+        try:
+            if path == RunDirectory(run).backbone:
+                files.read(path)
+                return path
+            read_checkpoint(path, files.read_document(path).get("encoder", ""))
+            return run
+        except FileNotFoundError:
+            continue
+        except files.DamagedFile as error:
+            problem = problem or error
+    if problem is not None:
+        raise problem
+    return None
 
 
 def _from_checkpoint(path: Path, run: Path | None) -> Trained:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslcli.contracts.export import Exported, Exporter, Trained
+from sslcli.contracts.export import Classifier, Exported, Exporter, Trained
 
 from .common import check_options, refusal, reported, require, require_same, snapshot
 from .stand_ins import small_trained
@@ -34,6 +35,9 @@ def check_exporter(
     """
     parsed, label, suffix = check_options(cls, options), cls.__name__, cls.suffix
     trained = trained or small_trained()
+    if cls.needs_classifier and trained.classifier is None:
+        weight = torch.randn(3, trained.backbone.spec.feature_dim)
+        trained = dataclasses.replace(trained, classifier=Classifier(weight, torch.randn(3), ("a", "b", "c"), "linear"))
     require(suffix.startswith(".") and len(suffix) > 1, f"{label}.suffix must begin with a dot, not be {suffix!r}")
     before = snapshot(trained.backbone)
     with tempfile.TemporaryDirectory() as folder:

@@ -92,7 +92,8 @@ def train(
 
         def begin() -> None:
             if distributed.rank() == 0:
-                directory.create(session.config.plain(), list(command), resumed=checkpoint is not None)
+                resumed, steps = checkpoint is not None, session.last_step
+                directory.create(session.config.plain(), list(command), resumed=resumed, steps=steps)
                 log.info(f"run directory: {output}")
                 show_start(session)
                 for file in plugin_files:
@@ -100,10 +101,13 @@ def train(
                 directory.open_log(from_step=checkpoint.step if checkpoint is not None else 0)
 
         try:
-            together(session.source.prepare)
-            together(begin)
-            log.debug(f"set up in {time.perf_counter() - began:.1f} s")
-            return _fit(session, directory, checkpoint, began)
+            with directory.ending() as outcome:
+                together(session.source.prepare)
+                together(begin)
+                log.debug(f"set up in {time.perf_counter() - began:.1f} s")
+                result = _fit(session, directory, checkpoint, began)
+                outcome.append("done" if result.signal is None else "interrupted")
+                return result
         finally:
             directory.close()
             session.source.close()

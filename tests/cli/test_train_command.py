@@ -24,7 +24,7 @@ from contextlib import redirect_stdout
 from sslcli.cli.main import main
 found = {}
 for arguments in (["--help"], ["--version"], ["train", "--help"], ["bench", "--help"], ["list"], ["list", "--json"],
-                  ["list", "training"], ["list", "data"], ["list", "views"]):
+                  ["list", "training"], ["list", "data"], ["list", "views"], ["runs", "--json"]):
     sys.argv = ["ssl", *arguments]
     with redirect_stdout(io.StringIO()) as out:
         try:
@@ -46,7 +46,7 @@ def test_help_and_list_import_nothing_heavy() -> None:
 def test_the_help_has_all_commands() -> None:
     out, err = done("--help")
     assert err == ""
-    assert all(f" {command} " in out for command in ("train", "eval", "export", "bench", "list"))
+    assert all(f" {command} " in out for command in ("train", "eval", "export", "bench", "runs", "list"))
     assert ssl("--version") == (0, f"ssl {sslcli.__version__}\n", "")
 
 

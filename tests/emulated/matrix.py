@@ -110,8 +110,11 @@ for evaluator in names("evaluators"):
 
 def exported(folder: Path, name: str) -> dict[str, Any]:
     """Exports a backbone that is on the device, and tells where it is afterward."""
-    finished_run = finished(folder.parent)
-    plain = export.load_trained
+    finished_run, loader = finished(folder.parent), "load_trained"
+    if load("exporters", name).needs_classifier:
+        evaluate.evaluate_all([finished_run], "linear", ["epochs=1"], device="cuda")
+        loader = "load_classifier"
+    plain = getattr(export, loader)
 
     def on_device(target: Path) -> Any:
         found = plain(target)
@@ -120,12 +123,12 @@ def exported(folder: Path, name: str) -> dict[str, Any]:
         return found
 
     kept: list[torch.nn.Module] = []
-    export.load_trained = on_device
+    setattr(export, loader, on_device)
     path = folder.with_suffix(load("exporters", name).suffix)
     try:
         export.export(name, finished_run, path, ["data.limit=8"] if name == "features" else [], device="cuda")
     finally:
-        export.load_trained = plain
+        setattr(export, loader, plain)
     tensors = [tensor for module in kept for tensor in module.state_dict().values()]
     return {"written": path.exists(), "stayed": all(isinstance(each, Pretended) for each in tensors) and bool(tensors)}
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UserError
+from sslcli.contracts.evaluation import LinearClassifier
 from sslcli.contracts.method import ParameterGroup
 from sslcli.data.subset import Subset, stratified_share
 from sslcli.evaluation.extraction import autocast, extract_features
@@ -132,6 +133,10 @@ class Finetune(Probe):
 
     def test(self, trial: Trial) -> tuple[Tensor, Tensor]:
         return self._scores(trial.model, self.subject.dataset("eval"))
+
+    def classifier(self, trial: Trial) -> LinearClassifier:
+        head = trial.model.head
+        return LinearClassifier(head.weight.detach(), head.bias.detach(), trial.model.backbone)
 
     def describe(self, trial: Trial, images: int) -> dict[str, Any]:
         options = self.options

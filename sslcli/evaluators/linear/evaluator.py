@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from sslcli.contracts.backbone import BackboneSpec
+from sslcli.contracts.evaluation import LinearClassifier
 from sslcli.evaluation.subject import labeled_features
 from sslcli.runs.arithmetic import exact_float32
 
@@ -107,6 +108,15 @@ class Linear(Probe):
         features, labels = labeled_features(self.subject, "eval")
         with torch.no_grad(), exact_float32():
             return trial.model.scores(features)[0, 0], labels
+
+    def classifier(self, trial: Trial) -> LinearClassifier:
+        """The layer with the scaling of the features in its weights."""
+        weight, bias, mean, scale = (
+            each.double() for each in (trial.model.weight[0, 0], trial.model.bias[0, 0], trial.model.mean[0],
+                                       trial.model.scale[0])
+        )  # fmt: skip
+        weight = weight * scale
+        return LinearClassifier(weight.float(), (bias - weight @ mean).float())
 
     def describe(self, trial: Trial, images: int) -> dict[str, Any]:
         options = self.options

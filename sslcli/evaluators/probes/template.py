@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.evaluation import EvaluationResult, Evaluator, Subject
+from sslcli.contracts.evaluation import EvaluationResult, Evaluator, LinearClassifier, Subject
 from sslcli.data.subset import stratified_split
 from sslcli.evaluation.scores import summarize
 from sslcli.evaluation.subject import require_parts
@@ -98,6 +98,10 @@ class Probe(Evaluator):
     def test(self, trial: Trial) -> tuple[Tensor, Tensor]:
         """Returns scores (N, C) and labels (N,) of the test images, the part `eval`."""
 
+    def classifier(self, trial: Trial) -> LinearClassifier | None:
+        """Returns what a trial trained, to be kept for use; None, the default, if it is not a linear layer."""
+        return None
+
     @abstractmethod
     def describe(self, trial: Trial, images: int) -> dict[str, Any]:
         """Returns what the protocol says of a final classifier, trained on so many images."""
@@ -159,7 +163,8 @@ class Probe(Evaluator):
             "eval_images": len(labels),
             **{f"chosen_{name}": value for name, value in final.settings.items()},
         }
-        return EvaluationResult(metrics, protocol, {"chosen": final.settings, **details, **final.details, **by_class})
+        details = {"chosen": final.settings, **details, **final.details, **by_class}
+        return EvaluationResult(metrics, protocol, details, classifier=self.classifier(final))
 
 
 def _in_words(settings: Mapping[str, Any]) -> str:
