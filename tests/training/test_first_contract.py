@@ -61,8 +61,9 @@ def run(name: str, folder: Path, *overrides: str, resume: bool = False) -> Path:
 
 
 def legacy(options: Options, prefix: str) -> list[str]:
-    """Overrides with what the first contract's defaults were."""
-    own = [f"{prefix}.{name}={json.dumps(value)}" for name, value in options.legacy.items()]
+    """Overrides with what the first contract's defaults were, where nothing is set."""
+    unset = {name: value for name, value in options.legacy.items() if name not in options.model_fields_set}
+    own = [f"{prefix}.{name}={json.dumps(value)}" for name, value in unset.items()]
     nested = [legacy(value, f"{prefix}.{name}") for name, value in options if isinstance(value, Options)]
     return [*own, *itertools.chain(*nested)]
 
