@@ -53,9 +53,7 @@ def path_word(path: Path) -> str:
     text = os.fspath(path)
     if text.endswith("\n"):  # which a shell takes from the end of what a command printed
         text += "/"
-    if text.startswith("-"):
-        text = f"./{text}"
-    elif text.startswith("~"):
+    if text.startswith(("-", "~")):  # `./` would be lost where a program makes a `Path` of it
         text = f"{Path.cwd()}/{text}"
     return shell_word(text)
 
