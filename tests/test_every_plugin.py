@@ -30,11 +30,18 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("datasets", "shapes"): {"count": 40, "size": 16},
     ("exporters", "features"): {"data": {"name": "shapes", "count": 40, "size": 16}},
 }
+#: The larger ones of a family.
+LARGE = [f"{family}{depth}" for family in ("resnet", "ws_resnet") for depth in (34, 50, 101, 152)]
+LARGE += ["vit_small", "vit_base", "torch-export"]
 #: What needs a run or an extra is checked in its own tests.
 ELSEWHERE = {("exporters", "projector"), ("exporters", "onnx")}
 
 
-@EVERY
+@pytest.mark.parametrize(
+    "plugin",
+    [pytest.param(plugin, marks=[pytest.mark.slow] * (plugin.name in LARGE)) for plugin in PLUGINS],
+    ids=lambda plugin: f"{plugin.group[7:]}-{plugin.name}",
+)
 def test_it_keeps_its_contract(plugin: FoundPlugin, tiny_root: Path) -> None:  # noqa: F811
     group, name, cls = plugin.group.removeprefix("sslcli."), plugin.name, load_found(plugin)
     options = getattr(cls, "Options", None)

@@ -72,7 +72,14 @@ def test_an_example_config_names_its_source_and_is_named_by_data_set_and_method(
 TRAINED = [path for path in CONFIGS if path.parent.name != "images" or path.stem == "simclr"]
 
 
-@pytest.mark.parametrize("path", TRAINED, ids=name_of)
+QUICK = ("quickstart.yaml", "cifar10/simclr.yaml", "imagenet/dino.yaml", "images/simclr.yaml")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path if name_of(path) in QUICK else pytest.param(path, marks=pytest.mark.slow) for path in TRAINED],
+    ids=name_of,
+)
 def test_an_example_config_trains(path, tmp_path):
     overrides = [*REDUCED, *reductions(load_config(path, []))]
     done = CliRunner().invoke(app, ["train", str(path), *overrides, "--output", str(tmp_path / "run")])

@@ -144,5 +144,6 @@ def show_end(directory: RunDirectory, steps: int, seconds: float, rate: float) -
     knn = [(record["knn_top1"], record["epoch"]) for record in records if "knn_top1" in record and record["step"]]
     if knn:
         best, epoch = max(knn)
-        parts.append(f"kNN top-1 {knn[-1][0]:.1%} (best {best:.1%}, after {round(epoch, 2):g} epochs)")
+        after = f"{round(epoch, 2):g} epoch{'' if epoch == 1 else 's'}"
+        parts.append(f"kNN top-1 {knn[-1][0]:.1%} (best {best:.1%}, after {after})")
     log.info("; ".join(parts))

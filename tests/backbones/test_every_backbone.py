@@ -36,7 +36,10 @@ REPRESENTATIVES = [
     "torchvision/squeezenet1_1", "torchvision/swin_t", "torchvision/vgg11_bn", "torchvision/vit_b_32",
 ]  # fmt: skip
 #: Of those, what takes seconds to fill or to run.
-HEAVY = {f"torchvision/{name}" for name in ("convnext_tiny", "maxvit_t", "swin_t", "vgg11_bn", "vit_b_32")}
+HEAVY = {
+    f"torchvision/{name}"
+    for name in ("alexnet", "inception_v3", "googlenet", "convnext_tiny", "maxvit_t", "swin_t", "vgg11_bn", "vit_b_32")
+}
 #: The smallest image of those that say it only when they get one.
 SIZES = {"torchvision/maxvit_t": 224, "torchvision/inception_v3": 75, "torchvision/alexnet": 63}
 
@@ -110,7 +113,7 @@ def test_all_of_torchvision_s_are_among_them() -> None:
     assert len(NAMES) > 80
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each(REPRESENTATIVES)
 def test_every_one_is_built_without_a_classifier(name: str) -> None:
     with without_memory():
         backbone = build(name)

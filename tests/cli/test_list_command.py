@@ -72,7 +72,7 @@ TARGETS = {"outer.inner.part:Thing": "Does a thing.", "outer.inner.part:Other": 
     ("words", "shown"),
     [
         ("training", ["epochs: int = 200  (a resumed run may have another)", "clip.norm: float required"]),
-        ("checkpoints", ["keep: int = 2", "Number of most recent checkpoints to keep."]),
+        ("checkpoints", ["keep: int = 2", "Number of most recent checkpoints of `every_epochs`"]),
         ("data", ["limit: int | null = null", "cifar10 ", "ssl list datasets NAME"]),
         ("schedule", ["warmup_epochs: float = 0.0", "cosine (default) ", "ssl list schedules NAME"]),
         ("optimizer", ["lr: float required", "adamw "]),

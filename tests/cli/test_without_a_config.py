@@ -25,7 +25,7 @@ def test_a_method_and_a_folder_are_a_run_named_after_the_method() -> None:
     (run,) = Path("runs").iterdir()
     assert run.name.startswith("simclr-")
     assert "training.batch_size: 16 instead of 256: there are only 16 images\n" in err
-    assert out.startswith(f"ssl export backbone {run}")  # images have no labels to evaluate with
+    assert out.startswith(f"ssl eval {run} --method quality\n")  # images have no labels to evaluate with
     # The folder has grown: the run keeps its batch.
     for number in range(50):
         pixels = np.random.default_rng(number).integers(0, 256, (20, 20, 3), dtype=np.uint8)

@@ -35,7 +35,7 @@ MOST_KERNELS: dict[str, tuple[int, int]] = {
     "simsiam views_together": (570, 120),
     "vicreg views_together": (640, 130),
 }
-QUICK = ("simclr", "byol", "moco_v2")
+QUICK = ("byol", "moco_v2")
 
 
 def cases() -> list[Any]:

@@ -54,7 +54,10 @@ def without(monkeypatch):
     return hide
 
 
-@pytest.mark.parametrize(("name", "options", "size"), BACKBONES)
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [BACKBONES[0], *(pytest.param(*each, marks=pytest.mark.slow) for each in BACKBONES[1:])],
+)
 def test_the_printed_lines_give_the_trained_features(
     exporter, tmp_path, monkeypatch, messages, capfd, name, options, size
 ):
@@ -68,6 +71,7 @@ def test_the_printed_lines_give_the_trained_features(
         torch.testing.assert_close(features_of(model, images), expected(it, images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_normalize_takes_images_between_0_and_1(exporter, tmp_path, monkeypatch):
     it, images = trained(*SMALL), torch.rand(3, 3, 16, 16)
     exported = export(exporter, it, tmp_path / f"b{exporter.suffix}", normalize=True)
@@ -118,6 +122,7 @@ def test_the_onnx_model_is_valid_and_has_all_that_its_use_takes(onnx, tmp_path):
     assert [each.dim_value for each in shape[1:]] == [3, 16, 16]
 
 
+@pytest.mark.slow
 def test_the_onnx_exporter_keeps_its_contract(onnx):
     check_exporter(ONNXExporter, trained=trained(*SMALL))
 
@@ -158,6 +163,7 @@ def test_what_torch_cannot_trace_and_another_suffix_are_one_line_and_no_file(tmp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_without_onnxruntime_the_model_is_written_unchecked(onnx, tmp_path, without, messages):
     without("onnxruntime")
     export(ONNXExporter, trained(*SMALL), tmp_path / "b.onnx")

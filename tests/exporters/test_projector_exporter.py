@@ -33,7 +33,11 @@ def run(tiny, tmp_path, *overrides):
     return train(config, tmp_path / "run").directory, config
 
 
-@pytest.mark.parametrize("overrides", METHODS, ids=lambda each: each[0].partition("=")[2])
+@pytest.mark.parametrize(
+    "overrides",
+    [METHODS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in METHODS[1:])],
+    ids=lambda each: each[0].partition("=")[2],
+)
 def test_backbone_and_projector_come_together(tiny, tmp_path, monkeypatch, overrides):
     directory, config = run(tiny, tmp_path, *overrides)
     it = load_trained(directory)

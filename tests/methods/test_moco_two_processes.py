@@ -19,6 +19,8 @@ from sslcli.modules.shuffle import shuffled
 from sslcli.modules.sync_norm import synchronize_batch_norm
 from sslcli.randomness import hash_bits
 
+pytestmark = pytest.mark.slow
+
 COUNT = 32  #: images in the joined batch
 HALF = COUNT // 2
 

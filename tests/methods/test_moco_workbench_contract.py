@@ -19,6 +19,7 @@ from sslcli import testing
 from sslcli.methods.moco import MoCo
 
 
+@pytest.mark.slow
 @EACH
 def test_every_setting_keeps_the_contract_of_a_method(knobs: dict[str, Any]) -> None:
     testing.check_method(MoCo, small(**knobs))

@@ -15,6 +15,8 @@ from sslcli.contracts.method import Batch, Progress, View
 from sslcli.methods.moco import MoCo
 from sslcli.modules.sync_norm import synchronize_batch_norm
 
+pytestmark = pytest.mark.slow
+
 HALF = COUNT // 2
 
 #: Settings, and whether batch norms are synchronized.

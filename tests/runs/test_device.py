@@ -26,7 +26,8 @@ def test_narrow_strided_convolutions_are_contiguous_on_a_cpu(width: int, device:
     assert memory_format(backbone, torch.device(device)) is expected
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_narrow_network_does_not_crash(tmp_path: Path, precision: str) -> None:
     (tmp_path / "c.yaml").write_text("{}")
     words = ["-m", "sslcli", "train", "c.yaml", *CRASHING, f"training.precision={precision}", "--output", "run"]
