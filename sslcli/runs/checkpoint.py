@@ -17,7 +17,7 @@ from sslcli.contracts.errors import SslError
 from . import files
 from .layout import checkpoint_path as checkpoint_path
 from .layout import list_checkpoints as list_checkpoints
-from .layout import step_of
+from .layout import step_of as step_of
 
 log = logging.getLogger(__name__)
 

@@ -122,20 +122,21 @@ class RunDirectory:
 
     @contextmanager
     def ending(self) -> Iterator[list[str]]:
-        """Records how a block ends: in the state that it appends, or else as interrupted or failed."""
+        """Records how a block ends: in the state that it appends, or else as interrupted or failed. Then closes."""
         states: list[str] = []
         try:
             yield states
+            self.record_end(states[-1])
         except KeyboardInterrupt:
             self.record_end("interrupted")
             raise
         except BaseException as error:
             text = " ".join(str(error).split())
-            self.record_end(
-                "failed", (text if isinstance(error, SslError) else f"{type(error).__name__}: {text}")[:300]
-            )
+            text = text if isinstance(error, SslError) else f"{type(error).__name__}: {text}"
+            self.record_end("failed", text[:300])
             raise
-        self.record_end(states[-1])
+        finally:
+            self.close()
 
     def record_end(self, state: str, error: str | None = None) -> None:
         """Writes into `environment.json` how the last start ended; nothing if this process is not writing the run.

@@ -99,7 +99,7 @@ def summarize(run: Path) -> RunSummary:
     log = _tail(run / layout.METRICS)
     last = _last_record(log, b'"step"')
     checkpoints = _checkpoints(run)
-    saved = int(checkpoints[0].stem.removeprefix("step-")) if checkpoints else 0
+    saved = layout.step_of(checkpoints[0]) if checkpoints else 0
     logged = _number(last.get("step"))
     step = max((int(each) for each in (logged, saved or None) if each is not None), default=0 if start else None)
     steps = start["steps"] if type(start.get("steps")) is int else _steps(config, last)

@@ -100,17 +100,13 @@ def train(
                     directory.keep_plugin(file)
                 directory.open_log(from_step=checkpoint.step if checkpoint is not None else 0)
 
-        try:
-            with directory.ending() as outcome:
-                together(session.source.prepare)
-                together(begin)
-                log.debug(f"set up in {time.perf_counter() - began:.1f} s")
-                result = _fit(session, directory, checkpoint, began)
-                outcome.append("done" if result.signal is None else "interrupted")
-                return result
-        finally:
-            directory.close()
-            session.source.close()
+        with closing(session.source), directory.ending() as outcome:
+            together(session.source.prepare)
+            together(begin)
+            log.debug(f"set up in {time.perf_counter() - began:.1f} s")
+            result = _fit(session, directory, checkpoint, began)
+            outcome.append("done" if result.signal is None else "interrupted")
+            return result
 
 
 def together(work: Callable[[], T]) -> T:
