@@ -12,31 +12,19 @@ from typing import Any
 
 from sslcli.contracts import VERSION
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.options import Options
 
 from . import data_section, schema
+from .choices import Choice as Choice
+from .choices import choose, choose_callbacks, parse_section
 from .document import Document, Key
 from .meant import unknown
 from .merge import read_config
-from .options import parse_into
 from .problems import Problems, show
 from .recipe import settle
 from .shortened import fitting
 from .view_phases import ViewPhase, plain_phases, resolve_phases
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A plugin that a config names, with its validated options."""
-
-    name: str
-    cls: Any
-    options: Any
-
-    def plain(self) -> dict[str, Any]:
-        return {"name": self.name, **self.options.plain()}
 
 
 @dataclass(frozen=True)
@@ -109,9 +97,9 @@ def resolve(document: Document) -> RunConfig:
     for required, examples in _REQUIRED.items():
         if required not in data:
             problems.add((required,), f"missing; write {examples.get(document.origin(()), examples['file'])}")
-    method = _choice("method", "methods", data.get("method"), None, problems)
-    source = _choice("data", "datasets", data_section.found(data.get("data"), problems), None, problems)
-    backbone = _choice("backbone", "backbones", data.get("backbone"), schema.DEFAULTS["backbone"], problems)
+    method = choose("method", "methods", data.get("method"), None, problems)
+    source = choose("data", "datasets", data_section.found(data.get("data"), problems), None, problems)
+    backbone = choose("backbone", "backbones", data.get("backbone"), schema.DEFAULTS["backbone"], problems)
     size = _largest_view(data.get("views"), source)
     backbone, spec = _described(backbone, source, size, problems)
     own = _of_method("defaults", method, problems, spec)
@@ -128,14 +116,14 @@ def resolve(document: Document) -> RunConfig:
     if method is not None and not failed and "optimizer" not in {**data, **defaults}:
         problems.add(("optimizer",), f"missing; {method.name!r} has no default for it")
     optimizer, schedule = (
-        _choice(section, schema.PLUGIN_SECTIONS[section], data.get(section), defaults.get(section), problems)
+        choose(section, schema.PLUGIN_SECTIONS[section], data.get(section), defaults.get(section), problems)
         for section in ("optimizer", "schedule")
     )
     asked = data.get("training", {})
     asked = {**defaults.get("training", {}), **asked} if isinstance(asked, dict) else asked
-    training = _options("training", schema.TrainingOptions, asked, problems)
-    checkpoints = _options("checkpoints", schema.CheckpointOptions, data.get("checkpoints", {}), problems)
-    callbacks = _callbacks(data.get("callbacks", {}), problems)
+    training = parse_section("training", schema.TrainingOptions, asked, problems)
+    checkpoints = parse_section("checkpoints", schema.CheckpointOptions, data.get("checkpoints", {}), problems)
+    callbacks = choose_callbacks(data.get("callbacks", {}), problems)
     view_phases = resolve_phases(
         data.get("views"),
         lambda section, key: _views(section, key, method, spec, _largest_view(section, source), problems),
@@ -175,7 +163,7 @@ def _settled(document: Document, own: Mapping[str, Any], spec: Any) -> list[str]
     """What the method of the file leaves to the one that an override names; returns what it does not."""
     assert document.replaced is not None
     ignored = Problems(document)
-    before = _choice("method", "methods", document.replaced[0].data["method"], None, ignored)
+    before = choose("method", "methods", document.replaced[0].data["method"], None, ignored)
     return settle(document, own, _of_method("defaults", before, ignored, spec) or {})
 
 
@@ -252,7 +240,7 @@ def _with_defaults(
         return None
     known = {name: value for name, value in defaults.items() if name in backbone.cls.Options.model_fields}
     section = {} if asked is None or isinstance(asked, str) else asked
-    found: Choice | None = _choice("backbone", "backbones", {"name": backbone.name, **known, **section}, None, problems)
+    found: Choice | None = choose("backbone", "backbones", {"name": backbone.name, **known, **section}, None, problems)
     if found is not None:  # not set by the user: a run that is resumed keeps its own (see `Options.legacy`)
         found.options.model_fields_set.difference_update(known.keys() - section.keys())
     return found
@@ -274,48 +262,3 @@ def _views(section: Any, key: Key, method: Choice | None, spec: Any, size: int, 
             needs = f"at least {least}" if wanted is None else str(wanted)
             problems.add(key, f"{method.name!r} needs {needs} views of an image, not {count}")
     return views
-
-
-def _choice(section: str, group: str, value: Any, default: Mapping[str, Any] | None, problems: Problems) -> Any:
-    """Resolves a section that names a plugin; without a name (`optimizer.lr=0.1` alone) it modifies the default.
-
-    None without a value and a default, or after adding a problem, as of the functions below.
-    """
-    if default is not None and (value is None or (isinstance(value, dict) and value.get("name") is None)):
-        value = {**default, **(value or {}), "name": default["name"]}
-    if value is None:
-        return None
-    if isinstance(value, str):
-        value = {"name": value}
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        problems.add((section,), f"should be a name, or a mapping with `name`; see `ssl list {group}`")
-        return None
-    options = {k: v for k, v in value.items() if k != "name"}
-    return _plugin((section,), group, value["name"], options, (section, "name"), problems)
-
-
-def _plugin(key: Key, group: str, name: str, options: Any, name_key: Key, problems: Problems) -> Choice | None:
-    cls = problems.load(group, name, name_key)
-    parsed = cls and parse_into(problems, cls.Options, options, repr(name), key)
-    return Choice(name, cls, parsed) if parsed is not None else None
-
-
-def _options(section: str, model: type[Options], value: Any, problems: Problems) -> Any:
-    if isinstance(value, dict):
-        return parse_into(problems, model, value, repr(section), (section,))
-    problems.add((section,), f"should be a mapping of options, not {show(value)}")
-    return None
-
-
-def _callbacks(value: Any, problems: Problems) -> dict[str, Choice]:
-    if not isinstance(value, dict):
-        problems.add(("callbacks",), f"should be a mapping of names to options, not {show(value)}")
-        return {}
-    chosen: dict[str, Any] = {}
-    for name, options in {**schema.DEFAULT_CALLBACKS, **value}.items():
-        key = ("callbacks", name)
-        if isinstance(options, dict):
-            chosen[name] = _plugin(key, "callbacks", name, options, key, problems)
-        elif options is not None:
-            problems.add(key, f"should be a mapping of options, or null to disable it, not {show(options)}")
-    return chosen
