@@ -3,15 +3,19 @@ longer than importing torch itself."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 
 NAME = "torch._dynamo"
+
+
+def is_imported() -> bool:
+    """Returns whether the real module is there: without it, nothing is compiled."""
+    return f"{NAME}.config" in sys.modules
 
 
 def postpone() -> None:
@@ -25,17 +29,18 @@ class _Postponed(ModuleType):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
+        self.__spec__ = importlib.util.find_spec(name)
         self.given: list[Any] = []
 
     def graph_break(self, *args: Any, **kwargs: Any) -> None:
         """Ends a compiled graph; there is none."""
 
-    def disable(self, fn: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        """Returns a function that must not be compiled, as it is."""
-        if fn is None:
-            return lambda given: self.disable(given)
-        self.given.append(fn)
-        return fn
+    def disable(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns a function that must not be compiled as it is, for torch's own decorator, which asks at each call."""
+        if sys._getframe(1).f_globals.get("__name__") != "torch._compile":
+            return self.__getattr__("disable")(*args, **kwargs)
+        self.given.append(args[0])
+        return args[0]
 
     def __getattr__(self, name: str) -> Any:
         """Imports the module for anything else; `__path__` is what imports of its parts ask for."""

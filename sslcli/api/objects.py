@@ -71,8 +71,6 @@ class Objects:
     def _choice(self, section: str, value: Any) -> dict[str, Any]:
         options = dict(value) if isinstance(value, Mapping) else {"name": value}
         name = options.pop("name", None)
-        if section == "data" and isinstance(name, PathLike):
-            name, options["root"] = "images", fspath(name)
         plain = as_plain(section, options)
         if section == "data" and isinstance(name, PathLike):
             return {"name": IMAGES, "root": fspath(name), **plain}

@@ -56,7 +56,9 @@ class KNNMonitor(EpochMonitor):
             return
         train, test = context.labeled("train"), context.labeled("eval")
         if train is None or train.labels is None:
-            log.info("kNN monitor: off, the data has no labels to evaluate on")
+            one_part = "all labeled images are in one part: there are none to test on"
+            reason = "the data has no labels to evaluate on" if context.classes is None else one_part
+            log.info(f"kNN monitor: off, {reason}")
         elif test is None or test.labels is None:
             log.info("kNN monitor: off, there are no labeled test images")
         elif same_images(train, test):

@@ -128,7 +128,8 @@ class ProgressBar(Callback):
         if self.before is not None:
             began, images, waited, paused = self.before
             seconds = max(now - began - (reading.paused - paused), 1e-9)
-            parts["rate"] = f"{(reading.images - images) / seconds:,.0f} images/s"
+            rate = (reading.images - images) / seconds
+            parts["rate"] = f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s"
             parts["waiting"] = f"waiting {min((reading.waited - waited) / seconds, 1):.0%}"
         if self.knn:
             parts["knn"] = f"kNN {self.knn[-1]:.1%} (best {max(self.knn):.1%})"

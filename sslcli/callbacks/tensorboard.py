@@ -21,16 +21,24 @@ class TensorBoard(Callback):
     def on_start(self, context: RunContext) -> None:
         self.start = context.progress.step
 
-    def on_log(self, context: RunContext, record: Mapping[str, float | int]) -> None:
+    def on_first_step(self, context: RunContext) -> None:
+        if context.is_main:
+            self._opened(context)
+
+    def _opened(self, context: RunContext) -> SummaryWriter:
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import: not before the first step
 
             # With `purge_step` TensorBoard hides events after the step from which a resumed run continues.
             purge = self.start + 1 if self.start else None
             self.writer = SummaryWriter(str(context.directory / "tensorboard"), purge_step=purge)
+        return self.writer
+
+    def on_log(self, context: RunContext, record: Mapping[str, float | int]) -> None:
+        writer = self._opened(context)
         for name, value in record.items():
             if name != "step":
-                self.writer.add_scalar(name, value, int(record["step"]))
+                writer.add_scalar(name, value, int(record["step"]))
 
     def on_end(self, context: RunContext, outcome: Outcome) -> None:
         if self.writer is not None:

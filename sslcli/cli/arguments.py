@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
+from typer.models import OptionInfo
 
 from sslcli.contracts.errors import ConfigError, UserError
 
 from . import completion
 
 Config = Annotated[
-    Path | None,
+    str | None,
     typer.Argument(
         help="YAML config, or the name of an example (`ssl list configs`).",
         metavar="[CONFIG]",
@@ -40,7 +42,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocomp
 
 def is_override(word: str) -> bool:
     """Returns whether a word looks like `key.path=…`, and is not the path of a file."""
-    return re.match(r"[\w.-]*=", word) is not None and not Path(word).expanduser().exists()
+    return re.match(r"[\w.:-]*=", word) is not None and not os.path.exists(os.path.expanduser(word))
 
 
 #: For commands with overrides: options that they don't have stay among the words, so that we can say what is meant.
@@ -48,7 +50,7 @@ KEEP_UNKNOWN = {"ignore_unknown_options": True}
 
 
 def config_and_overrides(
-    command: Callable[..., int], config: Path | None, overrides: Sequence[str] | None
+    command: Callable[..., int], config: str | None, overrides: Sequence[str] | None
 ) -> tuple[Path | None, list[str]]:
     """Tells a config from overrides, among which it may be anywhere; without one, the overrides are all there is.
 
@@ -63,8 +65,7 @@ def config_and_overrides(
     Raises:
         UserError: there is neither, or more than one config, or `--name` is another option, or a section of the config.
     """
-    words = [*([str(config)] if config is not None else []), *(overrides or [])]
-    words = without_options(command, words)
+    words = without_options(command, [*([config] if config is not None else []), *(overrides or [])])
     configs = [word for word in words if not is_override(word)]
     if not words:
         raise UserError(
@@ -82,7 +83,9 @@ def without_options(command: Callable[..., int], words: list[str]) -> list[str]:
     from sslcli.config.resolve import SECTIONS
     from sslcli.config.schema import CheckpointOptions, TrainingOptions
 
-    own = [*inspect.signature(command).parameters, "quiet", "verbose"]
+    arguments = inspect.signature(command, eval_str=True).parameters.items()
+    own = [name for name, each in arguments if any(isinstance(x, OptionInfo) for x in get_args(each.annotation))]
+    own += ["quiet", "verbose"]
     options = {*TrainingOptions.model_fields, *CheckpointOptions.model_fields}
     kept: list[str] = []
     problems = []
@@ -96,6 +99,9 @@ def without_options(command: Callable[..., int], words: list[str]) -> list[str]:
         name = option.lstrip("-").replace("-", "_")
         if not equals and left and not left[0].startswith("--") and not is_override(left[0]):
             value = left.pop(0)
+        if name == "config":
+            problems.append(f"{option}: no such option; write {shlex.quote(value) if value else 'CONFIG'} without it")
+            continue
         near = [] if name in options else difflib.get_close_matches(name, own, n=1, cutoff=0.75)
         if name.partition(".")[0] in SECTIONS:
             problems.append(f"{option}: no such option; write {name}={shlex.quote(value) if value else 'VALUE'}")

@@ -99,9 +99,6 @@ def chosen(method: str, found: Summary) -> tuple[Document, dict[tuple[str, ...],
         ("training", "workers"): "Processes that decode images: CPU cores minus one"
         + ("; none are needed while all images fit into memory." if found.one_size and found.view_size else "."),
     }  # fmt: skip
-    if size <= 64:
-        backbone["stem"] = "small"
-        reasons["backbone", "stem"] = "For images of up to 64 px: a first convolution of 3 × 3 without stride."
     if found.large:
         reasons["data",] += " The files are much larger than the views: cache: auto decodes each only once, at 256 px."
     sections = {"method": {"name": method}, "data": found.section, "backbone": backbone, "views": {"size": size}}

@@ -10,6 +10,7 @@ import typer
 from sslcli.contracts.errors import UserError
 
 from . import completion
+from .arguments import PluginFiles
 
 
 def list_plugins(
@@ -35,6 +36,7 @@ def list_plugins(
         bool,
         typer.Option("--schema", help="Print the JSON Schema of a config, with which editors complete and check it."),
     ] = False,
+    plugin: PluginFiles = None,
 ) -> int:
     """List what can be set: plugins, or those of GROUP, or the options of a section; with NAME, the options of one.
 
@@ -44,8 +46,10 @@ def list_plugins(
 
     ssl list --schema > config.schema.json
     """
-    from sslcli.plugins import GROUPS, find, suggest
+    from sslcli.plugins import GROUPS, find, register_file, suggest
 
+    for path in plugin or []:
+        register_file(path)
     if group == "configs":
         return _list_configs(as_json)
     from . import catalog, describe
@@ -58,7 +62,9 @@ def list_plugins(
     group = group and group.removeprefix("sslcli.")
     sections = catalog.read()["sections"]
     if group is not None and group not in {**GROUPS, **sections}:
-        raise UserError(f"unknown group or section {group!r}{suggest(group, [*GROUPS, *sections], otherwise=True)}")
+        raise UserError(
+            f"unknown group or section {group!r}{suggest(group, [*GROUPS, *sections, 'configs'], otherwise=True)}"
+        )
     if group in sections and (name is not None or check):
         group = sections[group]["group"] or group
     groups = [group] if group is not None else list(GROUPS)
@@ -76,7 +82,7 @@ def list_plugins(
         found = {each: [describe.plain(plugin) for plugin in find(each)] for each in groups}
         lines = [line for each, rows in found.items() for line in (f"{each}:", *_indented(describe.table(rows)))]
         lines += ["sections of a config:", *_indented(_sections(sections))]
-        lines.append("options of one: ssl list GROUP NAME, ssl list SECTION")
+        lines.append("options of one: ssl list GROUP NAME, ssl list SECTION; example configs: ssl list configs")
         if group is not None:
             found = found[group]
             lines = [*describe.table(found), f"options of one: ssl list {group} NAME"]

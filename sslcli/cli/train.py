@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 def train(
     config: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
             help="YAML config, the name of an example (`ssl list configs`), or the directory of a run; none: "
             "method=NAME data=FOLDER are enough.",
@@ -57,22 +57,22 @@ def train(
     from sslcli.config.resolve import load_config
     from sslcli.plugins import register_file
 
-    config, overrides = config_and_overrides(train, config, overrides)
-    is_run = config is not None and (config / "config.yaml").is_file()
-    if config is not None and is_run and not (resume or dry_run or output is not None):
-        raise UserError(f"{config}: is a run; resume it with `ssl train {path_word(config)} --resume`")
+    source, given = config_and_overrides(train, config, overrides)
+    is_run = source is not None and (source / "config.yaml").is_file()
+    if source is not None and is_run and not (resume or dry_run or output is not None):
+        raise UserError(f"{source}: is a run; resume it with `ssl train {path_word(source)} --resume`")
     plugin_files = [register_file(path) for path in plugin or []]
     several = devices is not None and devices > 1 and not dry_run  # these show what there is to say about the config
     logging.getLogger("sslcli.config").setLevel(logging.WARNING if several else logging.NOTSET)
-    path = config / "config.yaml" if config is not None and is_run else config
-    resolved = load_config(path, overrides, follow=not (is_run and resume))  # a run keeps what it has
+    path = source / "config.yaml" if source is not None and is_run else source
+    resolved = load_config(path, given, follow=not (is_run and resume))  # a run keeps what it has
 
     from sslcli.dynamo import postpone  # torch is imported from here on
     from sslcli.runs.directory import default_directory
 
     postpone()
-    name = resolved.method.name.rpartition(":")[2] if config is None else config.stem
-    directory = config if config is not None and is_run else default_directory(resolved, name)
+    name = resolved.method.name.rpartition(":")[2] if source is None else source.stem
+    directory = source if source is not None and is_run else default_directory(resolved, name)
     directory = output.expanduser() if output is not None else directory
     if dry_run:
         _show_plan(resolved, directory, devices or int(os.environ.get("WORLD_SIZE", "1")))
@@ -80,7 +80,7 @@ def train(
     if devices is not None and devices > 1:
         from sslcli.training.group import launch
 
-        words = arguments(config, overrides, directory, plugin) + ["--resume"] * resume
+        words = arguments(source, given, directory, plugin) + ["--resume"] * resume
         level = logging.getLogger("sslcli").level
         words += ["--quiet"] * (level == logging.WARNING) + ["--verbose"] * (level == logging.DEBUG)
         return launch(words, devices, resolved.training.device)
@@ -91,7 +91,7 @@ def train(
     if os.environ.get("RANK", "0") != "0":
         return 128 + result.signal if result.signal is not None else 0
     if result.signal is not None:
-        again = ["ssl", *arguments(config, overrides, directory, plugin), "--resume", *devices_again()]
+        again = ["ssl", *arguments(source, given, directory, plugin), "--resume", *devices_again()]
         where = f"step {result.step} of {result.total_steps}"
         log.warning(f"interrupted and saved at {where}; resume with: {' '.join(map(shell_word, again))}")
         return 128 + result.signal

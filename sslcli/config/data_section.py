@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 from sslcli.plugins import PYTHON, find, suggest
@@ -36,8 +36,8 @@ def found(value: Any, problems: Problems) -> Any:
     name = section.get("name") if isinstance(section, dict) else section
     if not isinstance(name, str) or _is_dataset(name):
         return section
-    path = Path(name).expanduser()
-    if path.exists():
+    path = os.path.expanduser(name)
+    if os.path.exists(path):
         message = f"{name} is a file; give the folder that holds the images"
     elif "/" in name or name.startswith(("~", ".")):
         message = f"no such folder: {path}"
@@ -51,7 +51,7 @@ def found(value: Any, problems: Problems) -> Any:
 
 def is_folder(name: str) -> bool:
     """Returns whether a name is that of a folder, and not of a dataset."""
-    return not _is_dataset(name) and Path(name).expanduser().is_dir()
+    return not _is_dataset(name) and os.path.isdir(os.path.expanduser(name))
 
 
 def _is_dataset(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import textwrap
 from pathlib import Path
@@ -45,7 +46,7 @@ def locate(config: Path) -> Path:
     Raises:
         UserError: there is neither, or it is a directory.
     """
-    config = config.expanduser()
+    config = Path(os.path.expanduser(config))
     found = None if config.is_file() else example(config)
     if found is None and not config.exists():
         near = suggest(config.as_posix().removesuffix(".yaml"), names())

@@ -64,7 +64,8 @@ def override(document: Document, change: Callable[[Document], None]) -> None:
 
 def _method(document: Document) -> Any:
     section = document.data.get("method")
-    return section.get("name") if isinstance(section, dict) else None
+    name = section.get("name") if isinstance(section, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Document:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -46,7 +47,7 @@ def _is_path(key: Key, data: dict[str, Any], text: str) -> bool:
     if key == ("output",):
         return True
     if key == ("data",):  # a name, a folder, or `{name: folder, root: …}`
-        return not text.startswith("{") or Path(text).expanduser().is_dir()
+        return not text.startswith("{") or os.path.isdir(os.path.expanduser(text))
     section, *inner = key
     if section == "callbacks" and len(inner) > 1:
         group, name = "callbacks", inner.pop(0)

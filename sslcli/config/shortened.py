@@ -28,9 +28,8 @@ def fitting(schedule: Any, training: TrainingOptions, document: Document) -> Any
     if warm_up and warm_up >= _rank(document, "training", "epochs"):
         return schedule
     shorter = training.epochs * SHARE
-    log.info(
-        f"schedule.warmup_epochs: {shorter:g} instead of {epochs:g}, more than the {training.epochs} epochs of the run"
-    )
+    length = f"{training.epochs} epoch{'s' * (training.epochs > 1)}"
+    log.info(f"schedule.warmup_epochs: {shorter:g} instead of {epochs:g}: the whole run has {length}")
     return schedule.model_copy(update={"warmup_epochs": shorter})
 
 

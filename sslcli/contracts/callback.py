@@ -134,7 +134,7 @@ class Callback:
         """Before the first step of this session; in a resumed run `context.progress.step` is above 0."""
 
     def on_first_step(self, context: RunContext) -> None:
-        """After the first step of this session, before its `on_step`: for what takes long and should not delay the
+        """After the first step of this session and its `on_step`: for what takes long and should not delay the
         step that shows that a run works. May wait for the device; the time does not count in the rates."""
 
     def on_step(self, context: RunContext) -> None:

@@ -106,3 +106,9 @@ def eight_bit(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "P" and mode == "L":
         image = image.convert("RGB")  # directly to gray, a palette's entries are rounded differently
     return image if image.mode == mode else image.convert(mode)
+
+
+def most_unreadable(fraction: float, count: int) -> int:
+    """Returns how many of so many images may be unreadable: of less than a hundred as many as of a hundred, so that one
+    damaged file does not end a run."""
+    return int(fraction * max(count, 100))

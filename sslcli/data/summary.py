@@ -76,10 +76,9 @@ class Summary:
         if self.one_size:
             return f"{what} of {width} × {height} px, {labels}"
         shorter = [min(size) for size in self.sizes]
+        sides = f"{min(shorter)} to {max(shorter)}" if min(shorter) < max(shorter) else str(min(shorter))
         looked = "" if len(shorter) == self.count else f" in {len(shorter)} of them"
-        return (
-            f"{what}, typically {width} × {height} px (shorter side {min(shorter)} to {max(shorter)}{looked}), {labels}"
-        )
+        return f"{what}, typically {width} × {height} px (shorter side {sides}{looked}), {labels}"
 
 
 def summary_of(data: str, options: Sequence[str]) -> Summary:

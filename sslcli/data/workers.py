@@ -20,6 +20,7 @@ from sslcli.phases import phase
 
 from .cache.dataset import CachedDataset
 from .crops import Cropper, Crops, Slice, split_views
+from .decode import most_unreadable
 from .plan import MicroBatch, Plan
 from .processes import loader, worker_count, worker_errors
 
@@ -148,7 +149,7 @@ class WorkerSource(Source):
             self._unreadable.update(part.unreadable)
             seen = min(self.images, max(self._seen, _ENOUGH))
             count = len(self._unreadable)
-            if part.exhausted or count > self._limit * seen:
+            if part.exhausted or count > most_unreadable(self._limit, seen):
                 shown = list(self._unreadable.values())[:_SHOWN]
                 if count > _SHOWN:
                     shown.append(f"and {count - _SHOWN} more")

@@ -15,6 +15,8 @@ from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.contracts.evaluation import FeatureSet
 from sslcli.contracts.views import Operation
+from sslcli.data.decode import most_unreadable
+from sslcli.dynamo import is_imported
 from sslcli.plugins import load
 from sslcli.runs.arithmetic import exact_float32
 
@@ -36,8 +38,6 @@ class InputFormat(Protocol):
     def normalize(self, images: Tensor) -> Tensor: ...
 
 
-#: Above this fraction of unreadable images a result would no longer represent the dataset.
-UNREADABLE_LIMIT = 0.01
 THREADS = 8
 
 
@@ -154,7 +154,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager") if is_imported() else nullcontext():
             yield
     finally:
         for part, training in modes:
@@ -188,6 +188,8 @@ def _read(
             return error
         return image if image.shape[-2:] == (side, side) else _resized(resize, image)
 
+    # With more unreadable images a result would no longer represent the dataset.
+    limit = getattr(images.options, "max_unreadable", 0.01)
     unreadable: list[UnreadableImage] = []
     with ThreadPoolExecutor(THREADS) as pool:
         submitted = ((block, [pool.submit(read, index) for index in block.tolist()]) for block in blocks)
@@ -197,10 +199,10 @@ def _read(
                 following = next(submitted, None)
                 found = [future.result() for future in current[1]]
                 unreadable += [each for each in found if isinstance(each, UnreadableImage)]
-                if len(unreadable) > UNREADABLE_LIMIT * len(images):
+                if len(unreadable) > most_unreadable(limit, len(images)):
                     raise UserError(
-                        f"{images.info.name}: more than {UNREADABLE_LIMIT:.0%} of the {len(images):,} images cannot be "
-                        f"read, the first one: {unreadable[0]}; repair or remove them"
+                        f"{images.info.name}: more than data.max_unreadable={limit:g} of the {len(images):,} images "
+                        f"cannot be read, the first one: {unreadable[0]}; repair or remove them, or raise it"
                     )
                 both = zip(current[0], found, strict=True)
                 good = [(index, image) for index, image in both if isinstance(image, Tensor)]

@@ -101,7 +101,8 @@ class CheckpointWriter:
         path, began = checkpoint_path(self.directory, step), time.perf_counter()
         files.write(path, tensors, document)
         log.debug(f"wrote {path} in {time.perf_counter() - began:.2f} s")
-        there = list_checkpoints(self.directory)
+        # Later ones are what a resumed run has passed over: damaged, and overwritten when it gets there.
+        there = [each for each in list_checkpoints(self.directory) if step_of(each) <= step]
         regular = [path for path in there if self.is_regular is None or self.is_regular(step_of(path))][: self.keep]
         kept = {*regular, *there[: 1 if len({*regular, *there[:1]}) > 1 else 2]}
         for old in there:

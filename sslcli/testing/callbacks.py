@@ -52,9 +52,9 @@ def _go(callback: Callback, run: WatchedRun, first: int, last: int, outcome: Out
         callback.on_start(run.at(first))
         for step in range(first + 1, last + 1):
             run.at(step)
+            callback.on_step(run)
             if step == first + 1:
                 callback.on_first_step(run)
-            callback.on_step(run)
             if run.is_main:
                 record = {
                     "step": step, "epoch": run.progress.epoch, "loss": 1.0, "lr": 0.1, "images_per_second": 100.0,

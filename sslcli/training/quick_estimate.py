@@ -7,7 +7,8 @@ on tensors without values, and needs torch's compiler for it, whose import takes
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import groupby
 
 import torch
@@ -34,21 +35,34 @@ def quick_estimate(session: Session) -> Estimate:
     largest = max(session.views.phases, key=lambda maker: sum(size**2 for size in maker.sizes))
     share = training.batch_size // training.accumulate
     trained = sum(p.nbytes for p in session.method.parameters() if p.requires_grad)
-    kept = {name: buffer.clone() for name, buffer in session.method.named_buffers()}  # batch statistics change
     eager = torch.compiler.set_stance("force_eager") if training.compile == "all" else nullcontext()
     cuda = [session.device] if session.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(cuda), eager:
+        with torch.random.fork_rng(cuda), eager, _buffers_restored(session.method):
             state = held["optimizer state"] or int(trained * _state_share(session))
             few, more = (_saved_bytes(session, largest, count) for count in (FEW, MORE))
     except Exception as error:  # plugins may do anything; an estimate must not end a run
         return Estimate(problem=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
-    finally:
-        with torch.no_grad():
-            for name, buffer in session.method.named_buffers():
-                buffer.copy_(kept[name])
     saved = few + (more - few) * (share - FEW) // (MORE - FEW)
     return Estimate(held["dataset"], held["parameters"], state, trained + max(saved, 0), free)
+
+
+@contextmanager
+def _buffers_restored(method: nn.Module) -> Iterator[None]:
+    """Puts back batch statistics, queues and whatever else a forward pass changes, resizes or adds."""
+    kept = [
+        (module, {name: (each, None if each is None else each.clone()) for name, each in module._buffers.items()})
+        for module in method.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.clear()
+            for name, (buffer, value) in buffers.items():
+                if buffer is not None and value is not None:
+                    buffer.data = value
+                module._buffers[name] = buffer
 
 
 def _saved_bytes(session: Session, views: ViewMaker, share: int) -> int:

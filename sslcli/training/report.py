@@ -47,7 +47,7 @@ def _data(session: Session) -> str:
     size = f" of {info.image_size[1]} × {info.image_size[0]} px" if info.image_size else ""
     parts = [f"{info.name}, {session.images:,} images{stream}{size}"]
     parts[0] += f", {len(info.classes):,} classes" if info.classes else ", without labels" * (not session.has_labels)
-    parts += ["data.limit leaves out the rest"] if getattr(options, "limit", None) is not None else []
+    parts += [f"data.limit={options.limit}"] if getattr(options, "limit", None) is not None else []
     parts += ["all in memory"] if session.resident else []
     parts[1:1] = [skipped_files(dataset.skipped)] if dataset.skipped else []
     return "; ".join(parts)

@@ -225,9 +225,10 @@ def _fitting_batch(config: RunConfig, dataset: Dataset | StreamDataset) -> RunCo
     if isinstance(dataset, StreamDataset) or "batch_size" in training.model_fields_set:
         return config
     size = 1 << (max(len(dataset), 2).bit_length() - 1)
-    if size >= training.batch_size:
+    if size >= training.batch_size or size % (training.accumulate * distributed.world_size()):
         return config
-    log.info(f"training.batch_size: {size} instead of {training.batch_size}: there are only {len(dataset):,} images")
+    images = f"there are only {len(dataset):,} images" if len(dataset) > 1 else "there is only one image"
+    log.info(f"training.batch_size: {size} instead of {training.batch_size}: {images}")
     return dataclasses.replace(config, training=training.model_copy(update={"batch_size": size}))
 
 

@@ -216,11 +216,11 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
             while context.progress.step < session.last_step and not signal and context.stop_reason is None:
                 loop.step()
                 step = context.progress.step
+                context.step()
                 if step == start + 1:
                     with loop.meter.pause():
                         context.first_step()
                         show_memory(session)
-                context.step()
                 if step % training.log_every == 0 or step == session.last_step:
                     context.log_line(loop.record())
                 with loop.meter.pause():
