@@ -15,7 +15,7 @@ _FORMAT = {"\\": "\\\\", "%": "%%", "'": "\\047"}
 def next_steps(
     directory: Path,
     *,
-    labeled: bool,
+    evaluator: str | None,
     longer: Sequence[str],
     plugins: Sequence[Path] = (),
 ) -> list[str]:
@@ -23,7 +23,7 @@ def next_steps(
 
     Args:
         directory: of the run.
-        labeled: whether its data has labels to evaluate on.
+        evaluator: what its data can be evaluated with; None: with nothing.
         longer: the words with which the run goes on.
         plugins: the files that the run was made with.
     """
@@ -31,10 +31,8 @@ def next_steps(
     needed = [word for path in plugins for word in ("--plugin", path_word(path))]
     # The string of a JSON file is one of Python's too, in ASCII.
     program = f"import sslcli; print(sslcli.load_backbone({json.dumps(str(file))}).spec)"
-    steps = [
-        ["ssl", "eval", run, "--method", "linear" if labeled else "quality", *needed],
-        ["ssl", "export", "backbone", run, "--output", path_word(file), *needed],
-    ]
+    steps = [["ssl", "eval", run, "--method", evaluator, *needed]] if evaluator is not None else []
+    steps.append(["ssl", "export", "backbone", run, "--output", path_word(file), *needed])
     if not plugins:  # the file alone does not have their code
         steps.append(["python", "-c", shell_word(program)])
     steps.append(["ssl", "train", run, *map(shell_word, longer), "--resume", *needed])

@@ -67,7 +67,8 @@ def train(
     path = source / "config.yaml" if source is not None and is_run else source
     resolved = load_config(path, given, follow=not (is_run and resume))  # a run keeps what it has
 
-    from sslcli.dynamo import postpone  # torch is imported from here on
+    from sslcli.contracts.data import StreamDataset  # torch is imported from here on
+    from sslcli.dynamo import postpone
     from sslcli.runs.directory import default_directory
 
     postpone()
@@ -99,9 +100,12 @@ def train(
         longer = [] if result.stopped is not None else ["training.max_steps=null"]
     else:
         longer = [f"training.epochs={2 * resolved.training.epochs}"]
-    labeled = resolved.data.cls.labeled(resolved.data.options, "train") is not None
+    cls = resolved.data.cls
+    labeled = cls.labeled(resolved.data.options, "train") is not None
+    evaluator = None if issubclass(cls, StreamDataset) else "linear" if labeled else "quality"
+    longer += devices_again()
     log.info("next:")
-    print("\n".join(next_steps(directory, labeled=labeled, longer=[*longer, *devices_again()], plugins=plugin or [])))
+    print("\n".join(next_steps(directory, evaluator=evaluator, longer=longer, plugins=plugin or [])))
     return 0
 
 

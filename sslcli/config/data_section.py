@@ -36,7 +36,7 @@ def found(value: Any, problems: Problems) -> Any:
     name = section.get("name") if isinstance(section, dict) else section
     if not isinstance(name, str) or _is_dataset(name):
         return section
-    path = os.path.expanduser(name)
+    path = Path(os.path.expanduser(name))
     if os.path.exists(path):
         message = f"{name} is a file; give the folder that holds the images"
     elif "/" in name or name.startswith(("~", ".")):

@@ -201,8 +201,8 @@ def _read(
                 unreadable += [each for each in found if isinstance(each, UnreadableImage)]
                 if len(unreadable) > most_unreadable(limit, len(images)):
                     raise UserError(
-                        f"{images.info.name}: more than data.max_unreadable={limit:g} of the {len(images):,} images "
-                        f"cannot be read, the first one: {unreadable[0]}; repair or remove them, or raise it"
+                        f"{images.info.name}: more than {100 * limit:g}% of the {len(images):,} images cannot be "
+                        f"read, the first one: {unreadable[0]}; repair or remove them, or raise data.max_unreadable"
                     )
                 both = zip(current[0], found, strict=True)
                 good = [(index, image) for index, image in both if isinstance(image, Tensor)]

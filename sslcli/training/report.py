@@ -96,7 +96,7 @@ def _count(number: int) -> str:
 
 
 def measure_quality(context: Context, images: int) -> None:
-    """Logs and shows the label-free measures of `ssl eval --method quality`, on a sample of the training images.
+    """Shows the label-free measures of `ssl eval --method quality`, on a sample of the training images.
 
     Only where no images with labels could tell more, and on no more images than take about 1% of what training took.
 
@@ -118,7 +118,6 @@ def measure_quality(context: Context, images: int) -> None:
     except SslError as error:  # unreadable images, features that are not finite: no reason for a run to fail
         log.warning(f"quality: not measured: {error}")
         return
-    context.log({f"quality_{name}": value for name, value in metrics.items()})
     log.info(
         f"quality, without labels (of {len(chosen):,} training images): the features use about "
         f"{metrics['rank_me']:.0f} of {trained.card.feature_dim:,} dimensions (rank_me); two views of an image are "

@@ -251,10 +251,10 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
                 if images:
                     measure_quality(context, images)
             outcome.append("interrupted" if signal else "done")
-    if stopped is not None:
-        log.info(f"ended at step {context.progress.step} of {session.last_step}: {stopped}")
     if context.is_main and not signal:
         show_end(directory, context.progress.step - start, time.perf_counter() - began, rate)
+    if stopped is not None:
+        log.info(f"ended at step {context.progress.step} of {session.last_step}: {stopped}")
     return TrainResult(directory.path, context.progress.step, session.info.total_steps, signal or None, stopped)
 
 

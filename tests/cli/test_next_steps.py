@@ -37,7 +37,8 @@ def test_an_override_reaches_a_program_as_it_is() -> None:
 
 
 def test_a_run_without_labels_is_measured_without_and_plugins_are_passed_on() -> None:
-    steps = next_steps(Path("runs/a b"), labeled=False, longer=["training.epochs=4"], plugins=[Path("my method.py")])
+    longer, plugins = ["training.epochs=4"], [Path("my method.py")]
+    steps = next_steps(Path("runs/a b"), evaluator="quality", longer=longer, plugins=plugins)
     assert steps == [
         "ssl eval 'runs/a b' --method quality --plugin 'my method.py'",
         "ssl export backbone 'runs/a b' --output 'a b.safetensors' --plugin 'my method.py'",

@@ -34,7 +34,7 @@ def write_images(folder: Path, count: int = 16, **others: int) -> None:
 def test_the_start_says_what_is_trained_on_what(tiny: ConfigMaker) -> None:
     lines = start_lines(build(tiny("training.max_steps=5", "data.limit=24")))
     assert list(lines) == ["data", "model", "device", "steps"]
-    assert lines["data"] == "shapes, 24 images of 16 × 16 px, 10 classes; data.limit leaves out the rest; all in memory"
+    assert lines["data"] == "shapes, 24 images of 16 × 16 px, 10 classes; data.limit=24; all in memory"
     assert lines["device"] == "cpu (1 thread), fp32, nothing compiled"
     assert lines["steps"] == "5 of 9 (3 epochs of 3), 8 images each; views: 2 of 16 px"
     assert re.fullmatch(r"simclr; backbone resnet18, [\d,]+ parameters \([\d,]+ are .*heads\)", lines["model"])
@@ -106,8 +106,6 @@ def test_without_labels_the_end_measures_quality_and_changes_nothing(
         r"quality, without labels \(of 16 training images\): the features use about \d+ of 32 dimensions \(rank_me\); "
         r"two views of an image are \d\.\d\d apart \(alignment; 0: alike\); all images: -\d\.\d\d \(uniformity; ", said
     )  # fmt: skip
-    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert {"quality_rank_me", "quality_alignment", "quality_uniformity"} < set(last)
     monkeypatch.setattr("sslcli.training.train.measure_quality", lambda *_: None)
     train(config, tmp_path / "without")
     first, second = newest(tmp_path / "run").tensors, newest(tmp_path / "without").tensors
