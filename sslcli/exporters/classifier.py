@@ -138,7 +138,8 @@ def preparation(trained: Trained, *, normalized: bool) -> list[str]:
     short = round(side * ResizeOptions().ratio)  # the operation `resize`, in Pillow's words
     lines = [
         f"image = Image.new({mode!r}, {size})  # your own: Image.open('photograph.jpg')",
-        f"image = ImageOps.exif_transpose(image).convert({mode!r})",
+        "image = ImageOps.exif_transpose(image).convert('RGBA')",
+        f"image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert({mode!r})",
         f"if image.size != {size}:",
         f"    width, height = ({short} * length // min(image.size) for length in image.size)",
         f"    image = image.resize((width, height), Image.Resampling.{classifier.interpolation.upper()})",

@@ -19,9 +19,10 @@ import sslcli
 from sslcli.augmentations.resize import Resize
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import Classifier, Trained
+from sslcli.data.decode import decode
 from sslcli.evaluation.classifier import load_classifier, save_classifier
 from sslcli.evaluation.feature import FeatureBackbone
-from sslcli.exporters.classifier import ClassifierExporter, preparation
+from sslcli.exporters.classifier import IMPORT_PIL, ClassifierExporter, preparation
 from sslcli.plugins import load
 
 DATA = {"name": "shapes", "count": 200, "size": 16}
@@ -250,6 +251,23 @@ def test_the_lines_prepare_an_image_as_the_evaluation_does(height: int, width: i
     lines = ["import numpy", "from PIL import Image, ImageOps", *preparation(it, normalized=False)[1:]]
     exec("\n".join(lines), names)
     assert abs(torch.from_numpy(names["images"])[0] * 255 - ours.float()).max() < 4
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "RGB with a transparent color", "CMYK", "L", "1"])
+def test_the_lines_read_any_image_as_training_does(tmp_path: Path, kind: str, channels: int) -> None:
+    pixels = torch.randint(256, (16, 16, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    path, more = tmp_path / ("x.tiff" if kind == "CMYK" else "x.png"), {}
+    image = Image.fromarray(pixels.numpy(), "RGBA")
+    if kind == "P":
+        image, more = image.convert("RGB").quantize(8), {"transparency": 3}
+    elif kind.startswith("RGB "):
+        image, more = image.convert("RGB"), {"transparency": tuple(pixels[0, 0, :3].tolist())}
+    image.convert(kind.split()[0]).save(path, **more)
+    it = classified(network("cifar_resnet20", {"width": 4}, channels=channels))
+    names = {"image": Image.open(path)}
+    exec("\n".join(["import numpy", *IMPORT_PIL, *preparation(it, normalized=False)[1:]]), names)
+    assert (torch.from_numpy(names["images"])[0] * 255).round().equal(decode(path, channels).float())
 
 
 def test_gray_and_many_channels_have_lines_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
