@@ -153,6 +153,10 @@ def test_what_cannot_be_exported_is_one_line(folder: Path) -> None:
     assert line.endswith("it was not kept; evaluate again, with `ssl eval runs/a --method logistic`")
     assert "no such file" in refused("export", "classifier", "gone.json")
     assert "should end in .safetensors, .onnx, .pt2" in refused("export", "classifier", "runs/a", "--output", "x.bin")
+    line = refused("export", "classifier", "runs/a", "opset=18", "--output", "x.pt2")
+    assert line == "ssl: opset: is an option of format=onnx, and this is torch-export"
+    line = refused("export", "classifier", "runs/a", "normalize=false")
+    assert line == "ssl: normalize: is an option of format=onnx and torch-export; weights never normalize"
     assert "holds no classifier" in refused("export", "classifier", run / "backbone.safetensors")
     for word in ("eval", "export"):
         words = [word, *["backbone"] * (word == "export"), run / "eval/linear.json"]
