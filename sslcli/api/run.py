@@ -111,10 +111,10 @@ class Run:
         """Optimizer steps done; for a run that was opened, the step of its newest checkpoint (0 if it has none)."""
         if self._step is not None:
             return self._step
-        from sslcli.runs.layout import list_checkpoints
+        from sslcli.runs.layout import list_checkpoints, step_of
 
         newest = next(iter(list_checkpoints(self.path / "checkpoints")), None)
-        return 0 if newest is None else int(newest.stem.removeprefix("step-"))
+        return 0 if newest is None else step_of(newest)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

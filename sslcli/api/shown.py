@@ -68,7 +68,8 @@ def table_rows(config: Mapping[str, Any], steps: str, lines: Sequence[Mapping[st
     losses = [line["loss"] for line in lines if "loss" in line]
     if losses:
         rows["loss"] = f"{losses[-1]:.4g}"
-    found = [(line["knn_top1"], line["step"]) for line in lines if "knn_top1" in line]
+    # What was measured before training says nothing of it.
+    found = [(line["knn_top1"], line["step"]) for line in lines if "knn_top1" in line and line["step"]]
     if found:
         best, step = max(found, key=lambda each: each[0])
         rows["kNN top-1"] = f"{found[-1][0]:.1%}, best {best:.1%} at step {step:,}"

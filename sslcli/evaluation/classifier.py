@@ -180,10 +180,10 @@ def _entry(result: Path) -> dict[str, str]:
         content: Any = json.loads(result.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{result}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{result}: cannot be read as a result of `ssl eval` ({error})") from error
     entry = content.get("classifier") if isinstance(content, dict) else None
-    if not isinstance(entry, dict) or not {"file", "sha256"} <= entry.keys():
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in ("file", "sha256")):
         method = content.get("method") if isinstance(content, dict) else None
         trains = method in ("linear", "finetune", "logistic")
         again = "it was not kept; evaluate again, with `ssl eval {} --method {}`"

@@ -28,7 +28,7 @@ class ClassifierExportOptions(ONNXOptions):
     `auto`: by the output's suffix (.safetensors, .onnx, .pt2), which is .safetensors by default."""
     normalize: bool = Field(default=True)
     """A program accepts images in [0, 1] and normalizes them; false: the images must be normalized already, with the
-    mean and std that the file names."""
+    mean and std that the file names. Weights (safetensors) never normalize."""
 
 
 class ClassifierExporter(Exporter):
@@ -49,14 +49,18 @@ class ClassifierExporter(Exporter):
         """Writes `path` atomically.
 
         Raises:
-            UserError: the network cannot be expressed in this format, a package is missing, or the file cannot be
-                written.
+            UserError: the network cannot be expressed in this format, an option belongs to another one, a package is
+                missing, or the file cannot be written.
             SslError: the written program gives other scores.
         """
         path = path.expanduser()
         kind = FORMATS.get(path.suffix) if self.options.format == "auto" else self.options.format
         if kind is None:
             raise UserError(f"{path}: should end in {', '.join(FORMATS)}, or choose a format: format=onnx")
+        if self.options.opset is not None and kind != "onnx":
+            raise UserError(f"opset: is an option of format=onnx, and this is {kind}")
+        if not self.options.normalize and kind == "safetensors":
+            raise UserError("normalize: is an option of format=onnx and torch-export; weights never normalize")
         assert trained.classifier is not None, "load_classifier gives one"
         name = repr(str(path.absolute()))
         if kind == "onnx":
@@ -138,7 +142,8 @@ def preparation(trained: Trained, *, normalized: bool) -> list[str]:
     short = round(side * ResizeOptions().ratio)  # the operation `resize`, in Pillow's words
     lines = [
         f"image = Image.new({mode!r}, {size})  # your own: Image.open('photograph.jpg')",
-        f"image = ImageOps.exif_transpose(image).convert({mode!r})",
+        "image = ImageOps.exif_transpose(image).convert('RGBA')",
+        f"image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert({mode!r})",
         f"if image.size != {size}:",
         f"    width, height = ({short} * length // min(image.size) for length in image.size)",
         f"    image = image.resize((width, height), Image.Resampling.{classifier.interpolation.upper()})",

@@ -32,7 +32,7 @@ class RunSummary:
         data: the dataset's name.
         step: the last step that was logged or saved.
         steps: the step at which it ends.
-        knn: the last kNN accuracy that was measured, as a fraction.
+        knn: the last kNN accuracy that was measured in training, as a fraction.
         time: when it was last written, in seconds since 1970.
         state: `running`; `done`; `interrupted` (and saved); `failed` with an error; `crashed`: it ended without a word;
             `empty`: it has not trained; `unreadable`.
@@ -105,7 +105,8 @@ def summarize(run: Path) -> RunSummary:
     steps = start["steps"] if type(start.get("steps")) is int else _steps(config, last)
     state, error = _state(run, start, None if logged is None else int(logged), saved, steps)
     method, data = (_named(_section(config, name)) for name in ("method", "data"))
-    knn = _number(_last_record(log, b'"knn_top1"').get("knn_top1"))
+    measured = _last_record(log, b'"knn_top1"')
+    knn = _number(measured.get("knn_top1")) if measured.get("step") else None  # that of step 0 says nothing of training
     return RunSummary(run, method, data, step, steps, knn, written_at(run, checkpoints), state, error)
 
 

@@ -9,7 +9,7 @@ import pytest
 from api_helpers import Arrays, tiny_run
 
 import sslcli
-from sslcli.api.shown import plot_log
+from sslcli.api.shown import plot_log, table_rows
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult
 
@@ -37,9 +37,16 @@ def test_the_table_of_a_run_has_what_it_did_and_escapes_names(tmp_path) -> None:
         assert row in html
     last = next(line["loss"] for line in reversed(run.metrics) if "loss" in line)
     assert f"<th>loss</th><td>{last:.4g}</td>" in html
-    knn = [line["knn_top1"] for line in run.metrics if "knn_top1" in line]
+    knn = [line["knn_top1"] for line in run.metrics if "knn_top1" in line and line["step"]]
     assert f"<td>{knn[-1]:.1%}, best {max(knn):.1%} at step " in html
     assert "kNN" not in tiny_run(tmp_path / "unlabeled", training={"max_steps": 1})._repr_html_()
+
+
+def test_the_accuracy_before_training_is_none_of_the_run() -> None:
+    config = {section: {"name": "x"} for section in ("method", "backbone", "data")}
+    lines = [{"step": 0, "knn_top1": 0.9}, {"step": 2, "knn_top1": 0.75}, {"step": 4, "knn_top1": 0.5}]
+    assert table_rows(config, "4", lines)["kNN top-1"] == "50.0%, best 75.0% at step 2"
+    assert "kNN top-1" not in table_rows(config, "0", lines[:1])
 
 
 def test_the_table_of_a_result_has_its_metrics() -> None:

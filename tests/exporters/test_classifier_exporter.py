@@ -19,9 +19,10 @@ import sslcli
 from sslcli.augmentations.resize import Resize
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import Classifier, Trained
-from sslcli.evaluation.classifier import load_classifier, save_classifier
+from sslcli.data.decode import decode
+from sslcli.evaluation.classifier import kept_in, load_classifier, save_classifier
 from sslcli.evaluation.feature import FeatureBackbone
-from sslcli.exporters.classifier import ClassifierExporter, preparation
+from sslcli.exporters.classifier import IMPORT_PIL, ClassifierExporter, preparation
 from sslcli.plugins import load
 
 DATA = {"name": "shapes", "count": 200, "size": 16}
@@ -152,6 +153,9 @@ def test_what_cannot_be_exported_is_one_line(folder: Path) -> None:
     assert line.endswith("it was not kept; evaluate again, with `ssl eval runs/a --method logistic`")
     assert "no such file" in refused("export", "classifier", "gone.json")
     assert "should end in .safetensors, .onnx, .pt2" in refused("export", "classifier", "runs/a", "--output", "x.bin")
+    line = refused("export", "classifier", "runs/a", "opset=18", "--output", "x.pt2")
+    assert line == "ssl: opset: is an option of format=onnx, and this is torch-export"
+    assert "normalize: is an option of format=onnx" in refused("export", "classifier", "runs/a", "normalize=false")
     assert "holds no classifier" in refused("export", "classifier", run / "backbone.safetensors")
     for word in ("eval", "export"):
         words = [word, *["backbone"] * (word == "export"), run / "eval/linear.json"]
@@ -163,6 +167,17 @@ def test_what_cannot_be_exported_is_one_line(folder: Path) -> None:
     assert f"{file}: is damaged" in refused("export", "classifier", run / "eval/linear.json")
     file.unlink()
     assert f"{file}: no such file" in refused("export", "classifier", run / "eval/linear.json")
+
+
+@pytest.mark.parametrize("entry", [{"file": 5, "sha256": "x"}, {"file": "linear.safetensors", "sha256": []}, 7])
+def test_a_damaged_result_is_one_line_and_passed_over(folder: Path, entry: object) -> None:
+    damaged = Path("runs/a/eval/zero.json")  # the newest
+    damaged.write_text(json.dumps({"method": "linear", "classifier": entry}))
+    assert f"{damaged}: has no classifier; it was not kept" in refused("export", "classifier", damaged)
+    assert kept_in(Path("runs/a"))[0].name == "finetune.json"
+    assert done("export", "classifier")[1].startswith("using runs/a/eval/finetune.json")
+    damaged.write_text("[" * 200_000)
+    assert "cannot be read as a result of `ssl eval`" in refused("export", "classifier", damaged)
 
 
 def test_a_linear_classifier_needs_the_backbone_that_it_was_trained_on(folder: Path) -> None:
@@ -250,6 +265,20 @@ def test_the_lines_prepare_an_image_as_the_evaluation_does(height: int, width: i
     lines = ["import numpy", "from PIL import Image, ImageOps", *preparation(it, normalized=False)[1:]]
     exec("\n".join(lines), names)
     assert abs(torch.from_numpy(names["images"])[0] * 255 - ours.float()).max() < 4
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "RGB with a transparent color", "CMYK", "L", "1"])
+def test_the_lines_read_any_image_as_training_does(tmp_path: Path, kind: str, channels: int) -> None:
+    pixels = torch.randint(256, (16, 16, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    path, image = tmp_path / ("x.tiff" if kind == "CMYK" else "x.png"), Image.fromarray(pixels.numpy(), "RGBA")
+    image = image.convert("RGB").quantize(8) if kind == "P" else image.convert(kind.split()[0])
+    transparent = {"P": 3, "RGB with a transparent color": tuple(pixels[0, 0, :3].tolist())}.get(kind)
+    image.save(path, **({} if transparent is None else {"transparency": transparent}))
+    it = classified(network("cifar_resnet20", {"width": 4}, channels=channels))
+    names = {"image": Image.open(path)}
+    exec("\n".join(["import numpy", *IMPORT_PIL, *preparation(it, normalized=False)[1:]]), names)
+    assert (torch.from_numpy(names["images"])[0] * 255).round().equal(decode(path, channels).float())
 
 
 def test_gray_and_many_channels_have_lines_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -40,8 +40,10 @@ def written(run: Path, *, end: Any = "absent", log: Any = LOG, saved: int = 0, c
 
 def test_a_run_is_described_by_its_config_its_log_and_how_it_ended(tmp_path: Path) -> None:
     run = summarize(written(tmp_path / "a", end={"state": "failed", "error": "no space"}, saved=2))
-    assert (run.method, run.data, run.step, run.steps, run.knn) == ("simclr", "images", 4, 18, 0.1)
+    assert (run.method, run.data, run.step, run.steps, run.knn) == ("simclr", "images", 4, 18, None)
     assert (run.state, run.error) == ("failed", "no space")
+    log = [*LOG, {"step": 6, "knn_top1": 0.05}, {"step": 7, "loss": 2.0}]
+    assert summarize(written(tmp_path / "b", log=log)).knn == 0.05
 
 
 @pytest.mark.parametrize(
