@@ -129,7 +129,7 @@ class ProgressBar(Callback):
             began, images, waited, paused = self.before
             seconds = max(now - began - (reading.paused - paused), 1e-9)
             rate = (reading.images - images) / seconds
-            parts["rate"] = f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s"
+            parts["rate"] = f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
             parts["waiting"] = f"waiting {min((reading.waited - waited) / seconds, 1):.0%}"
         if self.knn:
             parts["knn"] = f"kNN {self.knn[-1]:.1%} (best {max(self.knn):.1%})"

@@ -88,7 +88,8 @@ class StreamOptions(DatasetOptions):
     shuffle_buffer: int = Field(default=4096, ge=1)
     """Images, over all open shards, that are shuffled at a time; encoded, two times as many are in memory."""
     max_unreadable: float = Field(default=0.01, ge=0, le=1, json_schema_extra=FREE)
-    """The run ends if more than this fraction of the images cannot be read; otherwise such images are replaced."""
+    """The run ends if more than this fraction of the images, and more than one, cannot be read (0: if any cannot);
+    otherwise such images are replaced."""
 
 
 class AnyDataset(ABC):

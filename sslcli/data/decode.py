@@ -109,6 +109,6 @@ def eight_bit(image: Image.Image, mode: str) -> Image.Image:
 
 
 def most_unreadable(fraction: float, count: int) -> int:
-    """Returns how many of so many images may be unreadable: of less than a hundred as many as of a hundred, so that one
-    damaged file does not end a run."""
-    return int(fraction * max(count, 100))
+    """Returns how many of so many images may be unreadable: at least one, unless the fraction is 0, so that a single
+    damaged file in a small folder does not end a run."""
+    return max(int(fraction * count), int(fraction > 0))

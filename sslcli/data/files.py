@@ -43,7 +43,8 @@ class FileOptions(RootedOptions):
     cache_dir: Path | None = Field(default=None, json_schema_extra=FREE)
     """The folder of `cache: disk`; null: sslcli/ in `$XDG_CACHE_HOME` or ~/.cache."""
     max_unreadable: float = Field(default=0.01, ge=0, le=1, json_schema_extra=FREE)
-    """The run ends if more than this fraction of the images cannot be read; otherwise such images are replaced."""
+    """The run ends if more than this fraction of the images, and more than one, cannot be read (0: if any cannot);
+    otherwise such images are replaced."""
 
 
 class FileDataset(Dataset):

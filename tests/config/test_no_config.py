@@ -149,7 +149,7 @@ def test_the_warm_up_of_a_shortened_run_is_a_tenth_of_it(
 ) -> None:
     with caplog.at_level(logging.INFO, "sslcli"):
         assert resolved(*overrides, file=file).schedule.options.warmup_epochs == epochs
-    line = "schedule.warmup_epochs: 0.5 instead of 10, more than the 5 epochs of the run"
+    line = "schedule.warmup_epochs: 0.5 instead of 10: the whole run has 5 epochs"
     assert caplog.messages == ([line] if epochs == 0.5 else [])
 
 

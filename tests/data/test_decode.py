@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from sslcli.contracts.errors import UnreadableImage
-from sslcli.data.decode import decode, decoded_size
+from sslcli.data.decode import decode, decoded_size, most_unreadable
 
 # Outside of tests, the module silences these itself.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -214,3 +214,10 @@ def test_the_size_of_a_png_is_read_without_its_pixels(tmp_path: Path, monkeypatc
     monkeypatch.setattr(PngImageFile, "load", None)
     assert decoded_size(tmp_path / "plain.png") == (8, 12)
     assert decoded_size(tmp_path / "turned.png") == (12, 8)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "count", "most"), [(0.0, 5, 0), (0.01, 5, 1), (0.01, 199, 1), (0.01, 200, 2), (0.5, 8, 4), (1.0, 3, 3)]
+)
+def test_one_image_may_be_unreadable_in_a_small_folder(fraction: float, count: int, most: int) -> None:
+    assert most_unreadable(fraction, count) == most

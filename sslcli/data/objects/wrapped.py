@@ -54,7 +54,8 @@ class WrappedOptions(DatasetOptions):
     """Evaluations may call `__getitem__` from several threads at once; null: only for torchvision's datasets and for
     lists of files."""
     max_unreadable: float = Field(default=0.01, ge=0, le=1, json_schema_extra=FREE)
-    """The run ends if more than this fraction of the images cannot be read; otherwise such images are replaced."""
+    """The run ends if more than this fraction of the images, and more than one, cannot be read (0: if any cannot);
+    otherwise such images are replaced."""
 
 
 class WrappedDataset(Dataset):
