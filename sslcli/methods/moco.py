@@ -178,9 +178,8 @@ class MoCoOptions(KeyOptions, TargetMomentumOptions, VICRegWeights):
 
 
 class MoCo(Method):
-    """A workbench that turns MoCo v2 into SimCLR, BYOL and VICReg one step at a time.
-    Any of four losses, with negatives from a queue, the batch or nowhere, with or without a momentum
-    encoder, a predictor, the unit sphere, EqCo's margin.
+    """A workbench that turns MoCo v2 into SimCLR, BYOL and VICReg one step at a time. Any of four losses, negatives
+    from a queue, the batch or nowhere, with or without momentum encoder, predictor, unit sphere, EqCo's margin.
 
     Query q = predictor(projector(backbone(x))), key k = projector(backbone(x′)) of the other view, from the momentum
     encoder if there is one. The loss is `loss_factor` × the sum over the directions (1, or 2 with

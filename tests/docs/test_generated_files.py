@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
-import pytest
+from generate_helpers import generate  # noqa: F401  # a fixture
 
 from sslcli.cli import catalog
 from sslcli.plugins import GROUPS, find
@@ -15,17 +14,7 @@ from sslcli.plugins import GROUPS, find
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_generated_file_is_up_to_date(generate: ModuleType) -> None:
+def test_every_generated_file_is_up_to_date(generate: ModuleType) -> None:  # noqa: F811
     files = generate.files()
     stale = [path.name for path, text in files.items() if path.read_text(encoding="utf-8") != text]
     assert stale == [], "run `python docs/generate.py`"
@@ -34,7 +23,7 @@ def test_every_generated_file_is_up_to_date(generate: ModuleType) -> None:
     assert {path for path in files if path.suffix == ".yaml"} == {*(ROOT / "examples" / "configs").rglob("*.yaml")}
 
 
-def test_the_options_page_has_every_section_and_every_option_of_every_plugin(generate: ModuleType) -> None:
+def test_the_options_page_has_every_section_and_every_option_of_every_plugin(generate: ModuleType) -> None:  # noqa: F811
     page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     for section in (*catalog.read()["sections"], *generate.AFTER_TRAINING):
         assert f"\n## {section}\n" in page
@@ -53,12 +42,12 @@ def test_the_catalog_has_every_built_in_plugin() -> None:
         assert {*catalog.read()["plugins"][group]} == ours
 
 
-def test_compact_json_is_the_same_json(generate: ModuleType) -> None:
+def test_compact_json_is_the_same_json(generate: ModuleType) -> None:  # noqa: F811
     data = {"a": {"b": {"c": {"d": {"e": {"f": ["\n      x", {"g": 1}]}}}}}}
     assert json.loads(generate.compact(data)) == data
 
 
-def test_a_config_gets_the_line_that_names_the_schema(generate: ModuleType, tmp_path: Path, monkeypatch) -> None:
+def test_a_config_gets_the_line_that_names_the_schema(generate: ModuleType, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
     monkeypatch.setattr(generate, "CONFIGS", tmp_path)
     (tmp_path / "deep").mkdir()
     config = tmp_path / "deep" / "one.yaml"

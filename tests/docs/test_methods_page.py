@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from generate_helpers import generate  # noqa: F401  # a fixture
 
 from sslcli.config.resolve import load_config
 from sslcli.plugins import find
@@ -18,23 +18,13 @@ PAGE = ROOT / "docs" / "methods.md"
 NAMES = [plugin.name for plugin in find("methods") if plugin.package == "sslcli"]
 
 
-@pytest.fixture
-def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_generated_tables_are_up_to_date(generate: ModuleType) -> None:
+def test_generated_tables_are_up_to_date(generate: ModuleType) -> None:  # noqa: F811
     for page in (PAGE, PAGE.with_name("plugins.md")):
         text = page.read_text(encoding="utf-8")
         assert generate.generated(text) == text, "run `python docs/generate.py`"
 
 
-def test_a_stale_table_is_found(generate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stale_table_is_found(generate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     stale = tmp_path / "methods.md"
     stale.write_text(PAGE.read_text(encoding="utf-8").replace("| `simclr` | 2", "| `simclr` | 3"), encoding="utf-8")
     monkeypatch.setattr(generate, "PAGE", stale)
