@@ -38,7 +38,7 @@ def test_eval_takes_the_newest_run_and_says_which(runs: Path) -> None:
     assert "using runs/old, the newest run\n" in done("eval", "--method", "quality", "data.limit=40")[1]
 
 
-@pytest.mark.parametrize("exporter", ["backbone", "features", "torch-export"])
+@pytest.mark.parametrize("exporter", ["backbone", "features", pytest.param("torch-export", marks=pytest.mark.slow)])
 def test_export_takes_the_newest_run_with_any_exporter(runs: Path, exporter: str) -> None:
     _, err = done("export", exporter)
     assert err.splitlines()[0] == "using runs/new, the newest run"

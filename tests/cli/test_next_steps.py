@@ -46,6 +46,7 @@ def test_a_run_without_labels_is_measured_without_and_plugins_are_passed_on() ->
     ]
 
 
+@pytest.mark.slow
 def test_the_commands_of_a_run_with_an_odd_name_work(folder: Path) -> None:
     out, _ = done("train", "c.yaml", "training.max_steps=1", "--output", '-it\'s\na "run"')
     evaluate, export, program, longer = out.splitlines()

@@ -182,6 +182,7 @@ def test_a_dry_run_says_whether_a_step_fits_and_allocates_none_of_it(folder: Pat
     assert left_behind(folder) == set()
 
 
+@pytest.mark.slow
 def test_a_dry_run_for_several_processes_estimates_the_share_of_one(folder: Path) -> None:
     (one, _), (two, _) = (done("train", "c.yaml", "--dry-run", *words) for words in ((), ("--devices", "2")))
     assert "# memory of each process: about" in two

@@ -29,6 +29,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_pages_program_runs(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     write_cifar10(tiny_root)
     write_folders(tiny_root.parent / "my_data_dir")

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 
@@ -28,6 +29,7 @@ def write_pictures(folder: Path, split: int, count: int) -> None:
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index % 10}-{index:04}.png")
 
 
+@pytest.mark.slow
 def test_the_pages_program_runs(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path / "pictures" / "train", 0, 128)

@@ -9,7 +9,7 @@ from launch import results  # noqa: F401  # a fixture
 from matrix import CASES
 
 pytestmark = pytest.mark.emulated
-QUICK = ("evaluator knn", "exporter torch-export")
+QUICK = ("evaluator knn",)
 
 
 def cases(kind: str) -> list[Any]:

@@ -35,7 +35,7 @@ MOST_KERNELS: dict[str, tuple[int, int]] = {
     "simsiam views_together": (570, 120),
     "vicreg views_together": (640, 130),
 }
-QUICK = ("byol", "moco_v2")
+QUICK = ("moco_v2",)  # a momentum encoder and a queue
 
 
 def cases() -> list[Any]:
@@ -58,6 +58,15 @@ def test_a_step_launches_no_more_kernels_than_stated(case: str, results: dict[st
     most, most_views = MOST_KERNELS[case.removeprefix("method ")]
     assert kernels["views"] <= most_views, kernels
     assert sum(kernels.values()) <= most, kernels
+
+
+@pytest.mark.parametrize("case", ["method moco_v2"])
+def test_each_checkpoint_waits_once_and_the_backbone_file_too(case: str, results: dict[str, Any]) -> None:  # noqa: F811
+    assert "error" not in results[case], results[case]["error"]
+    copies = [each for each in results[case]["waits"] if "runs/files.py" in each[2]]
+    assert sorted((section, count) for section, _, _, count in copies) == [("rest", 2), ("save", 3)]  # twice at an end
+    assert {kind for _, kind, _, _ in copies} == {"synchronize of a stream"}
+    assert results[case]["races"] == []
 
 
 def test_every_method_has_a_limit() -> None:
