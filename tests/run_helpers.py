@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import TINY
 from small_options import method_case
@@ -14,6 +15,7 @@ from sslcli.cli.main import app
 from sslcli.config.document import Document
 from sslcli.config.merge import apply_overrides
 from sslcli.config.resolve import RunConfig, resolve
+from sslcli.runs import files
 from sslcli.runs.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
 
 
@@ -40,6 +42,15 @@ def assert_same_end(first: Path, second: Path) -> None:
         assert a.document[key] == b.document[key]
     assert a.tensors.keys() == b.tensors.keys()
     assert [name for name, tensor in a.tensors.items() if not torch.equal(tensor, b.tensors[name])] == []
+
+
+def poison(path: Path, name: str, value: float) -> None:
+    """Sets one value of a tensor in a file as an earlier version could have written it: its hashes are right."""
+    tensors, document = files.read(path)
+    tensors[name].view(-1)[0] = value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "first_non_finite", lambda tensors: None)
+        files.write(path, tensors, document, document.get("plain"))
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -119,6 +119,11 @@ class CheckpointWriter:
                 path = checkpoint_path(self.directory, self.last_step)
                 raise SslError(f"{path}: cannot be written: {error.strerror or error}") from error
 
+    def last_good(self) -> Path | None:
+        """Returns the newest checkpoint that is on the disk, written here or resumed from; raises like `join`."""
+        self.join()
+        return checkpoint_path(self.directory, self.last_step) if self.last_step >= 0 else None
+
     def close(self) -> None:
         try:
             self.join()

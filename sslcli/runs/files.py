@@ -18,13 +18,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sslcli.contracts.errors import SslError
 from sslcli.storage import atomic_path
+
+from .finite import first_non_finite
 
 _DOCUMENT, _DIGEST, _TENSORS, _PLAIN = "sslcli", "sha256", "tensors", "plain"
 
 
 class DamagedFile(Exception):
-    """A file differs from what was written; the message names the file and, if it is one, the tensor."""
+    """A file differs from what was written, or cannot be used; the message names the file and perhaps the tensor."""
 
 
 def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -77,7 +80,13 @@ def write(
         tensors: by name.
         document: plain data.
         plain: header entries for other programs; checked like the rest.
+
+    Raises:
+        SslError: a tensor is not finite; nothing is written.
     """
+    bad = first_non_finite(tensors)
+    if bad is not None:
+        raise SslError(f"{path}: is not written: {bad} is not finite (it has NaN or infinity)")
     whole = {**document, _PLAIN: dict(plain)} if plain else document
     metadata = header({**whole, _TENSORS: {name: _digest(tensor) for name, tensor in sorted(tensors.items())}})
     with atomic_path(path) as temporary:
@@ -125,7 +134,7 @@ def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any
     """Reads the tensors whose names begin with `prefix`, each checked against its hash, and the document.
 
     Raises:
-        DamagedFile: naming the first tensor that is not what was written.
+        DamagedFile: naming the first tensor that is not what was written, or is not finite.
         FileNotFoundError: if there is no such file.
     """
     with _opened(path) as file:
@@ -139,6 +148,9 @@ def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any
             if _digest(tensor) != expected[name]:
                 raise DamagedFile(f"{path}: is damaged: the tensor {name} is not what was written")
             tensors[name] = tensor
+    bad = first_non_finite(tensors)
+    if bad is not None:
+        raise DamagedFile(f"{path}: {bad} is not finite (it has NaN or infinity); the run that wrote it had diverged")
     return tensors, document
 
 

@@ -208,6 +208,7 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
         start = writer.last_step = checkpoint.step
     with needs_less, closing(writer):
         loop = Loop(session, context, start)
+        loop.checks.last_good = writer.last_good
         with Interrupt() as interrupt, context.ending() as outcome:
             context.start()
             loop.meter.reset()
@@ -270,14 +271,15 @@ def _where(context: Context) -> str:
 
 
 def _save(loop: Loop, writer: CheckpointWriter) -> None:
-    """Hands a snapshot to the writer; a run whose loss was not finite ends here instead."""
-    loop.check_finite()
-    session, progress = loop.session, loop.context.progress
+    """Hands a snapshot to the writer; a run whose loss or state is not finite ends here instead."""
+    loop.checks.check_loss()
+    session, progress, is_main = loop.session, loop.context.progress, loop.context.is_main
     cursor = session.source.cursor()  # of all processes
-    if progress.step == writer.last_step or not loop.context.is_main:
+    tensors, numbers = state.collect(session.method, session.optimizer, session.callbacks) if is_main else ({}, {})
+    loop.checks.check_state(tensors, progress.step)
+    if progress.step == writer.last_step or not is_main:
         return
     encoder = session.method.encoder()
-    tensors, numbers = state.collect(session.method, session.optimizer, session.callbacks)
     document: dict[str, Any] = {
         "step": progress.step,
         "config": session.config.plain(),
