@@ -89,7 +89,7 @@ def write(
         raise SslError(f"{path}: is not written: {bad} is not finite (it has NaN or infinity)")
     whole = {**document, _PLAIN: dict(plain)} if plain else document
     metadata = header({**whole, _TENSORS: {name: _digest(tensor) for name, tensor in sorted(tensors.items())}})
-    with atomic_path(path) as temporary:
+    with atomic_path(path, apart=True) as temporary:  # safetensors makes a temporary file of its own
         save_file(tensors, temporary, metadata=metadata)
 
 

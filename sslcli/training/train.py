@@ -41,14 +41,12 @@ from .setup import SMALLER, Session, build, device_resolved, plan
 from .trial import check_phases
 
 log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training run ended; `signal` is the number of the signal that interrupted it, or None; `stopped`, why a
-    callback ended it."""
+    """How a training run ended; `signal`: the number of the one that interrupted it; `stopped`: why a callback did."""
 
     directory: Path
     step: int
@@ -86,6 +84,7 @@ def train(
         settings_restored(),
         process_group.joined(config.training.device),
         lines_to(tell if distributed.rank() == 0 else None),
+        closing(directory),
     ):
         checkpoint = _find_checkpoint(directory, resume=resume)
         session = _prepared(config, checkpoint, output)
@@ -131,7 +130,7 @@ def _find_checkpoint(directory: RunDirectory, *, resume: bool) -> Checkpoint | N
     main = distributed.rank() == 0
 
     def choose() -> Checkpoint | None:
-        found = main and directory.check_new(resume=resume)
+        found = main and directory.claim(resume=resume)
         return newest_intact(directory.checkpoints, read_checkpoint) if found else None
 
     chosen = together(choose)
