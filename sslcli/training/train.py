@@ -131,7 +131,7 @@ def _find_checkpoint(directory: RunDirectory, *, resume: bool) -> Checkpoint | N
 
     def choose() -> Checkpoint | None:
         found = main and directory.claim(resume=resume)
-        return newest_intact(directory.checkpoints, read_checkpoint) if found else None
+        return newest_intact(directory.checkpoints, resuming.read) if found else None
 
     chosen = together(choose)
     path = distributed.from_main(None if chosen is None else chosen.path)
