@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,13 @@ def method_config(case: str, *overrides: str, own_optimizer: bool = False) -> Ru
     document.data["method"] = {"name": name, **options}
     apply_overrides(document, list(overrides))
     return resolve(document)
+
+
+def machine() -> str:
+    """What kernels depend on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    return f"torch {torch.__version__.partition('+')[0]}, {name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def newest(run: Path) -> Checkpoint:

@@ -150,9 +150,8 @@ class CheckpointWriter:
         good = [each for each in there if self._quality(each)]
         regular = [path for path in good if self.is_regular is None or self.is_regular(step_of(path))][: self.keep]
         kept = {*regular, *good[: 1 if len({*regular, *good[:1]}) > 1 else 2]}
-        oldest = min(map(step_of, kept))
         for old in there:
-            if old not in kept and (old in good or (step_of(old) < oldest and self._quality(old) is False)):
+            if old not in kept and self._quality(old) is not None:
                 with suppress(OSError):  # what cannot be removed, such as a folder, does not end a run
                     old.unlink()
 
