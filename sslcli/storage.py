@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
+import functools
+import hashlib
 import os
+import platform
+import re
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sslcli.contracts.errors import UserError
@@ -20,13 +27,30 @@ def writing(path: Path, advice: str = "") -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}){advice}") from error
 
 
+#: Of this process, being written.
+_mine: set[Path] = set()
+
+
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on leaving without an exception it is synced and renamed to `path`."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+def atomic_path(path: Path, *, apart: bool = False) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on leaving without an exception it is synced and renamed to `path`.
+
+    Its name says which process of which machine it belongs to; what dead ones left in the folder is removed.
+
+    Args:
+        path: the file.
+        apart: it is in a temporary folder, for writers that make further temporary files beside theirs.
+    """
+    remove_dead(path.parent)
+    name = os.fsdecode(os.fsencode(path.name)[:150])  # what is added must fit too
+    made = path.parent / f".{name}.{os.getpid()}-{_machine()}.{secrets.token_hex(4)}.tmp"
+    temporary = made / path.name if apart else made
+    _mine.add(made)  # before it is there, or another thread could take it for a dead process's
     try:
+        if apart:
+            made.mkdir()
+        else:
+            made.touch(exist_ok=False)
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
@@ -35,7 +59,69 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(made)
+        _mine.discard(made)
+
+
+def remove_dead(folder: Path, names: str | None = None) -> list[Path]:
+    """Removes the temporary files in a folder that belong to dead processes of this machine, and returns them.
+
+    Args:
+        folder: if it cannot be listed, nothing is removed.
+        names: a pattern (`fnmatch`) of files that nobody writes now, since the caller has their lock: temporary ones
+            of them are removed whoever made them.
+    """
+    try:
+        entries = [entry.name for entry in os.scandir(folder) if entry.name.endswith(".tmp")]
+    except OSError:
+        return []
+    dead = []
+    for entry in entries:
+        found, path = _TEMPORARY.fullmatch(entry), folder / entry
+        if found is None or path in _mine:
+            continue
+        if (names is not None and fnmatch.fnmatchcase(found["name"], names)) or (
+            found["machine"] == _machine() and not _is_alive(int(found["process"]))
+        ):
+            with suppress(OSError):
+                _remove(path)
+                dead.append(path)
+    return dead
+
+
+def is_temporary(path: Path) -> bool:
+    """Returns whether a path is named as `atomic_path` names them."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.(?P<process>\d+)-(?P<machine>[0-9a-f]{8}))?\.\w+\.tmp", re.DOTALL)
+
+
+@functools.cache
+def _machine() -> str:
+    """Where the number of a process means something: a hash of the host's name and the namespace of processes."""
+    namespace = Path("/proc/self/ns/pid")
+    where = f"{platform.node()} {os.readlink(namespace) if namespace.exists() else ''}"
+    return hashlib.sha256(os.fsencode(where)).hexdigest()[:8]
+
+
+def _is_alive(process: int) -> bool:
+    if process == os.getpid():  # of an earlier process of this number: what this one writes is known
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

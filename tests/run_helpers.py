@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import platform
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import TINY
 from small_options import method_case
@@ -14,6 +16,7 @@ from sslcli.cli.main import app
 from sslcli.config.document import Document
 from sslcli.config.merge import apply_overrides
 from sslcli.config.resolve import RunConfig, resolve
+from sslcli.runs import files
 from sslcli.runs.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
 
 
@@ -28,6 +31,13 @@ def method_config(case: str, *overrides: str, own_optimizer: bool = False) -> Ru
     return resolve(document)
 
 
+def machine() -> str:
+    """What kernels depend on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    return f"torch {torch.__version__.partition('+')[0]}, {name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def newest(run: Path) -> Checkpoint:
     return read_checkpoint(list_checkpoints(run / "checkpoints")[0])
 
@@ -40,6 +50,15 @@ def assert_same_end(first: Path, second: Path) -> None:
         assert a.document[key] == b.document[key]
     assert a.tensors.keys() == b.tensors.keys()
     assert [name for name, tensor in a.tensors.items() if not torch.equal(tensor, b.tensors[name])] == []
+
+
+def poison(path: Path, name: str, value: float) -> None:
+    """Sets one value of a tensor in a file as an earlier version could have written it: its hashes are right."""
+    tensors, document = files.read(path)
+    tensors[name].view(-1)[0] = value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "first_non_finite", lambda tensors: None)
+        files.write(path, tensors, document, document.get("plain"))
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -56,11 +56,15 @@ def train(
     """
     from sslcli.config.resolve import load_config
     from sslcli.plugins import register_file
+    from sslcli.runs.layout import LOCK
 
     source, given = config_and_overrides(train, config, overrides)
     is_run = source is not None and (source / "config.yaml").is_file()
     if source is not None and is_run and not (resume or dry_run or output is not None):
         raise UserError(f"{source}: is a run; resume it with `ssl train {path_word(source)} --resume`")
+    if source is not None and not is_run and (source / LOCK).is_file():
+        how = f"`ssl train CONFIG --output {path_word(source)}`"
+        raise UserError(f"{source}: its start was killed before its config was written; start it again: {how}")
     plugin_files = [register_file(path) for path in plugin or []]
     several = devices is not None and devices > 1 and not dry_run  # these show what there is to say about the config
     logging.getLogger("sslcli.config").setLevel(logging.WARNING if several else logging.NOTSET)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +15,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from sslcli.contracts.errors import SslError
+from sslcli.version import __version__
 
 from . import files
 from .layout import checkpoint_path as checkpoint_path
@@ -24,6 +27,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FORMAT_VERSION = 1
+#: Without which a document is not one of this version.
+_KEYS = {"step", "config", "numbers", "scaler", "encoder", "card", "world_size"}
 
 
 @dataclass
@@ -39,17 +44,47 @@ class Checkpoint:
         return int(self.document["step"])
 
 
+class NewerVersion(files.DamagedFile):
+    """A checkpoint that only a newer version can read: it is neither overwritten nor deleted."""
+
+
 def read_checkpoint(path: Path, prefix: str = "") -> Checkpoint:
-    """Reads one checkpoint, or the tensors in it whose names begin with `prefix`; DamagedFile if it is not intact."""
+    """Reads one checkpoint, or the tensors in it whose names begin with `prefix`.
+
+    Raises:
+        NewerVersion: a newer version wrote it, in a way that this one does not know.
+        DamagedFile: it is not intact.
+        FileNotFoundError: there is none.
+    """
+    read_header(path)
     tensors, document = files.read(path, prefix)
-    version = document.get("format_version")
-    if version != FORMAT_VERSION:
-        raise files.DamagedFile(f"{path}: has checkpoint format {version}; this version reads {FORMAT_VERSION}")
     return Checkpoint(path, tensors, document)
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """Reads the document of a checkpoint, or of another file of a run, alone; raises like `read_checkpoint`."""
+    document = files.read_document(path)
+    version = document.get("format_version", FORMAT_VERSION)
+    versions = document.get("versions")
+    written_by = versions.get("sslcli") if isinstance(versions, dict) else None
+    unknown = _numbers(written_by) > _numbers(__version__) and not document.keys() >= _KEYS
+    if unknown or (type(version) is int and version > FORMAT_VERSION):
+        by = f" (sslcli {written_by}; this is {__version__})" if written_by else ""
+        reason = f"it has checkpoint format {version}; this version reads {FORMAT_VERSION}"
+        raise NewerVersion(f"{path}: was written by a newer version{by}{'' if unknown else ': ' + reason}")
+    if version != FORMAT_VERSION:
+        raise files.DamagedFile(f"{path}: has checkpoint format {version}; this version reads {FORMAT_VERSION}")
+    return document
+
+
+def _numbers(version: object) -> list[int]:
+    """The release of a version: `0.2.0.dev1` → [0, 2, 0]."""
+    found = re.match(r"\d+(\.\d+)*", version) if isinstance(version, str) else None
+    return [int(number) for number in found[0].split(".")] if found else []
+
+
 def newest_intact(directory: Path, read: Callable[[Path], T], problem: type[SslError] = SslError) -> T | None:
-    """Reads the newest checkpoint that is intact, with a warning for each damaged one; None if there is no checkpoint.
+    """Reads the newest checkpoint that is intact, with a warning for each one that is not; None if there is none.
 
     Args:
         directory: of the checkpoints.
@@ -57,7 +92,7 @@ def newest_intact(directory: Path, read: Callable[[Path], T], problem: type[SslE
         problem: the class of the error.
 
     Raises:
-        SslError: there are checkpoints and all of them are damaged.
+        SslError: there are checkpoints and none of them can be used.
     """
     paths = list_checkpoints(directory)
     for path in paths:
@@ -65,6 +100,11 @@ def newest_intact(directory: Path, read: Callable[[Path], T], problem: type[SslE
             return read(path)
         except files.DamagedFile as error:
             log.warning(f"{error}; trying the one before it")
+        except FileNotFoundError:  # by a process that trains the run, for example
+            log.warning(f"{path}: was deleted before it could be read; trying the one before it")
+    there = list_checkpoints(directory)
+    if there != paths:
+        return newest_intact(directory, read, problem)
     if paths:
         raise problem(f"{directory}: none of the {len(paths)} checkpoints is intact")
     return None
@@ -72,7 +112,7 @@ def newest_intact(directory: Path, read: Callable[[Path], T], problem: type[SslE
 
 class CheckpointWriter:
     """Writes checkpoints in a thread, one at a time; keeps the newest `keep` regular ones and the newest of all, and
-    never fewer than two.
+    never fewer than two. Only intact ones count; one of a newer version stays.
 
     Args:
         directory: where they are.
@@ -90,6 +130,7 @@ class CheckpointWriter:
         self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self.pending: Future[None] | None = None
         self.last_step = -1
+        self._known: dict[tuple[Path, int, int], bool | None] = {}  # what `_quality` has found
 
     def save(self, step: int, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
         """Writes tensors that nobody else changes (see `files.snapshot`); waits for the previous write."""
@@ -99,15 +140,36 @@ class CheckpointWriter:
 
     def _write(self, step: int, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
         path, began = checkpoint_path(self.directory, step), time.perf_counter()
+        if path.exists() and self._quality(path) is None:
+            raise SslError(f"{path}: was written by a newer version and is not overwritten; move it away")
         files.write(path, tensors, document)
+        self._known[_identity(path)] = True
         log.debug(f"wrote {path} in {time.perf_counter() - began:.2f} s")
         # Later ones are what a resumed run has passed over: damaged, and overwritten when it gets there.
         there = [each for each in list_checkpoints(self.directory) if step_of(each) <= step]
-        regular = [path for path in there if self.is_regular is None or self.is_regular(step_of(path))][: self.keep]
-        kept = {*regular, *there[: 1 if len({*regular, *there[:1]}) > 1 else 2]}
+        good = [each for each in there if self._quality(each)]
+        regular = [path for path in good if self.is_regular is None or self.is_regular(step_of(path))][: self.keep]
+        kept = {*regular, *good[: 1 if len({*regular, *good[:1]}) > 1 else 2]}
         for old in there:
-            if old not in kept:
-                old.unlink(missing_ok=True)
+            if old not in kept and self._quality(old) is not None:
+                with suppress(OSError):  # what cannot be removed, such as a folder, does not end a run
+                    old.unlink()
+
+    def _quality(self, path: Path) -> bool | None:
+        """Whether a checkpoint is intact, None if a newer version wrote it; read again only if the file has changed."""
+        try:
+            file = _identity(path)
+            if file not in self._known:
+                read_header(path)
+                files.check(path)
+                self._known[file] = True
+        except NewerVersion:
+            self._known[file] = None
+        except files.DamagedFile:
+            self._known[file] = False
+        except OSError:  # a link to nothing, for example
+            return False
+        return self._known[file]
 
     def join(self) -> None:
         """Waits until the last checkpoint is on the disk."""
@@ -119,8 +181,19 @@ class CheckpointWriter:
                 path = checkpoint_path(self.directory, self.last_step)
                 raise SslError(f"{path}: cannot be written: {error.strerror or error}") from error
 
+    def last_good(self) -> Path | None:
+        """Returns the newest checkpoint that is on the disk, written here or resumed from; raises like `join`."""
+        self.join()
+        return checkpoint_path(self.directory, self.last_step) if self.last_step >= 0 else None
+
     def close(self) -> None:
         try:
             self.join()
         finally:
             self.executor.shutdown()
+
+
+def _identity(path: Path) -> tuple[Path, int, int]:
+    """What changes when a file is written again; OSError if there is none."""
+    status = path.stat()
+    return path, status.st_ino, status.st_mtime_ns

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -19,13 +18,16 @@ from sslcli.config.document import dump_yaml
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.plugins import PluginFile
-from sslcli.storage import write_text, writing
+from sslcli.storage import is_temporary, remove_dead, write_text, writing
 
 from . import layout
 from .environment import describe_environment
 from .layout import list_checkpoints
+from .lock import RunLock
 
 log = logging.getLogger(__name__)
+
+_KEPT_PLUGIN = re.compile(r"-[0-9a-f]{8}\.py$")
 
 
 class RunDirectory:
@@ -40,10 +42,27 @@ class RunDirectory:
         self.environment = path / layout.ENVIRONMENT
         self.evaluations = path / layout.EVALUATIONS
         self._log: TextIO | None = None
-        self._lock: TextIO | None = None
+        self._lock: RunLock | None = None
+        self._recorded = False  # whether the last start in `environment.json` is this one
 
     def is_run(self) -> bool:
         return self.config.is_file()
+
+    def claim(self, *, resume: bool) -> bool:
+        """Takes the lock of a run that is there, and returns what `check_new` does.
+
+        Raises:
+            UserError: from `check_new`, or another process is writing this run.
+        """
+        lock = self.path / layout.LOCK
+        with writing(self.path, "; choose another --output"):
+            if lock.is_file():
+                self._lock = RunLock(lock)
+            found = self.check_new(resume=resume)
+            if self._lock is None and self.is_run():  # a copy without its lock
+                self._lock = RunLock(lock)
+                found = self.check_new(resume=resume)
+        return found
 
     def check_new(self, *, resume: bool) -> bool:
         """Returns whether there is a run to resume; raises if anything would be overwritten.
@@ -55,13 +74,19 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file; --output must be a directory")
         if self.is_run():
-            if not resume and self._has_results():
+            if self._has_results():
+                if not resume:
+                    raise UserError(
+                        f"{self.path}: already contains a run; resume it with --resume, or choose another --output"
+                    )
+            elif not (self.path / layout.LOCK).exists():  # which is there before the config
                 raise UserError(
-                    f"{self.path}: already contains a run; resume it with --resume, or choose another --output"
+                    f"{self.path}: contains no run, but a {layout.CONFIG} that would be overwritten; choose another "
+                    "--output"
                 )
             if list_checkpoints(self.checkpoints):
                 return True
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and not self._is_begun():
             raise UserError(f"{self.path}: is not empty and contains no run; choose another --output")
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir():
@@ -70,13 +95,22 @@ class RunDirectory:
             raise UserError(f"{self.path}: cannot be written ({parent} is not writable); choose another --output")
         return False
 
+    def _is_begun(self) -> bool:
+        """Returns whether there is nothing but what a start leaves that was killed before its config was written."""
+        inside = {path.name for path in self.path.iterdir() if not is_temporary(path)}
+        if not inside <= {layout.LOCK, layout.CHECKPOINTS}:
+            return False
+        return not self.checkpoints.exists() or (self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()))
+
     def _has_results(self) -> bool:
         """Returns whether a run has left anything; a start that failed before that does not block the next one."""
-        logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
-        return logged or self.backbone.exists() or bool(list_checkpoints(self.checkpoints))
+        if self.backbone.exists() or list_checkpoints(self.checkpoints):
+            return True
+        steps = [record["step"] for record in read_metrics(self.metrics)]
+        return any(step != 0 for step in steps)  # monitors measure the untrained network at step 0
 
     def create(self, config: Mapping[str, Any], command: list[str], *, resumed: bool, steps: int | None = None) -> None:
-        """Creates the directory, takes the lock, and writes the files that describe the run.
+        """Creates the directory, takes the lock if `claim` has not, and writes the files that describe the run.
 
         Args:
             config: the resolved one.
@@ -85,30 +119,25 @@ class RunDirectory:
             steps: at which one the run ends.
 
         Raises:
-            UserError: it cannot be written, or another process is writing this run.
+            UserError: it cannot be written, or another process is writing this run, or has written one meanwhile.
         """
         with writing(self.path, "; choose another --output"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
+            if self._lock is None:
+                self._lock = RunLock(self.path / layout.LOCK)
+                if not resumed:
+                    self.check_new(resume=False)
+            for folder, names in ((self.checkpoints, "*"), (self.path, layout.CONFIG), (self.path, layout.METRICS)):
+                remove_dead(folder, names)
             if not resumed:  # left by a start that failed
-                shutil.rmtree(self.path / "plugins", ignore_errors=True)
+                for kept in self._kept_plugins():
+                    kept.unlink()
             write_text(self.config, dump_yaml(config))
             self._write_environment(command, resumed=resumed, steps=steps)
 
-    def _take_lock(self) -> None:
-        self._lock = (self.path / layout.LOCK).open("w")
-        for again in (True, True, False):
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if again:  # `ssl runs` holds it for a moment to see whether it is free
-                    time.sleep(0.05)
-                    continue
-                self.close()
-                raise UserError(f"{self.path}: another process is training this run") from None
-            except OSError:
-                pass  # a file system without locks, as some network ones: run without one
-            return
+    def _kept_plugins(self) -> list[Path]:
+        """The copies that `keep_plugin` has made."""
+        return [path for path in (self.path / "plugins").glob("*.py") if _KEPT_PLUGIN.search(path.name)]
 
     def _write_environment(self, command: list[str], *, resumed: bool, steps: int | None) -> None:
         """Appends a start to `environment.json`: when, how, and with which versions; `end` is null until it ends."""
@@ -119,6 +148,7 @@ class RunDirectory:
         here = {"directory": str(Path.cwd()), "executable": sys.executable, "steps": steps, "end": None}
         starts.append(describe_environment(command) | here)
         write_text(self.environment, json.dumps({"starts": starts}, indent=2) + "\n")
+        self._recorded = True
 
     @contextmanager
     def ending(self) -> Iterator[list[str]]:
@@ -145,7 +175,7 @@ class RunDirectory:
             state: `done`, `interrupted` or `failed`; a run that is killed has none, and so is known to have crashed.
             error: what it failed with.
         """
-        if self._lock is None:
+        if not self._recorded:
             return
         with suppress(OSError, ValueError, KeyError, TypeError, IndexError):  # the run's own outcome matters more
             content = json.loads(self.environment.read_text(encoding="utf-8"))
@@ -173,10 +203,10 @@ class RunDirectory:
         self._log.flush()
 
     def close(self) -> None:
-        for file in (self._log, self._lock):
-            if file is not None:
-                file.close()
-        self._log = self._lock = None
+        for held in (self._log, self._lock):
+            if held is not None:
+                held.close()
+        self._log, self._lock, self._recorded = None, None, False
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

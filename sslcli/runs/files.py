@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +19,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sslcli.contracts.errors import SslError
 from sslcli.storage import atomic_path
+
+from .finite import first_non_finite
 
 _DOCUMENT, _DIGEST, _TENSORS, _PLAIN = "sslcli", "sha256", "tensors", "plain"
 
 
 class DamagedFile(Exception):
-    """A file differs from what was written; the message names the file and, if it is one, the tensor."""
+    """A file differs from what was written, or cannot be used; the message names the file and perhaps the tensor."""
 
 
 def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -77,10 +81,16 @@ def write(
         tensors: by name.
         document: plain data.
         plain: header entries for other programs; checked like the rest.
+
+    Raises:
+        SslError: a tensor is not finite; nothing is written.
     """
+    bad = first_non_finite(tensors)
+    if bad is not None:
+        raise SslError(f"{path}: is not written: {bad} is not finite (it has NaN or infinity)")
     whole = {**document, _PLAIN: dict(plain)} if plain else document
     metadata = header({**whole, _TENSORS: {name: _digest(tensor) for name, tensor in sorted(tensors.items())}})
-    with atomic_path(path) as temporary:
+    with atomic_path(path, apart=True) as temporary:  # safetensors makes a temporary file of its own
         save_file(tensors, temporary, metadata=metadata)
 
 
@@ -125,30 +135,51 @@ def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any
     """Reads the tensors whose names begin with `prefix`, each checked against its hash, and the document.
 
     Raises:
-        DamagedFile: naming the first tensor that is not what was written.
+        DamagedFile: naming the first tensor that is not what was written, or is not finite.
         FileNotFoundError: if there is no such file.
     """
     with _opened(path) as file:
         document = _document(path, file.metadata())
-        expected: dict[str, str] = document.pop(_TENSORS)
-        if set(expected) != set(file.keys()):
-            raise DamagedFile(f"{path}: is damaged: the list of tensors is not the one that was written")
-        tensors = {}
-        for name in sorted(n for n in expected if n.startswith(prefix)):
-            tensor = file.get_tensor(name)
-            if _digest(tensor) != expected[name]:
-                raise DamagedFile(f"{path}: is damaged: the tensor {name} is not what was written")
-            tensors[name] = tensor
+        tensors = dict(_checked(path, file, document.pop(_TENSORS), prefix))
     return tensors, document
+
+
+def check(path: Path) -> None:
+    """Raises what `read` would, in the memory of one tensor."""
+    with _opened(path) as file:
+        for _ in _checked(path, file, _document(path, file.metadata())[_TENSORS]):
+            pass
+
+
+def _checked(path: Path, file: Any, expected: dict[str, str], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    if set(expected) != set(file.keys()):
+        raise DamagedFile(f"{path}: is damaged: the list of tensors is not the one that was written")
+    for name in sorted(name for name in expected if name.startswith(prefix)):
+        tensor = file.get_tensor(name)
+        if _digest(tensor) != expected[name]:
+            raise DamagedFile(f"{path}: is damaged: the tensor {name} is not what was written")
+        if first_non_finite({name: tensor}) is not None:
+            raise DamagedFile(f"{path}: {name} is not finite (it has NaN or infinity): the run had diverged")
+        yield name, tensor
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    if not path.exists():
-        raise FileNotFoundError(path)
+    try:
+        if path.is_symlink() and not path.exists():
+            raise DamagedFile(f"{path}: is a link to {os.readlink(path)}, where there is nothing")
+        if path.exists() and not path.is_file():  # opening a pipe would wait
+            raise DamagedFile(f"{path}: is damaged or not a safetensors file: it is not a regular file")
+        path.open("rb").close()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamagedFile(f"{path}: cannot be read ({error.strerror or error})") from error
     try:
         with safe_open(path, framework="pt") as file:
             yield file
+    except FileNotFoundError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedFile(f"{path}: is damaged or not a safetensors file: {str(error).splitlines()[0]}") from error
 

@@ -12,7 +12,7 @@ from sslcli.contracts.export import BackboneCard, Trained
 
 from . import files
 from .backbone_file import build_backbone, load_backbone_file, read_card
-from .checkpoint import newest_intact, read_checkpoint
+from .checkpoint import newest_intact, read_checkpoint, read_header
 from .directory import RunDirectory
 from .layout import RUNS, list_checkpoints
 from .overview import newest_first, shown
@@ -56,7 +56,7 @@ def load_trained(target: Path) -> Trained:
             raise UserError(f"{target}: holds features of images, not a network; name the run or a backbone file")
         if document.get("kind") == "classifier":
             raise UserError(f"{target}: is a classifier, which sslcli.load_classifier loads; name the run")
-        if "encoder" not in document:
+        if not {"encoder", "format_version"} & document.keys():
             return load_backbone_file(target)
         run = RunDirectory(target.parent.parent)
         return _from_checkpoint(target, run.path if run.is_run() else None)
@@ -117,7 +117,7 @@ def _loadable(run: Path) -> Path | None:
 
 
 def _from_checkpoint(path: Path, run: Path | None) -> Trained:
-    prefix = files.read_document(path).get("encoder", "")
+    prefix = read_header(path).get("encoder", "")
     checkpoint = read_checkpoint(path, prefix)
     state = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.tensors.items()}
     card = read_card(path, checkpoint.document["card"])
@@ -155,5 +155,5 @@ def _stored_document(target: Path) -> dict[str, Any]:
     target = target.expanduser()
     for path in list_checkpoints(RunDirectory(target).checkpoints) if target.is_dir() else [target]:
         with suppress(files.DamagedFile, FileNotFoundError):
-            return files.read_document(path)
+            return read_header(path)
     return {}

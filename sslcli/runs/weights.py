@@ -12,6 +12,7 @@ from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
 
 from . import files
+from .finite import first_non_finite
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def fill(backbone: Backbone, state: dict[str, Tensor], source: str, name: str) -
         the names of the classifier's weights, which are left out.
 
     Raises:
-        UserError: naming the first key that is missing, of another shape, or unknown.
+        UserError: naming the first key that is missing, of another shape, unknown, or not finite.
     """
     wanted = backbone.export_state()[0]
     fitting: dict[str, Tensor] = {}
@@ -96,6 +97,11 @@ def fill(backbone: Backbone, state: dict[str, Tensor], source: str, name: str) -
     for key in rest:
         if not key.startswith(CLASSIFIERS):
             raise UserError(f"{source}: has {key!r}, which {name!r} as configured does not have: {_advice(state)}")
+    bad = first_non_finite(fitting)
+    if bad is not None:
+        raise UserError(
+            f"{source}: {bad!r} is not finite (it has NaN or infinity): take weights of a run that was intact"
+        )
     try:
         backbone.import_state(fitting)
     except RuntimeError as error:

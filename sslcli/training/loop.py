@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sslcli import distributed
 from sslcli.contracts.callback import Reading
-from sslcli.contracts.errors import SslError, UserError
+from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, DrawKeys, Progress, Step, StepFunction, View
 from sslcli.contracts.source import SourceBatch
 from sslcli.evaluation.quality import effective_rank, feature_std
@@ -26,10 +26,11 @@ from sslcli.phases import phase
 from sslcli.randomness import seed_for
 from sslcli.runs.device import memory_format
 
+from .checks import Checks
+from .checks import RunFailed as RunFailed
 from .compilation import batch_of_zeros
 from .context import Context
 from .meter import Arriving, Meter
-from .scaler import MOST_SKIPPED
 from .setup import SEED_STEP, Session
 from .state import frozen_state
 
@@ -38,10 +39,6 @@ log = logging.getLogger(__name__)
 #: Log lines from one effective rank to the next: its eigenvalues take 5 to 11 ms on an H100
 #: (`benchmarks/results/gpu-env.json`), a quarter of a step.
 RANK_EVERY = 10
-
-
-class RunFailed(SslError):
-    """The run cannot continue; the message says at which step, and what to try."""
 
 
 class Scheduled(Mapping[str, Tensor]):
@@ -84,6 +81,7 @@ class Loop:
         self.parameters = [p for p in self.method.parameters() if p.requires_grad]
         self.meter = Meter(session.device)
         context.read = self.read
+        self.checks = Checks(session, self.meter)
         self.features: Tensor | None = None
         self.replaced: set[str] = set()
         self.batches: Iterator[list[SourceBatch]] = session.source.batches(start)
@@ -219,23 +217,6 @@ class Loop:
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def check_finite(self) -> None:
-        """Raises RunFailed if the loss of any step was not finite, or no update is possible (waits for the device)."""
-        skipped = distributed.all_reduce_max(self.session.scaler.most_in_a_row())
-        if skipped >= MOST_SKIPPED:
-            raise RunFailed(
-                f"{skipped} updates in a row were skipped since gradients were not finite in fp16, whatever the loss "
-                "scale; earlier checkpoints are intact: try training.precision=bf16 or fp32, or a smaller optimizer.lr"
-            )
-        bad = self.meter.bad_step()
-        if bad is not None:
-            name, lr = self.session.config.training.precision, self.session.schedule(bad - 1)
-            advice = "training.precision=fp32, " if name != "fp32" else ""
-            raise RunFailed(
-                f"the loss was not finite in step {bad} (lr {lr:.3g}, {name}); earlier checkpoints are "
-                f"intact: try a smaller optimizer.lr, a longer warm-up, {advice}or training.clip.norm=1.0"
-            )
-
     def read(self) -> Reading | None:
         """Returns the values of the steps so far, without a wait for the device; None before any since a log line."""
         meter, step = self.meter, self.context.progress.step
@@ -248,7 +229,7 @@ class Loop:
 
     def record(self) -> dict[str, float]:
         """Returns the values since the last log line, and resets them; RunFailed if the loss was not finite."""
-        self.check_finite()
+        self.checks.check_loss()
         meter = self.meter
         metrics = meter.means()  # waits for the device, so that the time below includes its part of the steps
         seconds = meter.seconds()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,8 +16,18 @@ from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options, ResumeRule
 from sslcli.data.files import FileOptions
+from sslcli.runs.checkpoint import Checkpoint, NewerVersion, read_checkpoint
 
 _MODELS: dict[str, type[Options]] = {"training": schema.TrainingOptions, "checkpoints": schema.CheckpointOptions}
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads a checkpoint to go on from; UserError if a newer version wrote it, which must not be gone on over."""
+    try:
+        return read_checkpoint(path)
+    except NewerVersion as error:
+        advice = "resume with that version, or move the file away to go on from the one before it"
+        raise UserError(f"{error}; {advice}") from error
 
 
 def differences(config: RunConfig, stored: dict[str, Any]) -> list[tuple[ResumeRule, str]]:

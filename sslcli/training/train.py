@@ -41,14 +41,12 @@ from .setup import SMALLER, Session, build, device_resolved, plan
 from .trial import check_phases
 
 log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training run ended; `signal` is the number of the signal that interrupted it, or None; `stopped`, why a
-    callback ended it."""
+    """How a training run ended; `signal`: the number of the one that interrupted it; `stopped`: why a callback did."""
 
     directory: Path
     step: int
@@ -86,6 +84,7 @@ def train(
         settings_restored(),
         process_group.joined(config.training.device),
         lines_to(tell if distributed.rank() == 0 else None),
+        closing(directory),
     ):
         checkpoint = _find_checkpoint(directory, resume=resume)
         session = _prepared(config, checkpoint, output)
@@ -131,8 +130,8 @@ def _find_checkpoint(directory: RunDirectory, *, resume: bool) -> Checkpoint | N
     main = distributed.rank() == 0
 
     def choose() -> Checkpoint | None:
-        found = main and directory.check_new(resume=resume)
-        return newest_intact(directory.checkpoints, read_checkpoint) if found else None
+        found = main and directory.claim(resume=resume)
+        return newest_intact(directory.checkpoints, resuming.read) if found else None
 
     chosen = together(choose)
     path = distributed.from_main(None if chosen is None else chosen.path)
@@ -208,6 +207,7 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
         start = writer.last_step = checkpoint.step
     with needs_less, closing(writer):
         loop = Loop(session, context, start)
+        loop.checks.last_good = writer.last_good
         with Interrupt() as interrupt, context.ending() as outcome:
             context.start()
             loop.meter.reset()
@@ -270,14 +270,15 @@ def _where(context: Context) -> str:
 
 
 def _save(loop: Loop, writer: CheckpointWriter) -> None:
-    """Hands a snapshot to the writer; a run whose loss was not finite ends here instead."""
-    loop.check_finite()
-    session, progress = loop.session, loop.context.progress
+    """Hands a snapshot to the writer; a run whose loss or state is not finite ends here instead."""
+    loop.checks.check_loss()
+    session, progress, is_main = loop.session, loop.context.progress, loop.context.is_main
     cursor = session.source.cursor()  # of all processes
-    if progress.step == writer.last_step or not loop.context.is_main:
+    tensors, numbers = state.collect(session.method, session.optimizer, session.callbacks) if is_main else ({}, {})
+    loop.checks.check_state(tensors, progress.step)
+    if progress.step == writer.last_step or not is_main:
         return
     encoder = session.method.encoder()
-    tensors, numbers = state.collect(session.method, session.optimizer, session.callbacks)
     document: dict[str, Any] = {
         "step": progress.step,
         "config": session.config.plain(),

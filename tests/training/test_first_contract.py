@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import platform
 import shutil
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import method_config, newest
+from run_helpers import machine, method_config, newest
 from safetensors.torch import load_file, save_file
 from small_options import method_cases
 from torch import Tensor
@@ -44,13 +43,6 @@ AS_THEN = {
     "dino": ("optimizer={name: adamw, lr: 5e-4, weight_decay: 0.04, final_weight_decay: 0.4, exclude: [norm, bias], "
              "scale_lr: batch/256}",),
 }  # fmt: skip
-
-
-def machine() -> str:
-    """What kernels depend on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-    return f"torch {torch.__version__.partition('+')[0]}, {name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def run(name: str, folder: Path, *overrides: str, resume: bool = False) -> Path:

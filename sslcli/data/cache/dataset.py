@@ -27,7 +27,7 @@ from torch import Tensor
 from sslcli import distributed
 from sslcli.contracts.data import AnyDataset
 from sslcli.contracts.errors import SslError, UserError
-from sslcli.storage import atomic_path
+from sslcli.storage import atomic_path, remove_dead
 
 from ..decode import decoded_size
 from ..files import FileDataset
@@ -193,11 +193,12 @@ class CachedDataset(FileDataset):
 
     def _written(self) -> CachedImages:
         """Writes the file of `disk`; what is unfinished then was left by a process that was killed."""
-        unfinished = self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp")
-        for file in (self.path, *unfinished):
-            if file.exists():
-                log.info("data.cache: removed %s: incomplete, damaged, or made from images that have changed", file)
-                file.unlink()
+        removed = remove_dead(self.path.parent, glob.escape(self.path.name))
+        if self.path.exists():
+            self.path.unlink()
+            removed.append(self.path)
+        for file in removed:
+            log.info("data.cache: removed %s: incomplete, damaged, or made from images that have changed", file)
         with atomic_path(self.path) as temporary, temporary.open("wb") as opened:
             self._write(opened, str(self.path), free_disk(self.path.parent), "data.cache_dir to another disk")
         return self._opened(self.path)
