@@ -98,15 +98,19 @@ class Watch(Iterator[Any]):
             if any(worker.exitcode for worker in self.results._workers):
                 raise EOFError
             return next(self.results)
-        except (RuntimeError, EOFError, ConnectionError) as error:
+        except (RuntimeError, EOFError, OSError) as error:  # the last, since what it was sending is gone with a worker
             text = str(error)
             if text.startswith("Caught") or (isinstance(error, RuntimeError) and "DataLoader worker" not in text):
                 raise
-            raise SslError(self._message(text)) from error
+            message = self._message()
+            if message is None:
+                raise
+            raise SslError(message) from error
         finally:
             self.waiting = False
 
-    def _message(self, text: str) -> str:
+    def _message(self) -> str | None:
+        """What became of a worker that has died; None if none has."""
         workers = self.results._workers
         multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=2)
         for number, worker in enumerate(workers):
@@ -121,7 +125,7 @@ class Watch(Iterator[Any]):
                 return f"a worker process died (pid {worker.pid}, {cause(worker.exitcode)[0]}{there}): " + (
                     cause(worker.exitcode)[1] or "try training.workers=0 to see why"
                 )
-        return f"a worker process died: {' '.join(text.split())}"
+        return None
 
     def _name(self, index: int) -> str:
         try:

@@ -1,0 +1,167 @@
+"""The pulse of a group of processes: each says in the group's store now and then how far it has come, and sees whether
+another one has stopped, or does nothing while all the others wait for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from sslcli.contracts.errors import SslError
+from sslcli.data import watch
+
+#: A main thread that uses less of the processor than this does nothing: it sleeps, or waits for something.
+_BUSY = 0.001
+_PACKAGES = tuple(str(Path(str(module.__file__)).parent) for module in (torch, threading))
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a process says about itself.
+
+    Attributes:
+        count: of its beats.
+        arrived: how many collective operations it has begun.
+        busy: whether its main thread computed since the last beat, or waited for workers (which are watched themselves).
+        where: the line that its main thread is in.
+        pid: its number on its machine.
+        host: that machine.
+    """
+
+    count: int
+    arrived: int
+    busy: bool
+    where: str
+    pid: int
+    host: str
+
+
+class Stillness:
+    """Adds up for how long each process has done nothing.
+
+    Args:
+        timeout: seconds after which it is taken for hung.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._seen: list[Beat] = []
+        self._silent: list[float] = []
+        self._idle: list[float] = []
+
+    def hung(self, beats: Sequence[Beat], seconds: float) -> tuple[int, str] | None:
+        """Returns the rank that is hung, and a line about it; None if there is none.
+
+        Args:
+            beats: the last one of each rank.
+            seconds: since the last call.
+        """
+        if not self._seen:
+            self._silent, self._idle = [0.0] * len(beats), [0.0] * len(beats)
+        furthest = max(beat.arrived for beat in beats)
+        for rank, (beat, before) in enumerate(zip(beats, self._seen, strict=False)):
+            silent = beat.count == before.count
+            self._silent[rank] = self._silent[rank] + seconds if silent else 0.0
+            idle = beat.arrived == before.arrived and beat.arrived < furthest and (silent or not beat.busy)
+            self._idle[rank] = self._idle[rank] + seconds if idle else 0.0
+        self._seen = list(beats)
+        for still, what in (
+            (self._silent, "has not answered"),
+            (self._idle, "has done nothing, while the others wait for it,"),
+        ):
+            for rank, beat in enumerate(beats):
+                if still[rank] >= self.timeout:
+                    return rank, (
+                        f"rank {rank} (pid {beat.pid} on {beat.host}) {what} for {self.timeout:g} s "
+                        f"(training.stall_timeout); it was last seen at {beat.where}"
+                    )
+        return None
+
+
+@contextmanager
+def watched(timeout: float | None) -> Iterator[None]:
+    """Watches the processes of the group, and is watched, in a block; ends this process if another one is hung, since
+    the main thread waits for it in a collective operation that nothing can interrupt.
+
+    Args:
+        timeout: seconds; None: nobody is taken for hung.
+    """
+    if timeout is None:
+        yield
+        return
+    ended = threading.Event()
+    thread = threading.Thread(target=_watch, args=(timeout, ended, threading.get_ident()), daemon=True, name="pulse")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _watch(timeout: float, ended: threading.Event, main: int) -> None:
+    rank, world, pause = dist.get_rank(), dist.get_world_size(), min(timeout / 8, 10.0)
+    still, count, before, cpu = Stillness(timeout), 0, time.monotonic(), 0.0
+    last: dict[int, Beat] = {}
+    try:
+        # A connection of its own: those of the group wait for as long as an evaluation may take.
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=max(pause, 1.0)))
+    except (KeyError, ValueError, RuntimeError):
+        return  # a group that was formed in another way
+    while not ended.wait(pause):
+        now, used = time.monotonic(), _used(main)
+        busy = used - cpu >= _BUSY * (now - before) or watch.waiting()
+        # A program that was suspended has not waited.
+        seconds, before, cpu, count = min(now - before, 2 * pause), now, used, count + 1
+        last[rank] = Beat(count, _arrived(), busy, _where(main), os.getpid(), socket.gethostname())
+        try:
+            store.set(f"sslcli/pulse/{rank}", json.dumps(asdict(last[rank])))
+            for other in range(world):
+                key = f"sslcli/pulse/{other}"
+                if other != rank and store.check([key]):
+                    last[other] = Beat(**json.loads(store.get(key)))
+        except (RuntimeError, ValueError):
+            if ended.is_set() or 0 not in last:
+                continue  # the main process, which keeps the store, may have ended: then all do
+        if len(last) < world:
+            continue
+        found = still.hung([last[each] for each in range(world)], seconds)
+        if found is not None and rank == min(each for each in range(world) if each != found[0]):
+            print(f"ssl: {found[1]}", file=sys.stderr, flush=True)
+            os._exit(SslError.exit_code)
+
+
+def _arrived() -> int:
+    """How many collective operations this process has begun."""
+    try:
+        return int(dist.group.WORLD._get_sequence_number_for_group())  # type: ignore[union-attr]
+    except (RuntimeError, AttributeError):  # the group is being formed or has ended
+        return 0
+
+
+def _used(main: int) -> float:
+    """Seconds that the main thread has computed; of the whole process where the system cannot tell."""
+    if hasattr(time, "pthread_getcpuclockid"):
+        return time.clock_gettime(time.pthread_getcpuclockid(main))
+    return time.process_time()
+
+
+def _where(main: int) -> str:
+    """The innermost line of the main thread that is neither torch's nor Python's."""
+    frame = sys._current_frames().get(main)
+    innermost = frame
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGES):
+        frame = frame.f_back
+    frame = frame or innermost
+    return "?" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
