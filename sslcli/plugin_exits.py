@@ -15,6 +15,8 @@ from typing import NoReturn
 
 from sslcli.contracts.errors import SslError
 
+#: Ends the process at once, also in a block that gives `os._exit` a name.
+end_now = os._exit
 _LIBRARY = sysconfig.get_paths()["stdlib"]
 _pressed: list[int] = []
 _ADVICE = "raise an error there, or call RunContext.stop(reason)"
@@ -67,7 +69,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 @contextmanager
 def _named_os_exit() -> Iterator[None]:
     """Of `os._exit` nothing can be caught: it says where it was called, and never ends this process with success."""
-    exit_now, owner = os._exit, os.getpid()
+    before, owner = os._exit, os.getpid()
 
     def _exit(status: int) -> NoReturn:
         if os.getpid() == owner:
@@ -75,10 +77,10 @@ def _named_os_exit() -> Iterator[None]:
             where = f"{caller.f_code.co_filename}:{caller.f_lineno}: {caller.f_code.co_name}"
             print(f"ssl: {where} ended the program (os._exit({status})): {_ADVICE}", file=sys.stderr, flush=True)
             status = status or SslError.exit_code
-        exit_now(status)
+        end_now(status)
 
     os._exit = _exit
     try:
         yield
     finally:
-        os._exit = exit_now
+        os._exit = before

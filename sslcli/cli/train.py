@@ -44,9 +44,7 @@ def train(
     ] = None,
     max_restarts: Annotated[
         int,
-        typer.Option(
-            help="Go on from the last checkpoint after a crash or a hang, so often at most.", min=0, metavar="N"
-        ),
+        typer.Option(help="Restarts from the last checkpoint after a crash or a hang, at most.", min=0, metavar="N"),
     ] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the resolved config and the size of the run, then exit.")
@@ -68,9 +66,8 @@ def train(
     if source is not None and is_run and not (resume or dry_run or output is not None):
         raise UserError(f"{source}: is a run; resume it with `ssl train {path_word(source)} --resume`")
     plugin_files = [register_file(path) for path in plugin or []]
-    several = (
-        (devices or 1) > 1 or max_restarts > 0
-    ) and not dry_run  # these show what there is to say about the config
+    # Processes that are started here show what there is to say about the config.
+    several = ((devices or 1) > 1 or max_restarts > 0) and not dry_run
     if max_restarts and "WORLD_SIZE" in os.environ:
         raise UserError("--max-restarts: this process was started by another program; use torchrun's --max-restarts")
     logging.getLogger("sslcli.config").setLevel(logging.WARNING if several else logging.NOTSET)

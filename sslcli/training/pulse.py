@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from sslcli.contracts.errors import SslError
 from sslcli.data import watch
+from sslcli.plugin_exits import end_now
 
 #: A main thread that uses less of the processor than this does nothing: it sleeps, or waits for something.
 _BUSY = 0.001
@@ -33,7 +34,7 @@ class Beat:
     Attributes:
         count: of its beats.
         arrived: how many collective operations it has begun.
-        busy: whether its main thread computed since the last beat, or waited for workers (which are watched themselves).
+        busy: whether its main thread computed since the last beat, or waited for workers, watched elsewhere.
         where: the line that its main thread is in.
         pid: its number on its machine.
         host: that machine.
@@ -77,14 +78,14 @@ class Stillness:
             self._idle[rank] = self._idle[rank] + seconds if idle else 0.0
         self._seen = list(beats)
         for still, what in (
-            (self._silent, "has not answered"),
-            (self._idle, "has done nothing, while the others wait for it,"),
+            (self._silent, "has not answered for {} s"),
+            (self._idle, "has done nothing for {} s while the others wait for it"),
         ):
             for rank, beat in enumerate(beats):
                 if still[rank] >= self.timeout:
                     return rank, (
-                        f"rank {rank} (pid {beat.pid} on {beat.host}) {what} for {self.timeout:g} s "
-                        f"(training.stall_timeout); it was last seen at {beat.where}"
+                        f"rank {rank} (pid {beat.pid} on {beat.host}) "
+                        f"{what.format(f'{self.timeout:g}')} (training.stall_timeout); it was last seen at {beat.where}"
                     )
         return None
 
@@ -116,7 +117,9 @@ def _watch(timeout: float, ended: threading.Event, main: int) -> None:
     try:
         # A connection of its own: those of the group wait for as long as an evaluation may take.
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=max(pause, 1.0)))
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            address, port, is_master=False, timeout=timedelta(seconds=max(pause, 1.0))
+        )
     except (KeyError, ValueError, RuntimeError):
         return  # a group that was formed in another way
     while not ended.wait(pause):
@@ -125,21 +128,19 @@ def _watch(timeout: float, ended: threading.Event, main: int) -> None:
         # A program that was suspended has not waited.
         seconds, before, cpu, count = min(now - before, 2 * pause), now, used, count + 1
         last[rank] = Beat(count, _arrived(), busy, _where(main), os.getpid(), socket.gethostname())
-        try:
+        with suppress(RuntimeError, ValueError):  # perhaps the first rank, which keeps the store, is the one that hangs
             store.set(f"sslcli/pulse/{rank}", json.dumps(asdict(last[rank])))
             for other in range(world):
-                key = f"sslcli/pulse/{other}"
-                if other != rank and store.check([key]):
-                    last[other] = Beat(**json.loads(store.get(key)))
-        except (RuntimeError, ValueError):
-            if ended.is_set() or 0 not in last:
-                continue  # the main process, which keeps the store, may have ended: then all do
+                if other != rank and count > 1:  # the others begin at the same time
+                    last[other] = Beat(**json.loads(store.get(f"sslcli/pulse/{other}")))
         if len(last) < world:
             continue
         found = still.hung([last[each] for each in range(world)], seconds)
-        if found is not None and rank == min(each for each in range(world) if each != found[0]):
+        if found is not None:
+            if rank != min(each for each in range(world) if each != found[0]):
+                return  # the one that ends here ends the group
             print(f"ssl: {found[1]}", file=sys.stderr, flush=True)
-            os._exit(SslError.exit_code)
+            end_now(SslError.exit_code)
 
 
 def _arrived() -> int:
