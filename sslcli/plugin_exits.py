@@ -19,7 +19,7 @@ from sslcli.contracts.errors import SslError
 end_now = os._exit
 _LIBRARY = sysconfig.get_paths()["stdlib"]
 _pressed: list[int] = []
-_ADVICE = "raise an error there, or call RunContext.stop(reason)"
+_ADVICE = "a plugin must raise an error instead, or call RunContext.stop(reason)"
 
 
 @contextmanager
@@ -40,8 +40,8 @@ def named_exits() -> Iterator[None]:
             frames = traceback.extract_tb(error.__traceback__)
             own = [each for each in frames if not each.filename.startswith(_LIBRARY)] or list(frames)
             what = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else type(error).__name__
-            where = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].name}"
-            raise SslError(f"{where} wanted to end the program ({what}): {_ADVICE}") from error
+            where = f"{own[-1].filename}:{own[-1].lineno} ({own[-1].name})"
+            raise SslError(f"{where} wanted to end the program, by {what}: {_ADVICE}") from error
 
 
 @contextmanager
@@ -74,8 +74,8 @@ def _named_os_exit() -> Iterator[None]:
     def _exit(status: int) -> NoReturn:
         if os.getpid() == owner:
             caller = sys._getframe(1)
-            where = f"{caller.f_code.co_filename}:{caller.f_lineno}: {caller.f_code.co_name}"
-            print(f"ssl: {where} ended the program (os._exit({status})): {_ADVICE}", file=sys.stderr, flush=True)
+            where = f"{caller.f_code.co_filename}:{caller.f_lineno} ({caller.f_code.co_name})"
+            print(f"ssl: {where} ended the program, by os._exit({status}): {_ADVICE}", file=sys.stderr, flush=True)
             status = status or SslError.exit_code
         end_now(status)
 

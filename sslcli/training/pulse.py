@@ -114,33 +114,36 @@ def _watch(timeout: float, ended: threading.Event, main: int) -> None:
     rank, world, pause = dist.get_rank(), dist.get_world_size(), min(timeout / 8, 10.0)
     still, count, before, cpu = Stillness(timeout), 0, time.monotonic(), 0.0
     last: dict[int, Beat] = {}
-    try:
-        # A connection of its own: those of the group wait for as long as an evaluation may take.
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            address, port, is_master=False, timeout=timedelta(seconds=max(pause, 1.0))
-        )
-    except (KeyError, ValueError, RuntimeError):
-        return  # a group that was formed in another way
+    # In a thread of its own: who keeps the store may be the one that is hung, and then this waits without end.
+    threading.Thread(target=_exchange, args=(last, pause, ended), daemon=True, name="pulse exchange").start()
     while not ended.wait(pause):
         now, used = time.monotonic(), _used(main)
         busy = used - cpu >= _BUSY * (now - before) or watch.waiting()
         # A program that was suspended has not waited.
         seconds, before, cpu, count = min(now - before, 2 * pause), now, used, count + 1
         last[rank] = Beat(count, _arrived(), busy, _where(main), os.getpid(), socket.gethostname())
-        with suppress(RuntimeError, ValueError):  # perhaps the first rank, which keeps the store, is the one that hangs
-            store.set(f"sslcli/pulse/{rank}", json.dumps(asdict(last[rank])))
-            for other in range(world):
-                if other != rank and count > 1:  # the others begin at the same time
-                    last[other] = Beat(**json.loads(store.get(f"sslcli/pulse/{other}")))
-        if len(last) < world:
-            continue
-        found = still.hung([last[each] for each in range(world)], seconds)
+        found = still.hung([last[each] for each in range(world)], seconds) if len(last) == world else None
         if found is not None:
             if rank != min(each for each in range(world) if each != found[0]):
                 return  # the one that ends here ends the group
             print(f"ssl: {found[1]}", file=sys.stderr, flush=True)
             end_now(SslError.exit_code)
+
+
+def _exchange(last: dict[int, Beat], pause: float, ended: threading.Event) -> None:
+    """Writes this process's beats into the store, and brings those of the others into `last`."""
+    rank = dist.get_rank()
+    # A connection of its own: those of the group wait for as long as an evaluation may take.
+    with suppress(KeyError, ValueError, RuntimeError):  # a group that was formed in another way, or has ended
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(minutes=10)
+        )
+        while not ended.wait(pause):
+            if rank in last:
+                store.set(f"sslcli/pulse/{rank}", json.dumps(asdict(last[rank])))
+                for other in range(dist.get_world_size()):
+                    if other != rank:
+                        last[other] = Beat(**json.loads(store.get(f"sslcli/pulse/{other}")))
 
 
 def _arrived() -> int:
