@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -17,9 +18,15 @@ from sslcli.contracts.errors import SslError
 
 #: Ends the process at once, also in a block that gives `os._exit` a name.
 end_now = os._exit
-_LIBRARY = sysconfig.get_paths()["stdlib"]
+_LIBRARY = sysconfig.get_path("stdlib")
+_PACKAGES = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(Path(__file__).parents[1]))
 _pressed: list[int] = []
 _ADVICE = "a plugin must raise an error instead, or call RunContext.stop(reason)"
+
+
+def of_python(filename: str) -> bool:
+    """Returns whether a file is of Python's standard library, below which installed packages may be."""
+    return filename.startswith(_LIBRARY) and not filename.startswith(_PACKAGES)
 
 
 @contextmanager
@@ -38,7 +45,7 @@ def named_exits() -> Iterator[None]:
             if isinstance(error, KeyboardInterrupt) and (pressed is None or pressed):
                 raise
             frames = traceback.extract_tb(error.__traceback__)
-            own = [each for each in frames if not each.filename.startswith(_LIBRARY)] or list(frames)
+            own = [each for each in frames if not of_python(each.filename)] or list(frames)
             what = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else type(error).__name__
             where = f"{own[-1].filename}:{own[-1].lineno} ({own[-1].name})"
             raise SslError(f"{where} wanted to end the program, by {what}: {_ADVICE}") from error

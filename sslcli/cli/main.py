@@ -121,4 +121,8 @@ def main() -> None:
     # Messages, and all that training says, are worth less than the work. What other commands print is their result.
     be_lenient("stderr", *(["stdout"] if sys.argv[1:2] == ["train"] else []))
     end_with_launcher()
-    app(prog_name="ssl")
+    try:
+        app(prog_name="ssl")
+    except OSError as error:  # of what is printed outside of commands, such as `--help`
+        print(f"ssl: the output cannot be written: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)

@@ -117,8 +117,8 @@ def _wait(children: list[Child]) -> tuple[int, str | None]:
         _wait_until_all_end(children, _PATIENCE[0])
         codes = [child.poll() for child in children]  # what they did by themselves
         _end(children)
-    if interrupt.number is not None and any(codes):
-        return 128 + interrupt.number, None
+    if interrupt.number is not None and any(code is not None and code < 0 for code in codes):
+        return 128 + interrupt.number, None  # by the second signal
     return _outcome(codes, [child.pid for child in children])
 
 

@@ -20,11 +20,11 @@ import torch.distributed as dist
 
 from sslcli.contracts.errors import SslError
 from sslcli.data import watch
-from sslcli.plugin_exits import end_now
+from sslcli.plugin_exits import end_now, of_python
 
 #: A main thread that uses less of the processor than this does nothing: it sleeps, or waits for something.
 _BUSY = 0.001
-_PACKAGES = tuple(str(Path(str(module.__file__)).parent) for module in (torch, threading))
+_TORCH = str(Path(str(torch.__file__)).parent)
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _where(main: int) -> str:
     """The innermost line of the main thread that is neither torch's nor Python's."""
     frame = sys._current_frames().get(main)
     innermost = frame
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGES):
+    while frame is not None and (of_python(name := frame.f_code.co_filename) or name.startswith(_TORCH)):
         frame = frame.f_back
     frame = frame or innermost
     return "?" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
