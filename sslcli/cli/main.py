@@ -119,7 +119,8 @@ def main() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     open_closed()
     # Messages, and all that training says, are worth less than the work. What other commands print is their result.
-    be_lenient("stderr", *(["stdout"] if sys.argv[1:2] == ["train"] else []))
+    trains = sys.argv[1:2] == ["train"] and "--dry-run" not in sys.argv
+    be_lenient("stderr", *["stdout"] * trains)
     end_with_launcher()
     try:
         app(prog_name="ssl")

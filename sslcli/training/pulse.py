@@ -22,8 +22,9 @@ from sslcli.contracts.errors import SslError
 from sslcli.data import watch
 from sslcli.plugin_exits import end_now, of_python
 
-#: A main thread that uses less of the processor than this does nothing: it sleeps, or waits for something.
-_BUSY = 0.001
+#: A process does nothing (it sleeps, or waits for something) whose main thread and all threads together, such as the one
+#: that writes checkpoints, use less of a processor than this. This watch and NCCL's use some.
+_BUSY = (0.001, 0.005)
 _TORCH = str(Path(str(torch.__file__)).parent)
 
 
@@ -34,7 +35,7 @@ class Beat:
     Attributes:
         count: of its beats.
         arrived: how many collective operations it has begun.
-        busy: whether its main thread computed since the last beat, or waited for workers, watched elsewhere.
+        busy: whether it computed since the last beat, or waited for workers, which are watched elsewhere.
         where: the line that its main thread is in.
         pid: its number on its machine.
         host: that machine.
@@ -112,13 +113,14 @@ def watched(timeout: float | None) -> Iterator[None]:
 
 def _watch(timeout: float, ended: threading.Event, main: int) -> None:
     rank, world, pause = dist.get_rank(), dist.get_world_size(), min(timeout / 8, 10.0)
-    still, count, before, cpu = Stillness(timeout), 0, time.monotonic(), 0.0
+    still, count, before, cpu = Stillness(timeout), 0, time.monotonic(), (0.0, 0.0)
     last: dict[int, Beat] = {}
     # In a thread of its own: who keeps the store may be the one that is hung, and then this waits without end.
     threading.Thread(target=_exchange, args=(last, pause, ended), daemon=True, name="pulse exchange").start()
     while not ended.wait(pause):
         now, used = time.monotonic(), _used(main)
-        busy = used - cpu >= _BUSY * (now - before) or watch.waiting()
+        shares = [(new - old) / (now - before) for new, old in zip(used, cpu, strict=True)]
+        busy = any(share >= least for share, least in zip(shares, _BUSY, strict=True)) or watch.waiting()
         # A program that was suspended has not waited.
         seconds, before, cpu, count = min(now - before, 2 * pause), now, used, count + 1
         last[rank] = Beat(count, _arrived(), busy, _where(main), os.getpid(), socket.gethostname())
@@ -147,18 +149,19 @@ def _exchange(last: dict[int, Beat], pause: float, ended: threading.Event) -> No
 
 
 def _arrived() -> int:
-    """How many collective operations this process has begun."""
-    try:
-        return int(dist.group.WORLD._get_sequence_number_for_group())  # type: ignore[union-attr]
-    except (RuntimeError, AttributeError):  # the group is being formed or has ended
-        return 0
+    """How many collective operations this process has begun, of the CPU's tensors and of the GPU's."""
+    begun = 0
+    for device in ("cpu", "cuda"):
+        with suppress(RuntimeError, AttributeError):  # there is no such backend, or the group has ended
+            backend = dist.group.WORLD._get_backend(torch.device(device))  # type: ignore[union-attr]
+            begun += backend._get_sequence_number_for_group()
+    return begun
 
 
-def _used(main: int) -> float:
-    """Seconds that the main thread has computed; of the whole process where the system cannot tell."""
-    if hasattr(time, "pthread_getcpuclockid"):
-        return time.clock_gettime(time.pthread_getcpuclockid(main))
-    return time.process_time()
+def _used(main: int) -> tuple[float, float]:
+    """Seconds that the main thread has computed (0 where the system cannot tell), and the whole process."""
+    has_clocks = hasattr(time, "pthread_getcpuclockid")
+    return time.clock_gettime(time.pthread_getcpuclockid(main)) if has_clocks else 0.0, time.process_time()
 
 
 def _where(main: int) -> str:
