@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,8 +23,8 @@ from sslcli.contracts.errors import SslError
 from sslcli.data import watch
 from sslcli.plugin_exits import end_now, of_python
 
-#: A process does nothing (it sleeps, or waits for something) whose main thread and all threads together, such as the one
-#: that writes checkpoints, use less of a processor than this. This watch and NCCL's use some.
+#: A process does nothing (it sleeps, or waits) whose main thread and all threads together, such as the one that writes
+#: checkpoints, use less of a processor than this. This watch and NCCL's use some.
 _BUSY = (0.001, 0.005)
 _TORCH = str(Path(str(torch.__file__)).parent)
 
@@ -153,7 +154,7 @@ def _arrived() -> int:
     begun = 0
     for device in ("cpu", "cuda"):
         with suppress(RuntimeError, AttributeError):  # there is no such backend, or the group has ended
-            backend = dist.group.WORLD._get_backend(torch.device(device))  # type: ignore[union-attr]
+            backend: Any = dist.group.WORLD._get_backend(torch.device(device))  # type: ignore[union-attr]
             begun += backend._get_sequence_number_for_group()
     return begun
 
