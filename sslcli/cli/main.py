@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from sslcli.contracts.errors import SslError
+from sslcli.orphans import end_with_launcher
+from sslcli.std_streams import be_lenient, open_closed
 from sslcli.version import __version__
 
 from . import bench, evaluate, export, init, listing, runs, train
@@ -44,11 +46,13 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
     def run(*args: Any, quiet: bool = False, verbose: bool = False, **kwargs: Any) -> None:
         from sslcli.logs import on_console
         from sslcli.memory import out_of_memory
+        from sslcli.plugin_exits import named_exits
 
         try:
             level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-            with out_of_memory("", ADVICE), on_console(level):
+            with out_of_memory("", ADVICE), on_console(level), named_exits():
                 code = command(*args, **kwargs)
+                sys.stdout.flush()  # so that a full disk is an error here
         except SslError as error:
             # One process of a machine shows what all have; of memory perhaps only another one had too little.
             if os.environ.get("LOCAL_RANK", "0") == "0" or not error.shared:
@@ -93,7 +97,7 @@ def root(
 
     Results go to stdout, progress and messages to stderr.
 
-    Exit codes: 0 success, 1 failure, 2 usage or config error, 130 or 143 interrupted after saving a checkpoint.
+    Exit codes: 0 success, 1 failure, 2 usage or config error, 129, 130 or 143 interrupted after saving a checkpoint.
     """
 
 
@@ -113,4 +117,13 @@ def main() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # For training.deterministic on CUDA: torch before 2.10 refuses products without it, and reads it once.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    app(prog_name="ssl")
+    open_closed()
+    # Messages, and all that training says, are worth less than the work. What other commands print is their result.
+    trains = sys.argv[1:2] == ["train"] and "--dry-run" not in sys.argv
+    be_lenient("stderr", *["stdout"] * trains)
+    end_with_launcher()
+    try:
+        app(prog_name="ssl")
+    except OSError as error:  # of what is printed outside of commands, such as `--help`
+        print(f"ssl: the output cannot be written: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)

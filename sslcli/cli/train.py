@@ -42,6 +42,10 @@ def train(
     devices: Annotated[
         int | None, typer.Option(help="Number of processes on this machine, one per GPU.", min=1, metavar="N")
     ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(help="Restarts from the last checkpoint after a crash or a hang, at most.", min=0, metavar="N"),
+    ] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the resolved config and the size of the run, then exit.")
     ] = False,
@@ -66,7 +70,10 @@ def train(
         how = f"`ssl train CONFIG --output {path_word(source)}`"
         raise UserError(f"{source}: its start was killed before its config was written; start it again: {how}")
     plugin_files = [register_file(path) for path in plugin or []]
-    several = devices is not None and devices > 1 and not dry_run  # these show what there is to say about the config
+    # Processes that are started here show what there is to say about the config.
+    several = ((devices or 1) > 1 or max_restarts > 0) and not dry_run
+    if max_restarts and "WORLD_SIZE" in os.environ:
+        raise UserError("--max-restarts: this process was started by another program; use torchrun's --max-restarts")
     logging.getLogger("sslcli.config").setLevel(logging.WARNING if several else logging.NOTSET)
     path = source / "config.yaml" if source is not None and is_run else source
     resolved = load_config(path, given, follow=not (is_run and resume))  # a run keeps what it has
@@ -82,13 +89,18 @@ def train(
     if dry_run:
         _show_plan(resolved, directory, devices or int(os.environ.get("WORLD_SIZE", "1")))
         return 0
-    if devices is not None and devices > 1:
-        from sslcli.training.group import launch
+    if several:
+        from sslcli.runs.layout import CHECKPOINTS, list_checkpoints, step_of
+        from sslcli.training.launch import launch
 
         words = arguments(source, given, directory, plugin) + ["--resume"] * resume
         level = logging.getLogger("sslcli").level
         words += ["--quiet"] * (level == logging.WARNING) + ["--verbose"] * (level == logging.DEBUG)
-        return launch(words, devices, resolved.training.device)
+
+        def step() -> int | None:
+            return next(map(step_of, list_checkpoints(directory / CHECKPOINTS)), None)
+
+        return launch(words, devices or 1, resolved.training.device, restarts=max_restarts, step=step)
     from sslcli.training.train import train as run_training
 
     command = ["ssl", *sys.argv[1:]]

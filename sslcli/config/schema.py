@@ -57,6 +57,9 @@ class TrainingOptions(Options):
     """With several processes, compute batch norm over all of them, so that results match those of one process."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(default="auto", json_schema_extra=FREE)
     """Worker processes that decode images that don't fit on the device; 0: none; auto: CPU cores minus one."""
+    stall_timeout: float | None = Field(default=600.0, gt=0, json_schema_extra=FREE)
+    """Seconds after which a worker that does not get on with an image, or one of several processes that does nothing
+    while the others wait for it, is taken for hung: the run ends with a line that names it. null: never."""
     clip: Clip | None = None
     """Clip gradients before each step."""
     deterministic: bool = Field(default=False, json_schema_extra=WARN)

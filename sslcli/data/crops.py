@@ -13,6 +13,8 @@ from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UnreadableImage, UserError
 from sslcli.randomness import hash_bits
 
+from .watch import reading
+
 if TYPE_CHECKING:
     from sslcli.views.pipeline import ViewMaker
 
@@ -87,6 +89,9 @@ class Cropper(torch.utils.data.Dataset[Crops]):
         """Returns the shape (C, S, S) of every view in that step."""
         return [(self.dataset.info.channels, size, size) for size in self.views.at(step).sizes]
 
+    def name_of(self, index: int) -> str:
+        return self.dataset.name_of(index)
+
     def __getitem__(self, asked: Slice) -> Crops:
         count, shapes, wanted = len(asked.index), self.shapes(asked.step), wanted_side(self.views.at(asked.step))
         buffer = torch.empty(count * sum(c * h * w for c, h, w in shapes), dtype=torch.uint8)
@@ -129,6 +134,7 @@ class Cropper(torch.utils.data.Dataset[Crops]):
         """The image that was asked for, or else the first readable one of those drawn to replace it, and its index."""
         index = asked.index[row]
         for attempt in range(_ATTEMPTS):
+            reading(index)
             try:
                 return index, self.dataset.image_for(index, wanted)
             except UnreadableImage as error:

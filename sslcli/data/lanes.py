@@ -21,6 +21,7 @@ from sslcli.randomness import permutation, seed_for
 
 from .decode import decode
 from .objects.items import to_pixels
+from .watch import reading
 
 #: Separate the order of the shards and of the images in a block from all other draws.
 _SHARDS, _BLOCKS = 0x736861726473, 0x626C6F636B73
@@ -173,6 +174,7 @@ class Lane:
         while unused < self.layout.used:
             shard = self.layout.shard(self.number, turn)
             for item in self._shard(shard, position, self.layout.most(shard) - taken):
+                reading()
                 held = Held(item, shard, (turn, position, taken))
                 position, taken, unused = item.next, taken + 1, -1
                 self._behind = (turn, position, taken)

@@ -1,7 +1,8 @@
-"""Worker processes: how many, how they start and end, and the message when one dies."""
+"""Worker processes: how many, and how they start and end."""
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,9 @@ from typing import Any, Literal
 import torch
 import torch.utils.data
 
-from sslcli.contracts.errors import SslError
+from sslcli.orphans import end_with_parent
+
+from .watch import STALL_TIMEOUT, Watch, mark_in
 
 _MOST_WORKERS = 16
 
@@ -37,12 +40,15 @@ def loader(
     ahead: int | None = None,
     *,
     pinned: bool = False,
+    timeout: float | None = STALL_TIMEOUT,
 ) -> Iterator[Iterator[Any]]:
     """Gives a block `work[task]` for each task, in order, from workers that end with it; with 0, from this process.
 
     Without tasks `work` is an `IterableDataset`, and the results are those of its workers, by turns. Each worker gets
-    `ahead` tasks in advance (by default torch's 2). Results are in pinned memory if `pinned`.
+    `ahead` tasks in advance (by default torch's 2). Results are in pinned memory if `pinned`. A worker that dies, or
+    that shows no progress for `timeout` seconds while its result is awaited, is an SslError (`watch.Watch`).
     """
+    watch = Watch(workers, timeout, getattr(work, "name_of", None)) if workers else None
     loaded = torch.utils.data.DataLoader(
         work,
         batch_size=None,
@@ -51,47 +57,28 @@ def loader(
         collate_fn=_as_it_is,
         prefetch_factor=ahead,
         pin_memory=pinned,
-        worker_init_fn=_start_worker,
+        worker_init_fn=functools.partial(_start_worker, watch.marks) if watch is not None else None,
         generator=torch.Generator(),  # otherwise starting would draw from the global one
     )
-    results: Any = iter(loaded)
+    if watch is None:
+        yield iter(loaded)
+        return
+    watch.open(iter(loaded))
     try:
-        yield results
-    finally:  # a traceback keeps the iterator alive, so that its processes would outlive an exception
-        if workers:
-            results._shutdown_workers()
+        yield watch
+    finally:
+        watch.close()
 
 
 def _as_it_is(result: Any) -> Any:
     return result
 
 
-def _start_worker(number: int) -> None:
+def _start_worker(marks: Any, number: int) -> None:
+    end_with_parent()
+    mark_in(marks, number)
     torch.set_num_threads(1)
     # A signal to the whole process group is left to the main process, which still needs the batch for its last step; it
     # ends the workers itself, and they end themselves when it is gone.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-@contextmanager
-def worker_errors() -> Iterator[None]:
-    """Adds a remedy to the error when the system has ended a worker; errors raised in a worker pass with its traceback.
-
-    Torch raises from a signal handler when a worker dies, thus at any line of the main process; or the connection
-    breaks over which a worker was sending its crops.
-
-    Raises:
-        SslError: instead of those.
-    """
-    try:
-        yield
-    except (RuntimeError, EOFError, ConnectionError) as error:
-        text = str(error)
-        if text.startswith("Caught") or (isinstance(error, RuntimeError) and "DataLoader worker" not in text):
-            raise
-        reason = text.splitlines()[0].strip() if text else type(error).__name__
-        raise SslError(
-            f"a worker process died, most likely from lack of memory ({reason}): try fewer training.workers, a "
-            "smaller batch, or data.cache=disk instead of memory, or enlarge /dev/shm"
-        ) from error
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)

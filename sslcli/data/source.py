@@ -22,6 +22,7 @@ from sslcli.phases import phase
 from .cache.room import available_memory
 from .plan import MicroBatch, Plan
 from .stream import StreamSource
+from .watch import STALL_TIMEOUT
 from .workers import WorkerSource
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def open_source(
     workers: int | Literal["auto"] = "auto",
     budget: float | None = None,
     drop_last: bool = True,
+    stall_timeout: float | None = STALL_TIMEOUT,
 ) -> Source:
     """Returns the source that suits a dataset: all images on the device if they have one size and fit, else workers,
     which also read streams.
@@ -103,6 +105,7 @@ def open_source(
         workers: processes that decode; 0 decodes in this one, `auto` leaves one of the cores free.
         budget: bytes of images that may be kept on the device; None: `resident_budget`.
         drop_last: leave out an incomplete last batch of an epoch.
+        stall_timeout: seconds after which a worker that does not go on is killed; None: never.
 
     Raises:
         UserError: if the batch size does not suit the rest, or a stream is told to keep what it never leaves out.
@@ -110,7 +113,9 @@ def open_source(
     if isinstance(dataset, StreamDataset):
         if not drop_last:
             raise UserError("training.drop_last: a stream leaves out no images between epochs: leave the option out")
-        return StreamSource(dataset, device, batch_size, accumulate, seed, rank, world_size, views, workers)
+        return StreamSource(
+            dataset, device, batch_size, accumulate, seed, rank, world_size, views, workers, stall_timeout
+        )
     plan = Plan(dataset.info.name, len(dataset), batch_size, accumulate, seed, rank, world_size, drop_last)
     if not drop_last and plan.left_out:
         log.info(
@@ -125,7 +130,7 @@ def open_source(
             if not is_out_of_memory(error):
                 raise
             log.info("the images do not fit into the memory of the device: they are read while training")
-    return WorkerSource(dataset, device, plan, views, workers)
+    return WorkerSource(dataset, device, plan, views, workers, stall_timeout)
 
 
 class ResidentSource(Source):

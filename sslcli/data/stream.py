@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +22,8 @@ from sslcli.phases import phase
 from .crops import Cropper, Crops, Slice
 from .lanes import START, Block, Lane, Layout, Place, images_per_epoch
 from .plan import Plan
-from .processes import loader, worker_errors
+from .processes import loader
+from .watch import STALL_TIMEOUT
 from .workers import WorkerSource
 
 if TYPE_CHECKING:
@@ -50,12 +50,13 @@ class StreamSource(WorkerSource):
         world_size: int,
         views: ViewMaker,
         workers: int | Literal["auto"],
+        stall_timeout: float | None = STALL_TIMEOUT,
     ) -> None:
         plan = Plan(
             stream.info.name, images_per_epoch(stream), batch_size, accumulate, seed, rank, world_size,
             set_by="data.epoch_images",
         )  # fmt: skip
-        super().__init__(Block(stream), device, plan, views, workers)
+        super().__init__(Block(stream), device, plan, views, workers, stall_timeout)
         known = [count for count in (stream.length, stream.options.limit) if count is not None]
         self.images = min(known, default=sys.maxsize)
         self.stream = stream
@@ -93,14 +94,14 @@ class StreamSource(WorkerSource):
         self._done = step, {}
         reader = _Reader(self.stream, self._cropper, self.layout, self.plan, *self._start)
         pinned, parallel = self._stream is not None, self.plan.world_size * self.plan.share
-        with loader(reader, None, self.workers, 2 if self.workers else None, pinned=pinned) as made:
+        ahead, timeout = 2 if self.workers else None, self.stall_timeout
+        with loader(reader, None, self.workers, ahead, pinned=pinned, timeout=timeout) as made:
             for number in itertools.count(step):
-                with worker_errors() if self.workers else nullcontext():
-                    with phase("waiting" if self.workers else "data"):
-                        crops, places = _joined([next(made) for _ in range(max(self.workers, 1))])
-                    crops.sort(key=lambda part: part.slice.first)
-                    micro = itertools.groupby(crops, lambda part: part.slice.first % self.plan.batch_size // parallel)
-                    batches = [self._batch(list(parts)) for _, parts in micro]
+                with phase("waiting" if self.workers else "data"):
+                    crops, places = _joined([next(made) for _ in range(max(self.workers, 1))])
+                crops.sort(key=lambda part: part.slice.first)
+                micro = itertools.groupby(crops, lambda part: part.slice.first % self.plan.batch_size // parallel)
+                batches = [self._batch(list(parts)) for _, parts in micro]
                 self._done = number + 1, places
                 yield batches
 

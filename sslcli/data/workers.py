@@ -7,7 +7,6 @@ import itertools
 import logging
 import math
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -22,7 +21,8 @@ from .cache.dataset import CachedDataset
 from .crops import Cropper, Crops, Slice, split_views
 from .decode import most_unreadable
 from .plan import MicroBatch, Plan
-from .processes import loader, worker_count, worker_errors
+from .processes import loader, worker_count
+from .watch import STALL_TIMEOUT
 
 if TYPE_CHECKING:
     from sslcli.views.pipeline import ViewMaker
@@ -46,13 +46,19 @@ class WorkerSource(Source):
     """
 
     def __init__(
-        self, dataset: Dataset, device: torch.device, plan: Plan, views: ViewMaker, workers: int | Literal["auto"]
+        self,
+        dataset: Dataset,
+        device: torch.device,
+        plan: Plan,
+        views: ViewMaker,
+        workers: int | Literal["auto"],
+        stall_timeout: float | None = STALL_TIMEOUT,
     ) -> None:
         self.device = torch.device(device)
         self.plan = plan
         self.images = plan.length  #: that can be unreadable
         self.steps_per_epoch = plan.steps_per_epoch
-        self.workers = worker_count(workers, plan.world_size)
+        self.workers, self.stall_timeout = worker_count(workers, plan.world_size), stall_timeout
         self._limit = getattr(dataset.options, "max_unreadable", 0.01)
         self._unreadable: dict[int, str] = {}  # by index, so that each image counts once, however often it is tried
         self._seen = 0
@@ -90,13 +96,14 @@ class WorkerSource(Source):
     def _batches(self, step: int) -> Generator[list[SourceBatch], None, None]:
         asked = _slices(self.plan.steps(step), step)
         pinned = self._stream is not None
-        with loader(self._cropper, asked, self.workers, self._ahead(), pinned=pinned) as crops:
+        with loader(
+            self._cropper, asked, self.workers, self._ahead(), pinned=pinned, timeout=self.stall_timeout
+        ) as crops:
             for number in itertools.count(step):
                 slices = math.ceil(self.plan.share_at(number) / SLICE)
-                with worker_errors() if self.workers else nullcontext():
-                    with phase("waiting" if self.workers else "data"):
-                        received = [[next(crops) for _ in range(slices)] for _ in range(self.plan.accumulate)]
-                    batches = [self._batch(parts) for parts in received]
+                with phase("waiting" if self.workers else "data"):
+                    received = [[next(crops) for _ in range(slices)] for _ in range(self.plan.accumulate)]
+                batches = [self._batch(parts) for parts in received]
                 yield batches
 
     def _ahead(self) -> int | None:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while training: finish the step, save, end. A second signal ends the process immediately."""
+"""SIGINT, SIGTERM and SIGHUP while training: finish the step, save, end. A second signal ends it immediately."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 
 class Interrupt:
-    """While open, stores the first signal in `number` instead of raising; a second one has its default effect."""
+    """While open, stores the first signal in `number` instead of raising; a second one has its default effect.
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGHUP (the terminal or the connection is gone) stays ignored if it was before, as `nohup` arranges.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -20,7 +21,7 @@ class Interrupt:
     def __enter__(self) -> Interrupt:
         # Only the main thread may set handlers; in another thread (of a notebook, for example) signals are unchanged.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            self._previous = {number: signal.signal(number, self._note) for number in signals()}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -34,3 +35,9 @@ class Interrupt:
 
     def __exit__(self, *error: object) -> None:
         self._restore()
+
+
+def signals() -> list[signal.Signals]:
+    """Returns those that end a run after it has saved."""
+    hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, *hangup]

@@ -173,7 +173,7 @@ def build(
         source = open_source(
             data, device, training.batch_size, training.accumulate, config.seed,
             distributed.rank(), distributed.world_size(), views=views, workers=training.workers,
-            budget=budget, drop_last=training.drop_last,
+            budget=budget, drop_last=training.drop_last, stall_timeout=training.stall_timeout,
         )  # fmt: skip
         total_steps = training.epochs * source.steps_per_epoch
         views.later = list(zip(first_steps(config, total_steps), later, strict=True))

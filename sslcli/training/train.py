@@ -20,6 +20,7 @@ from sslcli.contracts.errors import SslError
 from sslcli.data.source import resident_budget
 from sslcli.logs import lines_to
 from sslcli.memory import out_of_memory
+from sslcli.plugin_exits import named_exits
 from sslcli.plugins import PluginFile
 from sslcli.runs import files
 from sslcli.runs.arithmetic import settings_restored
@@ -82,7 +83,7 @@ def train(
     directory = RunDirectory(output)
     with (
         settings_restored(),
-        process_group.joined(config.training.device),
+        process_group.joined(config.training.device, config.training.stall_timeout),
         lines_to(tell if distributed.rank() == 0 else None),
         closing(directory),
     ):
@@ -112,7 +113,7 @@ def together(work: Callable[[], T]) -> T:
     """Calls `work` on every process; if any has an SslError or too little memory for it, that is raised on all."""
     problem: SslError | None = None
     try:
-        with out_of_memory("before the first step", SMALLER):
+        with named_exits(), out_of_memory("before the first step", SMALLER):
             result = work()
     except SslError as error:
         problem = error
@@ -205,7 +206,7 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
     start = 0
     if checkpoint is not None:
         start = writer.last_step = checkpoint.step
-    with needs_less, closing(writer):
+    with named_exits(), needs_less, closing(writer):
         loop = Loop(session, context, start)
         loop.checks.last_good = writer.last_good
         with Interrupt() as interrupt, context.ending() as outcome:

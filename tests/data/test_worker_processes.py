@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -19,7 +20,7 @@ from sslcli.contracts.errors import SslError
 from sslcli.contracts.source import SourceBatch
 from sslcli.data import workers as workers_module
 from sslcli.data.plan import Plan
-from sslcli.data.processes import worker_count, worker_errors
+from sslcli.data.processes import worker_count
 from sslcli.data.workers import WorkerSource
 
 BATCH = 8
@@ -141,20 +142,98 @@ def test_signals_to_the_process_group_are_left_to_the_main_process() -> None:
             assert child.pid is not None
             os.kill(child.pid, signal.SIGINT)
             os.kill(child.pid, signal.SIGTERM)
+            os.kill(child.pid, signal.SIGHUP)
         found += islice(batches, 20)
     assert_all_same(take(data, 0, 21, 8), found)
 
 
-def test_a_killed_worker_is_reported_with_a_remedy() -> None:
+def test_a_killed_worker_is_named_with_a_remedy_when_its_result_is_awaited() -> None:
     with opened(Uneven(50), 8, workers=1) as source:
         batches = source.batches(0)
         next(batches)
         (child,) = multiprocessing.active_children()
         assert child.pid is not None
-        message = r"^a worker process died[^\n]*training\.workers[^\n]*$"
-        with pytest.raises(SslError, match=message), worker_errors():  # noqa: PT012 (either line may raise)
-            os.kill(child.pid, signal.SIGKILL)
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        sum(range(1000))  # torch's handler would raise here
+        said = rf"^a worker process died \(pid {child.pid}, killed by SIGKILL[^\n]*training\.workers[^\n]*$"
+        with pytest.raises(SslError, match=said):
             list(islice(batches, 100))
+    assert multiprocessing.active_children() == []
+
+
+class Ends(SlowDisk):
+    """Its fourth image ends the process that reads it, or hangs."""
+
+    hangs = False
+
+    def image(self, index: int) -> Tensor:
+        if index == 3 and self.hangs:
+            signal.pause()
+        if index == 3:
+            sys.exit(0)
+        return super().image(index)
+
+    def name_of(self, index: int) -> str:
+        return f"disk/{index}.jpg"
+
+
+def test_a_worker_that_ends_by_itself_is_named_with_what_it_was_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.data.dataloader._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    source = source_of(Ends(16), 2)
+    try:
+        said = r"^a worker process died \(pid \d+, ended by itself with exit code 0 while it was reading disk/3\.jpg\)"
+        with pytest.raises(SslError, match=said):
+            list(islice(source.batches(0), 3))
+    finally:
+        source.close()
+
+
+def test_a_worker_that_hangs_is_named_and_killed_while_others_that_are_slow_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.utils.data.dataloader._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    data = Ends(16)
+    data.hangs = True
+    source = source_of(data, 2)
+    source.stall_timeout = 0.4
+    try:
+        said = r"^worker process \d+ hung for 0\.4 s while it was reading disk/3\.jpg and was killed: [^\n]+$"
+        with pytest.raises(SslError, match=said):
+            list(islice(source.batches(0), 3))
+    finally:
+        source.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_stopped_worker_is_found_though_it_says_nothing_about_an_image(small_slices: None) -> None:
+    source = source_of(SlowDisk(80), 1)
+    source.stall_timeout = 0.4
+    try:
+        batches = source.batches(0)
+        next(batches)
+        (child,) = multiprocessing.active_children()
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGSTOP)
+        with pytest.raises(SslError, match=rf"^worker process {child.pid} hung for 0\.4 s"):
+            list(islice(batches, 20))
+    finally:
+        source.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_slow_disk_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(SlowDisk):
+        def image(self, index: int) -> Tensor:
+            time.sleep(0.05)
+            return super().image(index)
+
+    source = source_of(Slow(32), 1)
+    source.stall_timeout = 0.3  # a batch takes longer
+    try:
+        assert len(list(islice(source.batches(0), 3))) == 3
+    finally:
+        source.close()
 
 
 def test_auto_leaves_a_core_to_each_process(monkeypatch: pytest.MonkeyPatch) -> None:

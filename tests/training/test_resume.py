@@ -42,7 +42,7 @@ def test_a_run_resumed_in_mid_epoch_ends_bitwise_identical(tiny, tmp_path, odd_p
     assert numbers.get("callback.counter.steps", 12) == 12
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_finishes_the_step_saves_and_resumes(tiny, tmp_path, odd_plugins, number):
     result = train(tiny(f"callbacks.signaler={{step: 6, number: {int(number)}}}"), tmp_path / "parts")
     assert (result.signal, result.step) == (number, 6)
@@ -50,6 +50,16 @@ def test_a_signal_finishes_the_step_saves_and_resumes(tiny, tmp_path, odd_plugin
     assert train(tiny(), tmp_path / "parts", resume=True).signal is None
     train(tiny(), tmp_path / "whole")
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_hangup_that_was_ignored_at_the_start_stays_ignored(tiny, tmp_path, odd_plugins):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        result = train(tiny(f"callbacks.signaler={{step: 6, number: {int(signal.SIGHUP)}}}"), tmp_path / "run")
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (result.signal, result.step) == (None, 12)
 
 
 def test_a_signal_in_the_last_step_takes_nothing_away(tiny, tmp_path, odd_plugins):

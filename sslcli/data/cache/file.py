@@ -27,7 +27,8 @@ from torch import Tensor
 
 from sslcli.contracts.errors import SslError, UnreadableImage
 
-from ..processes import loader, worker_errors
+from ..processes import loader
+from ..watch import reading
 
 #: Goes into fingerprints, so that a file of another layout is never read as this one.
 FORMAT = 4
@@ -108,6 +109,7 @@ class _Decoder(torch.utils.data.Dataset[tuple[Tensor, bytes]]):
     def __getitem__(self, indices: range) -> tuple[Tensor, bytes]:
         images = [torch.empty(0, 0, dtype=torch.uint8)] * len(indices)  # of those that cannot be read
         for row, index in enumerate(indices):
+            reading(index)
             with contextlib.suppress(UnreadableImage):
                 images[row] = self.decode(index).permute(1, 2, 0)
         shapes = np.array([image.shape[:2] for image in images], dtype="<i8")
@@ -142,7 +144,7 @@ def write_images(
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     shapes: list[bytes] = []
     begun = reported = time.monotonic()
-    with loader(_Decoder(decode), chunks, min(workers, len(chunks))) as results, worker_errors():
+    with loader(_Decoder(decode), chunks, min(workers, len(chunks))) as results:
         for pixels, found in results:
             write(pixels.numpy().data)
             shapes.append(found)
