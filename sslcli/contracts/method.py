@@ -139,11 +139,22 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the run is: `step` optimizer steps are done (0 before the first), of `total_steps` in all epochs."""
+    """How far the run is: `step` optimizer steps are done (0 before the first), of `total_steps` in all epochs.
+
+    Attributes:
+        shift: what to add for the number of steps that were made; 0 unless a run was resumed with other batches or more
+            or fewer images, so that its epochs have another number of steps.
+    """
 
     step: int
     total_steps: int
     steps_per_epoch: int
+    shift: int = 0
+
+    @property
+    def made(self) -> int:
+        """Optimizer steps that were made, as log lines and checkpoints count them."""
+        return self.step + self.shift
 
     @property
     def epoch(self) -> float:

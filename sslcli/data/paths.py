@@ -99,6 +99,12 @@ class PathList(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    def digest(self) -> bytes:
+        """Returns 32 bytes: a hash of all strings in their order."""
+        digest = hashlib.sha256(self._ends.numpy().data)
+        digest.update(self._bytes.numpy().data)
+        return digest.digest()
+
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload

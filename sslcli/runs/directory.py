@@ -75,7 +75,15 @@ class RunDirectory:
         logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
         return logged or self.backbone.exists() or bool(list_checkpoints(self.checkpoints))
 
-    def create(self, config: Mapping[str, Any], command: list[str], *, resumed: bool, steps: int | None = None) -> None:
+    def create(
+        self,
+        config: Mapping[str, Any],
+        command: list[str],
+        *,
+        resumed: bool,
+        steps: int | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         """Creates the directory, takes the lock, and writes the files that describe the run.
 
         Args:
@@ -83,6 +91,7 @@ class RunDirectory:
             command: for `environment.json`.
             resumed: whether there is a run to go on with.
             steps: at which one the run ends.
+            about: what else `environment.json` says about this start.
 
         Raises:
             UserError: it cannot be written, or another process is writing this run.
@@ -93,7 +102,7 @@ class RunDirectory:
             if not resumed:  # left by a start that failed
                 shutil.rmtree(self.path / "plugins", ignore_errors=True)
             write_text(self.config, dump_yaml(config))
-            self._write_environment(command, resumed=resumed, steps=steps)
+            self._write_environment(command, {"steps": steps, **(about or {})}, resumed=resumed)
 
     def _take_lock(self) -> None:
         self._lock = (self.path / layout.LOCK).open("w")
@@ -110,13 +119,13 @@ class RunDirectory:
                 pass  # a file system without locks, as some network ones: run without one
             return
 
-    def _write_environment(self, command: list[str], *, resumed: bool, steps: int | None) -> None:
+    def _write_environment(self, command: list[str], about: Mapping[str, Any], *, resumed: bool) -> None:
         """Appends a start to `environment.json`: when, how, and with which versions; `end` is null until it ends."""
         starts: list[Any] = []
         if resumed and self.environment.is_file():
             with suppress(ValueError, KeyError, TypeError):
                 starts = json.loads(self.environment.read_text(encoding="utf-8"))["starts"]
-        here = {"directory": str(Path.cwd()), "executable": sys.executable, "steps": steps, "end": None}
+        here = {"directory": str(Path.cwd()), "executable": sys.executable, **about, "end": None}
         starts.append(describe_environment(command) | here)
         write_text(self.environment, json.dumps({"starts": starts}, indent=2) + "\n")
 

@@ -29,8 +29,9 @@ from sslcli.runs.device import memory_format
 from .compilation import batch_of_zeros
 from .context import Context
 from .meter import Arriving, Meter
+from .network import SEED_STEP
 from .scaler import MOST_SKIPPED
-from .setup import SEED_STEP, Session
+from .setup import Session
 from .state import frozen_state
 
 log = logging.getLogger(__name__)
@@ -125,14 +126,16 @@ class Loop:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
     def _set_progress(self, step: int) -> None:
-        self.context.progress = Progress(step, self.session.info.total_steps, self.session.info.steps_per_epoch)
+        info = self.session.info
+        self.context.progress = Progress(step, info.total_steps, info.steps_per_epoch, self.session.shift)
 
     def step(self) -> None:
         """Runs one optimizer step, over all its micro-batches."""
         session, step = self.session, self.context.progress.step
         for number, (begin, views) in enumerate(session.views.later, start=2):
             if step == begin:
-                log.info(f"step {step + 1}: phase {number} of {len(session.views.phases)} begins, views: {views}")
+                phase_of = f"phase {number} of {len(session.views.phases)}"
+                log.info(f"step {self.context.progress.made + 1}: {phase_of} begins, views: {views}")
         self._begin_graphs()
         # The schedule is a function of the step about to be made: the first step gets its first value.
         set_rates(self.optimizer, step, session.schedule, self.weight_decay)
@@ -231,8 +234,9 @@ class Loop:
         if bad is not None:
             name, lr = self.session.config.training.precision, self.session.schedule(bad - 1)
             advice = "training.precision=fp32, " if name != "fp32" else ""
+            step = bad + self.session.shift
             raise RunFailed(
-                f"the loss was not finite in step {bad} (lr {lr:.3g}, {name}); earlier checkpoints are "
+                f"the loss was not finite in step {step} (lr {lr:.3g}, {name}); earlier checkpoints are "
                 f"intact: try a smaller optimizer.lr, a longer warm-up, {advice}or training.clip.norm=1.0"
             )
 
