@@ -129,7 +129,7 @@ def _show_plan(
     from sslcli.training.setup import plan
 
     checkpoint = newest_intact(RunDirectory(directory).checkpoints, read_checkpoint) if resume else None
-    session = prepared(config, checkpoint, directory, plugin_files, compiled=False)
+    session = prepared(config, checkpoint, directory, plugin_files, compiled=False, processes=processes)
     print(dump_yaml({**session.config.plain(), "output": str(directory)}), end="")
     print("# plan")
     for name, value in plan(session).items():

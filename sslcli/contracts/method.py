@@ -142,8 +142,7 @@ class Progress:
     """How far the run is: `step` optimizer steps are done (0 before the first), of `total_steps` in all epochs.
 
     Attributes:
-        shift: what to add for the number of steps that were made; 0 unless a run was resumed with other batches or more
-            or fewer images, so that its epochs have another number of steps.
+        shift: `made` − `step`: 0 unless a run was resumed with other batches or images and its epochs changed.
     """
 
     step: int
@@ -256,6 +255,11 @@ class Method(nn.Module, ABC):
         positions), and none may change its spec.
         """
         return {}
+
+    @classmethod
+    def minimum_images(cls, options: Any) -> int:
+        """Returns how few images of a micro-batch, over all processes, it can learn from."""
+        return 2 if cls.batch_coupled else 1
 
     def schedules(self) -> dict[str, StepFunction]:
         """Returns functions of the step's index by name; `batch.schedule` has their values at the step as tensors."""

@@ -155,6 +155,10 @@ class DINO(Method):
         start, end = options.teacher_temperature_start, options.teacher_temperature
         return start + (end - start) * epoch / max(warmup - 1, 1)
 
+    @classmethod
+    def minimum_images(cls, options: DINOOptions) -> int:
+        return 1  # the center is a mean over many steps
+
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the teacher's entropy, and the teacher's features of the first view.
 

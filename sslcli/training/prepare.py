@@ -21,7 +21,7 @@ from . import state
 from .position import check_length, length_lines, stored_position
 from .provenance import changes, provenance
 from .setup import SMALLER, Session, build, device_resolved, plan
-from .trial import check_phases
+from .trial import check_micro_batch, check_phases
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ def prepared(
     plugin_files: Sequence[PluginFile] = (),
     *,
     compiled: bool = True,
+    processes: int | None = None,
 ) -> Session:
     """Builds what a run needs, as it is in a checkpoint if there is one, and writes nothing.
 
@@ -61,6 +62,7 @@ def prepared(
         output: the run directory, for messages.
         plugin_files: that were given.
         compiled: see `build`.
+        processes: that will train it; None: those that there are.
 
     Raises:
         UserError: the input or a plugin is wrong, or the run cannot be resumed so.
@@ -69,6 +71,7 @@ def prepared(
         config = resuming.keep_resolved(config, checkpoint.document["config"])
     budgets = distributed.gather_objects(together(lambda: _budget(config, checkpoint)))
     session = together(lambda: _prepare(config, checkpoint, output, min(budgets), plugin_files, compiled))
+    together(lambda: check_micro_batch(session, processes))
     together(lambda: check_phases(session))
     return session
 
