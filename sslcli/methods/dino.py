@@ -27,7 +27,7 @@ from sslcli.modules.momentum import TargetMomentumOptions
 class DINOHeadOptions(Options):
     """The head: an MLP with GELU, L2 normalization, and a weight-normalized linear layer to the prototypes."""
 
-    layers: int = Field(default=3, ge=1)
+    layers: int = Field(default=3, ge=1, le=100)
     """Linear layers of the MLP."""
     hidden_dim: int = Field(default=2048, ge=1)
     """Width of the MLP's hidden layers."""

@@ -69,7 +69,7 @@ _NORM = ("norm", "groups", "norm_eps", "norm_momentum")
 class MoCoPredictorOptions(AnyNormHeadOptions):
     """The predictor, after the projector of the queries only; its output has the embeddings' dimension."""
 
-    layers: int = Field(default=0, ge=0)
+    layers: int = Field(default=0, ge=0, le=100)
     """Number of linear layers; 0: no predictor."""
     hidden_dim: int = Field(default=512, ge=1)
     """Width of the hidden layers."""
@@ -86,7 +86,7 @@ class MoCoPredictorOptions(AnyNormHeadOptions):
 class MoCoProjectorOptions(MoCoPredictorOptions):
     """The projector, which the momentum encoder has too: linear–norm–ReLU, then a linear layer."""
 
-    layers: int = Field(default=2, ge=0)
+    layers: int = Field(default=2, ge=0, le=100)
     """Number of linear layers; 0: no projector, the loss compares the backbone's features."""
     norm: NormName = "none"
     """Norm after each hidden layer."""

@@ -20,7 +20,7 @@ from sslcli.modules.heads import LastNorm, Norm
 class SimSiamProjectorOptions(Options):
     """The projector: linear–BN–ReLU, then linear–BN without scale and shift."""
 
-    layers: int = Field(default=3, ge=1)
+    layers: int = Field(default=3, ge=1, le=100)
     """Linear layers; the paper uses 3 on ImageNet and 2 on CIFAR-10."""
     hidden_dim: int = Field(default=2048, ge=1)
     """Width of the hidden layers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -196,7 +197,7 @@ def build(
             epochs=training.epochs, batch_size=training.batch_size, world_size=distributed.world_size(),
             data=dataset.info, view_sizes=tuple(max(views.phases, key=lambda maker: max(maker.sizes)).sizes),
         )  # fmt: skip
-        method = build_method(config, dataset, info, fresh=fresh).to(device)
+        method = build_method(config, dataset, info, device, fresh=fresh).to(device)
         if training.sync_batch_norm and distributed.is_distributed():
             synchronize_batch_norm(method, device)
         if training.channels_last:
@@ -207,6 +208,8 @@ def build(
         options = config.optimizer.options
         optimizer = config.optimizer.cls.build(build_groups(method, options), options)
         base_lr = effective_lr(options, training.batch_size)
+        if not math.isfinite(base_lr):
+            raise UserError(f"optimizer.lr: {options.lr} is too much to scale by the batch size: set it to less")
         schedule = config.schedule.cls(config.schedule.options, base_lr, info.total_steps, info.steps_per_epoch)
         callbacks = {name: choice.cls(choice.options) for name, choice in config.callbacks.items()}
         scaler = LossScaler(device, enabled=training.precision == "fp16")
