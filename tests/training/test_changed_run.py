@@ -12,6 +12,7 @@ from PIL import Image
 from run_helpers import contents, done, newest
 
 from sslcli import plugins
+from sslcli.contracts.data import DataInfo, StreamDataset
 from sslcli.contracts.errors import UserError
 from sslcli.data.identity import identify
 from sslcli.datasets.images import Images
@@ -19,6 +20,7 @@ from sslcli.runs.checkpoint import read_checkpoint
 from sslcli.runs.directory import read_metrics
 from sslcli.training.position import Position
 from sslcli.training.provenance import changes
+from sslcli.training.setup import build
 from sslcli.training.train import train
 
 
@@ -202,3 +204,33 @@ def test_the_digest_of_files_knows_names_and_sizes_and_not_their_folder(tmp_path
     with (tmp_path / "a" / "003.png").open("ab") as file:
         file.write(b"\0")
     assert files("a") != files("b")
+
+
+def test_the_digest_of_images_in_memory_knows_their_pixels_and_labels(tiny):
+    dataset = build(tiny()).dataset
+    images = dataset.images()
+    before = identify(dataset, images)
+    assert (before["images"], len(before["classes"])) == (32, 10)
+    changed = images.clone()
+    changed[5, 0, 0, 0] ^= 1
+    assert identify(dataset, changed)["files"] != before["files"]
+    dataset.labels = dataset.labels.roll(1)
+    assert identify(dataset, images)["labels"] != before["labels"]
+
+
+def test_a_shard_of_another_size_is_another_stream():
+    class Sized(StreamDataset):
+        shards, length, info = ("a", "b"), 8, DataInfo("sized", 3, None, (0.5,) * 3, (0.5,) * 3)
+        sizes: tuple[int, ...] = (10, 20)
+
+        def read(self, shard, position):
+            yield from ()
+
+        def shard_size(self, shard):
+            return self.sizes[shard]
+
+    stream = Sized(Sized.Options())
+    before = identify(stream)
+    assert before["images"] == 8
+    stream.sizes = (10, 21)
+    assert identify(stream)["files"] != before["files"]
