@@ -49,27 +49,29 @@ def identify(dataset: Dataset | StreamDataset, images: Tensor | None = None) -> 
 
 
 def _of_images(dataset: Dataset, images: Tensor | None) -> Any:
-    looked_at = fixed_choice(len(dataset), _FILES).tolist()
+    chosen = fixed_choice(len(dataset), _FILES)
     digest = hashlib.sha256(str(len(dataset)).encode())
-    if dataset.path_of(0) is not None:
-        if isinstance(dataset, FileDataset):  # all names, which are in one tensor
-            digest.update(dataset.files.digest())
-        for index in looked_at:
+    if isinstance(dataset, FileDataset):
+        digest.update(dataset.files.digest())  # all names
+        folder = os.fsencode(dataset.folder)
+        for name in dataset.files.encoded(chosen):
+            digest.update(b"%d\n" % _size(os.path.join(folder, name)))
+    elif dataset.path_of(0) is not None:
+        for index in chosen.tolist():
             path = dataset.path_of(index)
             assert path is not None
-            name = "" if isinstance(dataset, FileDataset) else path.name
-            digest.update(os.fsencode(f"{name}\0{_size(path)}\n"))
+            digest.update(os.fsencode(f"{path.name}\0{_size(path)}\n"))
     elif images is not None:
         rows = max(1, _BYTES // max(images[0].nbytes, 1))
-        chosen = images[fixed_choice(len(images), rows).to(images.device)]
+        pixels = images[fixed_choice(len(images), rows).to(images.device)]
         digest.update(f"{tuple(images.shape)}".encode())
-        digest.update(chosen.cpu().contiguous().numpy().data)
+        digest.update(pixels.cpu().contiguous().numpy().data)
     else:
-        digest.update(os.fsencode("\0".join(dataset.name_of(index) for index in looked_at)))
+        digest.update(os.fsencode("\0".join(dataset.name_of(index) for index in chosen.tolist())))
     return digest
 
 
-def _size(path: Path) -> int:
+def _size(path: Path | bytes) -> int:
     try:
         return os.stat(path).st_size
     except OSError:  # whoever reads it will say so
