@@ -14,7 +14,7 @@ from sslcli.contracts.errors import SslError
 #: cuBLAS's, and sizes that are too large for a 64-bit number.
 _SAID = re.compile(
     r"can't allocate memory|not enough memory|out of memory|Cannot allocate memory|ALLOC_FAILED"
-    r"|Storage size calculation overflowed|Invalid buffer size"
+    r"|Storage size calculation overflowed|Invalid buffer size|multiplication overflow|Overflow when unpacking"
 )
 
 

@@ -15,7 +15,7 @@ from .local_views import MultiCropOptions, local_views
 class DINOOptions(MultiCropOptions):
     """Options of multi-crop with DINO's defaults."""
 
-    local_count: int = Field(default=8, ge=0)
+    local_count: int = Field(default=8, ge=0, le=1000)
     """Number of local views; 0: only the two global ones."""
     global_scale: tuple[float, float] = (0.4, 1.0)
     """Minimum and maximum fraction of the image that a global view shows."""

@@ -20,7 +20,7 @@ LOCAL_SHARE = 96 / 224
 class MultiCropOptions(PresetOptions):
     """Options of multi-crop with SwAV's defaults."""
 
-    local_count: int = Field(default=6, ge=0)
+    local_count: int = Field(default=6, ge=0, le=1000)
     """Number of local views; 0: only the two global ones."""
     local_size: int | None = Field(default=None, ge=1)
     """Side of a local view in pixels; null: 96/224 of a global view's side, rounded to a multiple of

@@ -23,7 +23,7 @@ class RandAugmentOptions(PolicyOptions):
 
     p: float = Field(default=0.5, ge=0, le=1)
     """Probability of each of the operations that are drawn for a sample (timm's; the paper applies all of them)."""
-    layers: int = Field(default=2, ge=1)
+    layers: int = Field(default=2, ge=1, le=100)
     """Operations that are drawn for each sample, out of 15."""
     magnitude: float = Field(default=9.0, ge=0, le=MOST)
     """How strong they are, from 0 to 10."""

@@ -41,7 +41,7 @@ class ViTOptions(GradientCheckpointingOptions):
     pixels, 8 up to 128, and 16 above."""
     heads: int | None = Field(default=None, ge=1)
     """Attention heads; null: 3 for tiny, 6 for small, 12 for base (MoCo v3 uses 12 for small)."""
-    depth: int = Field(default=12, ge=1)
+    depth: int = Field(default=12, ge=1, le=1000)
     """Number of blocks."""
     positions: Literal["learned", "sincos"] = "learned"
     """Positional embeddings: parameters, or MoCo v3's fixed sines and cosines."""

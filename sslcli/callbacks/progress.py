@@ -116,9 +116,10 @@ class ProgressBar(Callback):
         parts = self._parts(context, reading, loss if self.logged_loss is None else self.logged_loss, now)
         self.shown, self.logged_loss = now, None
         self.before = (now, reading.images, reading.waited, reading.paused)
-        epoch = _epoch(context, reading.step)
+        epoch, shift = _epoch(context, reading.step), context.progress.shift
         if self.bar is None:
-            log.info("  ".join([f"step {reading.step:,}/{context.last_step:,}", epoch, *parts.values()]))
+            steps = f"step {reading.step + shift:,}/{context.last_step + shift:,}"
+            log.info("  ".join([steps, epoch, *parts.values()]))
         else:
             after = fitting(parts, console.width - len(epoch) - _BAR - 2)
             self.bar.update(self.bar.task_ids[0], before=epoch, after=after)

@@ -113,9 +113,9 @@ class EpochMonitor(Callback):
         self.measured_step = int(state["measured_step"])
 
     def _report(self, context: RunContext) -> None:
-        if not self.ready or not context.is_main or self.measured_step == context.progress.step:
+        if not self.ready or not context.is_main or self.measured_step == context.progress.made:
             return
-        self.measured_step = context.progress.step
+        self.measured_step = context.progress.made
         metrics, text = self.measure(context)
         if metrics:
             context.log(metrics)

@@ -19,7 +19,7 @@ class TensorBoard(Callback):
     start: int = 0
 
     def on_start(self, context: RunContext) -> None:
-        self.start = context.progress.step
+        self.start = context.progress.made
 
     def on_first_step(self, context: RunContext) -> None:
         if context.is_main:

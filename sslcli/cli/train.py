@@ -18,6 +18,7 @@ from .next_steps import devices_again, next_steps, path_word, shell_word
 
 if TYPE_CHECKING:
     from sslcli.config.resolve import RunConfig
+    from sslcli.plugins import PluginFile
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ def train(
     directory = source if source is not None and is_run else default_directory(resolved, name)
     directory = output.expanduser() if output is not None else directory
     if dry_run:
-        _show_plan(resolved, directory, devices or int(os.environ.get("WORLD_SIZE", "1")))
+        processes = devices or int(os.environ.get("WORLD_SIZE", "1"))
+        _show_plan(resolved, directory, processes, resume=resume, plugin_files=plugin_files)
         return 0
     if several:
         from sslcli.runs.layout import CHECKPOINTS, list_checkpoints, step_of
@@ -131,15 +133,19 @@ def arguments(config: Path | None, overrides: list[str], directory: Path, plugin
     return ["train", *([str(config)] if config is not None else []), *overrides, "--output", str(directory), *files]
 
 
-def _show_plan(config: RunConfig, directory: Path, processes: int) -> None:
+def _show_plan(
+    config: RunConfig, directory: Path, processes: int, *, resume: bool, plugin_files: list[PluginFile]
+) -> None:
     from sslcli.config.document import dump_yaml
+    from sslcli.runs.checkpoint import newest_intact, read_checkpoint
+    from sslcli.runs.directory import RunDirectory
     from sslcli.training.estimate import estimate
     from sslcli.training.memory import less_memory
-    from sslcli.training.setup import build, plan
-    from sslcli.training.trial import check_phases
+    from sslcli.training.prepare import prepared
+    from sslcli.training.setup import plan
 
-    session = build(config, compiled=False)
-    check_phases(session)
+    checkpoint = newest_intact(RunDirectory(directory).checkpoints, read_checkpoint) if resume else None
+    session = prepared(config, checkpoint, directory, plugin_files, compiled=False, processes=processes)
     print(dump_yaml({**session.config.plain(), "output": str(directory)}), end="")
     print("# plan")
     for name, value in plan(session).items():

@@ -28,7 +28,7 @@ class Clip(Options):
 class TrainingOptions(Options):
     """Options of the training loop."""
 
-    epochs: int = Field(default=200, ge=1, json_schema_extra=FREE)
+    epochs: int = Field(default=200, ge=1, le=10**9, json_schema_extra=FREE)
     """Number of passes over the data."""
     max_steps: int | None = Field(default=None, ge=1, json_schema_extra=FREE)
     """Save and stop after this many optimizer steps; the run can be resumed, and schedules still span `epochs`."""
@@ -55,7 +55,7 @@ class TrainingOptions(Options):
     """Replay compiled code as CUDA graphs: less work for the CPU, slightly more memory. Needs compile on CUDA."""
     sync_batch_norm: bool = True
     """With several processes, compute batch norm over all of them, so that results match those of one process."""
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(default="auto", json_schema_extra=FREE)
+    workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = Field(default="auto", json_schema_extra=FREE)
     """Worker processes that decode images that don't fit on the device; 0: none; auto: CPU cores minus one."""
     stall_timeout: float | None = Field(default=600.0, gt=0, json_schema_extra=FREE)
     """Seconds after which a worker that does not get on with an image, or one of several processes that does nothing

@@ -249,6 +249,11 @@ class StreamDataset(AnyDataset):
         Whatever it raises ends the run in one line that names the shard; an image that cannot be decoded is replaced.
         """
 
+    def shard_size(self, shard: int) -> int | None:
+        """Returns a shard's size in bytes, where that is known without reading it; else None. A resumed run says that
+        the data changed if it differs."""
+        return None
+
     @classmethod
     def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
         return None

@@ -139,11 +139,21 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the run is: `step` optimizer steps are done (0 before the first), of `total_steps` in all epochs."""
+    """How far the run is: `step` optimizer steps are done (0 before the first), of `total_steps` in all epochs.
+
+    Attributes:
+        shift: `made` − `step`: 0 unless a run was resumed with other batches or images and its epochs changed.
+    """
 
     step: int
     total_steps: int
     steps_per_epoch: int
+    shift: int = 0
+
+    @property
+    def made(self) -> int:
+        """Optimizer steps that were made, as log lines and checkpoints count them."""
+        return self.step + self.shift
 
     @property
     def epoch(self) -> float:
@@ -245,6 +255,11 @@ class Method(nn.Module, ABC):
         positions), and none may change its spec.
         """
         return {}
+
+    @classmethod
+    def minimum_images(cls, options: Any) -> int:
+        """Returns how few images of a micro-batch, over all processes, it can learn from."""
+        return 2 if cls.batch_coupled else 1
 
     def schedules(self) -> dict[str, StepFunction]:
         """Returns functions of the step's index by name; `batch.schedule` has their values at the step as tensors."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 ResumeRule = Literal["fixed", "warn", "free"]
 
@@ -33,6 +33,14 @@ class Options(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*")
+    @classmethod
+    def _fits_64_bits(cls, value: Any) -> Any:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(type(number) is int and not -(2**63) <= number < 2**63 for number in numbers):
+            raise ValueError("should be a number of 64 bits")
+        return value
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:

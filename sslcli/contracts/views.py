@@ -94,9 +94,9 @@ class Operation(ABC):
 class ViewSpec(Options):
     """One kind of view: how many, their size, and their operations in order."""
 
-    count: int = Field(default=1, ge=1)
+    count: int = Field(default=1, ge=1, le=1000)
     """Number of views of this kind."""
-    size: int = Field(ge=1)
+    size: int = Field(ge=1, le=16384)
     """Side of the view in pixels."""
     operations: tuple[SerializeAsAny[OperationSpec], ...]
     """Operations in order; the first is the geometric one."""
@@ -112,12 +112,12 @@ class OperationSpec(Options):
 class PresetOptions(Options):
     """Options that every preset has. What `views` returns is changed by them afterward."""
 
-    count: int | None = Field(default=None, ge=1)
+    count: int | None = Field(default=None, ge=1, le=1000)
     """Number of views, not counting local ones; by default as published. Views of different kinds take turns."""
     strength: float | None = Field(default=None, ge=0)
     """Multiplies the brightness, contrast, saturation and hue of the color jitter, not how often it is applied; by
     default as published (1)."""
-    size: int | None = Field(default=None, ge=1)
+    size: int | None = Field(default=None, ge=1, le=16384)
     """Side of the views in pixels, which `views` gets; local ones are smaller. By default that of the dataset."""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import overload
 
 import torch
+from torch import Tensor
 
 from .decode import EXTENSIONS
 
@@ -98,6 +99,18 @@ class PathList(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    def encoded(self, indices: Tensor) -> Iterator[bytes]:
+        """Yields the strings at int64 (K,) as the file system encodes them, many times as fast as one by one."""
+        characters = self._bytes.numpy()
+        for start, stop in zip(self._ends[indices].tolist(), self._ends[indices + 1].tolist(), strict=True):
+            yield characters[start:stop].tobytes()
+
+    def digest(self) -> bytes:
+        """Returns 32 bytes: a hash of all strings in their order."""
+        digest = hashlib.sha256(self._ends.numpy().data)
+        digest.update(self._bytes.numpy().data)
+        return digest.digest()
 
     @overload
     def __getitem__(self, index: int) -> str: ...

@@ -72,6 +72,10 @@ class BYOL(Method):
             "schedule": {"name": "cosine", "warmup_epochs": 10},
         }
 
+    @classmethod
+    def minimum_images(cls, options: BYOLOptions) -> int:
+        return 1  # batch norm, if there is any, says what it needs
+
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the mean cosines of pairs, and the first view's features. Raises UserError if there are not
         two global views or more, the first ones."""

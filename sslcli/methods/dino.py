@@ -27,7 +27,7 @@ from sslcli.modules.momentum import TargetMomentumOptions
 class DINOHeadOptions(Options):
     """The head: an MLP with GELU, L2 normalization, and a weight-normalized linear layer to the prototypes."""
 
-    layers: int = Field(default=3, ge=1)
+    layers: int = Field(default=3, ge=1, le=100)
     """Linear layers of the MLP."""
     hidden_dim: int = Field(default=2048, ge=1)
     """Width of the MLP's hidden layers."""
@@ -154,6 +154,10 @@ class DINO(Method):
             return options.teacher_temperature
         start, end = options.teacher_temperature_start, options.teacher_temperature
         return start + (end - start) * epoch / max(warmup - 1, 1)
+
+    @classmethod
+    def minimum_images(cls, options: DINOOptions) -> int:
+        return 1  # the center is a mean over many steps
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the teacher's entropy, and the teacher's features of the first view.

@@ -37,13 +37,8 @@ from .vicreg import VICReg, VICRegWeights
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "moco_v2": {"momentum": 0.999},
     "simclr": {
-        "negatives": "batch",
-        "both_views_as_queries": True,
-        "views_together": True,
-        "loss_factor": 0.5,
-        "momentum_encoder": False,
-        "stop_gradient": False,
-        "temperature": 0.5,
+        "negatives": "batch", "both_views_as_queries": True, "views_together": True, "loss_factor": 0.5,
+        "momentum_encoder": False, "stop_gradient": False, "temperature": 0.5,
         "projector": {"norm": "batch", "last_norm": "no_bias", "last_bias": False},
     },
     "byol": {
@@ -64,7 +59,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "unit_sphere": False,
         "projector": {"layers": 3, "hidden_dim": 8192, "output_dim": 8192, "norm": "batch", "last_bias": False},
     },
-}
+}  # fmt: skip
 
 
 #: What makes the norms of a head, for a predictor whose norm is the projector's.
@@ -74,7 +69,7 @@ _NORM = ("norm", "groups", "norm_eps", "norm_momentum")
 class MoCoPredictorOptions(AnyNormHeadOptions):
     """The predictor, after the projector of the queries only; its output has the embeddings' dimension."""
 
-    layers: int = Field(default=0, ge=0)
+    layers: int = Field(default=0, ge=0, le=100)
     """Number of linear layers; 0: no predictor."""
     hidden_dim: int = Field(default=512, ge=1)
     """Width of the hidden layers."""
@@ -91,7 +86,7 @@ class MoCoPredictorOptions(AnyNormHeadOptions):
 class MoCoProjectorOptions(MoCoPredictorOptions):
     """The projector, which the momentum encoder has too: linear–norm–ReLU, then a linear layer."""
 
-    layers: int = Field(default=2, ge=0)
+    layers: int = Field(default=2, ge=0, le=100)
     """Number of linear layers; 0: no projector, the loss compares the backbone's features."""
     norm: NormName = "none"
     """Norm after each hidden layer."""
@@ -229,6 +224,10 @@ class MoCo(Method):
     def defaults(cls, options: MoCoOptions, spec: BackboneSpec) -> DefaultSections:
         backbone = {"zero_init_residual": False}
         return {"optimizer": {**SGD, "lr": 0.5}, "schedule": {"name": "cosine"}, "backbone": backbone}
+
+    @classmethod
+    def minimum_images(cls, options: MoCoOptions) -> int:
+        return 2 if options.negatives == "batch" or options.loss == "vic" else 1
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the monitors of positive and negative pairs, and the first view's features. Raises

@@ -21,7 +21,7 @@ from sslcli.modules.pairs import ViewsTogetherOptions
 class MoCoV3ProjectorOptions(Options):
     """The projector: linear–BN–ReLU, and at the end linear–BN without scale and shift; no biases."""
 
-    layers: int | None = Field(default=None, ge=1)
+    layers: int | None = Field(default=None, ge=1, le=100)
     """Linear layers; null: 3 after a ViT, else 2."""
     hidden_dim: int = Field(default=4096, ge=1)
     """Width of the hidden layers."""

@@ -22,7 +22,7 @@ from .simclr import SimCLR, SimCLROptions
 class SimCLRv2ProjectorOptions(ProjectorOptions):
     """The projector: linear–BN–ReLU twice, then linear–BN without β."""
 
-    layers: int = Field(default=3, ge=1)
+    layers: int = Field(default=3, ge=1, le=100)
     """Number of linear layers."""
 
 

@@ -20,7 +20,7 @@ from sslcli.modules.heads import LastNorm, Norm
 class SimSiamProjectorOptions(Options):
     """The projector: linear–BN–ReLU, then linear–BN without scale and shift."""
 
-    layers: int = Field(default=3, ge=1)
+    layers: int = Field(default=3, ge=1, le=100)
     """Linear layers; the paper uses 3 on ImageNet and 2 on CIFAR-10."""
     hidden_dim: int = Field(default=2048, ge=1)
     """Width of the hidden layers."""
@@ -86,6 +86,10 @@ class SimSiam(Method):
             "optimizer": {"name": "sgd", "lr": 0.05, "weight_decay": 1e-4, "exclude": [], "scale_lr": "batch/256"},
             "schedule": {"name": "cosine"},
         }
+
+    @classmethod
+    def minimum_images(cls, options: SimSiamOptions) -> int:
+        return 1  # batch norm, if there is any, says what it needs
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the mean cosines of pairs, and the first view's features. Raises UserError if there are not

@@ -23,7 +23,7 @@ from sslcli.modules import Prototypes, Queue, build_head, each_view, global_and_
 class SwAVProjectorOptions(Options):
     """The projector: linear–BN–ReLU, then a plain linear layer with bias; L2 normalization follows."""
 
-    layers: int = Field(default=2, ge=1)
+    layers: int = Field(default=2, ge=1, le=100)
     """Linear layers."""
     hidden_dim: int = Field(default=2048, ge=1)
     """Width of the hidden layers."""

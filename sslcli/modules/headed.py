@@ -23,7 +23,7 @@ from .heads import mlp
 class KeptLayersOptions(Options):
     """The hidden layers of a projector that stay with the backbone; a backbone's card holds them as `head`."""
 
-    layers: int = Field(ge=1)
+    layers: int = Field(ge=1, le=100)
     """Linear layers, each with its norm and ReLU."""
     hidden_dim: int = Field(ge=1)
     """Their width: the dimension of the features."""

@@ -23,7 +23,7 @@ LastNorm = Literal["none", "full", "no_bias", "no_affine"]
 class ProjectorOptions(Options):
     """Options of an MLP projector."""
 
-    layers: int = Field(default=2, ge=1)
+    layers: int = Field(default=2, ge=1, le=100)
     """Number of linear layers."""
     hidden_dim: int | None = Field(default=None, ge=1)
     """Width of the hidden layers; null: the backbone's feature dimension."""
@@ -39,7 +39,7 @@ class WideProjectorOptions(Options):
     """The projector of Barlow Twins and VICReg: linear–BN–ReLU, then a plain linear layer; with batch norm no layer has
     a bias."""
 
-    layers: int = Field(default=3, ge=1)
+    layers: int = Field(default=3, ge=1, le=100)
     """Number of linear layers."""
     hidden_dim: int = Field(default=8192, ge=1)
     """Width of the hidden layers."""
@@ -52,7 +52,7 @@ class WideProjectorOptions(Options):
 class AnyNormHeadOptions(Options):
     """A head that takes any norm: linear–norm–ReLU, then a plain linear layer."""
 
-    layers: int = Field(default=2, ge=1)
+    layers: int = Field(default=2, ge=1, le=100)
     """Number of linear layers."""
     hidden_dim: int = Field(default=4096, ge=1)
     """Width of the hidden layers."""

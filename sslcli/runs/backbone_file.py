@@ -17,12 +17,17 @@ from pydantic import ValidationError
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import BackboneCard, Trained
-from sslcli.memory import is_out_of_memory
+from sslcli.memory import is_out_of_memory, readable
 from sslcli.modules.headed import HeadedBackbone, KeptLayersOptions
 from sslcli.plugins import PYTHON, PluginError, choose, load
 from sslcli.storage import writing
 
 from . import files
+from .network_size import state_bytes, without_memory
+
+#: A network has at most so many times the bytes of its file, whose numbers may be shorter, and so many more bytes:
+#: buffers that are not saved.
+_LARGER, _SMALL = 4, 64 * 2**20
 
 
 def save_backbone(
@@ -143,8 +148,10 @@ def build_backbone(path: Path, card: BackboneCard, fill: Callable[[Backbone], ob
         advice = f"; {made_with}" if made_with and not name.startswith(f"{PYTHON}:") else ""
         raise UserError(f"{path}: {error}{advice}") from error
     try:
+        parsed = cls.Options.parse({**cls.Options.legacy, **options})
+        _check_size(path, lambda: cls.build(parsed, card.channels, card.image_size))
         with torch.random.fork_rng(devices=[]):
-            backbone = cls.build(cls.Options.parse({**cls.Options.legacy, **options}), card.channels, card.image_size)
+            backbone = cls.build(parsed, card.channels, card.image_size)
             if card.head is not None:
                 backbone = HeadedBackbone(backbone, KeptLayersOptions.parse(card.head))
         fill(backbone)
@@ -159,3 +166,15 @@ def build_backbone(path: Path, card: BackboneCard, fill: Callable[[Backbone], ob
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: its weights do not fit the installed backbone {name!r} ({reason})") from error
     return backbone.eval()
+
+
+def _check_size(path: Path, build: Callable[[], Backbone]) -> None:
+    """Raises UserError if a card describes a network that the file cannot hold the weights of, before it is built."""
+    try:
+        network = without_memory(build)
+    except RuntimeError:
+        raise UserError("its card describes a network that is too large for any memory") from None
+    held = path.stat().st_size
+    if network is not None and state_bytes(network) > _LARGER * held + _SMALL:
+        size = readable(state_bytes(network))
+        raise UserError(f"its card describes a network of {size}, and the file has {readable(held)}: the card is wrong")

@@ -109,7 +109,15 @@ class RunDirectory:
         steps = [record["step"] for record in read_metrics(self.metrics)]
         return any(step != 0 for step in steps)  # monitors measure the untrained network at step 0
 
-    def create(self, config: Mapping[str, Any], command: list[str], *, resumed: bool, steps: int | None = None) -> None:
+    def create(
+        self,
+        config: Mapping[str, Any],
+        command: list[str],
+        *,
+        resumed: bool,
+        steps: int | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         """Creates the directory, takes the lock if `claim` has not, and writes the files that describe the run.
 
         Args:
@@ -117,6 +125,7 @@ class RunDirectory:
             command: for `environment.json`.
             resumed: whether there is a run to go on with.
             steps: at which one the run ends.
+            about: what else `environment.json` says about this start.
 
         Raises:
             UserError: it cannot be written, or another process is writing this run, or has written one meanwhile.
@@ -133,19 +142,19 @@ class RunDirectory:
                 for kept in self._kept_plugins():
                     kept.unlink()
             write_text(self.config, dump_yaml(config))
-            self._write_environment(command, resumed=resumed, steps=steps)
+            self._write_environment(command, {"steps": steps, **(about or {})}, resumed=resumed)
 
     def _kept_plugins(self) -> list[Path]:
         """The copies that `keep_plugin` has made."""
         return [path for path in (self.path / "plugins").glob("*.py") if _KEPT_PLUGIN.search(path.name)]
 
-    def _write_environment(self, command: list[str], *, resumed: bool, steps: int | None) -> None:
+    def _write_environment(self, command: list[str], about: Mapping[str, Any], *, resumed: bool) -> None:
         """Appends a start to `environment.json`: when, how, and with which versions; `end` is null until it ends."""
         starts: list[Any] = []
         if resumed and self.environment.is_file():
             with suppress(ValueError, KeyError, TypeError):
                 starts = json.loads(self.environment.read_text(encoding="utf-8"))["starts"]
-        here = {"directory": str(Path.cwd()), "executable": sys.executable, "steps": steps, "end": None}
+        here = {"directory": str(Path.cwd()), "executable": sys.executable, **about, "end": None}
         starts.append(describe_environment(command) | here)
         write_text(self.environment, json.dumps({"starts": starts}, indent=2) + "\n")
         self._recorded = True

@@ -42,8 +42,9 @@ class Checks:
             )
         bad = self.meter.bad_step()
         if bad is not None:
+            step = bad + self.session.shift
             raise RunFailed(
-                f"the loss was not finite in step {bad} ({self._rate(bad)}); {self._saved()}: {self._advice()}"
+                f"the loss was not finite in step {step} ({self._rate(step)}); {self._saved()}: {self._advice()}"
             )
 
     def check_state(self, tensors: Mapping[str, Tensor], step: int) -> None:
@@ -51,7 +52,7 @@ class Checks:
 
         Args:
             tensors: of a checkpoint, by name; those of the main process count (waits for the device).
-            step: after which one.
+            step: after which one, of those made.
         """
         bad = distributed.from_main(first_non_finite(tensors))
         if bad is None:
@@ -62,7 +63,9 @@ class Checks:
         raise RunFailed(f"after step {step} {bad} is not finite ({self._rate(step)}); {self._saved()}: {advice}")
 
     def _rate(self, step: int) -> str:
-        return f"lr {self.session.schedule(step - 1):.3g}, {self.session.config.training.precision}"
+        return (
+            f"lr {self.session.schedule(step - self.session.shift - 1):.3g}, {self.session.config.training.precision}"
+        )
 
     def _saved(self) -> str:
         path = self.last_good()

@@ -39,7 +39,7 @@ class Context(RunContext):
             classes = classes or int(dataset.labels.max()) + 1
         self.classes = classes if session.has_labels else None
         self.last_step = session.last_step
-        self.progress = Progress(0, session.info.total_steps, session.info.steps_per_epoch)
+        self.progress = Progress(0, session.info.total_steps, session.info.steps_per_epoch, session.shift)
         self.callbacks: list[Callback] = list(session.callbacks.values())
         self.read: Callable[[], Reading | None] | None = None  # set by the loop
         self._tell = tell or log.info
@@ -65,7 +65,7 @@ class Context(RunContext):
         if not self.is_main:
             return
         at = self.progress if step is None else dataclasses.replace(self.progress, step=step)
-        record = {"step": at.step, "epoch": round(at.epoch, 4), **metrics}
+        record = {"step": at.made, "epoch": round(at.epoch, 4), **metrics}
         self.run_directory.append(record)
         for callback in self.callbacks:
             callback.on_log(self, record)

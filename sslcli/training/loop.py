@@ -31,7 +31,8 @@ from .checks import RunFailed as RunFailed
 from .compilation import batch_of_zeros
 from .context import Context
 from .meter import Arriving, Meter
-from .setup import SEED_STEP, Session
+from .network import SEED_STEP
+from .setup import Session
 from .state import frozen_state
 
 log = logging.getLogger(__name__)
@@ -123,14 +124,16 @@ class Loop:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
     def _set_progress(self, step: int) -> None:
-        self.context.progress = Progress(step, self.session.info.total_steps, self.session.info.steps_per_epoch)
+        info = self.session.info
+        self.context.progress = Progress(step, info.total_steps, info.steps_per_epoch, self.session.shift)
 
     def step(self) -> None:
         """Runs one optimizer step, over all its micro-batches."""
         session, step = self.session, self.context.progress.step
         for number, (begin, views) in enumerate(session.views.later, start=2):
             if step == begin:
-                log.info(f"step {step + 1}: phase {number} of {len(session.views.phases)} begins, views: {views}")
+                phase_of = f"phase {number} of {len(session.views.phases)}"
+                log.info(f"step {self.context.progress.made + 1}: {phase_of} begins, views: {views}")
         self._begin_graphs()
         # The schedule is a function of the step about to be made: the first step gets its first value.
         set_rates(self.optimizer, step, session.schedule, self.weight_decay)

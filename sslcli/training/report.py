@@ -72,8 +72,9 @@ def _device(session: Session) -> str:
 
 
 def _steps(session: Session) -> str:
-    info, last = session.info, session.last_step
-    ends = f"{last:,} of {info.total_steps:,}" if last < info.total_steps else f"{last:,}"
+    info, last = session.info, session.last_step + session.shift
+    total = info.total_steps + session.shift
+    ends = f"{last:,} of {total:,}" if last < total else f"{last:,}"
     epochs = f"{info.epochs} epoch{'s' * (info.epochs > 1)} of {info.steps_per_epoch:,}"
     return f"{ends} ({epochs}), {info.batch_size} images each; views: {shown_views(session.views)}"
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,9 +15,7 @@ import torch
 from torch import Tensor
 
 from sslcli import distributed
-from sslcli.backbones.wrapped import WrappedBackbone
 from sslcli.config.resolve import RunConfig
-from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.callback import Callback
 from sslcli.contracts.data import Dataset, StreamDataset
 from sslcli.contracts.errors import UserError
@@ -35,31 +35,34 @@ from sslcli.memory import out_of_memory
 from sslcli.modules.headed import HeadedBackbone
 from sslcli.modules.sync_norm import synchronize_batch_norm
 from sslcli.optimizers.groups import build_groups, effective_lr
-from sslcli.randomness import seed_for
 from sslcli.runs.arithmetic import allow_tf32, use_deterministic_kernels
 from sslcli.runs.device import memory_format, resolve_device, resolve_precision
-from sslcli.runs.weights import start_from
 from sslcli.version import __version__
 from sslcli.views.normalize import normalize
 from sslcli.views.pipeline import ViewMaker
 
 from .compilation import compile_parts
 from .group import local_rank
+from .network import build_method
+from .position import Position, beginning
 from .scaler import LossScaler
 from .state import frozen_digests
-from .view_phases import first_steps, keyed_phases, largest_view
+from .view_phases import first_steps, largest_view
 
 log = logging.getLogger(__name__)
 
 #: What to try if there is no room for the network or the data.
 SMALLER = "try a smaller backbone, smaller heads of the method, or fewer images (data.limit)"
-#: Separates the streams of random numbers that are drawn from the run's one seed.
-SEED_WEIGHTS, SEED_STEP = 1, 2
 
 
 @dataclass
 class Session:
-    """The objects of a run. `config` has every `auto` resolved; `scaler` does nothing except in fp16."""
+    """The objects of a run. `config` has every `auto` resolved; `scaler` does nothing except in fp16.
+
+    Attributes:
+        position: where this session of the run begins.
+        made_with: what the run is made with besides its config (see `provenance`).
+    """
 
     config: RunConfig
     device: torch.device
@@ -72,11 +75,18 @@ class Session:
     schedule: Schedule
     info: RunInfo
     callbacks: dict[str, Callback]
+    position: Position
+    made_with: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shift(self) -> int:
+        """See `Progress.shift`."""
+        return self.position.made - self.position.step
 
     @property
     def last_step(self) -> int:
-        """Optimizer steps after which the run ends."""
-        return min(self.config.training.max_steps or self.info.total_steps, self.info.total_steps)
+        """The step of the plan after which the run ends."""
+        return min((self.config.training.max_steps or sys.maxsize) - self.shift, self.info.total_steps)
 
     @property
     def image_size(self) -> int:
@@ -86,7 +96,7 @@ class Session:
     @property
     def images(self) -> int:
         """Of an epoch."""
-        return images_per_epoch(self.dataset) if isinstance(self.dataset, StreamDataset) else len(self.dataset)
+        return self.position.images
 
     @property
     def has_labels(self) -> bool:
@@ -126,7 +136,7 @@ class Session:
         return BackboneCard(
             backbone=self.config.backbone.plain(), channels=info.channels, image_size=self.image_size,
             feature_dim=encoder.spec.feature_dim, mean=info.mean, std=info.std, method=self.config.method.name,
-            dataset=info.name, step=progress.step, epoch=progress.epoch, sslcli=__version__,
+            dataset=info.name, step=progress.made, epoch=progress.epoch, sslcli=__version__,
             head=encoder.options.plain() if isinstance(encoder, HeadedBackbone) else None,
         )  # fmt: skip
 
@@ -138,6 +148,7 @@ def build(
     fresh: bool = True,
     compiled: bool = True,
     budget: float | None = None,
+    statistics: tuple[Sequence[float], Sequence[float]] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Session:
     """Opens the data and builds views, backbone, method, optimizer and callbacks.
@@ -147,6 +158,7 @@ def build(
         fresh: the run starts, so that the backbone gets the weights that its options name; False to resume one.
         compiled: compile what `training.compile` says; False to only show the plan.
         budget: bytes of images that may be kept on the device; None: `resident_budget`.
+        statistics: mean and std of a resumed run, in place of the data's own, which change with the images.
         tell: shows messages to the user, as well as the handlers of the logger `sslcli`.
 
     Raises:
@@ -157,6 +169,9 @@ def build(
         config, device = device_resolved(config)
         dataset = config.data.cls.open(config.data.options)
         dataset = dataset if isinstance(dataset, StreamDataset) else limited(dataset)
+        if statistics is not None and len(statistics[0]) == dataset.info.channels:
+            mean, std = map(tuple, statistics)
+            dataset.info = dataclasses.replace(dataset.info, mean=mean, std=std)
         config = _fitting_batch(config, dataset)
         training = config.training
         if config.method.cls.needs_labels and not has_labels(dataset):
@@ -182,7 +197,7 @@ def build(
             epochs=training.epochs, batch_size=training.batch_size, world_size=distributed.world_size(),
             data=dataset.info, view_sizes=tuple(max(views.phases, key=lambda maker: max(maker.sizes)).sizes),
         )  # fmt: skip
-        method = _build_method(config, dataset, info, fresh=fresh).to(device)
+        method = build_method(config, dataset, info, device, fresh=fresh).to(device)
         if training.sync_batch_norm and distributed.is_distributed():
             synchronize_batch_norm(method, device)
         if training.channels_last:
@@ -193,10 +208,16 @@ def build(
         options = config.optimizer.options
         optimizer = config.optimizer.cls.build(build_groups(method, options), options)
         base_lr = effective_lr(options, training.batch_size)
+        if not math.isfinite(base_lr):
+            raise UserError(f"optimizer.lr: {options.lr} is too much to scale by the batch size: set it to less")
         schedule = config.schedule.cls(config.schedule.options, base_lr, info.total_steps, info.steps_per_epoch)
         callbacks = {name: choice.cls(choice.options) for name, choice in config.callbacks.items()}
         scaler = LossScaler(device, enabled=training.precision == "fp16")
-        session = Session(config, device, scaler, dataset, source, views, method, optimizer, schedule, info, callbacks)
+        images = images_per_epoch(dataset) if isinstance(dataset, StreamDataset) else len(dataset)
+        session = Session(
+            config, device, scaler, dataset, source, views, method, optimizer, schedule, info, callbacks,
+            beginning(info, images),
+        )  # fmt: skip
         reading = "all in memory" if session.resident else "read while training"
         log.debug(f"{device}, {training.precision}, training.compile={config.training.compile}; images are {reading}")
         return session
@@ -246,27 +267,6 @@ def _cache_resolved(config: RunConfig, data: Dataset | StreamDataset) -> RunConf
     return dataclasses.replace(config, data=dataclasses.replace(config.data, options=options))
 
 
-def _build_method(config: RunConfig, dataset: Dataset | StreamDataset, info: RunInfo, *, fresh: bool) -> Method:
-    size = largest_view(config)
-    torch.manual_seed(seed_for(config.seed, SEED_WEIGHTS))
-    backbone: Backbone = config.backbone.cls.build(config.backbone.options, dataset.info.channels, size)
-    spec = backbone.spec
-    if isinstance(backbone, WrappedBackbone):
-        backbone.check_classes(len(dataset.info.classes or ()))
-    for key, view in ((key, view) for key, phase in keyed_phases(config) for view in phase.views):
-        if view.size < spec.minimum_size or view.size % spec.size_multiple:
-            multiple = f", in multiples of {spec.size_multiple}" if spec.size_multiple > 1 else ""
-            raise UserError(
-                f"{key}.size: {config.backbone.name!r} cannot take images of {view.size} px; "
-                f"it takes {spec.minimum_size} or more{multiple}"
-            )
-    if fresh:  # before methods copy the backbone
-        start_from(backbone, config.backbone.name, config.backbone.options)
-    method: Method = config.method.cls(backbone, config.method.options, info)
-    method.freeze()
-    return method
-
-
 def plan(session: Session) -> dict[str, Any]:
     """Returns the size of a run, for `--dry-run`."""
     info, training = session.info, session.config.training
@@ -274,7 +274,7 @@ def plan(session: Session) -> dict[str, Any]:
         "images": session.images,
         "epochs": info.epochs,
         "steps_per_epoch": info.steps_per_epoch,
-        "steps": session.last_step,
+        "steps": session.last_step + session.shift,
         "batch_size": training.batch_size,
         "views": shown_views(session.views) if session.views.later else len(session.views),
         "lr": session.schedule.base,

@@ -37,6 +37,7 @@ from .context import Context
 from .loop import Loop
 from .memory import PeakMemory, held_bytes, less_memory
 from .setup import Session, build, plan
+from .trial import check_micro_batch
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ def measure(config: RunConfig, *, steps: int, rounds: int) -> tuple[Session, Mea
         raise UserError("bench: measures a single process; run it without torchrun")
     # Every measured step has the whole batch.
     session = build(dataclasses.replace(config, training=config.training.model_copy(update={"drop_last": True})))
+    check_micro_batch(session)
     if session.views.later:
         log.info("views change in this run: those of its first phase are measured")
         session.views.later = []

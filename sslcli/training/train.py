@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
+from typing import Any
 
 from sslcli import distributed
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.errors import SslError
-from sslcli.data.source import resident_budget
 from sslcli.logs import lines_to
 from sslcli.memory import out_of_memory
 from sslcli.plugin_exits import named_exits
@@ -27,22 +23,20 @@ from sslcli.runs.arithmetic import settings_restored
 from sslcli.runs.backbone_file import save_backbone
 from sslcli.runs.checkpoint import Checkpoint, CheckpointWriter, newest_intact, read_checkpoint
 from sslcli.runs.directory import RunDirectory
-from sslcli.version import __version__
 
 from . import group as process_group
-from . import resume as resuming
 from . import state
 from .context import Context
 from .interrupt import Interrupt
 from .loop import Loop
 from .memory import less_memory
+from .prepare import prepared, together
 from .report import measure_quality, show_end, show_memory, show_start
+from .resume import read as read_resumable
 from .saving import SavePlan
-from .setup import SMALLER, Session, build, device_resolved, plan
-from .trial import check_phases
+from .setup import Session
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,12 +82,13 @@ def train(
         closing(directory),
     ):
         checkpoint = _find_checkpoint(directory, resume=resume)
-        session = _prepared(config, checkpoint, output)
+        session = prepared(config, checkpoint, output, plugin_files)
 
         def begin() -> None:
             if distributed.rank() == 0:
-                resumed, steps = checkpoint is not None, session.last_step
-                directory.create(session.config.plain(), list(command), resumed=resumed, steps=steps)
+                resumed, steps = checkpoint is not None, session.last_step + session.shift
+                about = {**session.made_with, "position": dataclasses.asdict(session.position)}
+                directory.create(session.config.plain(), list(command), resumed=resumed, steps=steps, about=about)
                 log.info(f"run directory: {output}")
                 show_start(session)
                 for file in plugin_files:
@@ -109,30 +104,13 @@ def train(
             return result
 
 
-def together(work: Callable[[], T]) -> T:
-    """Calls `work` on every process; if any has an SslError or too little memory for it, that is raised on all."""
-    problem: SslError | None = None
-    try:
-        with named_exits(), out_of_memory("before the first step", SMALLER):
-            result = work()
-    except SslError as error:
-        problem = error
-    problems = [found for found in distributed.gather_objects(problem) if found is not None]
-    if not problems:
-        return result
-    # Raised on every process: whichever one prints it, the user sees what was wrong.
-    raised = problem or problems[0]
-    raised.shared = True
-    raise raised
-
-
 def _find_checkpoint(directory: RunDirectory, *, resume: bool) -> Checkpoint | None:
     """The first process chooses the checkpoint to resume from, and the others read the same file."""
     main = distributed.rank() == 0
 
     def choose() -> Checkpoint | None:
         found = main and directory.claim(resume=resume)
-        return newest_intact(directory.checkpoints, resuming.read) if found else None
+        return newest_intact(directory.checkpoints, read_resumable) if found else None
 
     chosen = together(choose)
     path = distributed.from_main(None if chosen is None else chosen.path)
@@ -148,64 +126,18 @@ def _find_checkpoint(directory: RunDirectory, *, resume: bool) -> Checkpoint | N
     return together(read)
 
 
-def _prepared(config: RunConfig, checkpoint: Checkpoint | None, output: Path) -> Session:
-    if checkpoint is not None:
-        config = resuming.keep_resolved(config, checkpoint.document["config"])
-    budgets = distributed.gather_objects(together(lambda: _budget(config, checkpoint)))
-    session = together(lambda: _prepare(config, checkpoint, output, min(budgets)))
-    together(lambda: check_phases(session))
-    return session
-
-
-def _budget(config: RunConfig, checkpoint: Checkpoint | None) -> float:
-    """Bytes of images that this process may keep on its device. A resumed run does again what it did, if it can: images
-    are cropped on the device or in workers, which round differently."""
-    _, device = device_resolved(config)
-    if checkpoint is None:
-        return resident_budget(device)
-    resident = checkpoint.document.get("resident")
-    if resident is None:  # a run of a version that looked at the size alone
-        return resident_budget(device, share=1)
-    return resident_budget(device, most=math.inf, share=1) if resident else 0
-
-
-def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path, budget: float) -> Session:
-    if checkpoint is not None:
-        stored = checkpoint.document["config"]
-        for warning in resuming.check(config, stored, str(output)):
-            log.warning(warning)
-        before, now = checkpoint.document["world_size"], distributed.world_size()
-        if before != now:
-            log.warning(
-                f"resuming a run of {before} process(es) on {now} process(es): results will not be bitwise identical"
-            )
-    session = build(config, fresh=checkpoint is None, budget=budget)
-    if checkpoint is not None and checkpoint.document.get("resident") and not session.resident:
-        log.warning("the images were all in memory and do not fit there now: results will not be bitwise identical")
-    log.debug(f"plan: {', '.join(f'{name} {value}' for name, value in plan(session).items())}")
-    if config.training.accumulate > 1 and session.method.batch_coupled:
-        log.info(
-            f"training.accumulate: {config.method.name!r} compares images within a batch, which is now a "
-            f"micro-batch of only {config.training.batch_size // config.training.accumulate}"
-        )
-    if checkpoint is not None:
-        state.restore(checkpoint, session.method, session.optimizer, session.callbacks)
-        session.scaler.load_state_dict(checkpoint.document["scaler"])
-        session.source.restore(checkpoint.document.get("cursor"))
-        log.info(f"resuming {output} from step {checkpoint.step} of {session.last_step}")
-    return session
-
-
 def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | None, began: float) -> TrainResult:
     """Runs the remaining steps, with callbacks, log lines and checkpoints between them."""
     training, checkpoints, per_epoch = session.config.training, session.config.checkpoints, session.info.steps_per_epoch
     context = Context(session, directory)
     saves = SavePlan(checkpoints, per_epoch, by_time=context.is_main)
     needs_less = out_of_memory(lambda: _where(context), lambda: less_memory(session.config))
-    writer = CheckpointWriter(directory.checkpoints, checkpoints.keep, saves.regular)
-    start = 0
+    regular, shift = saves.regular, session.shift
+    is_regular = None if regular is None else lambda made: regular(made - shift)
+    writer = CheckpointWriter(directory.checkpoints, checkpoints.keep, is_regular)
+    start = session.position.step
     if checkpoint is not None:
-        start = writer.last_step = checkpoint.step
+        writer.last_step = checkpoint.step
     with named_exits(), needs_less, closing(writer):
         loop = Loop(session, context, start)
         loop.checks.last_good = writer.last_good
@@ -255,8 +187,9 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
     if context.is_main and not signal:
         show_end(directory, context.progress.step - start, time.perf_counter() - began, rate)
     if stopped is not None:
-        log.info(f"ended at step {context.progress.step} of {session.last_step}: {stopped}")
-    return TrainResult(directory.path, context.progress.step, session.info.total_steps, signal or None, stopped)
+        log.info(f"ended at step {context.progress.made} of {session.last_step + shift}: {stopped}")
+    made, total = context.progress.made, session.info.total_steps + shift
+    return TrainResult(directory.path, made, total, signal or None, stopped)
 
 
 def _first_reason(own: str | None) -> str:
@@ -267,7 +200,7 @@ def _first_reason(own: str | None) -> str:
 def _where(context: Context) -> str:
     """The last step that ended, and of which process: those of a group need not run out of memory together."""
     process = f" on process {distributed.rank()}" if distributed.is_distributed() else ""
-    return f"{f'after step {context.progress.step}' if context.progress.step else 'in the first step'}{process}"
+    return f"{f'after step {context.progress.made}' if context.progress.made else 'in the first step'}{process}"
 
 
 def _save(loop: Loop, writer: CheckpointWriter) -> None:
@@ -276,26 +209,26 @@ def _save(loop: Loop, writer: CheckpointWriter) -> None:
     session, progress, is_main = loop.session, loop.context.progress, loop.context.is_main
     cursor = session.source.cursor()  # of all processes
     tensors, numbers = state.collect(session.method, session.optimizer, session.callbacks) if is_main else ({}, {})
-    loop.checks.check_state(tensors, progress.step)
-    if progress.step == writer.last_step or not is_main:
+    loop.checks.check_state(tensors, progress.made)
+    if progress.made == writer.last_step or not is_main:
         return
     encoder = session.method.encoder()
     document: dict[str, Any] = {
-        "step": progress.step,
+        "step": progress.made,
+        "position": dataclasses.asdict(session.position.at(progress.step)),
         "config": session.config.plain(),
         "numbers": numbers,
         "scaler": session.scaler.state_dict(),
         "encoder": next(f"{state.METHOD}{k}." for k, module in session.method.named_modules() if module is encoder),
         "card": dataclasses.asdict(session.card(progress)),
-        "plugins": state.plugins_used(session.config),
         "world_size": distributed.world_size(),
         "resident": session.resident,
         "cursor": cursor,
         "frozen": session.frozen,
-        "versions": {"sslcli": __version__, "torch": torch.__version__},
+        **session.made_with,
     }
     try:
         writer.join()  # one snapshot at a time: torch keeps their pinned memory
-        writer.save(progress.step, files.snapshot(tensors), document)
+        writer.save(progress.made, files.snapshot(tensors), document)
     except ValueError as error:
         raise SslError(f"method {session.config.method.name!r} cannot be saved: {error}") from error

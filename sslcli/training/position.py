@@ -1,0 +1,117 @@
+"""How far a run is, in images as well as in steps, so that it goes on at the right point of another plan.
+
+A resumed run may have other batches or other data, so that an epoch has another number of steps. Schedules, epochs and
+the order of images are functions of the *plan's* step; checkpoints and log lines count the steps that were made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sslcli.config.schema import TrainingOptions
+from sslcli.contracts.errors import UserError
+from sslcli.contracts.method import RunInfo
+from sslcli.data.plan import Plan
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run is in its plan.
+
+    Attributes:
+        step: of the plan: optimizer steps from the start, if every one had been made with this plan.
+        made: optimizer steps that were made.
+        seen: images that they had, over all processes.
+        epochs: of the run.
+        images: of an epoch.
+        batch_size: images of a step.
+        steps_per_epoch: of the plan.
+    """
+
+    step: int
+    made: int
+    seen: int
+    epochs: int
+    images: int
+    batch_size: int
+    steps_per_epoch: int
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self.steps_per_epoch
+
+    @property
+    def last(self) -> int:
+        """The number of steps that will have been made at the end."""
+        return self.epochs * self.steps_per_epoch + self.made - self.step
+
+    def at(self, step: int) -> Position:
+        """Returns the position at another step of the same plan."""
+        seen = self.seen + self._images_before(step) - self._images_before(self.step)
+        values = asdict(self) | {"step": step, "made": self.made + step - self.step, "seen": seen}
+        return Position(**values)
+
+    def _images_before(self, step: int) -> int:
+        epochs, steps = divmod(step, self.steps_per_epoch)
+        return epochs * min(self.steps_per_epoch * self.batch_size, self.images) + steps * self.batch_size
+
+    def moved(self, now: Position) -> Position:
+        """Returns the position in another plan: after as many epochs, and the same share of the current one.
+
+        With other batches that is the same number of images, rounded down to whole batches.
+        """
+        same = ("images", "batch_size", "steps_per_epoch")
+        step = self.step
+        if any(getattr(self, name) != getattr(now, name) for name in same):
+            epochs, steps = divmod(self.step, self.steps_per_epoch)
+            images = min(steps * self.batch_size, self.images) * now.images // self.images
+            step = epochs * now.steps_per_epoch + min(images // now.batch_size, now.steps_per_epoch)
+        return Position(**asdict(now) | {"step": step, "made": self.made, "seen": self.seen})
+
+
+def beginning(info: RunInfo, images: int) -> Position:
+    """Returns the position of a run that has not begun, with so many images in an epoch."""
+    return Position(0, 0, 0, info.epochs, images, info.batch_size, info.steps_per_epoch)
+
+
+def stored_position(document: dict[str, Any], images: int) -> Position:
+    """Returns the position that a checkpoint has; one of a version that did not store it is taken to be of a run with
+    so many images."""
+    if "position" in document:
+        return Position(**document["position"])
+    training, step = document["config"]["training"], document["step"]
+    plan = Plan(
+        "data", max(images, training["batch_size"]), training["batch_size"], training.get("accumulate", 1),
+        world_size=document["world_size"], drop_last=training.get("drop_last", True),
+    )  # fmt: skip
+    found = Position(0, 0, 0, training["epochs"], images, plan.batch_size, plan.steps_per_epoch)
+    return found.at(step)
+
+
+def check_length(before: Position, training: TrainingOptions) -> None:
+    """Raises UserError if the run is to be shorter than it is already."""
+    if before.epoch > training.epochs:
+        raise UserError(
+            f"training.epochs: {training.epochs}, and {before.epoch:.4g} of the run's {before.epochs} epochs are done "
+            f"already: set it to {-(-before.step // before.steps_per_epoch)} or more, or start a new run with another "
+            "--output"
+        )
+    if training.max_steps is not None and training.max_steps < before.made:
+        raise UserError(
+            f"training.max_steps: {training.max_steps}, and {before.made} steps of the run are made already: set it "
+            "to more (null: all epochs), or start a new run with another --output"
+        )
+
+
+def length_lines(before: Position, now: Position) -> list[str]:
+    """Returns what another plan means to a resumed run, in a line; none if nothing differs."""
+    if (now.steps_per_epoch, now.epochs, now.step) == (before.steps_per_epoch, before.epochs, before.step):
+        return []
+    parts = []
+    if now.epochs != before.epochs:
+        parts.append(f"{now.epochs} epochs instead of {before.epochs}")
+    if now.steps_per_epoch != before.steps_per_epoch:
+        parts.append(f"an epoch is {now.steps_per_epoch:,} steps instead of {before.steps_per_epoch:,}")
+    parts.append(f"the run goes on at epoch {now.epoch:.4g}, to step {now.last:,} instead of {before.last:,}")
+    return [f"{', '.join(parts)}; schedules follow the epochs"]

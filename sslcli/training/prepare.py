@@ -1,0 +1,137 @@
+"""What a run needs, from scratch or as a checkpoint has it: built and checked before anything is written."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from sslcli import distributed
+from sslcli.config.resolve import RunConfig
+from sslcli.contracts.errors import SslError
+from sslcli.data.source import resident_budget
+from sslcli.memory import out_of_memory
+from sslcli.plugin_exits import named_exits
+from sslcli.plugins import PluginFile
+from sslcli.runs.checkpoint import Checkpoint
+
+from . import resume as resuming
+from . import state
+from .position import check_length, length_lines, stored_position
+from .provenance import changes, provenance
+from .setup import SMALLER, Session, build, device_resolved, plan
+from .trial import check_micro_batch, check_phases
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def together(work: Callable[[], T]) -> T:
+    """Calls `work` on every process; if any has an SslError or too little memory for it, that is raised on all."""
+    problem: SslError | None = None
+    try:
+        with named_exits(), out_of_memory("before the first step", SMALLER):
+            result = work()
+    except SslError as error:
+        problem = error
+    problems = [found for found in distributed.gather_objects(problem) if found is not None]
+    if not problems:
+        return result
+    # Raised on every process: whichever one prints it, the user sees what was wrong.
+    raised = problem or problems[0]
+    raised.shared = True
+    raise raised
+
+
+def prepared(
+    config: RunConfig,
+    checkpoint: Checkpoint | None,
+    output: Path,
+    plugin_files: Sequence[PluginFile] = (),
+    *,
+    compiled: bool = True,
+    processes: int | None = None,
+) -> Session:
+    """Builds what a run needs, as it is in a checkpoint if there is one, and writes nothing.
+
+    Args:
+        config: the whole configuration.
+        checkpoint: to resume from; None: the run begins.
+        output: the run directory, for messages.
+        plugin_files: that were given.
+        compiled: see `build`.
+        processes: that will train it; None: those that there are.
+
+    Raises:
+        UserError: the input or a plugin is wrong, or the run cannot be resumed so.
+    """
+    if checkpoint is not None:
+        config = resuming.keep_resolved(config, checkpoint.document["config"])
+    budgets = distributed.gather_objects(together(lambda: _budget(config, checkpoint)))
+    session = together(lambda: _prepare(config, checkpoint, output, min(budgets), plugin_files, compiled))
+    together(lambda: check_micro_batch(session, processes))
+    together(lambda: check_phases(session))
+    return session
+
+
+def _budget(config: RunConfig, checkpoint: Checkpoint | None) -> float:
+    """Bytes of images that this process may keep on its device. A resumed run does again what it did, if it can: images
+    are cropped on the device or in workers, which round differently."""
+    _, device = device_resolved(config)
+    if checkpoint is None:
+        return resident_budget(device)
+    resident = checkpoint.document.get("resident")
+    if resident is None:  # a run of a version that looked at the size alone
+        return resident_budget(device, share=1)
+    return resident_budget(device, most=math.inf, share=1) if resident else 0
+
+
+def _prepare(
+    config: RunConfig,
+    checkpoint: Checkpoint | None,
+    output: Path,
+    budget: float,
+    plugin_files: Sequence[PluginFile],
+    compiled: bool,
+) -> Session:
+    if checkpoint is not None:
+        stored = checkpoint.document["config"]
+        for warning in resuming.check(config, stored, str(output)):
+            log.warning(warning)
+        before, now = checkpoint.document["world_size"], distributed.world_size()
+        if before != now:
+            log.warning(
+                f"resuming a run of {before} process(es) on {now} process(es): results will not be bitwise identical"
+            )
+    card = None if checkpoint is None else checkpoint.document.get("card")
+    statistics = (card["mean"], card["std"]) if card is not None else None
+    session = build(config, fresh=checkpoint is None, compiled=compiled, budget=budget, statistics=statistics)
+    session.made_with = provenance(session, plugin_files)
+    if checkpoint is not None:
+        _go_on(session, checkpoint)
+    if checkpoint is not None and checkpoint.document.get("resident") and not session.resident:
+        log.warning("the images were all in memory and do not fit there now: results will not be bitwise identical")
+    log.debug(f"plan: {', '.join(f'{name} {value}' for name, value in plan(session).items())}")
+    if config.training.accumulate > 1 and session.method.batch_coupled:
+        log.info(
+            f"training.accumulate: {config.method.name!r} compares images within a batch, which is now a "
+            f"micro-batch of only {config.training.batch_size // config.training.accumulate}"
+        )
+    if checkpoint is not None:
+        state.restore(checkpoint, session.method, session.optimizer, session.callbacks)
+        session.scaler.load_state_dict(checkpoint.document["scaler"])
+        session.source.restore(checkpoint.document.get("cursor"))
+        log.info(f"resuming {output} from step {checkpoint.step} of {session.last_step + session.shift}")
+    return session
+
+
+def _go_on(session: Session, checkpoint: Checkpoint) -> None:
+    """Puts a session where a run is in its plan, and says what has changed since; UserError if it makes no sense."""
+    before = stored_position(checkpoint.document, session.images)
+    check_length(before, session.config.training)
+    now = session.position = before.moved(session.position)
+    for line in [*changes(checkpoint.document, session.made_with), *length_lines(before, now)]:
+        log.warning(line)
