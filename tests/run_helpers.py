@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -40,6 +43,18 @@ def assert_same_end(first: Path, second: Path) -> None:
         assert a.document[key] == b.document[key]
     assert a.tensors.keys() == b.tensors.keys()
     assert [name for name, tensor in a.tensors.items() if not torch.equal(tensor, b.tensors[name])] == []
+
+
+@contextmanager
+def full_disk(most: int = 0) -> Iterator[None]:
+    """Lets the system refuse whatever makes a file larger than so many bytes, whichever library writes it: what fits is
+    written, as on a disk that fills. Folders and empty files can be made."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

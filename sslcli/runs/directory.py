@@ -19,7 +19,7 @@ from sslcli.config.document import dump_yaml
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.plugins import PluginFile
-from sslcli.storage import write_text, writing
+from sslcli.storage import Appending, atomic_path, write_text, writing
 
 from . import layout
 from .environment import describe_environment
@@ -39,7 +39,7 @@ class RunDirectory:
         self.backbone = path / layout.BACKBONE
         self.environment = path / layout.ENVIRONMENT
         self.evaluations = path / layout.EVALUATIONS
-        self._log: TextIO | None = None
+        self._log: Appending | None = None
         self._lock: TextIO | None = None
 
     def is_run(self) -> bool:
@@ -61,7 +61,7 @@ class RunDirectory:
                 )
             if list_checkpoints(self.checkpoints):
                 return True
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and not self._is_untouched():
             raise UserError(f"{self.path}: is not empty and contains no run; choose another --output")
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir():
@@ -69,6 +69,12 @@ class RunDirectory:
         if not os.access(parent, os.W_OK | os.X_OK):
             raise UserError(f"{self.path}: cannot be written ({parent} is not writable); choose another --output")
         return False
+
+    def _is_untouched(self) -> bool:
+        """Returns whether the directory has nothing but what a start leaves that could not write its config: on a full
+        disk, for example."""
+        empty = not (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
+        return empty and {each.name for each in self.path.iterdir()} <= {layout.LOCK, layout.CHECKPOINTS}
 
     def _has_results(self) -> bool:
         """Returns whether a run has left anything; a start that failed before that does not block the next one."""
@@ -87,7 +93,7 @@ class RunDirectory:
         Raises:
             UserError: it cannot be written, or another process is writing this run.
         """
-        with writing(self.path, "; choose another --output"):
+        with writing(self.path, "" if resumed else "; choose another --output"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             if not resumed:  # left by a start that failed
@@ -154,23 +160,30 @@ class RunDirectory:
             write_text(self.environment, json.dumps(content, indent=2) + "\n")
 
     def open_log(self, *, from_step: int) -> None:
-        """Opens `metrics.jsonl` without the lines of steps after `from_step`, which will be written again."""
+        """Opens `metrics.jsonl` without the lines of steps after `from_step`, which will be written again.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         kept = [record for record in read_metrics(self.metrics) if record["step"] <= from_step] if from_step else []
-        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
-        self._log = self.metrics.open("a", encoding="utf-8")
+        with writing(self.metrics):
+            write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        self._log = Appending(self.metrics, "training goes on")
 
     def keep_plugin(self, file: PluginFile) -> None:
-        """Copies a `--plugin` file into the run."""
+        """Copies a `--plugin` file into the run; UserError if it cannot be written."""
         kept = self.path / "plugins" / f"{file.path.stem}-{file.sha256[:8]}.py"
-        kept.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file.path, kept)
+        with writing(kept):
+            kept.parent.mkdir(exist_ok=True)
+            with atomic_path(kept) as temporary:
+                shutil.copyfile(file.path, temporary)
         log.debug(f"copied {file.path} to {kept}")
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds a line to `metrics.jsonl`; the system has it on return, though perhaps not yet the disk."""
+        """Adds a line to `metrics.jsonl`; the system has it on return, though perhaps not yet the disk.
+        Where there is no room the line waits in memory."""
         assert self._log is not None, "call open_log first"
-        self._log.write(json.dumps(record) + "\n")
-        self._log.flush()
+        self._log.write(json.dumps(record).encode() + b"\n")
 
     def close(self) -> None:
         for file in (self._log, self._lock):
