@@ -26,8 +26,14 @@ class Lines(logging.Handler):
         self._show = show
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        text = shown(record.getMessage())
         self._show(f"warning: {text}" if record.levelno >= logging.WARNING else text)
+
+
+def shown(text: object) -> str:
+    """Returns a text, with any name in it, as one line that is safe on a terminal: what cannot be printed (control
+    characters, line breaks, marks that turn the writing direction, bytes that are no UTF-8) is escaped."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(text))
 
 
 def duration(seconds: float) -> str:

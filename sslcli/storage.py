@@ -1,21 +1,42 @@
-"""Files that are written atomically and survive a power failure."""
+"""Files that are written atomically and survive a power failure, or grow by whole records whatever the disk does."""
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import functools
 import hashlib
+import logging
 import os
 import platform
 import re
 import secrets
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sslcli.contracts.errors import UserError
+
+log = logging.getLogger(__name__)
+
+#: What only room helps against.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+#: Records of a growing file that wait in memory for room, at most.
+_WAITING = 100_000
+
+
+def unwritable(error: OSError, *, again: str = "") -> str:
+    """Returns why a file cannot be written, in the system's words, and what to do: make room, where there is none.
+
+    Args:
+        error: what the system said.
+        again: what to do otherwise, or after that: `choose another --output`.
+    """
+    steps = ["make room there"] * (error.errno in _FULL) + [again] * bool(again)
+    return f"cannot be written ({error.strerror or error})" + (f"; {' or '.join(steps)}" if steps else "")
 
 
 @contextmanager
@@ -24,7 +45,7 @@ def writing(path: Path, advice: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}){advice}") from error
+        raise UserError(f"{path}: {unwritable(error, again=advice.removeprefix('; '))}") from error
 
 
 #: Of this process, being written.
@@ -36,6 +57,7 @@ def atomic_path(path: Path, *, apart: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on leaving without an exception it is synced and renamed to `path`.
 
     Its name says which process of which machine it belongs to; what dead ones left in the folder is removed.
+    An OSError that names no file, as that of a full disk, or only the temporary one, names `path`.
 
     Args:
         path: the file.
@@ -58,8 +80,13 @@ def atomic_path(path: Path, *, apart: bool = False) -> Iterator[Path]:
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
+    except OSError as error:
+        if error.filename in (None, os.fspath(made), os.fspath(temporary)):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
     finally:
-        _remove(made)
+        with suppress(OSError):  # on a disk that has become read-only it stays, and the first error matters
+            _remove(made)
         _mine.discard(made)
 
 
@@ -151,3 +178,65 @@ def check_output(path: Path) -> None:
         raise UserError(f"{path}: the directory {path.parent} does not exist")
     with writing(path, "; choose another --output"):
         tempfile.TemporaryFile(dir=path.parent).close()
+
+
+class Appending:
+    """A file that grows by whole records. What cannot be written waits in memory and is written when it can be again.
+
+    A full disk is reported once, and does not end the program. Half a record that it left is cut off before the next.
+
+    Args:
+        path: the file; records are added to what it holds.
+        loss: what to do without it, for the warning: `training goes on`.
+    """
+
+    def __init__(self, path: Path, loss: str) -> None:
+        self.path, self.loss = path, loss
+        self._handle: int | None = None
+        self._size = 0  # of whole records
+        self._waiting: deque[bytes] = deque(maxlen=_WAITING)
+        self._problem: OSError | None = None
+
+    def write(self, record: bytes) -> None:
+        """Adds a record; the system has it on return, though perhaps not yet the disk, or else it waits."""
+        self._waiting.append(record)
+        try:
+            self._write_all()
+        except OSError as error:
+            if self._problem is None:
+                log.warning(f"{self.path}: {unwritable(error)}; {self.loss}, and what is missing is added later")
+            self._problem = error
+            return
+        if self._problem is not None:
+            log.info(f"{self.path}: is written again; nothing is missing")
+        self._problem = None
+
+    def _write_all(self) -> None:
+        if self._handle is None:
+            self.path.parent.mkdir(exist_ok=True)
+            self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+            self._size = os.fstat(self._handle).st_size
+        while self._waiting:
+            record, done = self._waiting[0], 0
+            if os.fstat(self._handle).st_size != self._size:
+                os.ftruncate(self._handle, self._size)
+            while done < len(record):
+                done += os.pwrite(self._handle, record[done:], self._size + done)
+            self._size += done
+            self._waiting.popleft()
+
+    def close(self) -> None:
+        """Tries once more to write what waits, and tells what is lost."""
+        if self._waiting:
+            with suppress(OSError):
+                self._write_all()
+        if self._waiting:
+            log.warning(f"{self.path}: {len(self._waiting):,} of its records could not be written and are lost")
+            self._waiting.clear()
+        if self._handle is not None:
+            with suppress(OSError):
+                if os.fstat(self._handle).st_size != self._size:
+                    os.ftruncate(self._handle, self._size)
+            with suppress(OSError):  # what a network's disk tells only now
+                os.close(self._handle)
+        self._handle = None

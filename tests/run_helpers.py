@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import platform
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,18 @@ def poison(path: Path, name: str, value: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "first_non_finite", lambda tensors: None)
         files.write(path, tensors, document, document.get("plain"))
+
+
+@contextmanager
+def full_disk(most: int = 0) -> Iterator[None]:
+    """Lets the system refuse whatever makes a file larger than so many bytes, whichever library writes it: what fits is
+    written, as on a disk that fills. Folders and empty files can be made."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

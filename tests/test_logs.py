@@ -11,7 +11,7 @@ import yaml
 from conftest import TINY
 from run_helpers import done
 
-from sslcli.logs import lines_to, logger, on_console
+from sslcli.logs import lines_to, logger, on_console, shown
 
 log = logging.getLogger("sslcli.anything")
 
@@ -59,3 +59,12 @@ def test_quiet_and_verbose_show_less_and_more(tmp_path, monkeypatch):
     shown = done(*words, "c", "-v")[1]
     for line in ("run directory: c\n", "wrote c/checkpoints/step-000000001.safetensors in ", "cpu, fp32", "set up in "):
         assert line in shown
+
+
+def test_what_a_terminal_would_obey_is_escaped() -> None:
+    assert shown("runs/ä b") == "runs/ä b"
+    assert shown("a\x1b[2J\n\u202eb\udcff") == "a\\x1b[2J\\n\\u202eb\\udcff"
+    lines: list[str] = []
+    with lines_to(lines.append):
+        log.warning("[bold]100%% \x1b[31m%s", "d\nssl: forged")
+    assert lines == ["warning: [bold]100% \\x1b[31md\\nssl: forged"]

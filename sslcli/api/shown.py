@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sslcli.contracts.errors import UserError
+from sslcli.logs import shown as printable
 
 #: Values of log lines, each in a panel of its own where it is logged, and the panel's title.
 PANELS = {"loss": "loss", "lr": "learning rate", "knn_top1": "kNN top-1 (%)"}
@@ -45,7 +46,7 @@ def plot_log(lines: Sequence[Mapping[str, Any]], title: str) -> Any:
     if not panels:
         raise UserError(f"{title}: nothing is logged yet")
     figure = Figure(figsize=(3.6 * len(panels), 3), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(printable(title), fontsize=10, parse_math=False)
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         factor = 100 if name.startswith("knn") else 1
         points = [(line["step"], factor * line[name]) for line in lines if name in line]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import os
+import socket
+import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 from sslcli.contracts.callback import Callback, Outcome, RunContext
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from sslcli.storage import Appending
 
 
 class TensorBoard(Callback):
     """Writes the log lines for TensorBoard.
     `tensorboard --logdir RUN/tensorboard` shows them."""
 
-    writer: SummaryWriter | None = None
+    file: Appending | None = None
     start: int = 0
 
     def on_start(self, context: RunContext) -> None:
@@ -23,24 +25,39 @@ class TensorBoard(Callback):
 
     def on_first_step(self, context: RunContext) -> None:
         if context.is_main:
-            self._opened(context)
+            self._open(context)
 
-    def _opened(self, context: RunContext) -> SummaryWriter:
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import: not before the first step
+    def _open(self, context: RunContext) -> None:
+        if self.file is not None:
+            return
+        now = time.time()
+        name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
+        # Not torch's writer: its thread ends at the first error of the disk, with a traceback, and half a record.
+        self.file = Appending(context.directory / "tensorboard" / name, "training goes on")
+        self._write(wall_time=now, file_version="brain.Event:2")
+        if self.start:  # TensorBoard hides events of a run from the step on at which it was resumed
+            self._write(wall_time=now, step=self.start + 1, session_log={"status": "START"})
 
-            # With `purge_step` TensorBoard hides events after the step from which a resumed run continues.
-            purge = self.start + 1 if self.start else None
-            self.writer = SummaryWriter(str(context.directory / "tensorboard"), purge_step=purge)
-        return self.writer
+    def _write(self, **content: Any) -> None:
+        # Takes a moment to import: not before the first step.
+        from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+
+        record = io.BytesIO()
+        RecordWriter(record).write(Event(**content).SerializeToString())
+        assert self.file is not None, "_open makes it"
+        self.file.write(record.getvalue())
 
     def on_log(self, context: RunContext, record: Mapping[str, float | int]) -> None:
-        writer = self._opened(context)
-        for name, value in record.items():
-            if name != "step":
-                writer.add_scalar(name, value, int(record["step"]))
+        self._open(context)
+        values = [
+            {"tag": name.encode(errors="backslashreplace"), "simple_value": value}
+            for name, value in record.items()
+            if name != "step"
+        ]
+        self._write(wall_time=time.time(), step=int(record["step"]), summary={"value": values})
 
     def on_end(self, context: RunContext, outcome: Outcome) -> None:
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
+        if self.file is not None:
+            self.file.close()
+            self.file = None

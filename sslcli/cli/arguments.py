@@ -6,7 +6,6 @@ import difflib
 import inspect
 import os
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, get_args
@@ -15,6 +14,7 @@ import typer
 from typer.models import OptionInfo
 
 from sslcli.contracts.errors import ConfigError, UserError
+from sslcli.shell import shell_word
 
 from . import completion
 
@@ -100,11 +100,11 @@ def without_options(command: Callable[..., int], words: list[str]) -> list[str]:
         if not equals and left and not left[0].startswith("--") and not is_override(left[0]):
             value = left.pop(0)
         if name == "config":
-            problems.append(f"{option}: no such option; write {shlex.quote(value) if value else 'CONFIG'} without it")
+            problems.append(f"{option}: no such option; write {shell_word(value) if value else 'CONFIG'} without it")
             continue
         near = [] if name in options else difflib.get_close_matches(name, own, n=1, cutoff=0.75)
         if name.partition(".")[0] in SECTIONS:
-            problems.append(f"{option}: no such option; write {name}={shlex.quote(value) if value else 'VALUE'}")
+            problems.append(f"{option}: no such option; write {name}={shell_word(value) if value else 'VALUE'}")
         elif near or not option.startswith("--"):
             advice = f"did you mean --{near[0].replace('_', '-')}?" if near else "see --help"
             problems.append(f"{option}: no such option; {advice}")

@@ -23,6 +23,8 @@ from . import catalog
 Words = list[tuple[str, str]]
 #: Values that a shell takes as they are.
 _PLAIN = re.compile(r"[\w./+,\[\]-]+")
+#: What a shell obeys within a word.
+_OBEYED = frozenset("$`;&|<>()'\"\\!")
 
 
 def plugins(group: str, *more: str) -> Callable[[str], Words]:
@@ -236,7 +238,9 @@ def _joined(words: list[str]) -> list[str]:
 
 
 def _paths(incomplete: str, wanted: Callable[[Path], bool]) -> Words:
-    """Folders, and the files that are wanted; of the only folder also what is in it, so that no space is added."""
+    """Folders, and the files that are wanted; of the only folder also what is in it, so that no space is added.
+
+    Without names of which a shell would run a part: bash puts them into the command as they are."""
     start = incomplete.rpartition("/")[0] + "/" if "/" in incomplete else ""
     folder, beginning = Path(start or ".").expanduser(), incomplete[len(start) :]
     try:
@@ -244,6 +248,7 @@ def _paths(incomplete: str, wanted: Callable[[Path], bool]) -> Words:
     except OSError:
         return []
     entries = [each for each in entries if each.name.startswith(beginning) and (beginning or each.name[0] != ".")]
+    entries = [each for each in entries if each.name.isprintable() and not _OBEYED & {*each.name}]
     found = [start + each.name + "/" * each.is_dir() for each in entries if each.is_dir() or wanted(each)]
     if len(found) == 1 and found[0].endswith("/") and found[0] != incomplete:
         return [(found[0], ""), *_paths(found[0], wanted)]

@@ -87,7 +87,7 @@ def evaluate(
         Console().print(tables.rich_table(rows))
     else:
         print("\n".join(tables.plain_table(rows)))
-    return 0
+    return 0 if output is None or output.exists() else 1
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

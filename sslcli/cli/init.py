@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sslcli.contracts.errors import UserError
+from sslcli.shell import path_word, shell_word
 
 from . import completion
 from .arguments import Overrides, PluginFiles, without_options
@@ -70,8 +71,9 @@ def init(
     document, reasons = chosen(method, found)
     apply_overrides(document, words)
     resolve(document)  # so that what is printed is valid
-    asked = ["ssl", "init", method, "--data", data, *words]
-    print(as_text(document, reasons, [f"Written by `{shlex.join(asked)}`.", f"Found: {found.line()}."]), end="")
+    images = path_word(Path(data)) if Path(data).exists() else shell_word(data)
+    asked = ["ssl", "init", method, "--data", images, *map(shell_word, words)]
+    print(as_text(document, reasons, [f"Written by `{' '.join(asked)}`.", f"Found: {found.line()}."]), end="")
     return 0
 
 
@@ -117,7 +119,7 @@ def as_text(document: Document, reasons: Mapping[tuple[str, ...], str], title: l
     """Returns a config as YAML, with comments: a title, and why each value is chosen, unless it was asked for."""
     from sslcli.config.document import dump_value
 
-    lines = [line for each in title for line in _comment(each, "")]
+    lines = [f"# {each}" for each in title]  # one has a command, which is pasted as a line
     lines += _comment("What is not here has its default: --dry-run prints every value. Train: ssl train FILE.yaml", "")
     for section, values in document.data.items():
         lines += ["", *_comment(reasons.get((section,), ""), "")]

@@ -87,8 +87,14 @@ def list_plugins(
             found = found[group]
             lines = [*describe.table(found), f"options of one: ssl list {group} NAME"]
             lines += ["one that is on by default is turned off by null: callbacks.knn=null"] * (group == "callbacks")
-    print(json.dumps(found, indent=2) if as_json else "\n".join(lines))
+    print(json.dumps(found, indent=2) if as_json else _readable(lines))
     return 1 if check and not all(row["ok"] for row in found) else 0
+
+
+def _readable(lines: list[str]) -> str:
+    from sslcli.logs import shown  # what plugins of others are called and say
+
+    return "\n".join(shown(line) for each in lines for line in each.split("\n"))
 
 
 def _list_configs(as_json: bool) -> int:

@@ -19,6 +19,7 @@ from sslcli.version import __version__
 
 from . import bench, evaluate, export, init, listing, runs, train
 from .arguments import KEEP_UNKNOWN
+from .console import flush_results, report
 
 VERBOSITY = {
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")],
@@ -52,21 +53,19 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
             level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
             with out_of_memory("", ADVICE), on_console(level), named_exits():
                 code = command(*args, **kwargs)
-                sys.stdout.flush()  # so that a full disk is an error here
+                flush_results()
         except SslError as error:
             # One process of a machine shows what all have; of memory perhaps only another one had too little.
             if os.environ.get("LOCAL_RANK", "0") == "0" or not error.shared:
-                for line in str(error).splitlines():
-                    print(f"ssl: {line}", file=sys.stderr)
+                report(error)
             code = error.exit_code
         except KeyboardInterrupt:
             print("ssl: interrupted", file=sys.stderr)
             code = 130
         except BrokenPipeError:
             raise  # `ssl list | head`: handled by the framework
-        except OSError as error:  # a full disk, a deleted folder: the system's own message is clear
-            where = f"{error.filename}: " if error.filename else ""
-            print(f"ssl: {where}{error.strerror or error}", file=sys.stderr)
+        except OSError as error:
+            report(error)
             code = 1
         raise typer.Exit(code)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-#: What a format of `printf` in single quotes has for these.
-_FORMAT = {"\\": "\\\\", "%": "%%", "'": "\\047"}
+from sslcli.shell import path_word, shell_word
 
 
 def next_steps(
@@ -44,26 +42,3 @@ def devices_again() -> list[str]:
     processes = os.environ.get("WORLD_SIZE", "1")
     alone = processes == "1" or "TORCHELASTIC_RUN_ID" in os.environ  # torchrun's words are not known
     return [] if alone else ["--devices", processes]
-
-
-def path_word(path: Path) -> str:
-    """Returns a path as a word for a shell that no program takes for an option or a home directory."""
-    text = os.fspath(path)
-    if text.endswith("\n"):  # which a shell takes from the end of what a command printed
-        text += "/"
-    if text.startswith(("-", "~")):  # `./` would be lost where a program makes a `Path` of it
-        text = f"{Path.cwd()}/{text}"
-    return shell_word(text)
-
-
-def shell_word(text: str) -> str:
-    """Returns a text as one word for any POSIX shell, on one line and in printable characters: others are escaped."""
-    if all(each.isprintable() for each in text):
-        return shlex.quote(text)
-    shown = "".join(_FORMAT.get(each) or _octal(each) for each in text)
-    return f"\"$(printf '{shown}')\""
-
-
-def _octal(character: str) -> str:
-    """A character in the format of `printf`, byte by byte if it is not printable."""
-    return character if character.isprintable() else "".join(f"\\{byte:03o}" for byte in os.fsencode(character))

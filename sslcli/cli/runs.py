@@ -35,7 +35,7 @@ def list_runs(
 
     where = (folder or RUNS).expanduser()
     if folder is not None and not where.is_dir():
-        raise UserError(f"{overview.shown(folder)}: no such folder")
+        raise UserError(f"{folder}: no such folder")
     found = [overview.summarize(run) for run in overview.find_runs(where)]
     found.sort(key=lambda each: each.time or 0.0)
     if as_json:
@@ -43,7 +43,7 @@ def list_runs(
     elif found:
         print("\n".join(_table(found)))
     else:
-        log.info(f"no runs in {overview.shown(where.absolute())}; `ssl train` starts one")
+        log.info(f"no runs in {where.absolute()}; `ssl train` starts one")
     return 0
 
 
@@ -53,7 +53,7 @@ def _plain(run: RunSummary) -> dict[str, Any]:
 
 
 def _table(runs: list[RunSummary]) -> list[str]:
-    from sslcli.runs.overview import shown
+    from sslcli.logs import shown
 
     rows = [["run", "method", "data", "step", "kNN", "written", "state"]]
     for run in runs:

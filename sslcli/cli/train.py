@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sslcli.contracts.errors import UserError
+from sslcli.shell import path_word, plain_path, shell_word
 
 from . import completion
 from .arguments import Overrides, PluginFiles, config_and_overrides
-from .next_steps import devices_again, next_steps, path_word, shell_word
+from .next_steps import devices_again, next_steps
 
 if TYPE_CHECKING:
     from sslcli.config.resolve import RunConfig
@@ -129,14 +130,16 @@ def train(
 
 def arguments(config: Path | None, overrides: list[str], directory: Path, plugin: list[Path] | None) -> list[str]:
     """Returns the arguments of `ssl` that train this run again."""
-    files = [word for path in plugin or [] for word in ("--plugin", str(path))]
-    return ["train", *([str(config)] if config is not None else []), *overrides, "--output", str(directory), *files]
+    files = [word for path in plugin or [] for word in ("--plugin", plain_path(path))]
+    source = [plain_path(config)] if config is not None else []
+    return ["train", *source, *overrides, "--output", plain_path(directory), *files]
 
 
 def _show_plan(
     config: RunConfig, directory: Path, processes: int, *, resume: bool, plugin_files: list[PluginFile]
 ) -> None:
     from sslcli.config.document import dump_yaml
+    from sslcli.logs import shown
     from sslcli.runs.checkpoint import newest_intact, read_checkpoint
     from sslcli.runs.directory import RunDirectory
     from sslcli.training.estimate import estimate
@@ -149,7 +152,7 @@ def _show_plan(
     print(dump_yaml({**session.config.plain(), "output": str(directory)}), end="")
     print("# plan")
     for name, value in plan(session).items():
-        print(f"# {name.replace('_', ' ')}: {_readable(name, value)}")
+        print(f"# {name.replace('_', ' ')}: {shown(_readable(name, value))}")
     memory = estimate(session, processes)
     print(f"# memory{' of each process' if processes > 1 else ''}: {memory.line()}", flush=True)
     if memory.fits is False:

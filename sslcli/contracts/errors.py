@@ -10,6 +10,11 @@ class SslError(Exception):
     shared: bool = True
     """Whether all processes of a group have this error, so that one of them shows it."""
 
+    @property
+    def lines(self) -> list[str]:
+        """What a user sees; a line break in one of them is part of a name."""
+        return [str(self)]
+
 
 class UserError(SslError):
     """Invalid usage or input; exit code 2. The message says where the problem is and what to do."""
@@ -23,6 +28,10 @@ class ConfigError(UserError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__(problems)
         self.problems = problems
+
+    @property
+    def lines(self) -> list[str]:
+        return self.problems
 
     def __str__(self) -> str:
         return "\n".join(self.problems)

@@ -131,7 +131,8 @@ class EvaluationResult:
 def html_table(title: str, rows: Mapping[str, str]) -> str:
     """Returns a table with a title and a row for each name, for notebooks; any text is escaped."""
     body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
-    return f"<table><caption>{escape(title)}</caption>{body}</table>"
+    table = f"<table><caption>{escape(title)}</caption>{body}</table>"
+    return table.encode(errors="backslashreplace").decode()  # of names that are no UTF-8
 
 
 @dataclass(frozen=True)

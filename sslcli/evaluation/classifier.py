@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from sslcli.runs import files
 from sslcli.runs.backbone_file import backbone_plugin, build_backbone, describe, read_card
 from sslcli.runs.directory import RunDirectory
 from sslcli.runs.layout import EVALUATIONS, RUNS, list_checkpoints
-from sslcli.runs.overview import newest_first, shown
+from sslcli.runs.overview import newest_first
 from sslcli.runs.trained import load_trained
+from sslcli.shell import path_word
 from sslcli.storage import writing
 
 from .feature import FeatureBackbone
@@ -140,9 +140,9 @@ def newest_classifier() -> Path:
     for run in newest_first(RUNS):
         found = kept_in(run)
         if found:
-            log.info(f"using {shown(found[0])}, of the newest run that has a classifier")
+            log.info(f"using {found[0]}, of the newest run that has a classifier")
             return run
-    where = shown(RUNS.absolute())
+    where = RUNS.absolute()
     raise UserError(
         f"nothing to export: no run in {where} has a classifier; {ADVICE}, and `ssl export classifier RUN` names one"
     )
@@ -187,7 +187,7 @@ def _entry(result: Path) -> dict[str, str]:
         method = content.get("method") if isinstance(content, dict) else None
         trains = method in ("linear", "finetune", "logistic")
         again = "it was not kept; evaluate again, with `ssl eval {} --method {}`"
-        run = shlex.quote(str(result.parent.parent)) if result.parent.name == EVALUATIONS else "RUN"
+        run = path_word(result.parent.parent) if result.parent.name == EVALUATIONS else "RUN"
         raise UserError(f"{result}: has no classifier; {again.format(run, method) if trains else ADVICE}")
     return entry
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from sslcli.logs import shown
 from sslcli.storage import atomic_path
 
 #: Up to this many classes each cell shows its number, and each class its name.
@@ -42,15 +44,14 @@ def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequen
     figure = Figure(figsize=(side + 2.6, side + 1.9), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
-    axes.set_title(title, fontsize=11)
+    axes.set_title(shown(title), fontsize=11, parse_math=False)  # a dollar sign is one
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     step = -(-count // NAMED)
     ticks = list(range(0, count, step))
-    shown = (classes[tick] for tick in ticks)  # class names of ImageNet are sentences
-    names = [name if len(name) <= _LONGEST else name[: _LONGEST - 1].rstrip(", ") + "…" for name in shown]
+    names = _short([shown(classes[tick]) for tick in ticks])
     size = 9 if count <= NUMBERED else 7 if count <= 40 else 5.5
-    axes.set_xticks(ticks, names, rotation=90 if count > NUMBERED else 45, fontsize=size)
+    axes.set_xticks(ticks, names, rotation=90 if count > NUMBERED else 45, fontsize=size, parse_math=False)
     if count <= NUMBERED:
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
@@ -59,10 +60,17 @@ def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequen
                 text = "·" if value == 0 else "<1" if value < 0.5 else f"{value:.0f}"
                 color = "white" if value > 55 else "#999999" if value == 0 else "black"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
-    axes.set_yticks(ticks, names, fontsize=size)
+    axes.set_yticks(ticks, names, fontsize=size, parse_math=False)
     axes.tick_params(length=0)
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.set_label("percent of the true class")
     bar.outline.set_visible(False)
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of characters that the font does not have
         figure.savefig(temporary, format="png")
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Cuts names that are too long (ImageNet's are sentences); those that are then the same get their number."""
+    short = [name if len(name) <= _LONGEST else name[: _LONGEST - 1].rstrip(", ") + "…" for name in names]
+    return [f"{name} ({index})" if short.count(name) > 1 else name for index, name in enumerate(short)]

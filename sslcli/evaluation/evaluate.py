@@ -59,7 +59,7 @@ def evaluate_all(
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
         seed: the first seed for whatever the evaluation draws.
         seeds: how many.
-        output: a JSON file to write all results to; must not exist.
+        output: a JSON file to write all results to; must not exist. If it cannot be written there is a warning.
 
     Returns:
         a row for each target and evaluator.
@@ -207,7 +207,11 @@ def _write(rows: list[Row], output: Path | None, classes: Sequence[str]) -> None
     if any(has_picture(row) for row in rows) and not can_draw():
         log.info("confusion matrix not plotted: matplotlib is not installed (pip install 'sslcli[plots]')")
     if output is not None:
-        write_output(output, rows)
+        try:
+            write_output(output, rows)
+        except UserError as error:  # hours may have gone into the numbers: they are shown all the same
+            log.warning(str(error))
+            return
         log.info(f"wrote {output}")
         if len(rows) == 1:
             draw(rows[0], output.with_suffix(".png"), classes)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult
 from sslcli.runs.directory import RunDirectory
-from sslcli.storage import write_text, writing
+from sslcli.storage import unwritable, write_text, writing
 
 from .classifier import save_classifier
 from .confusion import can_draw, write_confusion
@@ -68,27 +69,36 @@ def write_result(run: Path, row: Row, classes: Sequence[str]) -> Path:
     path = folder / f"{name}.json"
     with writing(path):
         folder.mkdir(exist_ok=True)
-        if path.exists():
-            number = 1
-            while (earlier := folder / f"{name}.{number}.json").exists():
-                number += 1
-            _rename(path, earlier)
-        keep_classifier(row, path.with_suffix(KEPT))
-        write_text(path, json.dumps(row.full(), indent=2) + "\n")
+        with _set_aside(path):
+            keep_classifier(row, path.with_suffix(KEPT))
+            write_text(path, json.dumps(row.full(), indent=2) + "\n")
     log.info(f"wrote {path}")
     draw(row, path.with_suffix(".png"), classes)
     return path
 
 
-def _rename(path: Path, earlier: Path) -> None:
-    path.rename(earlier)
-    for suffix in (".png", KEPT):
-        if path.with_suffix(suffix).exists():
-            path.with_suffix(suffix).rename(earlier.with_suffix(suffix))
-    name = json.dumps(path.with_suffix(KEPT).name)
-    text = earlier.read_text(encoding="utf-8")
-    if f'"file": {name}' in text:  # the result names its classifier
+@contextmanager
+def _set_aside(path: Path) -> Iterator[None]:
+    """Keeps an earlier result, with its plot and classifier, under the next number. If the block fails, nothing
+    changes; no room is needed for that."""
+    number = 1
+    while (earlier := path.with_name(f"{path.stem}.{number}.json")).exists():
+        number += 1
+    moved = [suffix for suffix in (".png", KEPT) if path.exists() and path.with_suffix(suffix).exists()]
+    if path.exists():  # it stays where it is until the new one replaces it
+        text, name = path.read_text(encoding="utf-8"), json.dumps(path.with_suffix(KEPT).name)
+        # The result names its classifier.
         write_text(earlier, text.replace(f'"file": {name}', f'"file": {json.dumps(earlier.with_suffix(KEPT).name)}'))
+    try:
+        for suffix in moved:
+            path.with_suffix(suffix).rename(earlier.with_suffix(suffix))
+        yield
+    except OSError:
+        path.with_suffix(KEPT).unlink(missing_ok=True)
+        for suffix in moved:
+            earlier.with_suffix(suffix).rename(path.with_suffix(suffix))
+        earlier.unlink(missing_ok=True)
+        raise
 
 
 def beside(output: Path) -> Path:
@@ -132,8 +142,7 @@ def has_picture(row: Row) -> bool:
 def draw(row: Row, path: Path, classes: Sequence[str]) -> None:
     """Plots the confusion matrix as a PNG file, if the result has one and matplotlib is installed.
 
-    Raises:
-        UserError: it cannot be written.
+    One that cannot be written is reported: the numbers, which are worth more, are there.
     """
     if not (has_picture(row) and can_draw()):
         return
@@ -143,6 +152,9 @@ def draw(row: Row, path: Path, classes: Sequence[str]) -> None:
     if top1 is not None:
         title += f", top-1 {top1:.1%}" + (f" (seed {seeds[0]['seed']})" if seeds else "")
     names = classes if len(classes) == len(matrix) else [str(index) for index in range(len(matrix))]
-    with writing(path):
+    try:
         write_confusion(path, matrix, names, title)
-    log.info(f"wrote {path}")
+    except OSError as error:
+        log.warning(f"{path}: {unwritable(error)}")
+    else:
+        log.info(f"wrote {path}")

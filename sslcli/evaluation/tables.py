@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sslcli.contracts.evaluation import EvaluationResult
 from sslcli.contracts.export import Trained
+from sslcli.logs import shown
 
 #: What only files hold.
 _LONG = ("details", "classifier")
@@ -66,13 +67,14 @@ def cells(rows: Sequence[Row]) -> tuple[list[list[str]], int]:
     names = list(dict.fromkeys(name for row in rows for name in row.result.metrics))
     texts = 2 if len({row.method for row in rows}) > 1 else 1
     body = [[*(row.target, row.method)[:texts], *(row.result.text(name) for name in names)] for row in rows]
-    return [[*("target", "method")[:texts], *names], *body], texts
+    table = [[*("target", "method")[:texts], *names], *body]
+    return [[shown(cell) for cell in line] for line in table], texts
 
 
 def lines(result: EvaluationResult) -> list[str]:
     """Returns a line for each metric of a single result."""
-    width = max(len(name) for name in result.metrics)
-    return [f"{name:<{width}}  {result.text(name)}" for name in result.metrics]
+    width = max(len(shown(name)) for name in result.metrics)
+    return [f"{shown(name):<{width}}  {result.text(name)}" for name in result.metrics]
 
 
 def plain_table(rows: Sequence[Row]) -> list[str]:

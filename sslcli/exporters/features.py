@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
@@ -103,7 +104,7 @@ class FeaturesExporter(Exporter):
             index = self._stream(trained, dataset, file)
             shape = [len(index), trained.card.feature_dim]
             content["features"] = {"dtype": "F32", "shape": shape, "data_offsets": [0, file.tell() - start]}
-            names = ("\0".join(block).encode() + b"\0" for block in _names(dataset, index))
+            names = (os.fsencode("\0".join(block)) + b"\0" for block in _names(dataset, index))
             content["names"] = _append(file, start, "U8", names)
             content["index"] = _append(file, start, "I64", [index.numpy().tobytes()])
             if dataset.labels is not None:
@@ -111,10 +112,11 @@ class FeaturesExporter(Exporter):
             file.seek(0)
             file.write((start - 8).to_bytes(8, "little") + json.dumps(content).encode().ljust(start - 8))
         lines = [
+            "import os",
             "from safetensors.torch import load_file",
             f"file = load_file({str(path.absolute())!r})",
             f"features = file['features']  # float32 {tuple(shape)}",
-            "names = file['names'].numpy().tobytes().decode().rstrip('\\0').split('\\0')",
+            "names = os.fsdecode(file['names'].numpy().tobytes()).rstrip('\\0').split('\\0')",
         ]
         if dataset.labels is not None:
             lines.append("labels = file['labels']")

@@ -31,9 +31,11 @@ class TorchExporter(NetworkExporter):
         if path.suffix != self.suffix:
             raise UserError(f"{path}: torch.export.load needs a name that ends in {self.suffix}")
         program = trace(network, trained.card)
-        with temporary.open("wb") as file:
-            torch.export.save(program, file, extra_files=about)
-        # From a buffer, because of the temporary file's suffix.
+        # By way of memory: torch's own writer aborts the process when the disk is full.
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer, extra_files=about)
+        temporary.write_bytes(buffer.getbuffer())
+        # What is on the disk; from a buffer, because of the temporary file's suffix.
         loaded: Callable[[Tensor], Any] = torch.export.load(io.BytesIO(temporary.read_bytes())).module()
         return loaded
 

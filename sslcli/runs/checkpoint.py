@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from sslcli.contracts.errors import SslError
+from sslcli.storage import unwritable
 from sslcli.version import __version__
 
 from . import files
@@ -114,13 +115,13 @@ class CheckpointWriter:
     """Writes checkpoints in a thread, one at a time; keeps the newest `keep` regular ones and the newest of all, and
     never fewer than two. Only intact ones count; one of a newer version stays.
 
+    One that cannot be written, because the disk is full for example, is told at once and does not end a run: the next
+    one may find room, and only `check` at the end raises. What was there is intact.
+
     Args:
         directory: where they are.
         keep: how many.
         is_regular: returns whether a checkpoint of a step is; None: all are.
-
-    Raises:
-        SslError: from `save` or `join`, if an earlier write failed, because the disk is full for example.
     """
 
     def __init__(self, directory: Path, keep: int, is_regular: Callable[[int], bool] | None = None) -> None:
@@ -129,20 +130,27 @@ class CheckpointWriter:
         self.is_regular = is_regular
         self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self.pending: Future[None] | None = None
-        self.last_step = -1
+        self.last_step = self.good_step = -1
+        self.problem: str | None = None  # with the last one
         self._known: dict[tuple[Path, int, int], bool | None] = {}  # what `_quality` has found
 
     def save(self, step: int, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
         """Writes tensors that nobody else changes (see `files.snapshot`); waits for the previous write."""
         self.join()
-        self.last_step = step
+        self.last_step, self.good_step = step, self.last_step
         self.pending = self.executor.submit(self._write, step, tensors, {**document, "format_version": FORMAT_VERSION})
 
     def _write(self, step: int, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
         path, began = checkpoint_path(self.directory, step), time.perf_counter()
         if path.exists() and self._quality(path) is None:
             raise SslError(f"{path}: was written by a newer version and is not overwritten; move it away")
-        files.write(path, tensors, document)
+        try:
+            files.write(path, tensors, document)
+        except OSError as error:
+            self.problem, self.last_step = f"{path}: {unwritable(error)}", self.good_step
+            log.warning(f"{self.problem}; training goes on, {self._saved()}")
+            return
+        self.problem = None
         self._known[_identity(path)] = True
         log.debug(f"wrote {path} in {time.perf_counter() - began:.2f} s")
         # Later ones are what a resumed run has passed over: damaged, and overwritten when it gets there.
@@ -152,8 +160,8 @@ class CheckpointWriter:
         kept = {*regular, *good[: 1 if len({*regular, *good[:1]}) > 1 else 2]}
         for old in there:
             if old not in kept and self._quality(old) is not None:
-                with suppress(OSError):  # what cannot be removed, such as a folder, does not end a run
-                    old.unlink()
+                with suppress(OSError):  # what cannot be removed does not end a run; the next save tries again
+                    old.unlink(missing_ok=True)
 
     def _quality(self, path: Path) -> bool | None:
         """Whether a checkpoint is intact, None if a newer version wrote it; read again only if the file has changed."""
@@ -171,15 +179,21 @@ class CheckpointWriter:
             return False
         return self._known[file]
 
+    def _saved(self) -> str:
+        newest = next(iter(list_checkpoints(self.directory)), None)
+        return "nothing is saved yet" if newest is None else f"step {step_of(newest)} is saved"
+
     def join(self) -> None:
-        """Waits until the last checkpoint is on the disk."""
+        """Waits until the last checkpoint is on the disk, or could not be written."""
         if self.pending is not None:
             pending, self.pending = self.pending, None
-            try:
-                pending.result()
-            except OSError as error:
-                path = checkpoint_path(self.directory, self.last_step)
-                raise SslError(f"{path}: cannot be written: {error.strerror or error}") from error
+            pending.result()
+
+    def check(self) -> None:
+        """Waits for the last checkpoint; SslError if it could not be written."""
+        self.join()
+        if self.problem is not None:
+            raise SslError(f"{self.problem}; {self._saved()}: resume with --resume")
 
     def last_good(self) -> Path | None:
         """Returns the newest checkpoint that is on the disk, written here or resumed from; raises like `join`."""

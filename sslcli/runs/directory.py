@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from sslcli.config.document import dump_yaml
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.plugins import PluginFile
-from sslcli.storage import is_temporary, remove_dead, write_text, writing
+from sslcli.storage import Appending, atomic_path, is_temporary, remove_dead, write_text, writing
 
 from . import layout
 from .environment import describe_environment
@@ -41,7 +41,7 @@ class RunDirectory:
         self.backbone = path / layout.BACKBONE
         self.environment = path / layout.ENVIRONMENT
         self.evaluations = path / layout.EVALUATIONS
-        self._log: TextIO | None = None
+        self._log: Appending | None = None
         self._lock: RunLock | None = None
         self._recorded = False  # whether the last start in `environment.json` is this one
 
@@ -130,7 +130,7 @@ class RunDirectory:
         Raises:
             UserError: it cannot be written, or another process is writing this run, or has written one meanwhile.
         """
-        with writing(self.path, "; choose another --output"):
+        with writing(self.path, "" if resumed else "; choose another --output"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._lock = RunLock(self.path / layout.LOCK)
@@ -193,23 +193,30 @@ class RunDirectory:
             write_text(self.environment, json.dumps(content, indent=2) + "\n")
 
     def open_log(self, *, from_step: int) -> None:
-        """Opens `metrics.jsonl` without the lines of steps after `from_step`, which will be written again."""
+        """Opens `metrics.jsonl` without the lines of steps after `from_step`, which will be written again.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         kept = [record for record in read_metrics(self.metrics) if record["step"] <= from_step] if from_step else []
-        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
-        self._log = self.metrics.open("a", encoding="utf-8")
+        with writing(self.metrics):
+            write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        self._log = Appending(self.metrics, "training goes on")
 
     def keep_plugin(self, file: PluginFile) -> None:
-        """Copies a `--plugin` file into the run."""
+        """Copies a `--plugin` file into the run; UserError if it cannot be written."""
         kept = self.path / "plugins" / f"{file.path.stem}-{file.sha256[:8]}.py"
-        kept.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file.path, kept)
+        with writing(kept):
+            kept.parent.mkdir(exist_ok=True)
+            with atomic_path(kept) as temporary:
+                shutil.copyfile(file.path, temporary)
         log.debug(f"copied {file.path} to {kept}")
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds a line to `metrics.jsonl`; the system has it on return, though perhaps not yet the disk."""
+        """Adds a line to `metrics.jsonl`; the system has it on return, though perhaps not yet the disk.
+        Where there is no room the line waits in memory."""
         assert self._log is not None, "call open_log first"
-        self._log.write(json.dumps(record) + "\n")
-        self._log.flush()
+        self._log.write(json.dumps(record).encode() + b"\n")
 
     def close(self) -> None:
         for held in (self._log, self._lock):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,7 @@ def write(
 
     Raises:
         SslError: a tensor is not finite; nothing is written.
+        OSError: it cannot be written; what `path` was before is intact.
     """
     bad = first_non_finite(tensors)
     if bad is not None:
@@ -91,7 +93,13 @@ def write(
     whole = {**document, _PLAIN: dict(plain)} if plain else document
     metadata = header({**whole, _TENSORS: {name: _digest(tensor) for name, tensor in sorted(tensors.items())}})
     with atomic_path(path, apart=True) as temporary:  # safetensors makes a temporary file of its own
-        save_file(tensors, temporary, metadata=metadata)
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            found = re.search(r"\(os error (\d+)\)", str(error))  # the system's, which it has in its text alone
+            if found is None:
+                raise
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
 def header(document: dict[str, Any]) -> dict[str, str]:
@@ -176,12 +184,25 @@ def _opened(path: Path) -> Iterator[Any]:
     except OSError as error:
         raise DamagedFile(f"{path}: cannot be read ({error.strerror or error})") from error
     try:
-        with safe_open(path, framework="pt") as file:
+        with _utf8_name(path) as name, safe_open(name, framework="pt") as file:
             yield file
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedFile(f"{path}: is damaged or not a safetensors file: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _utf8_name(path: Path) -> Iterator[str]:
+    """Another name of a file whose own is no UTF-8, which safetensors cannot open."""
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield name
 
 
 def _document(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:

@@ -124,11 +124,6 @@ def is_running(run: Path) -> bool:
     return False
 
 
-def shown(text: object) -> str:
-    """Returns a name as one line that is safe on a terminal: what cannot be printed is escaped."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(text))
-
-
 def _state(
     run: Path, start: dict[str, Any], logged: int | None, saved: int, steps: int | None
 ) -> tuple[str, str | None]:

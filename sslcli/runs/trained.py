@@ -9,13 +9,14 @@ from typing import Any
 
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import BackboneCard, Trained
+from sslcli.shell import path_word
 
 from . import files
 from .backbone_file import build_backbone, load_backbone_file, read_card
 from .checkpoint import newest_intact, read_checkpoint, read_header
 from .directory import RunDirectory
 from .layout import RUNS, list_checkpoints
-from .overview import newest_first, shown
+from .overview import newest_first
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ def load_trained(target: Path) -> Trained:
     if run.is_run():
         trained = newest_intact(run.checkpoints, lambda path: _from_checkpoint(path, target), UserError)
         if trained is None:
-            raise UserError(f"{target}: has no checkpoint yet; train it first, with `ssl train {target} --resume`")
+            command = f"ssl train {path_word(target)} --resume"
+            raise UserError(f"{target}: has no checkpoint yet; train it first, with `{command}`")
         return trained
     if target.is_dir():
         raise UserError(f"{target}: is not a run directory (it has no config.yaml)")
@@ -81,14 +83,14 @@ def newest_run(wanted: str, command: str) -> Path:
         try:
             found = _loadable(run)
         except (files.DamagedFile, OSError) as error:
-            log.warning(f"skipped: {shown(error)}")
+            log.warning(f"skipped: {error}")
             continue
         if found is not None:
-            newer = f" with a checkpoint (newer, without: {', '.join(map(shown, without))})" if without else ""
-            log.info(f"using {shown(found)}, {'' if found == run else 'of '}the newest run{newer}")
+            newer = f" with a checkpoint (newer, without: {', '.join(map(str, without))})" if without else ""
+            log.info(f"using {found}, {'' if found == run else 'of '}the newest run{newer}")
             return found
         without.append(run)
-    where = shown(RUNS.absolute())
+    where = RUNS.absolute()
     found_none = f"none of the {len(runs)} runs in {where} has one" if runs else f"there is no run in {where}"
     raise UserError(f"nothing to {wanted}: give a run with a checkpoint, or a file (`{command}`); {found_none}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options, ResumeRule
 from sslcli.data.files import FileOptions
 from sslcli.runs.checkpoint import Checkpoint, NewerVersion, read_checkpoint
+from sslcli.shell import path_word
 
 _MODELS: dict[str, type[Options]] = {"training": schema.TrainingOptions, "checkpoints": schema.CheckpointOptions}
 
@@ -117,8 +117,8 @@ def check(config: RunConfig, stored: dict[str, Any], run: str) -> list[str]:
     if fixed:
         raise UserError(
             f"{run}: cannot be resumed with another config ({'; '.join(fixed)}); "
-            f"undo the change (`ssl train {shlex.quote(run)} --resume` has the run's own config), or start a new run "
-            "with another --output"
+            f"undo the change (`ssl train {path_word(Path(run))} --resume` has the run's own config), or start a new "
+            "run with another --output"
         )
     return [f"resuming with {line}" for rule, line in found if rule == "warn"]
 

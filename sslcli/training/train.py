@@ -13,7 +13,7 @@ from typing import Any
 
 from sslcli import distributed
 from sslcli.config.resolve import RunConfig
-from sslcli.contracts.errors import SslError
+from sslcli.contracts.errors import SslError, UserError
 from sslcli.logs import lines_to
 from sslcli.memory import out_of_memory
 from sslcli.plugin_exits import named_exits
@@ -23,6 +23,7 @@ from sslcli.runs.arithmetic import settings_restored
 from sslcli.runs.backbone_file import save_backbone
 from sslcli.runs.checkpoint import Checkpoint, CheckpointWriter, newest_intact, read_checkpoint
 from sslcli.runs.directory import RunDirectory
+from sslcli.storage import unwritable
 
 from . import group as process_group
 from . import state
@@ -177,10 +178,10 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
             images *= session.info.world_size
             rate = images / (time.perf_counter() - first_step - paused)
             _save(loop, writer)
-            writer.join()
+            writer.check()
             stopped = context.stop_reason if not signal else None
             if context.is_main and (context.progress.step == session.last_step or stopped is not None):
-                save_backbone(directory.backbone, session.method.encoder(), session.card(context.progress))
+                _save_backbone(directory, session, context)
                 if images:
                     measure_quality(context, images)
             outcome.append("interrupted" if signal else "done")
@@ -201,6 +202,17 @@ def _where(context: Context) -> str:
     """The last step that ended, and of which process: those of a group need not run out of memory together."""
     process = f" on process {distributed.rank()}" if distributed.is_distributed() else ""
     return f"{f'after step {context.progress.made}' if context.progress.made else 'in the first step'}{process}"
+
+
+def _save_backbone(directory: RunDirectory, session: Session, context: Context) -> None:
+    """Writes the backbone of a run whose last checkpoint is on the disk."""
+    try:
+        save_backbone(directory.backbone, session.method.encoder(), session.card(context.progress))
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        text = f"{directory.backbone}: {unwritable(error.__cause__)}"
+        raise SslError(f"{text}; the run is done and saved: --resume writes it") from error
 
 
 def _save(loop: Loop, writer: CheckpointWriter) -> None:

@@ -105,6 +105,13 @@ def test_configs_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 OPTIMIZERS = ["adam", "adamw", "larc", "lars", "lars_simclr", "sgd"]
 
 
+def test_names_that_a_shell_would_obey_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("run-1", "run-$(touch x)", "run-;x", "run-\n--help", "run-\x1b[2J", "run-'x", "run-\udcff"):
+        Path(name).mkdir()
+    assert bash("eval", "run") == ["run-1/"]
+
+
 def test_targets_and_options_of_evaluations_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "first").mkdir(parents=True)

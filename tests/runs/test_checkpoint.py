@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from run_helpers import contents
+from safetensors import SafetensorError
 
 from sslcli.contracts.errors import SslError
 from sslcli.runs import files
@@ -48,8 +51,54 @@ def test_another_format_version_is_refused(tmp_path):
         read_checkpoint(tmp_path / "f")
 
 
-def test_a_write_that_fails_is_reported_at_the_next_save_or_the_end(tmp_path):
+def test_a_checkpoint_that_cannot_be_written_is_reported_at_once_and_ends_a_run_only_if_it_is_the_last(
+    tmp_path, monkeypatch, messages
+):
+    save(tmp_path, [1, 2], keep=2)
+    before = contents(tmp_path)
+    real, why = files.save_file, "No space left on device"
+    full = SafetensorError(f"Error while serializing: I/O error: {why} (os error 28)")
+    writer = CheckpointWriter(tmp_path, 2)
+    writer.last_step = 2
+
+    def write(tensors: object, path: Path, **kwargs: object) -> None:
+        path.write_bytes(b"half")
+        raise full
+
+    monkeypatch.setattr(files, "save_file", write)
+    writer.save(3, {"x": torch.zeros(1)}, {"step": 3})
+    writer.join()
+    path = checkpoint_path(tmp_path, 3)
+    why = f"{path}: cannot be written ({why}); make room there"
+    assert messages == [f"warning: {why}; training goes on, step 2 is saved"]
+    assert contents(tmp_path) == before
+    assert writer.last_step == 2  # so that the same step can be saved again
+    with pytest.raises(SslError, match=re.escape(f"{why}; step 2 is saved: resume with --resume")):
+        writer.check()
+    monkeypatch.setattr(files, "save_file", real)
+    writer.save(3, {"x": torch.ones(1)}, {"step": 3})
+    writer.check()
+    writer.close()
+    assert list_checkpoints(tmp_path) == [checkpoint_path(tmp_path, step) for step in (3, 2)]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_no_failure_of_the_new_one(tmp_path, monkeypatch):
+    save(tmp_path, [1, 2], keep=2)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: raised(PermissionError(13, "Permission denied")))
+    writer = CheckpointWriter(tmp_path, 2)
+    writer.save(3, {"x": torch.zeros(1)}, {"step": 3})
+    writer.check()
+    writer.close()
+    assert len(list_checkpoints(tmp_path)) == 3
+
+
+def test_the_first_checkpoint_that_fails_says_that_nothing_is_saved(tmp_path):
     writer = CheckpointWriter(tmp_path / "gone", 2)
     writer.save(1, {"x": torch.zeros(1)}, {"step": 1})
-    with pytest.raises(SslError, match=r"step-000000001\.safetensors: cannot be written"):
-        writer.close()
+    with pytest.raises(SslError, match=r"written \(No such file or directory\); nothing is saved yet: resume"):
+        writer.check()
+    writer.close()
+
+
+def raised(error: Exception) -> None:
+    raise error

@@ -12,7 +12,7 @@ import pytest
 
 from sslcli.runs import layout
 from sslcli.runs.directory import RunDirectory
-from sslcli.runs.overview import find_runs, newest_first, shown, summarize
+from sslcli.runs.overview import find_runs, newest_first, summarize
 
 CONFIG = """\
 seed: 0
@@ -158,8 +158,3 @@ def test_the_newest_run_is_the_one_that_training_wrote_last(tmp_path: Path) -> N
     assert newest_first(tmp_path)[0].name == "b"
     os.utime(tmp_path / "c" / layout.METRICS, (2e9, 2e9))
     assert newest_first(tmp_path)[0].name == "c"
-
-
-def test_what_a_terminal_would_obey_is_escaped() -> None:
-    assert shown("runs/ä b") == "runs/ä b"
-    assert shown("a\x1b[2J\n\u202eb\udcff") == "a\\x1b[2J\\n\\u202eb\\udcff"

@@ -34,7 +34,7 @@ from ..files import FileDataset
 from ..paths import fingerprint, user_cache
 from ..processes import usable_cores
 from ..subset import fixed_choice
-from .file import FORMAT, CachedImages, memory_file, write_images
+from .file import FORMAT, CachedImages, NotWritten, memory_file, write_images
 from .room import available_memory, free_disk
 
 D = TypeVar("D", bound=AnyDataset)
@@ -51,14 +51,14 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def _system_errors() -> Iterator[None]:
-    """Turns what the system refuses (a file, a worker process) into an SslError, which all processes report."""
+    """Turns what the system refuses (a file, a worker process) into a NotWritten, which all processes report."""
     try:
         yield
     except BrokenPipeError:  # of whoever reads the messages
         raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        raise SslError(f"data.cache: {where}{error.strerror or error}") from error
+        raise NotWritten(f"data.cache: {where}{error.strerror or error}") from error
 
 
 class CachedDataset(FileDataset):
@@ -83,7 +83,7 @@ class CachedDataset(FileDataset):
         workers: processes that decode; `auto`: one for each core.
         """
         super().__init__(dataset.options)
-        self.dataset, self.kind = dataset, kind
+        self.dataset, self.kind, self._asked = dataset, kind, kind
         self.folder, self.files = dataset.folder, dataset.files
         self.info, self.labels = dataset.info, dataset.labels
         self.side = dataset.options.cache_size
@@ -160,8 +160,15 @@ class CachedDataset(FileDataset):
             SslError: writing failed, or a worker process died.
         """
         if self._images is None:
-            with _system_errors():  # of the others, which open what the first one has made
-                self._images = distributed.first_of_machine(self._in_memory if self.kind == "memory" else self._on_disk)
+            try:
+                with _system_errors():  # of the others, which open what the first one has made
+                    self._images = distributed.first_of_machine(
+                        self._in_memory if self.kind == "memory" else self._on_disk
+                    )
+            except NotWritten as error:
+                if self._asked != "auto":
+                    raise
+                log.warning(f"{error}; training goes on without a cache, to the same pixels")
 
     @_system_errors()
     def _in_memory(self) -> CachedImages:

@@ -26,6 +26,7 @@ import torch.utils.data
 from torch import Tensor
 
 from sslcli.contracts.errors import SslError, UnreadableImage
+from sslcli.storage import unwritable
 
 from ..processes import loader
 from ..watch import reading
@@ -38,6 +39,10 @@ _CHUNK = 8
 _REPORT_EVERY = 10.0
 
 log = logging.getLogger(__name__)
+
+
+class NotWritten(SslError):
+    """There was no room for the images, or the system refused something else that it takes to write them."""
 
 
 class CachedImages:
@@ -139,7 +144,8 @@ def write_images(
             file.write(content)
             file.flush()  # what is left in the buffer is written where no error is expected
         except OSError as error:
-            raise SslError(f"data.cache: cannot write {where}: {error.strerror or error}") from error
+            again = "set data.cache_dir to another disk, or data.cache=none"
+            raise NotWritten(f"data.cache: {where}: {unwritable(error, again=again)}") from error
 
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     shapes: list[bytes] = []

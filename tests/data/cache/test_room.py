@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cache_helpers import BYTES, KINDS, messages, opened, options, unopened, write_pictures
 from pydantic import ValidationError
+from run_helpers import full_disk
 
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.data.cache import dataset as cached
@@ -145,3 +148,26 @@ def test_memory_is_unknown_where_the_system_does_not_say(machine: Path) -> None:
 
 def test_the_disk_of_a_folder_that_does_not_exist_yet_is_known(tmp_path: Path) -> None:
     assert free_disk(tmp_path / "a" / "b") > 0
+
+
+def test_a_disk_without_room_is_one_line_and_auto_goes_on_without_a_cache(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    folder = Folder(options(root, cache="disk"))
+    data = open_cached(folder, 66, 100, 0)
+    assert isinstance(data, CachedDataset)
+    why = rf"data\.cache: {data.path}: cannot be written \(File too large\); make room there or set data\.cache_dir"
+    with full_disk(1000), pytest.raises(SslError, match=why):
+        data.prepare()
+    assert [file.suffix for file in data.path.parent.iterdir()] == [".lock"]
+    monkeypatch.setattr(cached, "available_memory", lambda: 0)
+    caplog.clear()
+    auto = open_cached(Folder(options(root, cache="auto")), 66, 100, 0)
+    assert isinstance(auto, CachedDataset)
+    with full_disk(1000):
+        auto.prepare()
+    assert re.match(why, messages(caplog)[-1])
+    assert messages(caplog)[-1].endswith("training goes on without a cache, to the same pixels")
+    without = [auto.image_for(index, None) for index in range(len(auto))]
+    data.prepare()
+    assert all(torch.equal(image, data.image_for(index, None)) for index, image in enumerate(without))
