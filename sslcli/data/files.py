@@ -88,7 +88,7 @@ class FileDataset(Dataset):
         beside = sum(file.is_file() for file in folder.glob("[!.]*") if file.name.lower().endswith(EXTENSIONS))
         skipped: Counter[str] = Counter({"images outside the class folders": beside} if beside else {})
         for each in found:
-            images = [f"{each}/{file}" for file in image_files(folder / each, skipped)]
+            images = [f"{each}/{file}" for file in image_files(folder / each, skipped, folder)]
             if not images:
                 raise UserError(
                     f"data.root: no images ({KINDS}) in the class folder {folder / each}; remove it, or set "
