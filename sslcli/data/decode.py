@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Iterable
 from typing import BinaryIO
 
 import numpy as np
@@ -124,6 +125,20 @@ def eight_bit(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "P" and mode == "L":
         image = image.convert("RGB")  # directly to gray, a palette's entries are rounded differently
     return image if image.mode == mode else image.convert(mode)
+
+
+def highest_value(paths: Iterable[str | os.PathLike[str]]) -> int | None:
+    """Returns the largest value in gray images of 16 bits; None if one of them is of another kind or unreadable."""
+    highest = 0
+    for path in paths:
+        try:
+            with _opened(path) as file, _image(file) as image:
+                if not image.mode.startswith("I;16"):
+                    return None
+                highest = max(highest, int(np.asarray(image).max()))
+        except Exception:  # `decode` reports it
+            return None
+    return highest
 
 
 def most_unreadable(fraction: float, count: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult
 from sslcli.runs.directory import RunDirectory
-from sslcli.storage import write_text, writing
+from sslcli.storage import read_regular, write_text, writing
 
 from .classifier import save_classifier
 from .confusion import can_draw, write_confusion
@@ -86,7 +86,10 @@ def _rename(path: Path, earlier: Path) -> None:
         if path.with_suffix(suffix).exists():
             path.with_suffix(suffix).rename(earlier.with_suffix(suffix))
     name = json.dumps(path.with_suffix(KEPT).name)
-    text = earlier.read_text(encoding="utf-8")
+    try:
+        text = read_regular(earlier).decode()
+    except (OSError, ValueError):  # whatever it is, it is out of the way now
+        return
     if f'"file": {name}' in text:  # the result names its classifier
         write_text(earlier, text.replace(f'"file": {name}', f'"file": {json.dumps(earlier.with_suffix(KEPT).name)}'))
 

@@ -25,7 +25,7 @@ from sslcli.plugins import PluginFile
 from sslcli.runs import files
 from sslcli.runs.arithmetic import settings_restored
 from sslcli.runs.backbone_file import save_backbone
-from sslcli.runs.checkpoint import Checkpoint, CheckpointWriter, newest_intact, read_checkpoint
+from sslcli.runs.checkpoint import Checkpoint, CheckpointWriter, newest_intact, read_checkpoint, understood
 from sslcli.runs.directory import RunDirectory
 from sslcli.version import __version__
 
@@ -150,7 +150,8 @@ def _find_checkpoint(directory: RunDirectory, *, resume: bool) -> Checkpoint | N
 
 def _prepared(config: RunConfig, checkpoint: Checkpoint | None, output: Path) -> Session:
     if checkpoint is not None:
-        config = resuming.keep_resolved(config, checkpoint.document["config"])
+        with understood(checkpoint.path):
+            config = resuming.keep_resolved(config, checkpoint.document["config"])
     budgets = distributed.gather_objects(together(lambda: _budget(config, checkpoint)))
     session = together(lambda: _prepare(config, checkpoint, output, min(budgets)))
     together(lambda: check_phases(session))
@@ -171,10 +172,11 @@ def _budget(config: RunConfig, checkpoint: Checkpoint | None) -> float:
 
 def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path, budget: float) -> Session:
     if checkpoint is not None:
-        stored = checkpoint.document["config"]
-        for warning in resuming.check(config, stored, str(output)):
+        with understood(checkpoint.path):
+            warnings = resuming.check(config, checkpoint.document["config"], str(output))
+            before, now = checkpoint.document["world_size"], distributed.world_size()
+        for warning in warnings:
             log.warning(warning)
-        before, now = checkpoint.document["world_size"], distributed.world_size()
         if before != now:
             log.warning(
                 f"resuming a run of {before} process(es) on {now} process(es): results will not be bitwise identical"
@@ -189,9 +191,10 @@ def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path, bud
             f"micro-batch of only {config.training.batch_size // config.training.accumulate}"
         )
     if checkpoint is not None:
-        state.restore(checkpoint, session.method, session.optimizer, session.callbacks)
-        session.scaler.load_state_dict(checkpoint.document["scaler"])
-        session.source.restore(checkpoint.document.get("cursor"))
+        with understood(checkpoint.path):
+            state.restore(checkpoint, session.method, session.optimizer, session.callbacks)
+            session.scaler.load_state_dict(checkpoint.document["scaler"])
+            session.source.restore(checkpoint.document.get("cursor"))
         log.info(f"resuming {output} from step {checkpoint.step} of {session.last_step}")
     return session
 
