@@ -123,9 +123,9 @@ def read_card(path: Path, values: Any) -> BackboneCard:
         if not all(map(math.isfinite, numbers)) or min(card.std) <= 0 or len(card.mean) != len(card.std):
             raise ValueError
     except (ValueError, TypeError):
-        written_by = values.get("sslcli", "another version") if isinstance(values, dict) else "another program"
+        written_by = ascii(values.get("sslcli", "another version") if isinstance(values, dict) else "?").strip("'")
         raise UserError(
-            f"{path}: its card was written by sslcli {str(written_by)[:40]}, which this version cannot read"
+            f"{path}: its card was written by sslcli {written_by[:40]}, which this version cannot read"
         ) from None
     return card
 

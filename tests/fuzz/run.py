@@ -52,7 +52,7 @@ def ends() -> Iterator[None]:
 
 def finding(target: fuzzed.Target, folder: Path, number: int | None, content: bytes | None = None) -> str | None:
     """Runs one example: a number, or the content of a file. Returns what is wrong with it."""
-    with fuzzed.trial(folder) as here:
+    with fuzzed.trial(folder, with_run=target.file.startswith("run/")) as here:
         path = here / target.file
         path.parent.mkdir(parents=True, exist_ok=True)
         if content is not None:

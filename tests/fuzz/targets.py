@@ -230,12 +230,13 @@ def make_targets(folder: Path) -> dict[str, Target]:
 
 
 @contextmanager
-def trial(folder: Path) -> Iterator[Path]:
-    """An empty folder with a run, for one example; nothing is shown meanwhile."""
+def trial(folder: Path, *, with_run: bool) -> Iterator[Path]:
+    """A folder for one example, empty or with a run; nothing is shown meanwhile."""
     here = folder / "trial"
     shutil.rmtree(here, ignore_errors=True)
     here.mkdir()
-    shutil.copytree(folder / "run", here / "run")
+    if with_run:
+        shutil.copytree(folder / "run", here / "run")
     level = logging.getLogger("sslcli").level
     logging.getLogger("sslcli").setLevel(logging.CRITICAL)
     try:

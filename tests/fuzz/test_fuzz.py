@@ -25,7 +25,7 @@ SCHEMA = json.loads(
     (Path(__file__).parents[2] / "examples" / "configs" / "config.schema.json").read_text(encoding="utf-8")
 )
 #: How many examples the quick test has; loading a network takes longer than the rest.
-QUICK = {"checkpoint": 25, "backbone": 25, "classifier": 25, "cache": 40}
+QUICK = {"checkpoint": 10, "backbone": 10, "classifier": 10, "cache": 20}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def problems(every, folder, numbers):
 
 
 def test_changed_files_are_one_line_each(every, folder):
-    assert problems(every, folder, lambda name: range(QUICK.get(name, 60))) == {}
+    assert problems(every, folder, lambda name: range(QUICK.get(name, 40))) == {}
 
 
 def test_what_was_found_before_stays_fixed(every, folder):
