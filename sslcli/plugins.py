@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sslcli.contracts.errors import UserError
+from sslcli.storage import read_regular
 
 
 @dataclass(frozen=True)
@@ -246,9 +247,9 @@ def register_file(path: Path) -> PluginFile:
     """
     path = path.expanduser()
     try:
-        source = path.read_bytes()
+        source = read_regular(path)
     except OSError as error:
-        raise PluginError(f"--plugin {path}: cannot be read ({error.strerror})") from error
+        raise PluginError(f"--plugin {path}: cannot be read ({error.strerror or error})") from error
     digest = hashlib.sha256(source).hexdigest()
     module_name = f"sslcli_plugin_{digest[:16]}"
     again = tuple(plugin for plugin, cls in _registered if cls.__module__ == module_name and plugin.package != PYTHON)
@@ -269,7 +270,10 @@ def register_file(path: Path) -> PluginFile:
     for group in GROUPS.values():
         for name, cls in classes:
             if issubclass(cls, contracts(group)) and not inspect.isabstract(cls):
-                public = getattr(cls, "plugin_name", None) or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+                public = getattr(cls, "plugin_name", None)
+                if public is not None and not isinstance(public, str):
+                    raise PluginError(f"--plugin {path}: the plugin_name of {name} should be a string, not {public!r}")
+                public = public or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
                 plugin = FoundPlugin(public, path.stem, digest[:8], f"{path.name}:{name}", group.entry_points)
                 defined.append((plugin, cls))
     if not defined:

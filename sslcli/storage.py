@@ -12,6 +12,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections import deque
 from collections.abc import Iterator
@@ -46,6 +47,25 @@ def writing(path: Path, advice: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: {unwritable(error, again=advice.removeprefix('; '))}") from error
+
+
+def read_regular(path: Path, most: int | None = None) -> bytes:
+    """Returns the content of a file.
+
+    Args:
+        path: a regular file, or a link to one: opening a pipe or reading a device might never end.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or larger.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("is not a regular file")
+        if most is not None and status.st_size > most:
+            raise OSError(f"has {status.st_size:,} bytes, more than {most:,}")
+        return file.read()
 
 
 #: Of this process, being written.

@@ -25,6 +25,7 @@ from sslcli.evaluation.scores import accuracy, in_top, possible_tops
 from sslcli.evaluation.subject import same_images
 from sslcli.evaluators.probes.training import Counts, RecipeOptions, ScheduledOptimizer, Training
 from sslcli.modules.roles import parameter_roles
+from sslcli.optimizers.stored import check_stored
 
 from .shared_features import EpochMonitor, shared_features
 
@@ -171,17 +172,20 @@ class OnlineProbe(EpochMonitor):
     def _restore(self, probe: nn.Sequential) -> bool:
         """Takes over what a checkpoint held; False if that is the state of another kind of probe."""
         state, own = self._restored(MODULE), probe.state_dict()
-        shapes = {name: getattr(value, "shape", None) for name, value in state.items()}
-        if shapes != {name: tensor.shape for name, tensor in own.items()}:
+        layout = {name: (getattr(value, "shape", None), getattr(value, "dtype", None)) for name, value in state.items()}
+        if layout != {name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}:
             return False
-        probe.load_state_dict(state)
         optimizer = self.scheduled.optimizer
         order = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-        states = {
-            order.index(id(parameter)): found
-            for name, parameter in probe.named_parameters()
-            if (found := self._restored(f"{OPTIMIZER}{name}."))
+        named = {
+            name: (parameter, self._restored(f"{OPTIMIZER}{name}.")) for name, parameter in probe.named_parameters()
         }
+        try:
+            check_stored(optimizer, named)
+        except ValueError:
+            return False
+        probe.load_state_dict(state)
+        states = {order.index(id(parameter)): found for parameter, found in named.values() if found}
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
         return True
 

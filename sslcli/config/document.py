@@ -16,9 +16,15 @@ from typing import Any
 import yaml
 
 from sslcli.contracts.errors import ConfigError
+from sslcli.storage import read_regular
 
 #: The keys that lead to a value: `("optimizer", "lr")`, `("views", "0", "blur")`.
 Key = tuple[str, ...]
+
+
+#: A file with more than this is a mistake or an attack.
+_MOST_BYTES, _MOST_VALUES, _MOST_DIGITS, MOST_LEVELS = 1 << 20, 100_000, 1000, 50
+_TOO_DEEP = f"nested more than {MOST_LEVELS} levels deep"
 
 
 @dataclass
@@ -103,7 +109,7 @@ def read_file(path: Path, name: str = "") -> Document:
     """
     name = name or str(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, _MOST_BYTES).decode()
     except UnicodeDecodeError as error:
         raise ConfigError([f"{name}: is not a text file in UTF-8 (byte {error.start})"]) from None
     except OSError as error:
@@ -124,17 +130,15 @@ def parse(text: str, source: str, *, numbered: bool = False) -> Document:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark is not None and numbered else source
         raise ConfigError([f"{where}: not valid YAML: {error.problem or error.context}"]) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ConfigError([f"{source}: {_TOO_DEEP}"]) from None
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError([f"{source}: not valid YAML: {str(error).splitlines()[0]}"]) from None
     reader = _Reader(source, numbered)
     data = reader.value(node, ()) if node is not None else None
     if reader.problems:
         raise ConfigError(reader.problems)
     return Document(data, reader.where)  # type: ignore[arg-type]  # read_file checks that it is a mapping
-
-
-#: A file with more values than this is a mistake or an attack.
-_MOST_VALUES, _MOST_DIGITS = 100_000, 1000
 
 
 def _short(tag: str) -> str:
@@ -163,6 +167,9 @@ class _Reader:
         self.count += 1
         if self.count > _MOST_VALUES:
             self.complain(node, key, f"more than {_MOST_VALUES:,} values; are there aliases of aliases?")
+            raise ConfigError(self.problems)
+        if len(key) > MOST_LEVELS:
+            self.complain(node, key[:1], _TOO_DEEP)
             raise ConfigError(self.problems)
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, key)

@@ -14,7 +14,7 @@ from typing import Any
 
 from sslcli.contracts.errors import ConfigError
 
-from .document import Document, Key, dump_value, read_file
+from .document import MOST_LEVELS, Document, Key, dump_value, read_file
 from .examples import example, locate, shown
 from .override_values import read_value
 from .schema import PLUGIN_SECTIONS
@@ -73,6 +73,8 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Document:
     if resolved in chain:
         circle = " extends ".join(p.name for p in (*chain[chain.index(resolved) :], resolved))
         raise ConfigError([f"{path}: extends itself: {circle}"])
+    if len(chain) > MOST_LEVELS:
+        raise ConfigError([f"{path}: extends: more than {MOST_LEVELS} files, each of which extends the next"])
     document = read_file(path, shown(path))
     base = document.data.pop("extends", None)
     _expand_shorthands(document)
@@ -162,6 +164,8 @@ def _apply(document: Document, text: str) -> None:
     key = tuple(path.split("."))
     if not equals or not all(key):
         raise ConfigError([f"{_COMMAND_LINE}: {text!r}: should look like key.path=value (optimizer.lr=0.3)"])
+    if len(key) > MOST_LEVELS:
+        raise ConfigError([f"{_COMMAND_LINE}: {path[:40]}…: nested more than {MOST_LEVELS} levels deep"])
     if key[0] == "extends":
         raise ConfigError([f"{_COMMAND_LINE}: extends: is only allowed in a file"])
     value = read_value(value_text, key, document.data, f"{_COMMAND_LINE}: {path}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 import warnings
-from pathlib import Path
+from collections.abc import Iterable
 from typing import BinaryIO
 
 import numpy as np
@@ -45,12 +46,11 @@ def decode(
         (channels, H, W) uint8, in memory as H × W × channels.
 
     Raises:
-        UnreadableImage: missing, empty, damaged, not an image, above Pillow's limit of 179 million pixels, or with
-            pixels that have no fixed range (floating point, 32-bit integers).
+        UnreadableImage: missing, not a regular file, empty, damaged, not an image, above Pillow's limit of 179 million
+            pixels, too large for the memory, or with pixels that have no fixed range (floating point, 32-bit integers).
     """
     try:
-        file: BinaryIO = Path(path).open("rb") if content is None else io.BytesIO(content)  # noqa: SIM115
-        with file, Image.open(file, formats=_FORMATS) as image:
+        with _opened(path) if content is None else io.BytesIO(content) as file, _image(file) as image:
             if wanted is not None:
                 image.draft(None, (wanted, wanted))
             image.load()
@@ -58,9 +58,11 @@ def decode(
                 ImageOps.exif_transpose(image, in_place=True)
             array = np.array(eight_bit(image, "RGB" if channels == 3 else "L"))
     except UnidentifiedImageError:
-        size = Path(path).stat().st_size if content is None else len(content)
-        reason = "not an image of a known format" if size else "the file is empty"
+        empty = not os.path.getsize(path) if content is None and os.path.exists(path) else content == b""
+        reason = "the file is empty" if empty else "not an image of a known format"
         raise UnreadableImage(str(path), reason) from None
+    except MemoryError as error:
+        raise UnreadableImage(str(path), "too large for the memory that is left") from error
     except OSError as error:
         raise UnreadableImage(str(path), _one_line(error.strerror or error)) from error
     except Exception as error:  # on damaged files Pillow raises struct, zlib, index, syntax errors, …
@@ -74,7 +76,7 @@ def decoded_size(path: str | os.PathLike[str], wanted: int | None = None) -> tup
     An orientation that a file has only after its pixels is missed: height and width are swapped then.
     """
     try:
-        with Path(path).open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+        with _opened(path) as file, _image(file) as image:
             if wanted is not None:
                 image.draft(None, (wanted, wanted))
             width, height = image.size
@@ -87,6 +89,23 @@ def decoded_size(path: str | os.PathLike[str], wanted: int | None = None) -> tup
     return (width, height) if turned else (height, width)
 
 
+def _opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a regular file; of a pipe, opening alone would wait for whoever writes into it."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("not a regular file")
+    return file
+
+
+def _image(file: BinaryIO) -> Image.Image:
+    """Opens an image, whose header is then read; ValueError if it has no pixels."""
+    image = Image.open(file, formats=_FORMATS)
+    if 0 in image.size:
+        raise ValueError("the image has no pixels")
+    return image
+
+
 def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
@@ -96,8 +115,8 @@ def eight_bit(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is unknown; convert it to 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 0xFFFF:
+        values = np.asarray(image)
+        if values.dtype.itemsize > 2 and (values.min() < 0 or values.max() > 0xFFFF):
             raise ValueError("32-bit pixels, whose range is unknown; convert it to 8 or 16 bits")
         image = Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -106,6 +125,20 @@ def eight_bit(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "P" and mode == "L":
         image = image.convert("RGB")  # directly to gray, a palette's entries are rounded differently
     return image if image.mode == mode else image.convert(mode)
+
+
+def highest_value(paths: Iterable[str | os.PathLike[str]]) -> int | None:
+    """Returns the largest value in gray images of 16 bits; None if one of them is of another kind or unreadable."""
+    highest = 0
+    for path in paths:
+        try:
+            with _opened(path) as file, _image(file) as image:
+                if not image.mode.startswith("I;16"):
+                    return None
+                highest = max(highest, int(np.asarray(image).max()))
+        except Exception:  # `decode` reports it
+            return None
+    return highest
 
 
 def most_unreadable(fraction: float, count: int) -> int:

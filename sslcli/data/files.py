@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +16,16 @@ from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, RootedOptio
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import FREE, WARN
 
-from .decode import EXTENSIONS, decode
+from .decode import EXTENSIONS, decode, highest_value
 from .normalization import IMAGENET, measure
 from .paths import PathList, image_files, subfolders
 from .subset import fixed_choice
 
 KINDS = ", ".join(EXTENSIONS)
+#: Images of 16 bits that are read to see whether they use their range.
+_LOOKED_AT = 8
+
+log = logging.getLogger(__name__)
 
 
 class FileOptions(RootedOptions):
@@ -68,6 +73,12 @@ class FileDataset(Dataset):
         if self.options.normalization == "measured" and self.options.mean is None:  # a given one needs no measuring
             mean, std = measure(folder, self.files, channels)
         self.info = DataInfo(name, channels, None, mean, std, None if classes is None else tuple(classes))
+        highest = highest_value(folder / file for file in self.files[:: max(1, len(self.files) // _LOOKED_AT)])
+        if highest is not None and highest < 1 << 13:
+            log.warning(
+                f"data: the 16-bit images in {folder} have no value above {highest:,} of 65,535 (12 bits?) and will "
+                "be nearly black: only the higher byte is read; scale them to the full range"
+            )
 
     def _set_labeled(self, name: str, folder: Path, train: Path | None = None) -> None:
         """Takes the images of a folder with a subfolder for each class; labels are those of `train` if it exists.
@@ -88,7 +99,7 @@ class FileDataset(Dataset):
         beside = sum(file.is_file() for file in folder.glob("[!.]*") if file.name.lower().endswith(EXTENSIONS))
         skipped: Counter[str] = Counter({"images outside the class folders": beside} if beside else {})
         for each in found:
-            images = [f"{each}/{file}" for file in image_files(folder / each, skipped)]
+            images = [f"{each}/{file}" for file in image_files(folder / each, skipped, folder)]
             if not images:
                 raise UserError(
                     f"data.root: no images ({KINDS}) in the class folder {folder / each}; remove it, or set "

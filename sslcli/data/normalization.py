@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from sslcli.contracts.data import channel_statistics
 from sslcli.contracts.errors import UnreadableImage, UserError
-from sslcli.storage import write_text
+from sslcli.storage import read_regular, write_text
 
 from .decode import decode
 from .paths import fingerprint, user_cache
@@ -49,9 +50,11 @@ def measure(folder: Path, files: Sequence[str], channels: int) -> Statistics:
     key = fingerprint(folder, names, b"%d" % channels).hex()[:16]
     file = user_cache() / f"normalization-{key}.json"
     try:
-        stored = json.loads(file.read_text())
-        return tuple(stored["mean"]), tuple(stored["std"])
-    except (OSError, ValueError, KeyError):
+        stored = json.loads(read_regular(file))
+        mean, std = (tuple(float(value) for value in stored[name]) for name in ("mean", "std"))
+        if len(mean) == len(std) == channels and all(map(math.isfinite, (*mean, *std))) and min(std) > 0:
+            return mean, std
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     mean, std = sampled(folder, len(names), lambda index: decode(folder / names[index], channels, _SIDE))
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time

@@ -8,10 +8,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
+
+from sslcli.contracts.errors import UserError
 
 from .decode import EXTENSIONS
 
@@ -19,34 +21,77 @@ from .decode import EXTENSIONS
 _KINDS = 6
 
 
-def image_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[str]:
+def image_files(folder: Path, skipped: Counter[str] | None = None, root: Path | None = None) -> Iterator[str]:
     """Yields the image files below a folder as paths relative to it, sorted, with `/` between the parts.
 
-    Hidden files and folders are skipped, links are followed, but not to a folder above; the case of extensions is
-    ignored.
+    Hidden files and folders are skipped; the case of extensions is ignored. Links are followed, but not to a folder
+    that contains the root or is below it anyway, and to any other once. A link that leads nowhere counts as an image
+    that cannot be read, if it has the name of one.
 
     Args:
         folder: where to look.
         skipped: counts all other files that are not hidden, by kind.
+        root: the folder of the whole dataset, if `folder` is a part of it.
+
+    Raises:
+        UserError: a folder cannot be listed.
     """
-    return _walk(folder, "", frozenset(), Counter() if skipped is None else skipped)
-
-
-def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]], skipped: Counter[str]) -> Iterator[str]:
-    state = folder.stat()
-    if (state.st_dev, state.st_ino) in above:
-        return
-    above |= {(state.st_dev, state.st_ino)}
-    with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-    for name, is_folder in found:
-        if is_folder:
-            yield from _walk(folder / name, f"{prefix}{name}/", above, skipped)
-        elif name.lower().endswith(EXTENSIONS):
-            yield prefix + name
-        else:
-            suffix = os.path.splitext(name)[1].lower()
+    skipped = Counter() if skipped is None else skipped
+    own = {os.path.realpath(folder), os.path.realpath(folder if root is None else root)}
+    linked: set[str] = set()
+    waiting = [_sorted_entries(folder, "")]  # one for each level: folders may be nested deeper than Python's calls
+    while waiting:
+        found = next(waiting[-1], None)
+        if found is None:
+            waiting.pop()
+            continue
+        path, entry = found
+        kind = _kind(entry)
+        if kind == "folder":
+            if entry.is_symlink() and _leads_back(os.path.realpath(entry), own, linked):
+                skipped["links to a folder that is read anyway"] += 1
+            else:
+                waiting.append(_sorted_entries(folder / path, f"{path}/"))
+        elif not entry.name.lower().endswith(EXTENSIONS):
+            suffix = os.path.splitext(entry.name)[1].lower()
             skipped[suffix if re.fullmatch(r"\.\w{1,9}", suffix) else "other"] += 1
+        elif kind == "special":
+            skipped["pipes and devices"] += 1
+        else:
+            yield path
+
+
+def _sorted_entries(folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """The entries of a folder that are not hidden, with their paths, by name; those of one level stay in memory."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"data.root: {folder}: cannot be listed ({error.strerror or error})") from error
+    return ((prefix + entry.name, entry) for entry in found)
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "special"]:
+    """What an entry, or what it is a link to, is. A link that leads nowhere is a `file`, whose reading fails."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        return "file" if entry.is_file() or (entry.is_symlink() and not os.path.exists(entry)) else "special"
+    except OSError:  # a link to itself, for example
+        return "file"
+
+
+def _leads_back(target: str, own: set[str], linked: set[str]) -> bool:
+    """Whether the folder that a link leads to would give images twice: it contains one of the dataset's `own` folders,
+    is a part of one, or of a folder that another link has led to. Hidden parts are not read otherwise."""
+    for folder in own | linked:
+        shared = os.path.commonpath([folder, target])
+        if shared == folder and not any(part[0] == "." for part in target[len(folder) :].split(os.sep) if part):
+            return True
+        if shared == target and folder in own:
+            return True
+    linked.add(target)
+    return False
 
 
 def skipped_files(skipped: Mapping[str, int]) -> str:
@@ -61,9 +106,8 @@ def skipped_files(skipped: Mapping[str, int]) -> str:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Returns the names of the folders in a folder, sorted, without hidden ones."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    """Returns the names of the folders in a folder, sorted, without hidden ones; UserError if it cannot be listed."""
+    return [name for name, entry in _sorted_entries(folder, "") if _kind(entry) == "folder"]
 
 
 def user_cache() -> Path:

@@ -11,11 +11,14 @@ from sslcli.contracts.data import DatasetOptions, Part
 from sslcli.contracts.errors import UserError
 from sslcli.data.files import FileDataset, FileOptions, existing
 
+#: What the folder of the images for tests may be called; the first that is there is read.
+HELD_OUT = ("val", "validation", "valid", "test")
+
 
 class FolderOptions(FileOptions):
     split: Literal["auto", "train", "val", "all"] = "auto"
-    """`train` reads ROOT/train, `val` ROOT/val (or ROOT/test), `all` ROOT itself, with its subfolders as classes;
-    `auto` is `train` if ROOT has train/ and also val/ or test/, else `all`."""
+    """`train` reads ROOT/train, `val` ROOT/val (or ROOT/validation, valid or test), `all` ROOT itself, with its
+    subfolders as classes; `auto` is `train` if ROOT has train/ and also one of these, else `all`."""
 
 
 class Folder(FileDataset):
@@ -35,12 +38,12 @@ class Folder(FileDataset):
         super().__init__(options)
         root = existing(options.root)
         folder = _split_folder(root, options.split)
-        held_out = folder.name in ("val", "test") and folder.parent == root
+        held_out = folder.name in HELD_OUT and folder.parent == root
         self._set_labeled("folder", folder, root / "train" if held_out else None)
 
     @classmethod
     def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
-        """Like `Dataset.labeled`; None unless the root has both train/ and val/ (or test/)."""
+        """Like `Dataset.labeled`; None unless the root has both train/ and val/ (or another of `HELD_OUT`)."""
         assert isinstance(options, FolderOptions)
         root = options.root.expanduser()
         if options.split == "all" or not _has_splits(root):
@@ -54,7 +57,7 @@ class Folder(FileDataset):
 
 def _has_splits(root: Path) -> bool:
     # A folder train/ alone may be a class: pictures of trains.
-    return (root / "train").is_dir() and ((root / "val").is_dir() or (root / "test").is_dir())
+    return (root / "train").is_dir() and any((root / name).is_dir() for name in HELD_OUT)
 
 
 def _split_folder(root: Path, split: str) -> Path:
@@ -62,8 +65,8 @@ def _split_folder(root: Path, split: str) -> Path:
         split = "train" if _has_splits(root) else "all"
     if split == "all":
         return root
-    for name in ("val", "test") if split == "val" else ("train",):
+    for name in HELD_OUT if split == "val" else ("train",):
         if (root / name).is_dir():
             return root / name
-    wanted = "val/ (or test/)" if split == "val" else "train/"
+    wanted = "val/ (or validation/, valid/, test/)" if split == "val" else "train/"
     raise UserError(f"data.split: {split!r} needs {wanted} in {root}; set data.split=all to read {root} itself")

@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import LinearClassifier
 from sslcli.contracts.export import Classifier, Trained
 from sslcli.runs import files
-from sslcli.runs.backbone_file import backbone_plugin, build_backbone, describe, read_card
+from sslcli.runs.backbone_file import backbone_plugin, build_backbone, describe, import_checked, read_card, read_plugin
+from sslcli.runs.checkpoint import understood
 from sslcli.runs.directory import RunDirectory
 from sslcli.runs.layout import EVALUATIONS, RUNS, list_checkpoints
 from sslcli.runs.overview import newest_first
 from sslcli.runs.trained import load_trained
 from sslcli.shell import path_word
-from sslcli.storage import writing
+from sslcli.storage import read_regular, writing
 
 from .feature import FeatureBackbone
 from .seal import state_digest
@@ -114,21 +116,37 @@ def load_classifier(target: Path) -> Trained:
         raise UserError(str(error)) from error
     if document.get("kind") != KIND:
         raise UserError(f"{path}: holds no classifier; {ADVICE}")
-    card, about, plugin = read_card(path, document["card"]), dict(document["classifier"]), document.get("plugin")
-    weight, bias = tensors.pop(WEIGHT), tensors.pop(BIAS)
-    try:
-        classifier = Classifier(weight, bias, tuple(about.pop("classes")), **about)
-    except (TypeError, KeyError):
-        raise UserError(f"{path}: was written by another version, which this one cannot read") from None
+    card, plugin = read_card(path, document.get("card")), read_plugin(document.get("plugin"))
+    classifier = _classifier(path, tensors, document.get("classifier"), card.feature_dim)
     run: Path | None = path.parent.parent
     if tensors:
         made_with = f"the file was made with {plugin['package']} {plugin['version']}: install it" if plugin else ""
-        backbone, run = build_backbone(path, card, lambda built: built.import_state(tensors), made_with), None
+        backbone, run = build_backbone(path, card, lambda built: import_checked(built, tensors), made_with), None
     else:
-        backbone = _backbone_of(path, document["made_on"])
+        with understood(path):
+            backbone = _backbone_of(path, document["made_on"])
     if classifier.feature != "pooled":
         backbone = FeatureBackbone(backbone, classifier.feature, card.image_size).eval()
     return Trained(backbone, card, run, files.read_digest(path), path, plugin, classifier)
+
+
+def _classifier(path: Path, tensors: dict[str, Tensor], about: Any, width: int) -> Classifier:
+    """The linear layer of a file, whose tensors are taken out of `tensors`."""
+    try:
+        weight, bias = tensors.pop(WEIGHT), tensors.pop(BIAS)
+        classes = tuple(about["classes"])
+        found = Classifier(weight, bias, **{**about, "classes": classes})
+        words = (*classes, found.evaluator, found.feature, found.interpolation)
+        fits = weight.ndim == 2 and bias.shape == (len(classes),) == weight.shape[:1]
+        if not fits or weight.dtype != torch.float32 or bias.dtype != torch.float32:
+            raise ValueError
+        if not all(isinstance(word, str) for word in words) or found.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError
+        if found.feature == "pooled" and weight.shape[1] != width:
+            raise ValueError
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise UserError(f"{path}: was written by another version, which this one cannot read") from None
+    return found
 
 
 def newest_classifier() -> Path:
@@ -177,7 +195,7 @@ def _file_of(target: Path) -> Path:
 def _entry(result: Path) -> dict[str, str]:
     """What a result says of its classifier."""
     try:
-        content: Any = json.loads(result.read_text(encoding="utf-8"))
+        content: Any = json.loads(read_regular(result))
     except FileNotFoundError:
         raise UserError(f"{result}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -113,7 +113,9 @@ def stored_data(trained: Trained) -> dict[str, Any]:
     if config is None and trained.source is not None:
         with suppress(ConfigError, OSError, KeyError, TypeError, ValueError):
             config = read_file(RunDirectory(trained.source.parent).config).data
-    return {"name": trained.card.dataset} if config is None else dict(config["data"])
+    data = config.get("data") if config is not None else None
+    known = isinstance(data, dict) and isinstance(data.get("name"), str)
+    return dict(data) if known and data is not None else {"name": trained.card.dataset}
 
 
 def pretrained_on(stored: dict[str, Any] | None, test: Dataset) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.evaluation import EvaluationResult
 from sslcli.runs.directory import RunDirectory
-from sslcli.storage import unwritable, write_text, writing
+from sslcli.storage import read_regular, unwritable, write_text, writing
 
 from .classifier import save_classifier
 from .confusion import can_draw, write_confusion
@@ -86,9 +86,13 @@ def _set_aside(path: Path) -> Iterator[None]:
         number += 1
     moved = [suffix for suffix in (".png", KEPT) if path.exists() and path.with_suffix(suffix).exists()]
     if path.exists():  # it stays where it is until the new one replaces it
-        text, name = path.read_text(encoding="utf-8"), json.dumps(path.with_suffix(KEPT).name)
-        # The result names its classifier.
-        write_text(earlier, text.replace(f'"file": {name}', f'"file": {json.dumps(earlier.with_suffix(KEPT).name)}'))
+        try:
+            text = read_regular(path).decode()
+        except (OSError, ValueError):  # whatever it is, it is kept
+            moved.append(".json")
+        else:
+            name, kept = (json.dumps(each.with_suffix(KEPT).name) for each in (path, earlier))
+            write_text(earlier, text.replace(f'"file": {name}', f'"file": {kept}'))  # the result names its classifier
     try:
         for suffix in moved:
             path.with_suffix(suffix).rename(earlier.with_suffix(suffix))

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from sslcli.augmentations.resampling import Interpolation
 from sslcli.config.document import Document
@@ -23,8 +22,9 @@ from sslcli.contracts.options import Options
 from sslcli.data.normalization import IMAGENET
 from sslcli.plugins import PluginError, load
 from sslcli.runs import files
+from sslcli.runs.backbone_file import read_card
 from sslcli.runs.directory import RunDirectory
-from sslcli.runs.weights import fill, start_from
+from sslcli.runs.weights import fill, is_torch_file, read_weights, start_from
 from sslcli.version import __version__
 
 from .feature import Feature
@@ -32,11 +32,8 @@ from .parts import LabeledParts
 
 log = logging.getLogger(__name__)
 
-#: Files that hold weights alone; torchvision and timm write such.
-PLAIN = (".safetensors", ".pth", ".pt", ".bin", ".tar")
-#: Where training scripts put the weights in a larger file.
-_NESTED = ("state_dict", "model", "model_state_dict", "teacher", "student")
-_PREFIXES = ("module.", "backbone.", "encoder.")
+#: Files that hold weights alone; torchvision, timm and Lightning write such.
+PLAIN = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 
 
 class ShownOptions(Options):
@@ -100,8 +97,10 @@ def _is_plain(path: Path) -> bool:
     if not path.name.endswith(PLAIN):
         return False
     try:
-        return path.suffix != ".safetensors" or not files.is_ours(path)
-    except files.DamagedFile as error:
+        return is_torch_file(path) or not files.is_ours(path)
+    except (files.DamagedFile, OSError) as error:
+        if path.suffix != ".safetensors":
+            return True  # reading it as weights says what it is
         raise UserError(str(error)) from error
 
 
@@ -153,7 +152,7 @@ def load_network(target: Target, document: Document, shown: ShownOptions, parts:
     if target.kind == "weights":
         if published:
             raise UserError(f"{target.word}: the weights come from this file; leave out pretrained and weights")
-        state = read_plain(target.path, backbone.export_state()[0])
+        state = read_weights(target.path, backbone.export_state()[0])
         fitting = cls.fit_options(asked, size, state)
         if fitting != options:
             options, backbone = fitting, _built(cls, fitting, info.channels, size, seed)
@@ -185,10 +184,12 @@ def load_network(target: Target, document: Document, shown: ShownOptions, parts:
 def _published_normalization(options: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """ImageNet's, as published weights expect; for a file of sslcli's, that of its card."""
     path = getattr(options, "weights", None)
-    if path is not None and files.is_ours(path.expanduser()):
-        card = files.read_document(path.expanduser()).get("card", {})
-        if "mean" in card and "std" in card:
-            return tuple(card["mean"]), tuple(card["std"])
+    path = None if path is None else path.expanduser()
+    if path is not None and not is_torch_file(path) and files.is_ours(path):
+        values = files.read_document(path).get("card")
+        if values is not None:
+            card = read_card(path, values)
+            return card.mean, card.std
     return IMAGENET[channels]
 
 
@@ -196,39 +197,3 @@ def _built(cls: type[Backbone], options: Any, channels: int, size: int, seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return cls.build(options, channels, size)
-
-
-def read_plain(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Reads a file of weights that others wrote; nothing in it is executed.
-
-    Args:
-        path: safetensors, or what `torch.save` wrote.
-        expected: the network's names; prefixes of wrappers (`module.`) are cut off if no name is among them.
-
-    Raises:
-        UserError: damaged, or no weights in it.
-    """
-    try:
-        found: Any = (
-            files.read_foreign(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except files.DamagedFile as error:
-        raise UserError(str(error)) from error
-    except Exception as error:  # the reader raises anything on an unknown file
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160].rstrip(": ")
-        raise UserError(
-            f"{path}: cannot be read as weights alone ({reason}); save its state_dict() with safetensors"
-        ) from error
-    for key in _NESTED:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-            break
-    state = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, dict) else {}
-    if not state:
-        raise UserError(f"{path}: holds no named weights; save the network's state_dict()")
-    for prefix in _PREFIXES:
-        if state.keys().isdisjoint(expected) and any(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return state

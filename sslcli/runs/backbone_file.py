@@ -6,13 +6,15 @@ A backbone is built from its card alone; nothing in a file is ever executed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
@@ -106,21 +108,57 @@ def load_backbone_file(path: Path) -> Trained:
     if not isinstance(document.get("card"), dict):
         raise UserError(f"{path}: has no backbone card; `ssl export backbone` writes files that have one")
     card = read_card(path, document["card"])
-    plugin = document.get("plugin")
+    plugin = read_plugin(document.get("plugin"))
     made_with = f"the file was made with {plugin['package']} {plugin['version']}: install it" if plugin else ""
-    backbone = build_backbone(path, card, lambda built: built.import_state(state), made_with)
+    backbone = build_backbone(path, card, lambda built: import_checked(built, state), made_with)
     return Trained(backbone, card, None, digest, path, plugin)
 
 
-def read_card(path: Path, values: dict[str, Any]) -> BackboneCard:
+_CARD = TypeAdapter(BackboneCard)
+
+
+def read_card(path: Path, values: Any) -> BackboneCard:
     """Returns the card of a file; UserError if another version wrote it and this one cannot read it."""
     try:
-        return BackboneCard(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
-    except (TypeError, KeyError):
-        written_by = values.get("sslcli", "another version")
+        card = _CARD.validate_json(json.dumps(values), strict=True)  # strict, but lists are tuples
+        numbers = [*card.mean, *card.std, card.epoch]
+        sizes = min(card.channels, card.image_size, card.feature_dim, card.step + 1)
+        if not set(values) <= {field.name for field in fields(BackboneCard)} or sizes < 1:
+            raise ValueError
+        if not all(map(math.isfinite, numbers)) or min(card.std) <= 0 or len(card.mean) != len(card.std):
+            raise ValueError
+    except (ValueError, TypeError):
+        written_by = ascii(values.get("sslcli", "another version") if isinstance(values, dict) else "?").strip("'")
         raise UserError(
-            f"{path}: its card was written by sslcli {written_by}, which this version cannot read"
+            f"{path}: its card was written by sslcli {written_by[:40]}, which this version cannot read"
         ) from None
+    return card
+
+
+def read_plugin(value: Any) -> dict[str, str] | None:
+    """Returns what a document says of a backbone's package; None if it says nothing that can be understood."""
+    known = isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("package", "version"))
+    return value if known else None
+
+
+def import_checked(built: Backbone, state: dict[str, Tensor]) -> None:
+    """Loads what `export_state` returned; raises RuntimeError, or ValueError as `check_types`."""
+    check_types(built.export_state()[0], state)
+    built.import_state(state)
+
+
+def check_types(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError if weights are not numbers that a network's can be: integers (quantized, perhaps) for floating
+    point, for example. A lower or higher precision is converted."""
+    for name, value in state.items():
+        if name in own and not _converts(value, own[name]):
+            raise ValueError(f"{name!r} holds {value.dtype}, not {own[name].dtype}")
+
+
+def _converts(value: Tensor, own: Tensor) -> bool:
+    return value.dtype == own.dtype or not (
+        value.is_complex() or (own.is_floating_point() and not value.is_floating_point())
+    )
 
 
 def build_backbone(path: Path, card: BackboneCard, fill: Callable[[Backbone], object], made_with: str = "") -> Backbone:
@@ -160,7 +198,7 @@ def build_backbone(path: Path, card: BackboneCard, fill: Callable[[Backbone], ob
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
         raise UserError(f"{path}: the installed backbone {name!r} rejects the card's options ({problems})") from error
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
         if is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:300]

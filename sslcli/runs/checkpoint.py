@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 
-from sslcli.contracts.errors import SslError
+from sslcli.contracts.errors import SslError, UserError
+from sslcli.memory import is_out_of_memory
 from sslcli.storage import unwritable
 from sslcli.version import __version__
 
@@ -30,6 +31,12 @@ T = TypeVar("T")
 FORMAT_VERSION = 1
 #: Without which a document is not one of this version.
 _KEYS = {"step", "config", "numbers", "scaler", "encoder", "card", "world_size"}
+
+#: The types in a document: a file's hashes only say that it is what was written, by whatever program.
+_TYPES: dict[str, type] = {
+    "step": int, "world_size": int, "config": dict, "numbers": dict, "scaler": dict, "card": dict, "plugins": dict,
+    "frozen": dict, "versions": dict, "encoder": str,
+}  # fmt: skip
 
 
 @dataclass
@@ -59,6 +66,8 @@ def read_checkpoint(path: Path, prefix: str = "") -> Checkpoint:
     """
     read_header(path)
     tensors, document = files.read(path, prefix)
+    if "step" not in document:
+        raise files.DamagedFile(f"{path}: was not written by ssl: it has no step")
     return Checkpoint(path, tensors, document)
 
 
@@ -75,6 +84,11 @@ def read_header(path: Path) -> dict[str, Any]:
         raise NewerVersion(f"{path}: was written by a newer version{by}{'' if unknown else ': ' + reason}")
     if version != FORMAT_VERSION:
         raise files.DamagedFile(f"{path}: has checkpoint format {version}; this version reads {FORMAT_VERSION}")
+    for name, kind in _TYPES.items():
+        value: Any = document.get(name)
+        wrong = type(value) is not kind or (isinstance(value, int) and value < 0)
+        if wrong and name in document:
+            raise files.DamagedFile(f"{path}: was not written by ssl: its {name} is {str(value)[:60]!r}")
     return document
 
 
@@ -82,6 +96,18 @@ def _numbers(version: object) -> list[int]:
     """The release of a version: `0.2.0.dev1` → [0, 2, 0]."""
     found = re.match(r"\d+(\.\d+)*", version) if isinstance(version, str) else None
     return [int(number) for number in found[0].split(".")] if found else []
+
+
+@contextmanager
+def understood(path: Path | None) -> Iterator[None]:
+    """Turns what stored values of unexpected types cause within the block into a UserError that names their file."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200].rstrip(": ")
+        raise UserError(f"{path}: holds something that this version cannot read ({reason})") from error
 
 
 def newest_intact(directory: Path, read: Callable[[Path], T], problem: type[SslError] = SslError) -> T | None:

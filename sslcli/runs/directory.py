@@ -152,8 +152,8 @@ class RunDirectory:
         """Appends a start to `environment.json`: when, how, and with which versions; `end` is null until it ends."""
         starts: list[Any] = []
         if resumed and self.environment.is_file():
-            with suppress(ValueError, KeyError, TypeError):
-                starts = json.loads(self.environment.read_text(encoding="utf-8"))["starts"]
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
+                starts = [*json.loads(self.environment.read_text(encoding="utf-8"))["starts"]]
         here = {"directory": str(Path.cwd()), "executable": sys.executable, **about, "end": None}
         starts.append(describe_environment(command) | here)
         write_text(self.environment, json.dumps({"starts": starts}, indent=2) + "\n")
@@ -229,9 +229,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Reads `metrics.jsonl`, one record per line, without lines that a kill or a power failure has damaged."""
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict) and "step" in record]
+    return [record for record in records if isinstance(record, dict) and type(record.get("step")) is int]
 
 
 def default_directory(config: RunConfig, name: str) -> Path:

@@ -123,7 +123,7 @@ def read_document(path: Path) -> dict[str, Any]:
 def read_digest(path: Path) -> str:
     """Returns the sha256 in the header of an intact file: of its document, and so of every tensor's hash in it."""
     with _opened(path) as file:
-        digest: str = file.metadata()[_DIGEST]
+        digest: str = (file.metadata() or {}).get(_DIGEST, "")
         return digest
 
 
@@ -148,19 +148,19 @@ def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any
     """
     with _opened(path) as file:
         document = _document(path, file.metadata())
-        tensors = dict(_checked(path, file, document.pop(_TENSORS), prefix))
+        tensors = dict(_checked(path, file, document.pop(_TENSORS, None), prefix))
     return tensors, document
 
 
 def check(path: Path) -> None:
     """Raises what `read` would, in the memory of one tensor."""
     with _opened(path) as file:
-        for _ in _checked(path, file, _document(path, file.metadata())[_TENSORS]):
+        for _ in _checked(path, file, _document(path, file.metadata()).get(_TENSORS)):
             pass
 
 
-def _checked(path: Path, file: Any, expected: dict[str, str], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    if set(expected) != set(file.keys()):
+def _checked(path: Path, file: Any, expected: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(expected, dict) or set(expected) != set(file.keys()):
         raise DamagedFile(f"{path}: is damaged: the list of tensors is not the one that was written")
     for name in sorted(name for name in expected if name.startswith(prefix)):
         tensor = file.get_tensor(name)
@@ -188,8 +188,9 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except FileNotFoundError:
         raise
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedFile(f"{path}: is damaged or not a safetensors file: {str(error).splitlines()[0]}") from error
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]  # the last three: data types and documents that nobody writes
+        raise DamagedFile(f"{path}: is damaged or not a safetensors file: {reason}") from error
 
 
 @contextmanager
@@ -212,7 +213,10 @@ def _document(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     if hashlib.sha256(text.encode()).hexdigest() != metadata.get(_DIGEST):
         raise DamagedFile(f"{path}: is damaged: its header is not what was written")
     document: dict[str, Any] = json.loads(text)
-    if {**document.get(_PLAIN, {}), _DOCUMENT: text, _DIGEST: metadata[_DIGEST]} != metadata:
+    plain = document.get(_PLAIN, {}) if isinstance(document, dict) else None
+    if not isinstance(plain, dict):
+        raise DamagedFile(f"{path}: was not written by ssl (its sslcli document is no mapping)")
+    if {**plain, _DOCUMENT: text, _DIGEST: metadata[_DIGEST]} != metadata:
         raise DamagedFile(f"{path}: is damaged: its header is not what was written")
     return document
 

@@ -18,6 +18,7 @@ from sslcli.plugins import load
 
 from . import files
 from .backbone_file import build_backbone
+from .checkpoint import understood
 
 _METHOD = "method."
 
@@ -47,7 +48,8 @@ def load_projector(trained: Trained) -> nn.Module:
     state, _ = files.read(source, prefix)
     if not state:
         raise UserError(f"{source}: the method {name!r} has no projector")
-    projector = _build(source, trained.card, document["config"]).get_submodule(module)
+    with understood(source):
+        projector = _build(source, trained.card, document["config"]).get_submodule(module)
     try:
         projector.load_state_dict({key.removeprefix(prefix): value for key, value in state.items()})
     except RuntimeError as error:

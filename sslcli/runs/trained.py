@@ -7,12 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import BackboneCard, Trained
 from sslcli.shell import path_word
 
 from . import files
-from .backbone_file import build_backbone, load_backbone_file, read_card
+from .backbone_file import build_backbone, check_types, load_backbone_file, read_card, read_plugin
 from .checkpoint import newest_intact, read_checkpoint, read_header
 from .directory import RunDirectory
 from .layout import RUNS, list_checkpoints
@@ -50,6 +51,8 @@ def load_trained(target: Path) -> Trained:
         raise UserError(f"{target}: is not a run directory (it has no config.yaml)")
     if not target.exists():
         raise UserError(f"{target}: no such run or file")
+    if not target.is_file():
+        raise UserError(f"{target}: is not a regular file; name a run or a backbone file")
     if target.suffix in _OTHER_KINDS:
         raise UserError(f"{target}: {_OTHER_KINDS[target.suffix]}; name the run or a backbone file")
     try:
@@ -107,7 +110,7 @@ def _loadable(run: Path) -> Path | None:
             if path == RunDirectory(run).backbone:
                 files.read(path)
                 return path
-            read_checkpoint(path, files.read_document(path).get("encoder", ""))
+            read_checkpoint(path, _prefix(path))
             return run
         except FileNotFoundError:
             continue
@@ -119,14 +122,23 @@ def _loadable(run: Path) -> Path | None:
 
 
 def _from_checkpoint(path: Path, run: Path | None) -> Trained:
-    prefix = read_header(path).get("encoder", "")
+    prefix = _prefix(path)
     checkpoint = read_checkpoint(path, prefix)
     state = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.tensors.items()}
-    card = read_card(path, checkpoint.document["card"])
-    plugin = checkpoint.document.get("plugins", {}).get("backbone")
-    made_with = _made_with(path, plugin)
-    backbone = build_backbone(path, card, lambda built: built.load_state_dict(state, strict=True), made_with)
+    card = read_card(path, checkpoint.document.get("card"))
+    plugin = read_plugin(checkpoint.document.get("plugins", {}).get("backbone"))
+
+    def fill(built: Backbone) -> None:
+        check_types(built.state_dict(), state)
+        built.load_state_dict(state, strict=True)
+
+    backbone = build_backbone(path, card, fill, _made_with(path, plugin))
     return Trained(backbone, card, run, files.read_digest(path), path, plugin)
+
+
+def _prefix(path: Path) -> str:
+    """That of the encoder's tensors in a checkpoint; if it has none that is a word, reading the checkpoint says so."""
+    return str(read_header(path).get("encoder", ""))
 
 
 def _made_with(path: Path, plugin: dict[str, str] | None) -> str:
@@ -149,7 +161,8 @@ def stored_card(target: Path) -> BackboneCard:
 
 def stored_config(target: Path) -> dict[str, Any] | None:
     """Returns the resolved config of the run that a target belongs to, or None for a backbone file."""
-    return _stored_document(target).get("config")
+    config = _stored_document(target).get("config")
+    return config if isinstance(config, dict) else None
 
 
 def _stored_document(target: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sslcli.data.source import resident_budget
 from sslcli.memory import out_of_memory
 from sslcli.plugin_exits import named_exits
 from sslcli.plugins import PluginFile
-from sslcli.runs.checkpoint import Checkpoint
+from sslcli.runs.checkpoint import Checkpoint, understood
 
 from . import resume as resuming
 from . import state
@@ -69,7 +69,8 @@ def prepared(
         UserError: the input or a plugin is wrong, or the run cannot be resumed so.
     """
     if checkpoint is not None:
-        config = resuming.keep_resolved(config, checkpoint.document["config"])
+        with understood(checkpoint.path):
+            config = resuming.keep_resolved(config, checkpoint.document["config"])
     budgets = distributed.gather_objects(together(lambda: _budget(config, checkpoint)))
     session = together(lambda: _prepare(config, checkpoint, output, min(budgets), plugin_files, compiled))
     together(lambda: check_micro_batch(session, processes))
@@ -98,10 +99,11 @@ def _prepare(
     compiled: bool,
 ) -> Session:
     if checkpoint is not None:
-        stored = checkpoint.document["config"]
-        for warning in resuming.check(config, stored, str(output)):
+        with understood(checkpoint.path):
+            warnings = resuming.check(config, checkpoint.document["config"], str(output))
+            before, now = checkpoint.document["world_size"], distributed.world_size()
+        for warning in warnings:
             log.warning(warning)
-        before, now = checkpoint.document["world_size"], distributed.world_size()
         if before != now:
             log.warning(
                 f"resuming a run of {before} process(es) on {now} process(es): results will not be bitwise identical"
@@ -121,9 +123,10 @@ def _prepare(
             f"micro-batch of only {config.training.batch_size // config.training.accumulate}"
         )
     if checkpoint is not None:
-        state.restore(checkpoint, session.method, session.optimizer, session.callbacks)
-        session.scaler.load_state_dict(checkpoint.document["scaler"])
-        session.source.restore(checkpoint.document.get("cursor"))
+        with understood(checkpoint.path):
+            state.restore(checkpoint, session.method, session.optimizer, session.callbacks)
+            session.scaler.load_state_dict(checkpoint.document["scaler"])
+            session.source.restore(checkpoint.document.get("cursor"))
         log.info(f"resuming {output} from step {checkpoint.step} of {session.last_step + session.shift}")
     return session
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.callback import Callback
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Method
+from sslcli.optimizers.stored import check_stored, flat
 from sslcli.plugins import choose
 from sslcli.runs.checkpoint import Checkpoint
 
@@ -23,27 +24,20 @@ METHOD, OPTIMIZER, CALLBACK = "method.", "optimizer.", "callback."
 def named_optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Any]:
     """Returns `{parameter name}.{key}` → tensor or number, nested dictionaries flattened with dots."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    return {k: v for parameter, state in optimizer.state.items() for k, v in _flatten(state, names[id(parameter)])}
-
-
-def _flatten(state: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in state.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}.{key}")
-        else:
-            yield f"{prefix}.{key}", value
+    return {k: v for parameter, state in optimizer.state.items() for k, v in flat(state, f"{names[id(parameter)]}.")}
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module, flat: Mapping[str, Any]) -> None:
     """Restores what `named_optimizer_state` returned.
 
     Raises:
-        UserError: there is state of a parameter that the module does not have.
+        UserError: there is state of a parameter that the module does not have, or such as the optimizer does not keep.
     """
     order = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     indices = {parameter: index for index, parameter in enumerate(order)}
     rest = dict(flat)
     states: dict[int, dict[str, Any]] = {}
+    named: dict[str, tuple[Tensor, dict[str, Any]]] = {}
     for name, parameter in module.named_parameters():
         if id(parameter) not in indices:
             continue
@@ -53,8 +47,13 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module, fl
             for part in path:
                 target = target.setdefault(part, {})
             target[key] = _like(rest.pop(full), parameter)
+        named[name] = parameter, states.get(indices[id(parameter)], {})
     if rest:
         raise UserError(f"has optimizer state for {next(iter(rest))!r}, which the method does not have")
+    try:
+        check_stored(optimizer, named)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -92,6 +91,11 @@ def restore(
     for name in method.frozen:
         if now[name] != before.get(name):
             raise UserError(f"{checkpoint.path}: was trained with another {name!r}: give the method the same one")
+    for name, own in method.state_dict().items():
+        value = values.get(METHOD + name, own)
+        if isinstance(own, Tensor) and getattr(value, "dtype", None) != own.dtype:
+            kind = getattr(value, "dtype", type(value).__name__)
+            raise UserError(f"{checkpoint.path}: does not fit the method: {name} is {kind} there, {own.dtype} here")
     try:
         method.load_state_dict({**frozen_state(method), **_under(values, METHOD)}, strict=True)
     except RuntimeError as error:

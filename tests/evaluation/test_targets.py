@@ -122,7 +122,7 @@ class Evil:
         ("w.pth", ["backbone=resnet18", "backbone.pretrained=true"], "w.pth: the weights come from this file"),
         ("evil.pth", ["backbone=resnet18"], "evil.pth: cannot be read as weights alone"),
         ("list.pth", ["backbone=resnet18"], "list.pth: holds no named weights"),
-        ("empty.pth", ["backbone=resnet18"], "empty.pth: cannot be read as weights alone (EOFError"),
+        ("empty.pth", ["backbone=resnet18"], "empty.pth: is damaged or not a safetensors file"),
         ("cut.safetensors", ["backbone=resnet18"], "cut.safetensors: is damaged or not a safetensors file"),
         ("resnet18", ["mean=[0.5]"], "command line: mean: should have 3 numbers"),
         ("resnet18", ["std=[0.2, 0, 0.2]"], "command line: std: should be numbers above 0"),

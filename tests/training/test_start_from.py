@@ -96,7 +96,7 @@ def test_a_file_that_cannot_be_read_is_one_line(tiny, trained, tmp_path) -> None
     short.write_bytes(content[:100])
     for path, message in (
         ("nowhere.safetensors", "backbone.weights: nowhere.safetensors: no such file"),
-        (tmp_path, "is a directory; name a safetensors file"),
+        (tmp_path, "is a directory; name a weight file"),
         (checkpoint, f"is a checkpoint; export its backbone first: ssl export backbone {checkpoint}"),
         (damaged, f"backbone.weights: {damaged}: is damaged: the tensor"),
         (short, "is damaged or no"),

@@ -67,6 +67,8 @@ class CachedImages:
     def __init__(self, path: Path, count: int, channels: int, key: bytes) -> None:
         self.path, self.count, self.channels, self.key = path, count, channels, key
         other = SslError(f"{path} was made from other images, or is damaged")
+        if path.exists() and not path.is_file():
+            raise other
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END) - 16 * count - len(key) - hashlib.sha256().digest_size
             file.seek(max(end, 0))
@@ -78,7 +80,7 @@ class CachedImages:
         sizes = self.shapes.prod(1) * channels
         self.stops = sizes.cumsum()
         self.starts = self.stops - sizes
-        if sizes.sum() != end:
+        if sizes.sum() != end or (self.shapes < 0).any():
             raise other
         with warnings.catch_warnings():  # torch warns that it has no read-only tensors
             warnings.simplefilter("ignore", UserWarning)
