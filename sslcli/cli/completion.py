@@ -15,6 +15,8 @@ from typing import Any
 import typer
 
 from sslcli.config import examples
+from sslcli.contracts.errors import UserError
+from sslcli.foreign import failures, only_results
 from sslcli.plugins import GROUPS, choose, find
 
 from . import catalog
@@ -174,8 +176,11 @@ def _options(group: str, name: str, *, own: bool = True) -> catalog.Rows:
     try:
         plugin = choose(group, name.partition("/")[0])
         known = catalog.known(plugin)
-        return known["options"] if known else catalog.options_of(group, name) if own else []
-    except Exception:  # no such plugin: the command reports it
+        if known or not own:
+            return known.get("options", [])
+        with failures(name), only_results():
+            return catalog.options_of(group, name)
+    except UserError:  # no such plugin, or a broken one: the command reports it
         return []
 
 

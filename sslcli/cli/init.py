@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sslcli.contracts.errors import UserError
+from sslcli.foreign import show
 
 from . import completion
 from .arguments import Overrides, PluginFiles, without_options
@@ -71,7 +72,7 @@ def init(
     apply_overrides(document, words)
     resolve(document)  # so that what is printed is valid
     asked = ["ssl", "init", method, "--data", data, *words]
-    print(as_text(document, reasons, [f"Written by `{shlex.join(asked)}`.", f"Found: {found.line()}."]), end="")
+    show(as_text(document, reasons, [f"Written by `{shlex.join(asked)}`.", f"Found: {found.line()}."]), end="")
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from sslcli.contracts.errors import SslError
+from sslcli.foreign import CtrlC, ctrl_c_known, keep_stdout, only_results, reason
 from sslcli.version import __version__
 
 from . import bench, evaluate, export, init, listing, runs, train
@@ -47,7 +48,7 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
 
         try:
             level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-            with out_of_memory("", ADVICE), on_console(level):
+            with ctrl_c_known(), only_results(), out_of_memory("", ADVICE), on_console(level):
                 code = command(*args, **kwargs)
         except SslError as error:
             # One process of a machine shows what all have; of memory perhaps only another one had too little.
@@ -55,7 +56,7 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
                 for line in str(error).splitlines():
                     print(f"ssl: {line}", file=sys.stderr)
             code = error.exit_code
-        except KeyboardInterrupt:
+        except CtrlC:
             print("ssl: interrupted", file=sys.stderr)
             code = 130
         except BrokenPipeError:
@@ -63,6 +64,15 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
         except OSError as error:  # a full disk, a deleted folder: the system's own message is clear
             where = f"{error.filename}: " if error.filename else ""
             print(f"ssl: {where}{error.strerror or error}", file=sys.stderr)
+            code = 1
+        except BaseException as error:
+            from .blame import failure
+
+            ends = not isinstance(error, Exception)  # `sys.exit`, KeyboardInterrupt, … of a plugin
+            known = failure(error) if ends or isinstance(error, RecursionError) else None
+            if known is None and not ends:
+                raise
+            print(f"ssl: {known or reason(error)}", file=sys.stderr)
             code = 1
         raise typer.Exit(code)
 
@@ -113,4 +123,7 @@ def main() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # For training.deterministic on CUDA: torch before 2.10 refuses products without it, and reads it once.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Child processes (ranks, workers, torch's compiler) do not have the working directory on their path either.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    keep_stdout()
     app(prog_name="ssl")

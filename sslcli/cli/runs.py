@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sslcli.foreign import show
+
 if TYPE_CHECKING:
     from sslcli.runs.overview import RunSummary
 
@@ -39,9 +41,9 @@ def list_runs(
     found = [overview.summarize(run) for run in overview.find_runs(where)]
     found.sort(key=lambda each: each.time or 0.0)
     if as_json:
-        print(json.dumps([_plain(each) for each in found], indent=2))
+        show(json.dumps([_plain(each) for each in found], indent=2))
     elif found:
-        print("\n".join(_table(found)))
+        show("\n".join(_table(found)))
     else:
         log.info(f"no runs in {overview.shown(where.absolute())}; `ssl train` starts one")
     return 0

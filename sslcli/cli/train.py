@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sslcli.contracts.errors import UserError
+from sslcli.foreign import show
 
 from . import completion
 from .arguments import Overrides, PluginFiles, config_and_overrides
@@ -105,7 +106,7 @@ def train(
     evaluator = None if issubclass(cls, StreamDataset) else "linear" if labeled else "quality"
     longer += devices_again()
     log.info("next:")
-    print("\n".join(next_steps(directory, evaluator=evaluator, longer=longer, plugins=plugin or [])))
+    show("\n".join(next_steps(directory, evaluator=evaluator, longer=longer, plugins=plugin or [])))
     return 0
 
 
@@ -124,12 +125,12 @@ def _show_plan(config: RunConfig, directory: Path, processes: int) -> None:
 
     session = build(config, compiled=False)
     check_phases(session)
-    print(dump_yaml({**session.config.plain(), "output": str(directory)}), end="")
-    print("# plan")
+    show(dump_yaml({**session.config.plain(), "output": str(directory)}), end="")
+    show("# plan")
     for name, value in plan(session).items():
-        print(f"# {name.replace('_', ' ')}: {_readable(name, value)}")
+        show(f"# {name.replace('_', ' ')}: {_readable(name, value)}")
     memory = estimate(session, processes)
-    print(f"# memory{' of each process' if processes > 1 else ''}: {memory.line()}", flush=True)
+    show(f"# memory{' of each process' if processes > 1 else ''}: {memory.line()}")
     if memory.fits is False:
         log.warning(f"a step is not likely to fit into the memory of {session.device}: {less_memory(session.config)}")
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from sslcli.contracts.errors import SslError, UserError
+from sslcli.foreign import stdout_of_children
 
 from .interrupt import Interrupt
 
@@ -93,8 +94,10 @@ def launch(arguments: Sequence[str], processes: int, device: str) -> int:
             "OMP_NUM_THREADS": threads,
         }  # fmt: skip
         # In sessions of their own, so that a Ctrl-C reaches them only through this process, not from the terminal too.
-        command = [sys.executable, "-m", "sslcli", *arguments]
-        children.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        # `-P`: the working directory is not on their path, as it is not on this process's.
+        command = [sys.executable, "-P", "-m", "sslcli", *arguments]
+        stdout = stdout_of_children()
+        children.append(subprocess.Popen(command, env=environment, stdout=stdout, start_new_session=True))
     return _wait(children)
 
 

@@ -1,0 +1,109 @@
+"""What foreign code (a plugin, a library) must not decide: what stands on stdout, and how the program ends.
+
+stdout carries results alone, through `show`; whatever else is printed there goes to stderr. Whatever a plugin raises is
+its own failure, `sys.exit` and KeyboardInterrupt too, which is told from the user's Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import Any, NoReturn, TextIO
+
+from sslcli.contracts.errors import PluginError
+
+#: Where results go while a command runs; and the descriptor of that stream in a program of its own.
+_results: TextIO | None = None
+_descriptor: int | None = None
+
+
+class CtrlC(KeyboardInterrupt):
+    """The user's; that of a plugin is a plain KeyboardInterrupt."""
+
+
+@contextmanager
+def ctrl_c_known() -> Iterator[None]:
+    """Lets the user's Ctrl-C raise `CtrlC` in the block, unless the program has a handler of its own."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def pressed(*arguments: Any) -> NoReturn:
+        raise CtrlC
+
+    signal.signal(signal.SIGINT, pressed)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is pressed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def failures(of: str) -> Iterator[None]:
+    """Makes a PluginError, `OF: REASON`, of whatever foreign code raises in the block; a Ctrl-C stays one."""
+    try:
+        with ctrl_c_known():
+            yield
+    except CtrlC:
+        raise
+    except BaseException as error:
+        raise PluginError(f"{of}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Returns an error in one line: `KeyError: 'width'`."""
+    name, text = type(error).__name__, ""
+    with suppress(Exception):  # it is foreign code that makes the text
+        text = str(error)
+    return f"{name}: {text}".splitlines()[0].rstrip(": ")
+
+
+@contextmanager
+def only_results() -> Iterator[None]:
+    """Sends what a block prints to stderr; `show` prints to stdout."""
+    global _results
+    before, _results = _results, results()
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results = before
+
+
+def results() -> TextIO:
+    """Returns the stream for results: stdout, whatever `sys.stdout` is at the moment."""
+    return _results or sys.stdout
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Prints a result, at once: messages on stderr keep their place after it."""
+    print(text, end=end, file=results(), flush=True)
+
+
+def keep_stdout() -> None:
+    """Makes descriptor 1, which libraries and child processes write to, another name of stderr; `sys.stdout` is then
+    the only way to the real one. For a program of its own, at its start."""
+    global _descriptor
+    stream = sys.stdout
+    with suppress(OSError, ValueError):  # one of them is closed: then nothing is mixed up
+        if not isinstance(stream, io.TextIOWrapper) or stream.fileno() != 1:
+            return
+        os.fstat(2)
+        own = os.dup(1)
+        os.dup2(2, 1)
+        _descriptor = own
+        sys.stdout = open(  # noqa: SIM115  # until the end of the program
+            own, "w", encoding=stream.encoding, errors=stream.errors, buffering=1 if stream.line_buffering else -1
+        )
+
+
+def stdout_of_children() -> int | None:
+    """Returns the descriptor that a child process gets as stdout, to show results of its own; None: the inherited."""
+    return _descriptor
