@@ -7,15 +7,20 @@ its own failure, `sys.exit` and KeyboardInterrupt too, which is told from the us
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from sslcli.contracts.errors import PluginError
+
+log = logging.getLogger(__name__)
 
 #: Where results go while a command runs; and the descriptor of that stream in a program of its own.
 _results: TextIO | None = None
@@ -63,6 +68,25 @@ def reason(error: BaseException) -> str:
     with suppress(Exception):  # it is foreign code that makes the text
         text = str(error)
     return f"{name}: {text}".splitlines()[0].rstrip(": ")
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Shows each warning of a library in a block once, as one line: torch's with `--verbose` only."""
+    before, seen = warnings.showwarning, set[str]()
+
+    def show_one(message: object, category: type[Warning], filename: str, *more: Any, **others: Any) -> None:
+        text = f"{category.__name__}: {message}".strip().splitlines()[0][:200]
+        if text not in seen:
+            seen.add(text)
+            own = {"torch", "torchvision", "sslcli"} & {*Path(filename).parts}  # torch blames its caller
+            log.log(logging.DEBUG if own else logging.WARNING, text)
+
+    warnings.showwarning = show_one
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 @contextmanager

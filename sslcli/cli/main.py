@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from sslcli.contracts.errors import SslError
-from sslcli.foreign import CtrlC, ctrl_c_known, keep_stdout, only_results, reason
+from sslcli.foreign import CtrlC, ctrl_c_known, keep_stdout, only_results, reason, warnings_in_one_line
 from sslcli.version import __version__
 
 from . import bench, evaluate, export, init, listing, runs, train
@@ -48,7 +48,7 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
 
         try:
             level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-            with ctrl_c_known(), only_results(), out_of_memory("", ADVICE), on_console(level):
+            with ctrl_c_known(), only_results(), on_console(level), warnings_in_one_line(), out_of_memory("", ADVICE):
                 code = command(*args, **kwargs)
         except SslError as error:
             # One process of a machine shows what all have; of memory perhaps only another one had too little.
@@ -123,6 +123,10 @@ def main() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # For training.deterministic on CUDA: torch before 2.10 refuses products without it, and reads it once.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # The walls of text that libraries write to stderr themselves; read when torch is imported.
+    if not {"--verbose", "-v"} & {*sys.argv}:
+        os.environ.setdefault("TORCH_LOGS", "-dynamo,-aot,-inductor")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Child processes (ranks, workers, torch's compiler) do not have the working directory on their path either.
     os.environ["PYTHONSAFEPATH"] = "1"
     keep_stdout()

@@ -31,6 +31,7 @@ from sslcli.version import __version__
 from . import group as process_group
 from . import resume as resuming
 from . import state
+from .compiler import failures_reported
 from .context import Context
 from .interrupt import Interrupt
 from .loop import Loop
@@ -206,7 +207,7 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
     start = 0
     if checkpoint is not None:
         start = writer.last_step = checkpoint.step
-    with needs_less, closing(writer):
+    with needs_less, failures_reported(), closing(writer):
         loop = Loop(session, context, start)
         with Interrupt() as interrupt, context.ending() as outcome:
             context.start()
