@@ -106,7 +106,7 @@ def test_code_of_a_broken_entry_is_compiled_again_elsewhere_once(
     failed: list[str] = []
     calls: list[str] = []
 
-    def compile(function, **options):
+    def compile_(function, **options):
         def call(*inputs):
             calls.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
             if len(calls) <= count:
@@ -115,7 +115,7 @@ def test_code_of_a_broken_entry_is_compiled_again_elsewhere_once(
 
         return call
 
-    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(torch, "compile", compile_)
     layer = nn.Linear(2, 2)
     compile_module(layer, failed.append, None)
     assert layer(torch.ones(1, 2)).shape == layer(torch.ones(1, 2)).shape == (1, 2)
@@ -131,9 +131,9 @@ def test_only_the_compilers_own_failures_are_its(monkeypatch: pytest.MonkeyPatch
     assert is_of_files(Failure(OSError("x")))
     assert is_of_files(Failure(RuntimeError("g++: error writing to /tmp/x.s: No space left on device")))
     assert not is_of_files(Failure(RuntimeError("ld: cannot find -lgomp")))
-    with pytest.raises(SslError, match=r"^the compiler failed \(Failure: .*\); set training.compile=none$"):
-        with failures_reported():
-            raise Failure(RuntimeError("no such operator"))
+    said = r"^the compiler failed \(Failure: .*\); set training.compile=none$"
+    with pytest.raises(SslError, match=said), failures_reported():
+        raise Failure(RuntimeError("no such operator"))
     with pytest.raises(ZeroDivisionError), failures_reported():
         raise ZeroDivisionError
     assert in_one_line(RuntimeError("a\n b")) == "the compiler failed (RuntimeError: a b)"
