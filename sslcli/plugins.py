@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sslcli.contracts.errors import PluginError as PluginError
+from sslcli.storage import expanded
 
 from .foreign import failures
 
@@ -246,7 +247,7 @@ def register_file(path: Path) -> PluginFile:
     for a package (`my_method.py` → package `my_method`). PluginError if there is no such file, it fails, or it defines
     no plugin class.
     """
-    path = path.expanduser()
+    path = expanded(path)
     try:
         source = path.read_bytes()
     except OSError as error:

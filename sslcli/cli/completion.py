@@ -7,6 +7,7 @@ A shell may split words at `=` (bash does): then what is completed is the value 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -213,7 +214,7 @@ def _in_file(path: Path, depth: int = 0) -> dict[str, str]:
     """What a config and those that it extends name."""
     from sslcli.config.document import read_file
 
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))
     path = next((each for each in (path / "config.yaml", path) if each.is_file()), examples.example(path) or path)
     data = read_file(path).data
     base = data.get("extends")
@@ -243,7 +244,7 @@ def _joined(words: list[str]) -> list[str]:
 def _paths(incomplete: str, wanted: Callable[[Path], bool]) -> Words:
     """Folders, and the files that are wanted; of the only folder also what is in it, so that no space is added."""
     start = incomplete.rpartition("/")[0] + "/" if "/" in incomplete else ""
-    folder, beginning = Path(start or ".").expanduser(), incomplete[len(start) :]
+    folder, beginning = Path(os.path.expanduser(start or ".")), incomplete[len(start) :]
     try:
         entries = sorted(folder.iterdir())
     except OSError:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from sslcli.foreign import results, show
+from sslcli.storage import expanded
 
 from . import completion
 from .arguments import Device, PluginFiles, is_override
@@ -77,7 +78,7 @@ def evaluate(
     from sslcli.runs.trained import newest_run
 
     targets = targets or [str(newest_run("evaluate", "ssl eval RUN"))]
-    output = output.expanduser() if output is not None else None
+    output = expanded(output) if output is not None else None
     rows = evaluate_all(targets, method, overrides, device=device, seed=seed, seeds=seeds, output=output)
     single = len(targets) == 1 and method != "all"
     if as_json:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sslcli.foreign import show
+from sslcli.storage import expanded
 
 if TYPE_CHECKING:
     from sslcli.runs.overview import RunSummary
@@ -35,7 +36,7 @@ def list_runs(
     from sslcli.runs import overview
     from sslcli.runs.layout import RUNS
 
-    where = (folder or RUNS).expanduser()
+    where = expanded(folder or RUNS)
     if folder is not None and not where.is_dir():
         raise UserError(f"{overview.shown(folder)}: no such folder")
     found = [overview.summarize(run) for run in overview.find_runs(where)]

@@ -12,6 +12,7 @@ import typer
 
 from sslcli.contracts.errors import UserError
 from sslcli.foreign import show
+from sslcli.storage import expanded
 
 from . import completion
 from .arguments import Overrides, PluginFiles, config_and_overrides
@@ -75,7 +76,7 @@ def train(
     postpone()
     name = resolved.method.name.rpartition(":")[2] if source is None else source.stem
     directory = source if source is not None and is_run else default_directory(resolved, name)
-    directory = output.expanduser() if output is not None else directory
+    directory = expanded(output) if output is not None else directory
     if dry_run:
         _show_plan(resolved, directory, devices or int(os.environ.get("WORLD_SIZE", "1")))
         return 0

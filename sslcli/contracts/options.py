@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 ResumeRule = Literal["fixed", "warn", "free"]
 
@@ -33,6 +34,17 @@ class Options(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*")
+    @classmethod
+    def _of_a_user_that_exists(cls, value: Any) -> Any:
+        """Refuses `~nobody/x` where it can be named; whoever expands it would fail."""
+        if isinstance(value, Path):
+            try:
+                value.expanduser()
+            except RuntimeError as error:
+                raise ValueError(f"{value}: there is no such user") from error
+        return value
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:

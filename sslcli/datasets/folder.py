@@ -10,6 +10,7 @@ from torch import Tensor
 from sslcli.contracts.data import DatasetOptions, Part
 from sslcli.contracts.errors import UserError
 from sslcli.data.files import FileDataset, FileOptions, existing
+from sslcli.storage import expanded
 
 
 class FolderOptions(FileOptions):
@@ -42,7 +43,7 @@ class Folder(FileDataset):
     def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
         """Like `Dataset.labeled`; None unless the root has both train/ and val/ (or test/)."""
         assert isinstance(options, FolderOptions)
-        root = options.root.expanduser()
+        root = expanded(options.root)
         if options.split == "all" or not _has_splits(root):
             return None
         if part == "eval":

@@ -25,7 +25,7 @@ from sslcli.runs.directory import RunDirectory
 from sslcli.runs.layout import EVALUATIONS, RUNS, list_checkpoints
 from sslcli.runs.overview import newest_first, shown
 from sslcli.runs.trained import load_trained
-from sslcli.storage import writing
+from sslcli.storage import expanded, writing
 
 from .feature import FeatureBackbone
 from .seal import state_digest
@@ -105,7 +105,7 @@ def load_classifier(target: Path) -> Trained:
     Raises:
         UserError: there is none, it is damaged, or the backbone that it was trained on is gone.
     """
-    path = _file_of(target.expanduser())
+    path = _file_of(expanded(target))
     try:
         tensors, document = files.read(path)
     except FileNotFoundError:

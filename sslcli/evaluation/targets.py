@@ -25,6 +25,7 @@ from sslcli.plugins import PluginError, load
 from sslcli.runs import files
 from sslcli.runs.directory import RunDirectory
 from sslcli.runs.weights import fill, start_from
+from sslcli.storage import expanded
 from sslcli.version import __version__
 
 from .feature import Feature
@@ -71,7 +72,7 @@ class Target:
 
     @property
     def path(self) -> Path:
-        return Path(self.word).expanduser()
+        return expanded(self.word)
 
 
 def find_target(word: str | Path) -> Target:
@@ -81,7 +82,7 @@ def find_target(word: str | Path) -> Target:
         UserError: neither, or a damaged file.
     """
     word = str(word)
-    path = Path(word).expanduser()
+    path = expanded(word)
     if path.is_file():
         return Target(word, "weights" if _is_plain(path) else "trained")
     if path.is_dir() and RunDirectory(path).is_run():
@@ -185,8 +186,8 @@ def load_network(target: Target, document: Document, shown: ShownOptions, parts:
 def _published_normalization(options: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """ImageNet's, as published weights expect; for a file of sslcli's, that of its card."""
     path = getattr(options, "weights", None)
-    if path is not None and files.is_ours(path.expanduser()):
-        card = files.read_document(path.expanduser()).get("card", {})
+    if path is not None and files.is_ours(expanded(path)):
+        card = files.read_document(expanded(path)).get("card", {})
         if "mean" in card and "std" in card:
             return tuple(card["mean"]), tuple(card["std"])
     return IMAGENET[channels]

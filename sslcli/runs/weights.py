@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
+from sslcli.storage import expanded
 
 from . import files
 
@@ -49,7 +50,7 @@ def start_from(backbone: Backbone, name: str, options: Any) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     """Reads any safetensors file; one written by `ssl` is checked against its hashes, and its card is ignored."""
     source = f"backbone.weights: {path}"
-    path = path.expanduser()
+    path = expanded(path)
     if path.is_dir():
         raise UserError(f"{source}: is a directory; name a safetensors file, such as the backbone.safetensors in a run")
     try:

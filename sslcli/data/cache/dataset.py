@@ -27,7 +27,7 @@ from torch import Tensor
 from sslcli import distributed
 from sslcli.contracts.data import AnyDataset
 from sslcli.contracts.errors import SslError, UserError
-from sslcli.storage import atomic_path
+from sslcli.storage import atomic_path, expanded
 
 from ..decode import decoded_size
 from ..files import FileDataset
@@ -93,7 +93,7 @@ class CachedDataset(FileDataset):
         images = self.folder.absolute()
         settings = f"{images} {self.info.name} {self.info.channels} {self.side} {self.wanted} {self.options.limit}"
         self._settings = os.fsencode(settings)
-        folder = (self.options.cache_dir or user_cache()).expanduser()
+        folder = expanded(self.options.cache_dir or user_cache())
         self.path = folder / f"{images.name or 'images'}-{hashlib.sha256(self._settings).hexdigest()[:16]}.cache"
 
     def image_for(self, index: int, wanted: int | None) -> Tensor:
@@ -195,9 +195,9 @@ class CachedDataset(FileDataset):
         """Writes the file of `disk`; what is unfinished then was left by a process that was killed."""
         unfinished = self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp")
         for file in (self.path, *unfinished):
-            if file.exists():
+            if os.path.lexists(file):
                 log.info("data.cache: removed %s: incomplete, damaged, or made from images that have changed", file)
-                file.unlink()
+                file.rmdir() if file.is_dir() and not file.is_symlink() else file.unlink()
         with atomic_path(self.path) as temporary, temporary.open("wb") as opened:
             self._write(opened, str(self.path), free_disk(self.path.parent), "data.cache_dir to another disk")
         return self._opened(self.path)
@@ -218,6 +218,8 @@ class CachedDataset(FileDataset):
 
     def _kept(self) -> CachedImages | None:
         """What is on the disk, if it was made from the images as they are now."""
+        if not self.path.is_file():  # opening a pipe would wait for a writer
+            return None
         try:
             return self._opened(self.path)
         except (FileNotFoundError, SslError):
