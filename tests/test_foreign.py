@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from conftest import TINY
 from plugin_helpers import BELL, CALLBACK, Install
 from run_helpers import refused, ssl
 
@@ -161,3 +163,18 @@ def test_nothing_of_the_working_directory_is_imported_and_stdout_is_for_results(
     assert sorted(noise) == ["child", "fd 1", "print", "std"]
     assert said == "ssl: callback 'noisy' of noisy 1.0 (noisy:X) cannot be loaded: KeyboardInterrupt"
     assert not (here / "ran").exists()
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_group_import_nothing_of_the_working_directory_and_show_results_once(tmp_path: Path) -> None:
+    for module in ("logging", "json", "yaml", "torch", "sslcli", "multiprocessing", "pickle"):
+        (tmp_path / f"{module}.py").write_text("open('ran', 'a').write(__name__)\n")
+    (tmp_path / "tiny.yml").write_text(yaml.safe_dump(TINY))
+    program = "from sslcli.cli.main import main; main()"
+    command = [sys.executable, "-P", "-c", program, "train", "tiny.yml", "training.epochs=1", "--devices", "2"]
+    done = subprocess.run([*command, "--output", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+        ["ssl", "eval"], ["ssl", "export"], ["python", "-c"], ["ssl", "train"]
+    ]  # fmt: skip
+    assert not (tmp_path / "ran").exists()
