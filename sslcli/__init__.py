@@ -5,6 +5,13 @@ Importing this imports neither torch nor other modules of the package: functions
 
 from __future__ import annotations
 
+import sys
+
+# `python -m sslcli` puts the working directory first on the path: a file there that is called like a module (yaml.py)
+# would be imported in its place. Python has no earlier moment for this than here, short of `python -P`.
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and {"sslcli", "-msslcli"} & {*sys.orig_argv}:
+    del sys.path[0]
+
 import importlib
 import logging
 from typing import TYPE_CHECKING, Any

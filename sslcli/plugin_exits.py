@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import sysconfig
-import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from sslcli.contracts.errors import SslError
+from sslcli.foreign import ctrl_c_known, is_ctrl_c
 
 #: Ends the process at once, also in a block that gives `os._exit` a name.
 end_now = os._exit
 _LIBRARY = sysconfig.get_path("stdlib")
 _PACKAGES = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(Path(__file__).parents[1]))
-_pressed: list[int] = []
 _ADVICE = "a plugin must raise an error instead, or call RunContext.stop(reason)"
 
 
@@ -36,41 +33,19 @@ def named_exits() -> Iterator[None]:
     Raises:
         SslError: where the code wanted to end the program, and how.
     """
-    with _ctrl_c_noted() as pressed, _named_os_exit():
+    with ctrl_c_known(), _named_os_exit():
         try:
             yield
         except Exception:
             raise
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and (pressed is None or pressed):
+            if is_ctrl_c(error):
                 raise
             frames = traceback.extract_tb(error.__traceback__)
             own = [each for each in frames if not of_python(each.filename)] or list(frames)
             what = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else type(error).__name__
             where = f"{own[-1].filename}:{own[-1].lineno} ({own[-1].name})"
             raise SslError(f"{where} wanted to end the program, by {what}: {_ADVICE}") from error
-
-
-@contextmanager
-def _ctrl_c_noted() -> Iterator[list[int] | None]:
-    """Gives the signals that raised a KeyboardInterrupt; None if this is not known, as in a notebook."""
-    handler, main = signal.getsignal(signal.SIGINT), threading.current_thread() is threading.main_thread()
-    if handler is _note and main:  # of an outer block
-        yield _pressed
-    elif handler is signal.default_int_handler and main:
-        _pressed.clear()
-        signal.signal(signal.SIGINT, _note)
-        try:
-            yield _pressed
-        finally:
-            signal.signal(signal.SIGINT, handler)
-    else:
-        yield None
-
-
-def _note(number: int, frame: FrameType | None) -> None:
-    _pressed.append(number)
-    signal.default_int_handler(number, frame)
 
 
 @contextmanager

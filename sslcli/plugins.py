@@ -22,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sslcli.contracts.errors import UserError
-from sslcli.storage import read_regular
+from sslcli.contracts.errors import PluginError as PluginError
+from sslcli.storage import expanded, read_regular
+
+from .foreign import failures
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,6 @@ GROUPS: dict[str, Group] = {
         Group("callbacks", "callback", ("callback:Callback",)),
     )
 }
-
-
-class PluginError(UserError):
-    """A name that is not found, is claimed twice, or whose package cannot be loaded."""
 
 
 @dataclass(frozen=True, order=True)
@@ -184,18 +182,24 @@ def load_found(plugin: FoundPlugin) -> type:
     if given is not None:
         return given
     info = get_group(plugin.group)
-    try:
+    with failures(f"{info.noun} {plugin.name!r} of {plugin} cannot be loaded"):
         loaded = importlib.metadata.EntryPoint(plugin.name, plugin.target, plugin.group).load()
-    except (Exception, SystemExit) as error:  # whatever a third party's module raises affects only this name
-        raise PluginError(f"{info.noun} {plugin.name!r} of {plugin} cannot be loaded: {_reason(error)}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, contracts(info))):
         wanted = " or ".join(each.__name__ for each in contracts(info))
         raise PluginError(f"{info.noun} {plugin.name!r} of {plugin} is not a subclass of {wanted}")
     return loaded
 
 
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
+def module_of(plugin: FoundPlugin) -> str:
+    """Returns the name of the module that a plugin's code is in, without importing it."""
+    given = dict(_registered).get(plugin)
+    return plugin.target.partition(":")[0] if given is None else given.__module__
+
+
+def member_names(provider: Any, name: str) -> list[str]:
+    """Returns what a provider of many has, sorted; PluginError, with its `name`, if its own code fails."""
+    with failures(f"backbone provider {name!r} cannot be loaded"):
+        return sorted(provider.names())
 
 
 def load(group: str, name: str) -> Any:
@@ -211,12 +215,10 @@ def load(group: str, name: str) -> Any:
             raise PluginError(f"{provider!r} is a single {info.noun}; write {provider} without /{rest}")
         return cls
     many: Any = cls
-    try:
-        known = sorted(many.names())
-        if rest in known:
+    known = member_names(many, name)
+    if rest in known:
+        with failures(f"{info.noun} provider {name!r} cannot be loaded"):
             return many.get(rest)
-    except Exception as error:
-        raise PluginError(f"{info.noun} provider {name!r} cannot be loaded: {_reason(error)}") from error
     if not rest:
         example = f", such as {provider}/{known[0]}" if known else ""
         raise PluginError(f"{provider!r} provides many; write {provider}/NAME{example}")
@@ -245,7 +247,7 @@ def register_file(path: Path) -> PluginFile:
     for a package (`my_method.py` → package `my_method`). PluginError if there is no such file, it fails, or it defines
     no plugin class.
     """
-    path = path.expanduser()
+    path = expanded(path)
     try:
         source = read_regular(path)
     except OSError as error:
@@ -261,10 +263,11 @@ def register_file(path: Path) -> PluginFile:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # classes must be found by name, for pickling to worker processes
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+        with failures(f"--plugin {path}"):
+            spec.loader.exec_module(module)
+    except BaseException:
         del sys.modules[module_name]
-        raise PluginError(f"--plugin {path}: {_reason(error)}") from error
+        raise
     classes = inspect.getmembers(module, lambda each: inspect.isclass(each) and each.__module__ == module_name)
     defined = []
     for group in GROUPS.values():

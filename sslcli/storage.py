@@ -40,6 +40,14 @@ def unwritable(error: OSError, *, again: str = "") -> str:
     return f"cannot be written ({error.strerror or error})" + (f"; {' or '.join(steps)}" if steps else "")
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Returns a path with `~` expanded; UserError if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no such user; for a folder of this name write ./{path}") from error
+
+
 @contextmanager
 def writing(path: Path, advice: str = "") -> Iterator[None]:
     """Turns an error of the file system within the block into a UserError that names the path, with the advice."""

@@ -12,7 +12,7 @@ from conftest import TINY
 PROGRAM = """
 import sys
 from sslcli.cli.main import main
-sys.argv = ["ssl", "train", "tiny.yaml", "training.max_steps=2", "--output", "run"]
+sys.argv = ["ssl", "train", "tiny.yaml", "training.max_steps=4", "callbacks.knn={}", "--output", "run"]
 try:
     main()
 except SystemExit as end:
@@ -21,6 +21,13 @@ for module in ("torchvision", "torch._dynamo.utils", "sympy", "torch.utils.tenso
     assert module not in sys.modules, module
 
 import torch
+# A plugin's functions are no business of the stand-in: they get the real module.
+assert not hasattr(sys.modules["torch._dynamo"], "__file__")
+@torch._dynamo.disable
+def own(x):
+    return x + 1
+assert own(1) == 2
+assert hasattr(torch._dynamo, "__file__")
 optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
 double = torch.compile(lambda x: x * 2, backend="eager", fullgraph=True)
 assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))

@@ -13,6 +13,7 @@ from sslcli.config.schema import PLUGIN_SECTIONS
 from sslcli.contracts.errors import UserError
 from sslcli.logs import on_console
 from sslcli.plugins import PYTHON, registered
+from sslcli.storage import expanded
 
 from .objects import Classes, Objects, as_plain, by_key, data_classes
 from .shown import plot_log, table_rows
@@ -60,7 +61,7 @@ class Run:
         Raises:
             UserError: there is no run, or it was made without such an object.
         """
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.signal: int | None = None
         self.total_steps: int | None = None
         self._step: int | None = None
@@ -283,4 +284,4 @@ def path_of(target: Target) -> Path:
         return target.path
     if not isinstance(target, str | Path):
         raise UserError(f"should be a Run, a path or a name, not {type(target).__name__}")
-    return Path(target).expanduser()
+    return expanded(target)

@@ -19,6 +19,7 @@ from sslcli.config.schema import TrainingOptions
 from sslcli.contracts.errors import UserError
 from sslcli.logs import on_console
 from sslcli.plugins import registered, suggest
+from sslcli.storage import expanded
 
 from .objects import Objects, by_key
 from .run import Run
@@ -89,14 +90,14 @@ def train(
     objects = Objects(labeled)
     with on_console():
         plain = objects.sections({**sections, "training": {**(training or {}), **options} or None, **elsewhere})
-    path = None if config is None else Path(config).expanduser()
+    path = None if config is None else expanded(config)
     with on_console(), registered(objects.classes):
         document = _document(path, plain, by_key(overrides))
         count_views(document.data)
         resolved = _without_workers(resolve(document), objects)
         words = [resolved.method.name, resolved.data.name]
         name = path.stem if path else "-".join(word.rpartition(":")[2].replace("/", "-") for word in words)
-        directory = Path(output).expanduser() if output is not None else default_directory(resolved, name)
+        directory = expanded(output) if output is not None else default_directory(resolved, name)
         command = [_SOURCE, *([str(path)] if path else [])]
         result = run_training(resolved, directory, resume=resume, command=command)
         if result.signal is not None:

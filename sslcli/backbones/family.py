@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sslcli.contracts.backbone import Backbone, Features
+from sslcli.storage import expanded
 
 #: Images up to this side, in pixels, are small.
 SMALL = 64
@@ -31,7 +32,7 @@ def given_shape(options: Any, weights: Mapping[str, Tensor] | None, name: str) -
     if options.weights is None:
         return None
     try:
-        with safe_open(options.weights.expanduser(), framework="pt") as file:
+        with safe_open(expanded(options.weights), framework="pt") as file:
             return tuple(file.get_slice(name).get_shape())
     except (OSError, SafetensorError):
         return None

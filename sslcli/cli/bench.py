@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from sslcli.storage import expanded
+
 from .arguments import Config, Overrides, PluginFiles, config_and_overrides
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ def bench(
     from sslcli.storage import check_output, write_text
     from sslcli.training.speed import headline, measure, report, tables
 
-    output = output.expanduser() if output is not None else None
+    output = expanded(output) if output is not None else None
     if output is not None:
         check_output(output)
     session, measured = measure(resolved, steps=steps, rounds=rounds)

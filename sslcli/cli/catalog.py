@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sslcli.plugins import GROUPS, FoundPlugin, choose, find, load, load_found
+from sslcli.plugins import GROUPS, FoundPlugin, choose, find, load, load_found, member_names
 
 FILE = Path(__file__).with_name("catalog.json")
 PACKAGE = "sslcli"
@@ -74,7 +74,7 @@ def options_of(group: str, name: str) -> Rows:
 
     provider: Any = load_found(choose(group, name.partition("/")[0]))
     many = "/" not in name and hasattr(provider, "names")
-    classes = [provider.get(each) for each in sorted(provider.names())] if many else [load(group, name)]
+    classes = [load(group, f"{name}/{each}") for each in member_names(provider, name)] if many else [load(group, name)]
     return list({row["name"]: row for cls in classes for row in option_rows(cls.Options)}.values())
 
 

@@ -7,6 +7,7 @@ A shell may split words at `=` (bash does): then what is completed is the value 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import typer
 
 from sslcli.config import examples
+from sslcli.contracts.errors import UserError
+from sslcli.foreign import failures, only_results
 from sslcli.plugins import GROUPS, choose, find
 
 from . import catalog
@@ -176,8 +179,11 @@ def _options(group: str, name: str, *, own: bool = True) -> catalog.Rows:
     try:
         plugin = choose(group, name.partition("/")[0])
         known = catalog.known(plugin)
-        return known["options"] if known else catalog.options_of(group, name) if own else []
-    except Exception:  # no such plugin: the command reports it
+        if known or not own:
+            return known.get("options", [])
+        with failures(name), only_results():
+            return catalog.options_of(group, name)
+    except UserError:  # no such plugin, or a broken one: the command reports it
         return []
 
 
@@ -210,7 +216,7 @@ def _in_file(path: Path, depth: int = 0) -> dict[str, str]:
     """What a config and those that it extends name."""
     from sslcli.config.document import read_file
 
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))
     path = next((each for each in (path / "config.yaml", path) if each.is_file()), examples.example(path) or path)
     data = read_file(path).data
     base = data.get("extends")
@@ -242,7 +248,7 @@ def _paths(incomplete: str, wanted: Callable[[Path], bool]) -> Words:
 
     Without names of which a shell would run a part: bash puts them into the command as they are."""
     start = incomplete.rpartition("/")[0] + "/" if "/" in incomplete else ""
-    folder, beginning = Path(start or ".").expanduser(), incomplete[len(start) :]
+    folder, beginning = Path(os.path.expanduser(start or ".")), incomplete[len(start) :]
     try:
         entries = sorted(folder.iterdir())
     except OSError:

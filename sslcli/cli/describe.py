@@ -9,6 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from sslcli.contracts.errors import UserError
+from sslcli.foreign import results
 
 if TYPE_CHECKING:
     from sslcli.plugins import FoundPlugin
@@ -35,7 +36,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     """Returns a line for each plugin, cut to the terminal: name, whether it is the default, meaning, origin."""
     from .catalog import PACKAGE
 
-    room = shutil.get_terminal_size().columns - 2 if sys.stdout.isatty() else sys.maxsize
+    room = shutil.get_terminal_size().columns - 2 if results().isatty() else sys.maxsize
     titles = [row["name"] + " (default)" * row["default"] for row in rows]
     width = max(map(len, titles), default=0)
     lines = []
@@ -49,11 +50,11 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 def plugin(group: str, name: str) -> dict[str, Any]:
     """Returns a plugin with its options; for a provider of many backbones, all members as a config names them."""
     from sslcli.config.rows import option_rows
-    from sslcli.plugins import choose, load, load_found
+    from sslcli.plugins import choose, load, load_found, member_names
 
     found = choose(group, name.partition("/")[0])
     if "/" not in name and hasattr(provider := load_found(found), "names"):
-        members = [f"{found.name}/{member}" for member in sorted(provider.names())]
+        members = [f"{found.name}/{member}" for member in member_names(provider, found.name)]
         return {**plain(found), "help": _help(provider), "options": [], "members": members}
     cls = load(group, name)
     described = {**plain(found), "help": _help(cls), "paper": getattr(cls, "paper", "")}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from sslcli.foreign import results, show
+from sslcli.storage import expanded
 
 from . import completion
 from .arguments import Device, PluginFiles, is_override
@@ -76,17 +78,17 @@ def evaluate(
     from sslcli.runs.trained import newest_run
 
     targets = targets or [str(newest_run("evaluate", "ssl eval RUN"))]
-    output = output.expanduser() if output is not None else None
+    output = expanded(output) if output is not None else None
     rows = evaluate_all(targets, method, overrides, device=device, seed=seed, seeds=seeds, output=output)
     single = len(targets) == 1 and method != "all"
     if as_json:
-        print(json.dumps(rows[0].plain() if single else tables.as_json(rows)))
+        show(json.dumps(rows[0].plain() if single else tables.as_json(rows)))
     elif single:
-        print("\n".join(tables.lines(rows[0].result)))
-    elif sys.stdout.isatty():
-        Console().print(tables.rich_table(rows))
+        show("\n".join(tables.lines(rows[0].result)))
+    elif results().isatty():
+        Console(file=results()).print(tables.rich_table(rows))
     else:
-        print("\n".join(tables.plain_table(rows)))
+        show("\n".join(tables.plain_table(rows)))
     return 0 if output is None or output.exists() else 1
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sslcli.contracts.errors import UserError
+from sslcli.foreign import show
 
 from . import completion
 from .arguments import Device, PluginFiles
@@ -62,5 +63,5 @@ def export(
     target = Path(targets[0]) if targets else None
     exported = run_export(name, target, output, overrides, replace=force, device=device)
     log.info(f"wrote {exported.path} ({exported.path.stat().st_size / 2**20:.1f} MiB); load it with:")
-    print(exported.how_to_load)
+    show(exported.how_to_load)
     return 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sslcli.contracts.errors import UserError
+from sslcli.foreign import show
 from sslcli.shell import path_word, shell_word
 
 from . import completion
@@ -73,7 +74,7 @@ def init(
     resolve(document)  # so that what is printed is valid
     images = path_word(Path(data)) if Path(data).exists() else shell_word(data)
     asked = ["ssl", "init", method, "--data", images, *map(shell_word, words)]
-    print(as_text(document, reasons, [f"Written by `{' '.join(asked)}`.", f"Found: {found.line()}."]), end="")
+    show(as_text(document, reasons, [f"Written by `{' '.join(asked)}`.", f"Found: {found.line()}."]), end="")
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sslcli.contracts.errors import UserError
+from sslcli.foreign import show
 
 from . import completion
 from .arguments import PluginFiles
@@ -57,7 +58,7 @@ def list_plugins(
     if schema:
         from sslcli.config.json_schema import config_schema
 
-        print(json.dumps(config_schema(), indent=1, ensure_ascii=False))
+        show(json.dumps(config_schema(), indent=1, ensure_ascii=False))
         return 0
     group = group and group.removeprefix("sslcli.")
     sections = catalog.read()["sections"]
@@ -87,7 +88,7 @@ def list_plugins(
             found = found[group]
             lines = [*describe.table(found), f"options of one: ssl list {group} NAME"]
             lines += ["one that is on by default is turned off by null: callbacks.knn=null"] * (group == "callbacks")
-    print(json.dumps(found, indent=2) if as_json else _readable(lines))
+    show(json.dumps(found, indent=2) if as_json else _readable(lines))
     return 1 if check and not all(row["ok"] for row in found) else 0
 
 
@@ -104,7 +105,7 @@ def _list_configs(as_json: bool) -> int:
     rows = [{"name": name, "meaning": meaning(name)} for name in names()]
     width = max(len(row["name"]) for row in rows)
     lines = [f"{row['name'].ljust(width)}  {row['meaning']}" for row in rows]
-    print(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+    show(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
     return 0
 
 

@@ -13,13 +13,14 @@ from typing import Annotated, Any
 import typer
 
 from sslcli.contracts.errors import SslError
+from sslcli.foreign import ctrl_c_known, keep_stdout, only_results, warnings_in_one_line
 from sslcli.orphans import end_with_launcher
 from sslcli.std_streams import be_lenient, open_closed
 from sslcli.version import __version__
 
 from . import bench, evaluate, export, init, listing, runs, train
 from .arguments import KEEP_UNKNOWN
-from .console import flush_results, report
+from .console import report
 
 VERBOSITY = {
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")],
@@ -51,9 +52,11 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
 
         try:
             level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-            with out_of_memory("", ADVICE), on_console(level), named_exits():
+            with (
+                ctrl_c_known(), only_results(), on_console(level), warnings_in_one_line(), out_of_memory("", ADVICE),
+                named_exits(),
+            ):  # fmt: skip
                 code = command(*args, **kwargs)
-                flush_results()
         except SslError as error:
             # One process of a machine shows what all have; of memory perhaps only another one had too little.
             if os.environ.get("LOCAL_RANK", "0") == "0" or not error.shared:
@@ -66,6 +69,14 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
             raise  # `ssl list | head`: handled by the framework
         except OSError as error:
             report(error)
+            code = 1
+        except RecursionError as error:
+            from .blame import failure
+
+            known = failure(error)
+            if known is None:
+                raise
+            print(f"ssl: {known}", file=sys.stderr)
             code = 1
         raise typer.Exit(code)
 
@@ -116,7 +127,14 @@ def main() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # For training.deterministic on CUDA: torch before 2.10 refuses products without it, and reads it once.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # The walls of text that libraries write to stderr themselves; read when torch is imported.
+    if not {"--verbose", "-v"} & {*sys.argv}:
+        os.environ.setdefault("TORCH_LOGS", "-dynamo,-aot,-inductor")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Child processes (ranks, workers, torch's compiler) do not have the working directory on their path either.
+    os.environ["PYTHONSAFEPATH"] = "1"
     open_closed()
+    keep_stdout()
     # Messages, and all that training says, are worth less than the work. What other commands print is their result.
     trains = sys.argv[1:2] == ["train"] and "--dry-run" not in sys.argv
     be_lenient("stderr", *["stdout"] * trains)

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sslcli.foreign import show
+from sslcli.storage import expanded
+
 if TYPE_CHECKING:
     from sslcli.runs.overview import RunSummary
 
@@ -33,15 +36,15 @@ def list_runs(
     from sslcli.runs import overview
     from sslcli.runs.layout import RUNS
 
-    where = (folder or RUNS).expanduser()
+    where = expanded(folder or RUNS)
     if folder is not None and not where.is_dir():
         raise UserError(f"{folder}: no such folder")
     found = [overview.summarize(run) for run in overview.find_runs(where)]
     found.sort(key=lambda each: each.time or 0.0)
     if as_json:
-        print(json.dumps([_plain(each) for each in found], indent=2))
+        show(json.dumps([_plain(each) for each in found], indent=2))
     elif found:
-        print("\n".join(_table(found)))
+        show("\n".join(_table(found)))
     else:
         log.info(f"no runs in {where.absolute()}; `ssl train` starts one")
     return 0

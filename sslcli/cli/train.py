@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sslcli.contracts.errors import UserError
+from sslcli.foreign import show
 from sslcli.shell import path_word, plain_path, shell_word
+from sslcli.storage import expanded
 
 from . import completion
 from .arguments import Overrides, PluginFiles, config_and_overrides
@@ -87,7 +89,7 @@ def train(
     postpone()
     name = resolved.method.name.rpartition(":")[2] if source is None else source.stem
     directory = source if source is not None and is_run else default_directory(resolved, name)
-    directory = output.expanduser() if output is not None else directory
+    directory = expanded(output) if output is not None else directory
     if dry_run:
         processes = devices or int(os.environ.get("WORLD_SIZE", "1"))
         _show_plan(resolved, directory, processes, resume=resume, plugin_files=plugin_files)
@@ -124,7 +126,7 @@ def train(
     evaluator = None if issubclass(cls, StreamDataset) else "linear" if labeled else "quality"
     longer += devices_again()
     log.info("next:")
-    print("\n".join(next_steps(directory, evaluator=evaluator, longer=longer, plugins=plugin or [])))
+    show("\n".join(next_steps(directory, evaluator=evaluator, longer=longer, plugins=plugin or [])))
     return 0
 
 
@@ -149,12 +151,12 @@ def _show_plan(
 
     checkpoint = newest_intact(RunDirectory(directory).checkpoints, read_checkpoint) if resume else None
     session = prepared(config, checkpoint, directory, plugin_files, compiled=False, processes=processes)
-    print(dump_yaml({**session.config.plain(), "output": str(directory)}), end="")
-    print("# plan")
+    show(dump_yaml({**session.config.plain(), "output": str(directory)}), end="")
+    show("# plan")
     for name, value in plan(session).items():
-        print(f"# {name.replace('_', ' ')}: {shown(_readable(name, value))}")
+        show(f"# {name.replace('_', ' ')}: {shown(_readable(name, value))}")
     memory = estimate(session, processes)
-    print(f"# memory{' of each process' if processes > 1 else ''}: {memory.line()}", flush=True)
+    show(f"# memory{' of each process' if processes > 1 else ''}: {memory.line()}")
     if memory.fits is False:
         log.warning(f"a step is not likely to fit into the memory of {session.device}: {less_memory(session.config)}")
 

@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sslcli.contracts.options import Options
-from sslcli.plugins import find, load_found
+from sslcli.foreign import failures
+from sslcli.plugins import PluginError, find, load_found
 
 from .rows import summary_of
 from .schema import PLUGIN_SECTIONS, SECTION_HELP, CheckpointOptions, TrainingOptions
@@ -63,9 +64,12 @@ def _plugins(group: str, packages: Collection[str]) -> dict[str, Any]:
     for plugin in plugins:
         alone = sum(other.name == plugin.name for other in plugins) == 1
         try:
-            found[plugin.name if alone else f"{plugin.package}:{plugin.name}"] = load_found(plugin)
-        except Exception:  # `ssl list --check` reports it
+            cls = load_found(plugin)
+            with failures(plugin.name):
+                _options(cls)
+        except PluginError:  # `ssl list --check` reports it
             continue
+        found[plugin.name if alone else f"{plugin.package}:{plugin.name}"] = cls
     return found
 
 

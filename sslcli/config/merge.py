@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sslcli.contracts.errors import ConfigError
+from sslcli.storage import expanded
 
 from .document import MOST_LEVELS, Document, Key, dump_value, read_file
 from .examples import example, locate, shown
@@ -83,7 +84,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Document:
     origin = document.origin(("extends",))
     if not isinstance(base, str):
         raise ConfigError([f"{origin}: extends: should be the name of one YAML file"])
-    base_path = path.parent / Path(base).expanduser()
+    base_path = path.parent / expanded(base)
     base_path = base_path if base_path.is_file() else example(Path(base)) or base_path
     if not base_path.is_file():
         raise ConfigError([f"{origin}: extends: no such file: {base_path}"])

@@ -12,6 +12,7 @@ from typing import Any
 
 from sslcli.contracts import VERSION
 from sslcli.contracts.errors import UserError
+from sslcli.storage import expanded
 
 from . import data_section, schema
 from .choices import Choice as Choice
@@ -140,7 +141,7 @@ def resolve(document: Document) -> RunConfig:
         problems.add(("output",), f"should be the path of a directory, not {show(output)}")
     problems.raise_any()
     schedule = replace(schedule, options=fitting(schedule.options, training, document))
-    output = None if output is None else Path(output).expanduser()
+    output = None if output is None else expanded(output)
     file_method = None
     if document.replaced is not None:
         origin, file_method = document.replaced[0].origin(("method",)), document.replaced[0].data["method"]["name"]

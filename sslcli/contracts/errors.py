@@ -37,6 +37,10 @@ class ConfigError(UserError):
         return "\n".join(self.problems)
 
 
+class PluginError(UserError):
+    """A name that is not found, is claimed twice, or whose package or file cannot be loaded."""
+
+
 class UnreadableImage(Exception):
     """One image cannot be decoded. It does not end a run by itself: the source uses another image instead.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -40,6 +41,17 @@ class Options(BaseModel):
         numbers = value if isinstance(value, tuple) else (value,)
         if any(type(number) is int and not -(2**63) <= number < 2**63 for number in numbers):
             raise ValueError("should be a number of 64 bits")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _of_a_user_that_exists(cls, value: Any) -> Any:
+        """Refuses `~nobody/x` where it can be named; whoever expands it would fail."""
+        if isinstance(value, Path):
+            try:
+                value.expanduser()
+            except RuntimeError as error:
+                raise ValueError(f"{value}: there is no such user") from error
         return value
 
     @classmethod

@@ -15,6 +15,7 @@ from torch import Tensor
 from sslcli.contracts.data import DataInfo, Dataset, DatasetOptions, RootedOptions
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import FREE, WARN
+from sslcli.storage import expanded
 
 from .decode import EXTENSIONS, decode, highest_value
 from .normalization import IMAGENET, measure
@@ -137,7 +138,7 @@ def existing(root: Path) -> Path:
     Raises:
         UserError: if there is none.
     """
-    root = root.expanduser()
+    root = expanded(root)
     if not root.is_dir():
         state = "is a file, not a folder" if root.exists() else "does not exist"
         raise UserError(f"data.root: {root} {state}; set it to the folder that holds the images")

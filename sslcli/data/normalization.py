@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,18 +48,26 @@ def measure(folder: Path, files: Sequence[str], channels: int) -> Statistics:
     names = [files[index] for index in fixed_choice(len(files), _SAMPLE).tolist()]
     key = fingerprint(folder, names, b"%d" % channels).hex()[:16]
     file = user_cache() / f"normalization-{key}.json"
-    try:
-        stored = json.loads(read_regular(file))
-        mean, std = (tuple(float(value) for value in stored[name]) for name in ("mean", "std"))
-        if len(mean) == len(std) == channels and all(map(math.isfinite, (*mean, *std))) and min(std) > 0:
-            return mean, std
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
+    stored = _stored(file, channels)
+    if stored is not None:
+        return stored
     mean, std = sampled(folder, len(names), lambda index: decode(folder / names[index], channels, _SIDE))
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps({"mean": mean, "std": std}))
     return mean, std
+
+
+def _stored(file: Path, channels: int) -> Statistics | None:
+    """What a file of the cache holds; None if there is none, or it holds anything but these values."""
+    try:
+        values = torch.tensor([json.loads(read_regular(file))[name] for name in ("mean", "std")], dtype=torch.float64)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if values.shape != (2, channels) or not ((values >= 0) & (values <= 1)).all() or not values[1].all():
+        return None
+    mean, std = values.tolist()
+    return tuple(mean), tuple(std)
 
 
 def sampled(source: object, count: int, read: Callable[[int], Tensor], *, threads: bool = True) -> Statistics:

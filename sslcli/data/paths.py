@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -112,7 +113,10 @@ def subfolders(folder: Path) -> list[str]:
 
 def user_cache() -> Path:
     """Returns the folder of files that only save time: sslcli/ in `$XDG_CACHE_HOME` or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslcli"
+    given = os.environ.get("XDG_CACHE_HOME")
+    home = os.path.expanduser("~")  # stays as it is for a user without a home directory, as containers have them
+    base = Path(home, ".cache") if home != "~" else Path(tempfile.gettempdir(), f"cache-{os.getuid()}")
+    return Path(given or base) / "sslcli"
 
 
 def fingerprint(folder: Path, names: Iterable[str], settings: bytes) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sslcli.contracts.errors import UserError
+from sslcli.storage import expanded
 
 
 def open_files(name: str, title: str, root: Path, download: bool, **arguments: Any) -> Any:
@@ -20,7 +21,7 @@ def open_files(name: str, title: str, root: Path, download: bool, **arguments: A
     """
     from torchvision import datasets  # takes seconds to import
 
-    reader, root = getattr(datasets, name), root.expanduser()
+    reader, root = getattr(datasets, name), expanded(root)
     folder = root / reader.base_folder
     try:
         return reader(str(root), **arguments)

@@ -10,6 +10,7 @@ from torch import Tensor
 from sslcli.contracts.data import DatasetOptions, Part
 from sslcli.contracts.errors import UserError
 from sslcli.data.files import FileDataset, FileOptions, existing
+from sslcli.storage import expanded
 
 #: What the folder of the images for tests may be called; the first that is there is read.
 HELD_OUT = ("val", "validation", "valid", "test")
@@ -45,7 +46,7 @@ class Folder(FileDataset):
     def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
         """Like `Dataset.labeled`; None unless the root has both train/ and val/ (or another of `HELD_OUT`)."""
         assert isinstance(options, FolderOptions)
-        root = options.root.expanduser()
+        root = expanded(options.root)
         if options.split == "all" or not _has_splits(root):
             return None
         if part == "eval":

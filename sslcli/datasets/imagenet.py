@@ -15,6 +15,7 @@ from sslcli.contracts.data import DatasetOptions, Part
 from sslcli.contracts.errors import UserError
 from sslcli.data.files import FileDataset, FileOptions, existing
 from sslcli.data.paths import image_files, subfolders
+from sslcli.storage import expanded
 
 #: Where train/ and val/ may be below the root: torchvision's layout, and Kaggle's.
 _LAYOUTS = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
@@ -64,7 +65,7 @@ class ImageNet(FileDataset):
     def labeled(cls, options: DatasetOptions, part: Part) -> DatasetOptions | None:
         """The splits `train` and `val`; None unless both exist. A limit applies to the split it was given for."""
         assert isinstance(options, ImageNetOptions)
-        base = _base(options.root.expanduser())
+        base = _base(expanded(options.root))
         if not ((base / "train").is_dir() and (base / "val").is_dir()):
             return None
         if part == "train" and options.split == "train":

@@ -27,7 +27,7 @@ from sslcli.runs.layout import EVALUATIONS, RUNS, list_checkpoints
 from sslcli.runs.overview import newest_first
 from sslcli.runs.trained import load_trained
 from sslcli.shell import path_word
-from sslcli.storage import read_regular, writing
+from sslcli.storage import expanded, read_regular, writing
 
 from .feature import FeatureBackbone
 from .seal import state_digest
@@ -107,7 +107,7 @@ def load_classifier(target: Path) -> Trained:
     Raises:
         UserError: there is none, it is damaged, or the backbone that it was trained on is gone.
     """
-    path = _file_of(target.expanduser())
+    path = _file_of(expanded(target))
     try:
         tensors, document = files.read(path)
     except FileNotFoundError:

@@ -13,6 +13,7 @@ from sslcli.runs.arithmetic import exact_float32
 from sslcli.runs.device import resolve_device
 from sslcli.runs.directory import RunDirectory
 from sslcli.runs.trained import load_trained, newest_run
+from sslcli.storage import expanded
 
 from .classifier import load_classifier, newest_classifier
 
@@ -48,12 +49,12 @@ def export(
     exporter.device = resolve_device(device)
     if target is None:
         target = newest_classifier() if cls.needs_classifier else newest_run("export", f"ssl export {name} RUN")
-    target, loader = target.expanduser(), load_classifier if cls.needs_classifier else load_trained
+    target, loader = expanded(target), load_classifier if cls.needs_classifier else load_trained
     own = RunDirectory(target).backbone if path is None and target.is_dir() else None
     if path is None:
         suffix = exporter.default_suffix()
         path = target / f"{name}{suffix}" if target.is_dir() else target.with_name(f"{target.stem}-{name}{suffix}")
-    path = path.expanduser()
+    path = expanded(path)
     if not path.parent.is_dir():
         raise UserError(f"{path}: the directory {path.parent} does not exist")
     if path.is_dir():

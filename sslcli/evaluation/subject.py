@@ -16,6 +16,7 @@ from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.evaluation import FeatureSet, Subject
 from sslcli.contracts.export import Trained
 from sslcli.data.subset import Subset
+from sslcli.storage import expanded
 
 from .extraction import extract_features, normalizer
 from .feature import FeatureBackbone, meaning_of
@@ -201,7 +202,7 @@ def source_of(data: Dataset) -> tuple[type[Dataset], dict[str, Any]]:
 def resolved(options: DatasetOptions) -> dict[str, Any]:
     """Returns the options of a dataset except `limit`, links followed."""
     values = {name: getattr(options, name) for name in type(options).model_fields if name != "limit"}
-    return {k: v.expanduser().resolve() if isinstance(v, Path) else v for k, v in values.items()}
+    return {k: expanded(v).resolve() if isinstance(v, Path) else v for k, v in values.items()}
 
 
 def labeled_features(subject: Subject, part: Part) -> tuple[Tensor, Tensor]:

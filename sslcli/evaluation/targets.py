@@ -25,6 +25,7 @@ from sslcli.runs import files
 from sslcli.runs.backbone_file import read_card
 from sslcli.runs.directory import RunDirectory
 from sslcli.runs.weights import fill, is_torch_file, read_weights, start_from
+from sslcli.storage import expanded
 from sslcli.version import __version__
 
 from .feature import Feature
@@ -68,7 +69,7 @@ class Target:
 
     @property
     def path(self) -> Path:
-        return Path(self.word).expanduser()
+        return expanded(self.word)
 
 
 def find_target(word: str | Path) -> Target:
@@ -78,7 +79,7 @@ def find_target(word: str | Path) -> Target:
         UserError: neither, or a damaged file.
     """
     word = str(word)
-    path = Path(word).expanduser()
+    path = expanded(word)
     if path.is_file():
         return Target(word, "weights" if _is_plain(path) else "trained")
     if path.is_dir() and RunDirectory(path).is_run():
@@ -184,7 +185,7 @@ def load_network(target: Target, document: Document, shown: ShownOptions, parts:
 def _published_normalization(options: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """ImageNet's, as published weights expect; for a file of sslcli's, that of its card."""
     path = getattr(options, "weights", None)
-    path = None if path is None else path.expanduser()
+    path = None if path is None else expanded(path)
     if path is not None and not is_torch_file(path) and files.is_ours(path):
         values = files.read_document(path).get("card")
         if values is not None:

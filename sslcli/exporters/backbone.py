@@ -14,6 +14,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import Exported, Exporter, Trained
 from sslcli.contracts.options import Options
 from sslcli.runs.backbone_file import save_backbone
+from sslcli.storage import expanded
 
 
 class BackboneExportOptions(Options):
@@ -38,7 +39,7 @@ class BackboneExporter(Exporter):
         Raises:
             UserError: the tool asked for has no such network, or the file cannot be written.
         """
-        path = path.expanduser()
+        path = expanded(path)
         known = loading_lines(trained.backbone)
         tool: str = self.options.format
         if tool == "auto":

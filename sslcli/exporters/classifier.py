@@ -11,6 +11,7 @@ from sslcli.augmentations.resize import ResizeOptions
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import Exported, Exporter, Trained
 from sslcli.evaluation.classifier import save_classifier
+from sslcli.storage import expanded
 
 from .backbone import loading_lines
 from .onnx import ONNXExporter, ONNXOptions
@@ -53,7 +54,7 @@ class ClassifierExporter(Exporter):
                 missing, or the file cannot be written.
             SslError: the written program gives other scores.
         """
-        path = path.expanduser()
+        path = expanded(path)
         kind = FORMATS.get(path.suffix) if self.options.format == "auto" else self.options.format
         if kind is None:
             raise UserError(f"{path}: should end in {', '.join(FORMATS)}, or choose a format: format=onnx")

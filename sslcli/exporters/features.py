@@ -25,6 +25,7 @@ from sslcli.evaluation.parts import choose_data, stored_data
 from sslcli.evaluation.subject import FrozenSubject, describe_data
 from sslcli.runs.backbone_file import describe
 from sslcli.runs.files import header
+from sslcli.storage import expanded
 
 from .network import whole_file
 
@@ -81,7 +82,7 @@ class FeaturesExporter(Exporter):
             UserError: no such data, images with other channels, more than 1% that cannot be read, features that are
                 not finite, or a file that cannot be written.
         """
-        path = path.expanduser()
+        path = expanded(path)
         kind = self._kind(path)
         if kind == "npy" and path.suffix != ".npy":
             raise UserError(f"{path}: files of NumPy arrays end in .npy")

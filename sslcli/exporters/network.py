@@ -21,7 +21,7 @@ from sslcli.contracts.export import BackboneCard, Exported, Exporter, Trained
 from sslcli.contracts.options import Options
 from sslcli.evaluation.classifier import describe_classifier
 from sslcli.runs.backbone_file import describe
-from sslcli.storage import atomic_path, writing
+from sslcli.storage import atomic_path, expanded, writing
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class NetworkExporter(Exporter):
             UserError: the network cannot be expressed, a package is missing, or the file cannot be written.
             SslError: the written network gives other features.
         """
-        path = path.expanduser()
+        path = expanded(path)
         network = self.network(trained)
         about = describe(trained.card, trained.plugin) | {"normalize": str(self.options.normalize).lower()}
         if trained.classifier is not None:

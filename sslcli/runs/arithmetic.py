@@ -6,7 +6,6 @@ Whoever changes them does so within `settings_restored`, so that a Python caller
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,10 +15,9 @@ import torch
 
 @contextmanager
 def settings_restored() -> Iterator[None]:
-    """Restores after the block what this module, `torch.cuda.set_device` and `training.compile` set."""
+    """Restores after the block what this module and `torch.cuda.set_device` set."""
     deterministic = _deterministic()
     older = [(write, _readable(read)) for read, write in _OLDER]
-    suppressed = getattr(sys.modules.get(_DYNAMO), "suppress_errors", False)
     benchmark = torch.backends.cudnn.benchmark
     precisions = [(owner, owner.fp32_precision) for owner in _newer()]
     device = torch.cuda.current_device() if _cuda_started() else 0
@@ -36,8 +34,6 @@ def settings_restored() -> Iterator[None]:
             owner.fp32_precision = "none"  # it follows the more general settings, as it may have before
             if owner.fp32_precision != precision:
                 owner.fp32_precision = precision
-        if _DYNAMO in sys.modules:
-            torch._dynamo.config.suppress_errors = suppressed
         if _cuda_started():
             torch.cuda.set_device(device)
 
@@ -69,8 +65,6 @@ def use_deterministic_kernels(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
-#: Imported only when something is compiled.
-_DYNAMO = "torch._dynamo.config"
 #: Reads and writes the settings of before torch 2.9; writing one of them sets the newer ones too.
 _OLDER: list[tuple[Callable[[], Any], Callable[[Any], None]]] = [
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),

@@ -15,6 +15,7 @@ from sslcli.contracts.data import DataInfo
 from sslcli.contracts.errors import UserError
 from sslcli.data.normalization import IMAGENET, Statistics
 from sslcli.plugins import load
+from sslcli.storage import expanded
 
 from .trained import load_trained
 from .weights import start_from
@@ -63,7 +64,7 @@ class Teacher(nn.Module):
 def _load(
     source: str | Path, channels: int, image_size: int, options: Mapping[str, Any] | None
 ) -> tuple[Backbone, Statistics]:
-    path, name = Path(source).expanduser(), str(source)
+    path, name = expanded(source), str(source)
     if path.exists() or path.suffix == ".safetensors":
         trained = load_trained(path)
         if trained.card.channels != channels:

@@ -11,6 +11,7 @@ from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import BackboneCard, Trained
 from sslcli.shell import path_word
+from sslcli.storage import expanded
 
 from . import files
 from .backbone_file import build_backbone, check_types, load_backbone_file, read_card, read_plugin
@@ -39,7 +40,7 @@ def load_trained(target: Path) -> Trained:
     Raises:
         UserError: nothing there to load, or the backbone's plugin is missing or has changed.
     """
-    target = target.expanduser()
+    target = expanded(target)
     run = RunDirectory(target)
     if run.is_run():
         trained = newest_intact(run.checkpoints, lambda path: _from_checkpoint(path, target), UserError)
@@ -167,7 +168,7 @@ def stored_config(target: Path) -> dict[str, Any] | None:
 
 def _stored_document(target: Path) -> dict[str, Any]:
     """The document of the file that `load_trained` would read; empty if there is none."""
-    target = target.expanduser()
+    target = expanded(target)
     for path in list_checkpoints(RunDirectory(target).checkpoints) if target.is_dir() else [target]:
         with suppress(files.DamagedFile, FileNotFoundError):
             return read_header(path)

@@ -14,6 +14,7 @@ from torch import Tensor
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
 from sslcli.memory import is_out_of_memory
+from sslcli.storage import expanded
 
 from . import files
 from .backbone_file import check_types
@@ -61,7 +62,7 @@ def _read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Reads the weights of any file; those of one written by `ssl` are checked against their hashes, and its card is
     ignored."""
     source = f"backbone.weights: {path}"
-    path = path.expanduser()
+    path = expanded(path)
     if path.is_dir():
         raise UserError(f"{source}: is a directory; name a weight file, such as the backbone.safetensors in a run")
     try:

@@ -25,6 +25,8 @@ from sslcli.modules.transformer import TransformerBlock
 from sslcli.runs.device import memory_format
 from sslcli.views.pipeline import ViewMaker
 
+from .compiler import compile_module, in_one_line, is_of_files, own_cache, prepare_cache
+
 log = logging.getLogger(__name__)
 
 Compiled = Literal["none", "views", "all"]
@@ -123,15 +125,26 @@ def compile_parts(
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         mode = "reduce-overhead" if training.cuda_graphs else None
         layout = memory_format(method, device) if training.channels_last else torch.contiguous_format
-        try:
+
+        def compile_views() -> None:
             for maker in views.phases:
                 maker.compile(mode, below=_EAGER_ON_CPU if device.type == "cpu" else None)
                 for _ in range(2):  # CUDA graphs are recorded the second time
                     views_of_zeros(maker, source, share, device, layout)
+
+        try:
+            prepare_cache()
+            try:
+                compile_views()
+            except Exception as error:
+                if not is_of_files(error):
+                    raise
+                own_cache(in_one_line(error))
+                compile_views()
         except Exception as error:  # compilers fail in many ways
             if is_out_of_memory(error):
                 raise
-            problem = f"the compiler failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            problem = in_one_line(error)
             if training.compile != "auto":
                 raise UserError(f"training.compile: {choice}: {problem}; set training.compile=none") from error
             log.warning(f"nothing is compiled: {problem}")
@@ -141,13 +154,21 @@ def compile_parts(
         if choice == "all":
             # If the user did not ask for it, a backbone that cannot be compiled must not end the run. A run that is
             # resumed may have been `auto`, and eager because the compiler failed.
-            torch._dynamo.config.suppress_errors |= training.compile == "auto" or not fresh
+            forgiving, said = training.compile == "auto" or not fresh, set[str]()
+
+            def failed(problem: str) -> None:
+                if not forgiving:
+                    raise UserError(f"training.compile: all: {problem}; set training.compile=none")
+                if problem not in said:
+                    log.warning(f"not compiled: {problem}")
+                said.add(problem)
+
             # Each phase's views need code of their own, up to torch's limit in all; beyond it, code is eager.
             limit = torch._dynamo.config.recompile_limit
             torch._dynamo.config.recompile_limit = max(limit, _CODE_FOR_A_PHASE * len(views.phases))
             for module in method.modules():
                 if isinstance(module, Backbone | TransformerBlock):
-                    module.compile(dynamic=False, mode=mode)
+                    compile_module(module, failed, mode)
     return dataclasses.replace(config, training=training.model_copy(update={"compile": choice}))
 
 

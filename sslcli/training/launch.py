@@ -18,6 +18,7 @@ import torch
 from sslcli import orphans
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.data.watch import cause
+from sslcli.foreign import stdout_of_children
 
 from .group import LOST
 from .interrupt import Interrupt
@@ -91,7 +92,9 @@ def _started(arguments: Sequence[str], processes: int) -> Iterator[list[Child]]:
             # In sessions of their own, so that a Ctrl-C reaches them only through this process, not from the terminal.
             children.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "sslcli", *arguments],
+                    # `-P`: the working directory is not on their path, as it is not on this process's.
+                    [sys.executable, "-P", "-m", "sslcli", *arguments],
+                    stdout=stdout_of_children(),
                     env=environment | own,
                     start_new_session=True,
                     pass_fds=[read],

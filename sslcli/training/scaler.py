@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -10,6 +11,10 @@ from torch import Tensor
 #: Skipped updates in a row after which a run stops. Each halves the scale: after twenty it is a millionth of what was
 #: right before. Gradients that overflow even so most likely overflow in the network itself, which no scale prevents.
 MOST_SKIPPED = 20
+#: From so many on a log line comes with a warning: the first scale, 65,536, is seldom off by more.
+_WORRYING = 6
+
+log = logging.getLogger(__name__)
 
 
 class LossScaler(torch.amp.GradScaler):
@@ -41,6 +46,11 @@ class LossScaler(torch.amp.GradScaler):
         """Returns what a log line shows, nothing unless enabled, and begins to count anew (waits for the device)."""
         if not self.is_enabled():
             return {}
-        skipped = int(self._counts[2])
+        row, _, skipped = self._counts.tolist()
         self._counts[2] = 0
+        if row >= _WORRYING:
+            log.warning(
+                f"the last {row} updates were skipped, since gradients were not finite in fp16, and none changed the "
+                f"weights; the loss scale is {self.get_scale():g}"
+            )
         return {"loss_scale": self.get_scale(), "skipped_updates": skipped}

@@ -27,6 +27,7 @@ from sslcli.storage import unwritable
 
 from . import group as process_group
 from . import state
+from .compiler import failures_reported
 from .context import Context
 from .interrupt import Interrupt
 from .loop import Loop
@@ -139,7 +140,7 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
     start = session.position.step
     if checkpoint is not None:
         writer.last_step = checkpoint.step
-    with named_exits(), needs_less, closing(writer):
+    with named_exits(), needs_less, failures_reported(), closing(writer):
         loop = Loop(session, context, start)
         loop.checks.last_good = writer.last_good
         with Interrupt() as interrupt, context.ending() as outcome:

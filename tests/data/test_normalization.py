@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from sslcli.contracts.data import channel_statistics
 from sslcli.contracts.errors import UserError
 from sslcli.data import normalization
 from sslcli.data.normalization import measure
+from sslcli.data.paths import user_cache
 from sslcli.datasets.folder import Folder, FolderOptions
 
 
@@ -61,12 +65,37 @@ def test_values_are_cached_until_an_image_changes(photos: Path, cache: Path, mon
     assert Folder(options(photos)).info.mean > first.mean
 
 
-def test_values_are_measured_again_if_the_cache_is_damaged(photos: Path, cache: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b'{"mean": ', b"[]", b"null", b"7", b"\xff\xfe", b"[" * 10_000,
+        b'{"mean": [0.5], "std": [0.2]}', b'{"mean": "abc", "std": "abc"}', b'{"mean": 1, "std": 1}',
+        b'{"mean": [0.5, 0.5, NaN], "std": [0.2, 0.2, 0.2]}', b'{"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0]}',
+        b'{"mean": [120.0, 110.0, 100.0], "std": [60.0, 60.0, 60.0]}', b'{"mean": [0.5, 0.5, 0.5]}',
+    ],
+)  # fmt: skip
+def test_values_are_measured_again_if_the_cache_is_damaged(photos: Path, cache: Path, content: bytes) -> None:
     first = Folder(options(photos)).info
     (file,) = cache.iterdir()
-    file.write_text('{"mean": ')
+    file.write_bytes(content)
     assert Folder(options(photos)).info == first
     assert json.loads(file.read_text())["std"] == list(first.std)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda file: file.symlink_to(file)])
+def test_what_is_no_file_in_the_place_of_one_only_costs_time(photos: Path, cache: Path, make: Any) -> None:
+    first = Folder(options(photos)).info
+    (file,) = cache.iterdir()
+    file.unlink()
+    make(file)
+    assert Folder(options(photos)).info == first
+
+
+def test_a_user_without_a_home_directory_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    assert user_cache().parent.parent == Path(tempfile.gettempdir())
 
 
 def test_an_unwritable_cache_only_costs_time(photos: Path, cache: Path) -> None:

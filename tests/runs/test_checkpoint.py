@@ -45,6 +45,18 @@ def test_the_newest_intact_one_is_read_and_each_damaged_one_is_named(tmp_path, m
         newest_intact(tmp_path, read_checkpoint)
 
 
+def test_one_written_after_a_damaged_newer_one_is_kept_and_read(tmp_path, messages):
+    save(tmp_path, [4, 8])
+    checkpoint_path(tmp_path, 8).write_bytes(b"damaged")
+    for keep in (1, 2):
+        save(tmp_path, [6], keep=keep)
+        assert newest_intact(tmp_path, read_checkpoint).step == 6
+        assert [line for line in messages if "step-000000008" in line] == messages
+    save(tmp_path, [8, 12], keep=1)  # overwritten when the run gets there
+    messages.clear()
+    assert [newest_intact(tmp_path, read_checkpoint).step, messages] == [12, []]
+
+
 def test_another_format_version_is_refused(tmp_path):
     files.write(tmp_path / "f", {"x": torch.zeros(1)}, {"step": 1, "format_version": 99})
     with pytest.raises(files.DamagedFile, match="checkpoint format 99"):

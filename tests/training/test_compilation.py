@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import torch
 from run_helpers import assert_same_end, newest
 from torch import Tensor
 
+from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
 from sslcli.evaluation.extraction import extract_features
 from sslcli.training import compilation
@@ -94,13 +96,32 @@ def test_large_views_stay_eager_on_a_cpu(tiny, monkeypatch, odd_plugins):
     assert [function.__self__.size for function in made] == [64]
 
 
-def test_a_backbone_that_cannot_be_compiled_ends_only_a_run_that_asked_for_it(tiny, compilers, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+@pytest.mark.parametrize(
+    ("name", "fresh", "forgiving"), [("auto", True, True), ("all", True, False), ("all", False, True)]
+)
+def test_a_backbone_that_cannot_be_compiled_ends_only_a_run_that_asked_for_it(
+    tiny, compilers, monkeypatch, messages, name, fresh, forgiving
+):
+    def broken(*images):
+        raise torch._dynamo.exc.TorchDynamoException("no code for\nthis. Set TORCHDYNAMO_VERBOSE=1 for more")
+
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **o: broken if isinstance(owner(function), Backbone) else function
+    )
     monkeypatch.setattr(compilation, "_PIXELS_PER_THREAD", 1)
-    for name, fresh, forgiving in (("auto", True, True), ("all", True, False), ("all", False, True)):
-        with torch._dynamo.config.patch(suppress_errors=False):
-            build(tiny(f"training.compile={name}"), fresh=fresh)
-            assert torch._dynamo.config.suppress_errors == forgiving
+    backbone = build(tiny(f"training.compile={name}"), fresh=fresh).method.backbone
+    said = "the compiler failed (TorchDynamoException: no code for this.)"
+    if not forgiving:
+        with pytest.raises(UserError, match=re.escape(f"training.compile: all: {said}; set training.compile=none")):
+            backbone(torch.zeros(2, 3, 16, 16))
+        return
+    for _ in range(2):
+        assert backbone(torch.zeros(2, 3, 16, 16)).pooled.shape == (2, 32)
+    assert [line for line in messages if "compiler" in line] == [f"warning: not compiled: {said}"]
+
+
+def owner(function):
+    return getattr(function, "__self__", None)
 
 
 def test_a_resumed_run_keeps_what_auto_was(tiny):

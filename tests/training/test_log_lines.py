@@ -119,7 +119,9 @@ def _overflowing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_overflowing")
-def test_a_run_in_fp16_that_can_only_skip_stops_and_says_so(tiny: ConfigMaker, tmp_path: Path) -> None:
+def test_a_run_in_fp16_that_can_only_skip_stops_and_says_so(
+    tiny: ConfigMaker, tmp_path: Path, messages: list[str]
+) -> None:
     config = tiny("training.precision=fp16", "training.epochs=10", "training.log_every=7")
     expected = rf"^{MOST_SKIPPED} updates in a row were skipped .* try training.precision=bf16 or fp32"
     with pytest.raises(RunFailed, match=expected):
@@ -127,6 +129,9 @@ def test_a_run_in_fp16_that_can_only_skip_stops_and_says_so(tiny: ConfigMaker, t
     lines = log_lines(tmp_path / "run")
     assert [(line["skipped_updates"], line["loss_scale"]) for line in lines] == [(7, 2.0**9), (7, 2.0**2)]
     assert newest(tmp_path / "run").step <= MOST_SKIPPED
+    assert [line.partition(",")[0] for line in messages if "skipped" in line] == [
+        "warning: the last 7 updates were skipped", "warning: the last 14 updates were skipped"
+    ]  # fmt: skip
 
 
 def test_only_fp16_logs_a_loss_scale(tiny: ConfigMaker, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 from sslcli import distributed
 from sslcli.contracts.data import AnyDataset
 from sslcli.contracts.errors import SslError, UserError
-from sslcli.storage import atomic_path, remove_dead
+from sslcli.storage import atomic_path, expanded, remove_dead
 
 from ..decode import decoded_size
 from ..files import FileDataset
@@ -93,7 +93,7 @@ class CachedDataset(FileDataset):
         images = self.folder.absolute()
         settings = f"{images} {self.info.name} {self.info.channels} {self.side} {self.wanted} {self.options.limit}"
         self._settings = os.fsencode(settings)
-        folder = (self.options.cache_dir or user_cache()).expanduser()
+        folder = expanded(self.options.cache_dir or user_cache())
         self.path = folder / f"{images.name or 'images'}-{hashlib.sha256(self._settings).hexdigest()[:16]}.cache"
 
     def image_for(self, index: int, wanted: int | None) -> Tensor:
@@ -201,8 +201,8 @@ class CachedDataset(FileDataset):
     def _written(self) -> CachedImages:
         """Writes the file of `disk`; what is unfinished then was left by a process that was killed."""
         removed = remove_dead(self.path.parent, glob.escape(self.path.name))
-        if self.path.exists():
-            self.path.unlink()
+        if os.path.lexists(self.path):
+            self.path.rmdir() if self.path.is_dir() and not self.path.is_symlink() else self.path.unlink()
             removed.append(self.path)
         for file in removed:
             log.info("data.cache: removed %s: incomplete, damaged, or made from images that have changed", file)
@@ -226,6 +226,8 @@ class CachedDataset(FileDataset):
 
     def _kept(self) -> CachedImages | None:
         """What is on the disk, if it was made from the images as they are now."""
+        if not self.path.is_file():  # opening a pipe would wait for a writer
+            return None
         try:
             return self._opened(self.path)
         except (FileNotFoundError, SslError):

@@ -115,6 +115,15 @@ def test_a_damaged_file_is_noticed_and_made_anew(root: Path, damage: str, caplog
     assert sum(": incomplete, damaged" in line for line in messages(caplog)) == 1
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)])
+def test_what_is_no_file_in_the_place_of_one_is_replaced(root: Path, make: Any, caplog: Any) -> None:
+    path = unopened(root, "disk").path
+    path.parent.mkdir()
+    make(path)
+    assert all_there(opened(root, "disk"))
+    assert sum(": incomplete, damaged" in line for line in messages(caplog)) == 1
+
+
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
