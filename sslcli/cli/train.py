@@ -13,7 +13,7 @@ import typer
 from sslcli.contracts.errors import UserError
 
 from . import completion
-from .arguments import Overrides, PluginFiles, config_and_overrides
+from .arguments import Devices, Overrides, PluginFiles, config_and_overrides, verbosity
 from .next_steps import devices_again, next_steps, path_word, shell_word
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run; start it if there is none.")] = False,
     plugin: PluginFiles = None,
-    devices: Annotated[
-        int | None, typer.Option(help="Number of processes on this machine, one per GPU.", min=1, metavar="N")
-    ] = None,
+    devices: Devices = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the resolved config and the size of the run, then exit.")
     ] = False,
@@ -81,9 +79,7 @@ def train(
     if devices is not None and devices > 1:
         from sslcli.training.group import launch
 
-        words = arguments(source, given, directory, plugin) + ["--resume"] * resume
-        level = logging.getLogger("sslcli").level
-        words += ["--quiet"] * (level == logging.WARNING) + ["--verbose"] * (level == logging.DEBUG)
+        words = arguments(source, given, directory, plugin) + ["--resume"] * resume + verbosity()
         return launch(words, devices, resolved.training.device)
     from sslcli.training.train import train as run_training
 

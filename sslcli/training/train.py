@@ -111,19 +111,12 @@ def train(
 
 def together(work: Callable[[], T]) -> T:
     """Calls `work` on every process; if any has an SslError or too little memory for it, that is raised on all."""
-    problem: SslError | None = None
-    try:
+
+    def guarded() -> T:
         with out_of_memory("before the first step", SMALLER):
-            result = work()
-    except SslError as error:
-        problem = error
-    problems = [found for found in distributed.gather_objects(problem) if found is not None]
-    if not problems:
-        return result
-    # Raised on every process: whichever one prints it, the user sees what was wrong.
-    raised = problem or problems[0]
-    raised.shared = True
-    raise raised
+            return work()
+
+    return distributed.together(guarded)
 
 
 def _find_checkpoint(directory: RunDirectory, *, resume: bool) -> Checkpoint | None:
