@@ -35,6 +35,7 @@ from .context import Context
 from .interrupt import Interrupt
 from .loop import Loop
 from .memory import less_memory
+from .regrouped import other_processes
 from .report import measure_quality, show_end, show_memory, show_start
 from .saving import SavePlan
 from .setup import SMALLER, Session, build, device_resolved, plan
@@ -167,12 +168,9 @@ def _prepare(config: RunConfig, checkpoint: Checkpoint | None, output: Path, bud
         stored = checkpoint.document["config"]
         for warning in resuming.check(config, stored, str(output)):
             log.warning(warning)
-        before, now = checkpoint.document["world_size"], distributed.world_size()
-        if before != now:
-            log.warning(
-                f"resuming a run of {before} process(es) on {now} process(es): results will not be bitwise identical"
-            )
     session = build(config, fresh=checkpoint is None, budget=budget)
+    if checkpoint is not None and checkpoint.document["world_size"] != distributed.world_size():
+        log.warning(other_processes(checkpoint.document["world_size"], session.method, config.training))
     if checkpoint is not None and checkpoint.document.get("resident") and not session.resident:
         log.warning("the images were all in memory and do not fit there now: results will not be bitwise identical")
     log.debug(f"plan: {', '.join(f'{name} {value}' for name, value in plan(session).items())}")
