@@ -20,7 +20,7 @@ from sslcli.training import group
 T = TypeVar("T")
 
 
-def in_group(world: int, work: Callable[[int], T], folder: Path, *, timeout: float = 300) -> list[T]:
+def in_group(world: int, work: Callable[[int], T], folder: Path, *, timeout: float = 800) -> list[T]:
     """Calls `work(rank)` on that many processes of one gloo group; returns what they return, in the order of ranks.
 
     Args:
