@@ -167,6 +167,8 @@ def _prepare(
 def _evaluate(prepared: Prepared, seeds: range, output: Path | None, *, strict: bool) -> list[Row]:
     rows: list[Row] = []
     parts, several = prepared.parts, len(prepared.targets) > 1
+    if distributed.is_distributed():
+        log.info(f"{distributed.world_size()} processes compute features; everything else runs on the main one")
     for target, data in prepared.targets:
         trained, subject, ready = prepared.subjects.pop(0)  # its features are freed with it
         if several:
