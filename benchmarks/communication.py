@@ -12,9 +12,9 @@ channels. Not counted: log lines, checkpoints, and 8 bytes a step that say wheth
 Statistics are those of `sslcli.modules.sync_norm`: two all-reduces of C numbers forward and two backward. On GPUs
 torch's SyncBatchNorm gathers 2C + 1 forward and reduces 2C backward.
 
-`--table FILE` prints the table of docs/scale.md from a result: bytes that a GPU sends in a ring (an all-reduce of S bytes
-sends 2(N - 1)/N times S, an all-gather N - 1 times what a process contributes, and so does the reduce-scatter of its
-gradient), for 64 images on each GPU and a ResNet-50.
+`--table FILE` prints the table of docs/scale.md from a result: bytes that a GPU sends in a ring (an all-reduce of S
+bytes sends 2(N - 1)/N times S, an all-gather N - 1 times what a process contributes, and so does the reduce-scatter of
+its gradient), for 64 images on each GPU and a ResNet-50.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def measured(*words: Any) -> dict[str, Any]:
 
 
 def parts(method: str, batches: list[int]) -> dict[str, Any]:
-    """By kind of message: bytes a step whatever the batch, and for each image of a process; and both backbones' sizes."""
+    """By kind of message: bytes a step whatever the batch, and for each image of a process; both backbones' sizes."""
     small, large = (measured(method, batch) for batch in batches)
     found = {}
     for kind, count in sorted(large["bytes"].items()):
@@ -173,11 +173,11 @@ def parts(method: str, batches: list[int]) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Returns a row for each method: gradients and statistics, what is gathered for an image, megabytes sent by each GPU
-    of 8 and of 64, and milliseconds for them at 450 and 50 GB/s."""
+    """Returns a row for each method: gradients and statistics, what is gathered for an image, megabytes that each GPU
+    of 8 and of 64 sends, and milliseconds for them at 450 and 50 GB/s."""
     lines = [
-        "| method | gradients, MB | statistics, MB | gathered for an image, bytes | other reductions, MB | 8 GPUs: sent, MB "
-        "| gathers of it | ms at 450 GB/s | 64 GPUs: sent, MB | gathers of it | ms at 50 GB/s |",
+        "| method | gradients, MB | statistics, MB | gathered for an image, bytes | other reductions, MB "
+        "| 8 GPUs: sent, MB | gathers of it | ms at 450 GB/s | 64 GPUs: sent, MB | gathers of it | ms at 50 GB/s |",
         "| --- " * 11 + "|",
     ]
     for method, found in sorted(report["methods"].items()):
