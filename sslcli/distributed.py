@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -46,6 +47,11 @@ class _GatherWithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        if gradients[0].is_cuda:  # half of what an all-reduce moves; gloo has it in later versions of torch only
+            whole = gradients[0].contiguous()
+            own = torch.empty_like(whole.chunk(dist.get_world_size())[0])
+            dist.reduce_scatter_tensor(own, whole)
+            return own
         # A copy, because autograd may share the incoming gradient with another operand.
         gradient = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
@@ -111,6 +117,93 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
+def together(work: Callable[[], T]) -> T:
+    """Calls `work` on every process and returns its result; if any has an SslError, that is raised on all."""
+    problem: SslError | None = None
+    try:
+        result = work()
+    except SslError as error:
+        problem = error
+    problems = [found for found in gather_objects(problem) if found is not None]
+    if not problems:
+        return result
+    # Raised on every process: whichever one prints it, the user sees what was wrong.
+    raised = problem or problems[0]
+    raised.shared = True
+    raise raised
+
+
+def lead(work: Callable[[], T], assist: Callable[[Any], object]) -> T | None:
+    """Calls `work` on the main process and returns its result; the others help with what it orders, and return None.
+
+    For work that only now and then is for all processes: they wait for the next order however long it takes. If a
+    collective raises an error on all processes (`SslError.shared`), it is the main process's to handle.
+
+    Args:
+        work: may call `order`; on one process that does nothing.
+        assist: called on the others with the value of each order, for the collective that the main process goes on to.
+
+    Raises:
+        SslError: `work` has raised it, on all processes.
+    """
+    if not is_distributed():
+        return work()
+    group = _waiting()
+    if rank() != 0:
+        while (given := _ordered(None, group)) is not None:
+            if isinstance(given, SslError):
+                given.shared = True
+                raise given
+            try:
+                assist(*given)
+            except SslError as error:
+                if not error.shared:
+                    raise
+        return None
+    _leading.append(group)
+    try:
+        result = work()
+    except Exception as error:
+        with suppress(RuntimeError):  # the others may be what has failed
+            _ordered(error if isinstance(error, SslError) else SslError("the main process has failed"), group)
+        raise
+    finally:
+        _leading.clear()
+    _ordered(None, group)
+    return result
+
+
+def order(value: Any) -> bool:
+    """Calls the other processes to what this one, leading, does next; returns False, at once, where nobody is led."""
+    if not _leading:
+        return False
+    _ordered((value,), _leading[0])
+    return True
+
+
+#: The group that orders go through, while this process leads.
+_leading: list[Any] = []
+
+
+def _waiting() -> Any:
+    """A group whose processes wait for each other as long as it takes; ended together with the run's own."""
+    return dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+
+def _ordered(given: tuple[Any] | SslError | None, group: Any) -> tuple[Any] | SslError | None:
+    """What the main process gives: an order, an error, or None at the end."""
+    box = [given]
+    dist.broadcast_object_list(box, src=0, group=group)
+    return box[0]
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Returns this process's own GPU for CUDA where there are several processes; any other device as it is."""
+    if device.type == "cuda" and is_distributed():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
+
+
 def first_of_machine(work: Callable[[], T]) -> T:
     """Calls `work` on the first process of each machine and returns its result on all processes of that machine.
 
@@ -123,8 +216,8 @@ def first_of_machine(work: Callable[[], T]) -> T:
         return work()
     local = int(os.environ.get("LOCAL_RANK", "0"))
     first = rank() - local
-    # Destroyed with the run's own group: torch 2.6 sometimes hangs if a gloo group is destroyed before.
-    patient: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    # Not destroyed here: torch 2.6 sometimes hangs if a gloo group is destroyed before the run's own.
+    patient = _waiting()
     made: list[Any] = [None]
     problem: SslError | None = SslError("the first process of this machine ended before its work was done")
     try:

@@ -223,6 +223,7 @@ def evaluate_all(
     """
     from sslcli.evaluation.evaluate import evaluate_all as run_evaluations
     from sslcli.runs.trained import newest_run
+    from sslcli.training.group import joined
 
     chosen = by_key(overrides)
     if (train is None) != (eval is None):
@@ -232,7 +233,7 @@ def evaluate_all(
         chosen["data.name"] = f"{PYTHON}:{EVALUATED}"
     several: list[Any] = list(targets) if isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]
     words = as_arguments(chosen)
-    with on_console(), registered(classes_of(several, given)):
+    with on_console(), registered(classes_of(several, given)), joined(device):
         newest = [newest_run("evaluate", "sslcli.evaluate(RUN)")] if targets is None else []
         paths = newest or [path_of(target) for target in several]
         return run_evaluations(paths, method, words, device=device, seed=seed, seeds=seeds)
@@ -266,6 +267,7 @@ def export(
         UserError: unknown exporter, nothing trained there, invalid options, or a file that cannot be written.
     """
     from sslcli.evaluation.export import export as run_export
+    from sslcli.training.group import joined
 
     classes, data = classes_of([target], {}), options.get("data")
     given = data.get("name") if isinstance(data, Mapping) else data
@@ -274,7 +276,7 @@ def export(
         classes |= made
         options["data"] = {**(data if isinstance(data, Mapping) else {}), "name": name}
     arguments, file = as_arguments(as_plain("options", options)), None if path is None else Path(path)
-    with on_console(), registered(classes):
+    with on_console(), registered(classes), joined("auto"):
         return run_export(exporter, None if target is None else path_of(target), file, arguments)
 
 

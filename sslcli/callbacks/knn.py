@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone, Features
 from sslcli.contracts.callback import RunContext
+from sslcli.contracts.data import Part
 from sslcli.contracts.options import FREE, Options
 from sslcli.evaluation.scores import accuracy
 from sslcli.evaluation.subject import same_images
@@ -52,8 +53,6 @@ class KNNMonitor(EpochMonitor):
     _untrained: Backbone | None = None
 
     def on_start(self, context: RunContext) -> None:
-        if not context.is_main:
-            return
         train, test = context.labeled("train"), context.labeled("eval")
         if train is None or train.labels is None:
             one_part = "all labeled images are in one part: there are none to test on"
@@ -80,17 +79,23 @@ class KNNMonitor(EpochMonitor):
         test = shared_images(context, "eval", options.limit_eval)
         assert bank is not None
         assert test is not None
+        pixels = [_Pixels()] if options.pixels else []
+        features = [(bank.features(of, context), test.features(of, context)) for of in (*pixels, untrained)]
+        self.measured_step = max(self.measured_step, 0)
+        if not context.is_main:
+            return
         texts, metrics = [], {}
         if options.pixels:
-            pixels = _Pixels()
-            metrics["knn_top1_pixels"] = self._top1(bank.features(pixels, context), test.features(pixels, context))
+            metrics["knn_top1_pixels"] = self._top1(*features[0])
             texts.append(f"raw pixels {metrics['knn_top1_pixels']:.1%}")
-        metrics["knn_top1"] = self._top1(bank.features(untrained, context), test.features(untrained, context))
-        self.measured_step = max(self.measured_step, 0)
+        metrics["knn_top1"] = self._top1(*features[-1])
         texts.append(f"encoder before training {metrics['knn_top1']:.1%}")
         context.log(metrics, step=0)
         counts = f"{len(test.data):,} test images, {len(bank.data):,} training images"
         log.info(f"kNN top-1: {', '.join(texts)} ({counts}, k={options.k})")
+
+    def needs(self) -> list[tuple[Part, int | None]]:
+        return [("train", self.options.limit_train), ("eval", self.options.limit_eval)]
 
     def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
         options = self.options

@@ -45,11 +45,12 @@ class LogisticMonitor(EpochMonitor):
     options: LogisticMonitorOptions
 
     def on_start(self, context: RunContext) -> None:
-        if not context.is_main:
-            return
         self.ready = shared_images(context, self.options.part, self.options.limit) is not None
         if not self.ready:
             log.info(f"logistic monitor: off, there are no labeled images for the part {self.options.part!r}")
+
+    def needs(self) -> list[tuple[Part, int | None]]:
+        return [(self.options.part, self.options.limit)]
 
     def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
         options = self.options

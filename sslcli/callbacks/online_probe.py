@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sslcli import distributed
 from sslcli.contracts.callback import RunContext
+from sslcli.contracts.data import Part
 from sslcli.contracts.method import ParameterGroup
 from sslcli.contracts.options import FREE
 from sslcli.evaluation.scores import accuracy, in_top, possible_tops
@@ -83,7 +84,7 @@ class OnlineProbe(EpochMonitor):
 
     def on_start(self, context: RunContext) -> None:
         self.ready = context.classes is not None
-        self.tests = self.ready and context.is_main and _can_test(context)
+        self.tests = self.ready and _can_test(context)
         if self.ready:  # a warm-up that is too long is reported before the first step
             self._training(context, 256).schedule_for(self.options.lr, context.progress.steps_per_epoch)
 
@@ -125,6 +126,9 @@ class OnlineProbe(EpochMonitor):
         self.steps = 0
         accuracies = {f"probe_top{k}": value for k, value in zip(self.top, top, strict=True)}
         return {"probe_loss": loss, **accuracies, "probe_lr": self.scheduled.schedule(context.progress.step - 1)}
+
+    def needs(self) -> list[tuple[Part, int | None]]:
+        return [("eval", self.options.limit_eval)] if self.probe is not None and self.tests else []
 
     def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
         if self.probe is None or not self.tests:

@@ -11,10 +11,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from sslcli import distributed
 from sslcli.contracts.callback import Callback, Outcome, RunContext
 from sslcli.contracts.data import Dataset, Part
 from sslcli.data.subset import Subset, stratified_choice
-from sslcli.evaluation.extraction import extract_features, load_images
+from sslcli.evaluation.extraction import ReadBlocks, extract_features, read_blocks
+from sslcli.evaluation.sharing import Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -25,32 +27,43 @@ KEPT = 384 << 20
 class SharedImages:
     """Some images of a labeled dataset, the same share of each class.
 
-    They are kept as uint8 on the CPU up to 384 MiB, pinned for a GPU. More (10,000 of 224 pixels would be 1.5 GB) are
-    decoded again for each measurement, which takes the memory of two batches.
+    They are kept as uint8 on the CPU up to 384 MiB, pinned for a GPU, by each process its own blocks. More (10,000 of
+    224 pixels would be 1.5 GB) are decoded again for each measurement, which takes the memory of two batches. All
+    processes make one at the same time.
 
     Attributes:
         data: the images; without the unreadable ones if they are kept.
-        images: uint8 (N, C, S, S), or None where they are not kept.
+        kept: this process's blocks of them, or None where they are not kept.
         labels: (N,) on the device, of `data`.
-        latest: a step, and what `shared_features` returned after it.
+        latest: a step, and on the main process what `shared_features` returns after it.
     """
 
     def __init__(self, data: Dataset, limit: int | None, image_size: int, device: torch.device) -> None:
         assert data.labels is not None
         self.data = Subset(data, stratified_choice(data.labels, limit))
-        self.images: Tensor | None = None
+        self.kept: ReadBlocks | None = None
         self.latest: tuple[int, tuple[Tensor, Tensor]] | None = None
         if len(self.data) * data.info.channels * image_size**2 <= KEPT:
-            self.images, kept = load_images(self.data, image_size)
-            self.data = Subset(self.data, kept)
+            unreadable = Unreadable(self.data, shared=True)
+            blocks, count = list(read_blocks(self.data, image_size, unreadable=unreadable, shared=True)), len(self.data)
             if device.type == "cuda":
-                self.images = self.images.pin_memory()
+                blocks = [(block.pin_memory(), indices) for block, indices in blocks]
+            self.kept = ReadBlocks(blocks, count)
+            read = distributed.gather_objects(torch.cat([torch.empty(0, dtype=torch.int64), *(i for _, i in blocks)]))
+            good = torch.cat(read).sort().values
+            unreadable.check_all(count - len(good))
+            self.data = Subset(self.data, good)
         assert self.data.labels is not None
         self.labels = self.data.labels.to(device)
 
-    def features(self, backbone: nn.Module, context: RunContext) -> tuple[Tensor, Tensor]:
-        """Returns features (N, D) float32 and labels (N,), both on the device; the backbone stays as it was."""
-        found = extract_features(backbone, self.data if self.images is None else self.images, context)
+    def features(self, backbone: nn.Module, context: RunContext, *, shared: bool = True) -> tuple[Tensor, Tensor]:
+        """Returns features (N, D) float32 and labels (N,), both on the device; the backbone stays as it was.
+
+        With `shared` all processes compute them, and the main one gets them; without, any process may call it alone.
+        """
+        alone = not shared and distributed.is_distributed()
+        images = self.data if self.kept is None or alone else self.kept
+        found = extract_features(backbone, images, context, shared=shared)
         return found.features, self.labels if found.labels is None else found.labels
 
 
@@ -59,7 +72,9 @@ _SHARED: WeakKeyDictionary[RunContext, dict[tuple[Part, int | None], SharedImage
 
 
 def shared_images(context: RunContext, part: Part, limit: int | None) -> SharedImages | None:
-    """Returns labeled images of a part, read once for all monitors with this limit; None where there are none."""
+    """Returns labeled images of a part, read once for all monitors with this limit; None where there are none.
+
+    Called by all processes at the same time; later calls read nothing, and any process may make them alone."""
     shared, key = _SHARED.setdefault(context, {}), (part, limit)
     if key not in shared:
         data = context.labeled(part)
@@ -69,20 +84,26 @@ def shared_images(context: RunContext, part: Part, limit: int | None) -> SharedI
     return shared[key]
 
 
-def shared_features(context: RunContext, part: Part, limit: int | None) -> tuple[Tensor, Tensor]:
+def shared_features(
+    context: RunContext, part: Part, limit: int | None, *, shared: bool = False
+) -> tuple[Tensor, Tensor]:
     """Returns features (N, D) of the encoder as it is after this step, computed once for all monitors, and labels (N,),
-    of images that there are."""
+    of images that there are.
+
+    With `shared` all processes compute them, and the main one gets them. Without, they are there already or this
+    process computes them alone."""
     images, step = shared_images(context, part, limit), context.progress.step
     assert images is not None
     if images.latest is None or images.latest[0] != step:
-        images.latest = step, images.features(context.encoder(), context)
+        images.latest = step, images.features(context.encoder(), context, shared=shared)
     return images.latest[1]
 
 
 class EpochMonitor(Callback):
-    """Measures every `every_epochs` epochs and at the end, on the main process, never twice at a step.
+    """Measures every `every_epochs` epochs and at the end, never twice at a step.
 
-    Its options have `every_epochs`.
+    All processes compute the features that it `needs`, each a share; the main one measures. Its options have
+    `every_epochs`. `ready` is the same on all processes.
     """
 
     options: Any
@@ -91,6 +112,10 @@ class EpochMonitor(Callback):
         super().__init__(options)
         self.measured_step = -1
         self.ready = False
+
+    def needs(self) -> list[tuple[Part, int | None]]:
+        """Returns part and limit of the `shared_features` that `measure` reads; the same on all processes."""
+        return []
 
     @abstractmethod
     def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
@@ -113,9 +138,13 @@ class EpochMonitor(Callback):
         self.measured_step = int(state["measured_step"])
 
     def _report(self, context: RunContext) -> None:
-        if not self.ready or not context.is_main or self.measured_step == context.progress.made:
+        if not self.ready or self.measured_step == context.progress.made:
             return
         self.measured_step = context.progress.made
+        for part, limit in self.needs():
+            shared_features(context, part, limit, shared=True)
+        if not context.is_main:
+            return
         metrics, text = self.measure(context)
         if metrics:
             context.log(metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -37,6 +38,9 @@ Overrides = Annotated[
 PluginFiles = Annotated[
     list[Path] | None, typer.Option(help="Python file with plugin classes to register.", metavar="FILE")
 ]
+Devices = Annotated[
+    int | None, typer.Option(help="Number of processes on this machine, one per GPU.", min=1, metavar="N")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=completion.devices)]
 
 
@@ -47,6 +51,12 @@ def is_override(word: str) -> bool:
 
 #: For commands with overrides: options that they don't have stay among the words, so that we can say what is meant.
 KEEP_UNKNOWN = {"ignore_unknown_options": True}
+
+
+def verbosity() -> list[str]:
+    """Returns the options that make another process show as much as this one does."""
+    level = logging.getLogger("sslcli").level
+    return ["--quiet"] * (level == logging.WARNING) + ["--verbose"] * (level == logging.DEBUG)
 
 
 def config_and_overrides(

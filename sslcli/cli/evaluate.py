@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +11,11 @@ from typing import Annotated
 import typer
 
 from sslcli.foreign import results, show
+from sslcli.shell import plain_path
 from sslcli.storage import expanded
 
 from . import completion
-from .arguments import Device, PluginFiles, is_override
+from .arguments import Device, Devices, PluginFiles, is_override, verbosity
 
 
 def evaluate(
@@ -39,6 +41,7 @@ def evaluate(
         ),
     ] = "knn",
     device: Device = "auto",
+    devices: Devices = None,
     seed: Annotated[int, typer.Option(help="Random seed.", min=0)] = 0,
     seeds: Annotated[
         int, typer.Option(help="Number of seeds, starting at --seed; shows mean ± standard deviation.", min=1)
@@ -70,16 +73,27 @@ def evaluate(
     if method != "all":
         choose("evaluators", method)  # so that a typo is reported before torch is imported
     targets, overrides = split_words(words or [])
+    if devices is not None and devices > 1:
+        from sslcli.training.launch import launch
+
+        given = ["--method", method, "--device", device, "--seed", str(seed), "--seeds", str(seeds)]
+        given += ["--output", plain_path(output)] if output is not None else []
+        given += ["--json"] * as_json + [word for path in plugin or [] for word in ("--plugin", plain_path(path))]
+        return launch(["eval", *given, *verbosity(), "--", *(words or [])], devices, device)
 
     from rich.console import Console
 
     from sslcli.evaluation import tables
     from sslcli.evaluation.evaluate import evaluate_all
     from sslcli.runs.trained import newest_run
+    from sslcli.training.group import joined
 
     targets = targets or [str(newest_run("evaluate", "ssl eval RUN"))]
     output = expanded(output) if output is not None else None
-    rows = evaluate_all(targets, method, overrides, device=device, seed=seed, seeds=seeds, output=output)
+    with joined(device):
+        rows = evaluate_all(targets, method, overrides, device=device, seed=seed, seeds=seeds, output=output)
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     single = len(targets) == 1 and method != "all"
     if as_json:
         show(json.dumps(rows[0].plain() if single else tables.as_json(rows)))

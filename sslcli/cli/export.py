@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,10 @@ import typer
 
 from sslcli.contracts.errors import UserError
 from sslcli.foreign import show
+from sslcli.shell import plain_path
 
 from . import completion
-from .arguments import Device, PluginFiles
+from .arguments import Device, Devices, PluginFiles, verbosity
 from .evaluate import split_words
 
 log = logging.getLogger(__name__)
@@ -42,13 +44,14 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")] = False,
     device: Device = "auto",
+    devices: Devices = None,
     plugin: PluginFiles = None,
 ) -> int:
     """Write a trained backbone for other tools, and show how to load it.
 
     Example: ssl export backbone runs/quickstart-1a2b3c4d --output resnet18.safetensors
     """
-    from sslcli.plugins import choose, register_file
+    from sslcli.plugins import choose, load, register_file
 
     for path in plugin or []:
         register_file(path)
@@ -58,10 +61,22 @@ def export(
     if len(targets) > 1:
         raise UserError(f"{targets[1]}: should look like key=value; one run is exported at a time")
 
+    from sslcli.training.group import joined
+    from sslcli.training.launch import launch
+
+    if devices is not None and devices > 1:
+        if not load("exporters", name).shared:
+            raise UserError(f"--devices: {name!r} is exported by one process; leave the option out")
+        given = ["--output", plain_path(output)] if output is not None else []
+        given += ["--force"] * force + [word for path in plugin or [] for word in ("--plugin", plain_path(path))]
+        return launch(["export", *given, "--device", device, *verbosity(), "--", name, *(words or [])], devices, device)
     from sslcli.evaluation.export import export as run_export
 
     target = Path(targets[0]) if targets else None
-    exported = run_export(name, target, output, overrides, replace=force, device=device)
+    with joined(device):
+        exported = run_export(name, target, output, overrides, replace=force, device=device)
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     log.info(f"wrote {exported.path} ({exported.path.stat().st_size / 2**20:.1f} MiB); load it with:")
     show(exported.how_to_load)
     return 0

@@ -63,7 +63,8 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
                 report(error)
             code = error.exit_code
         except KeyboardInterrupt:
-            print("ssl: interrupted", file=sys.stderr)
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                print("ssl: interrupted", file=sys.stderr)
             code = 130
         except BrokenPipeError:
             raise  # `ssl list | head`: handled by the framework

@@ -16,7 +16,7 @@ from sslcli.shell import path_word, plain_path, shell_word
 from sslcli.storage import expanded
 
 from . import completion
-from .arguments import Overrides, PluginFiles, config_and_overrides
+from .arguments import Devices, Overrides, PluginFiles, config_and_overrides, verbosity
 from .next_steps import devices_again, next_steps
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run; start it if there is none.")] = False,
     plugin: PluginFiles = None,
-    devices: Annotated[
-        int | None, typer.Option(help="Number of processes on this machine, one per GPU.", min=1, metavar="N")
-    ] = None,
+    devices: Devices = None,
     max_restarts: Annotated[
         int,
         typer.Option(help="Restarts from the last checkpoint after a crash or a hang, at most.", min=0, metavar="N"),
@@ -98,13 +96,10 @@ def train(
         from sslcli.runs.layout import CHECKPOINTS, list_checkpoints, step_of
         from sslcli.training.launch import launch
 
-        words = arguments(source, given, directory, plugin) + ["--resume"] * resume
-        level = logging.getLogger("sslcli").level
-        words += ["--quiet"] * (level == logging.WARNING) + ["--verbose"] * (level == logging.DEBUG)
-
         def step() -> int | None:
             return next(map(step_of, list_checkpoints(directory / CHECKPOINTS)), None)
 
+        words = arguments(source, given, directory, plugin) + ["--resume"] * resume + verbosity()
         return launch(words, devices or 1, resolved.training.device, restarts=max_restarts, step=step)
     from sslcli.training.train import train as run_training
 

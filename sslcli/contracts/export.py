@@ -110,12 +110,14 @@ class Exporter(ABC):
     Attributes:
         suffix: file suffix with its dot, used if the user names no file.
         needs_classifier: it exports what `ssl eval` trained (`Trained.classifier`), and is given a result.
+        shared: several processes share its work (`--devices N`), see `assist`; others run on one.
         device: where to compute, for exporters that do; set by the caller.
     """
 
     Options: ClassVar[type[Options]] = Options
     suffix: ClassVar[str] = ".safetensors"
     needs_classifier: ClassVar[bool] = False
+    shared: ClassVar[bool] = False
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -144,3 +146,7 @@ class Exporter(ABC):
         Raises:
             UserError: the file cannot be written, or this backbone cannot be exported.
         """
+
+    def assist(self, trained: Trained) -> None:
+        """What the other processes do while the main one exports, for exporters that are `shared`: called when that
+        gives the word with `sslcli.distributed.order`."""

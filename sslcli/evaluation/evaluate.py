@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from sslcli import distributed
 from sslcli.config.options import overrides_as_data
-from sslcli.contracts.errors import UserError
+from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.evaluation import EvaluationResult, Evaluator
 from sslcli.contracts.export import Trained
 from sslcli.memory import out_of_memory
@@ -70,6 +72,52 @@ def evaluate_all(
         OutOfMemory: there is not enough memory; what is evaluated by then has been written.
         SslError: an evaluator that breaks its seal or changes the backbone.
     """
+
+    def prepare() -> Prepared:
+        with out_of_memory("in the evaluation", _SMALLER):
+            return _prepare(targets, method, overrides, device, seed, seeds, output)
+
+    prepared = distributed.together(prepare)
+    if len({tuple(digests) for digests in distributed.gather_objects(prepared.digests)}) > 1:
+        raise SslError("the processes have read different weights; give all of them the same files")
+    rows = distributed.lead(
+        lambda: _evaluate(prepared, range(seed, seed + seeds), output, strict=method != ALL),
+        lambda order: prepared.subjects[order[0]][1].assist(order[1]),
+    )
+    # A program that calls this on every process has the rows on every process.
+    others = distributed.from_main([replace(row, classifier=None) for row in rows or ()])
+    return others if rows is None else rows
+
+
+@dataclass
+class Prepared:
+    """What `evaluate_all` reads before the first evaluation; on several processes each reads it.
+
+    Attributes:
+        targets: what is evaluated, and the data that each was trained on.
+        subjects: likewise, in the same order; taken out one by one.
+        parts: the labeled images.
+    """
+
+    targets: list[tuple[Target, dict[str, Any] | None]]
+    subjects: list[tuple[Trained, FrozenSubject, dict[str, Ready]]]
+    parts: LabeledParts
+
+    @property
+    def digests(self) -> list[str]:
+        """Of the networks' weights."""
+        return [subject.weights_sha256 for _, subject, _ in self.subjects]
+
+
+def _prepare(
+    targets: Sequence[str | Path],
+    method: str,
+    overrides: list[str],
+    device: str,
+    seed: int,
+    seeds: int,
+    output: Path | None,
+) -> Prepared:
     if not targets:
         raise UserError("nothing to evaluate: give a run, a backbone file or a network")
     for name, value, least in (("seed", seed, 0), ("seeds", seeds, 1)):
@@ -87,7 +135,7 @@ def evaluate_all(
             )
         for file in (output, picture, beside(output)):
             check_output(file)
-    where = resolve_device(device)
+    where = distributed.own_device(resolve_device(device))
     loaded = [load_trained(target.path) if target.kind == "trained" else None for target in found]
     stored = [stored_data(trained) if trained is not None else None for trained in loaded]
     first, own = next(((target, data) for target, data in zip(found, stored, strict=True) if data), (None, None))
@@ -97,7 +145,7 @@ def evaluate_all(
     if len(found) > 1:
         whose = "" if first is None or "data" in document.data else f", which {first.word} was trained on"
         log.info(f"evaluating all on {parts.test.info.name}{whose}; each with its own image size and normalization")
-    subjects = []
+    subjects: list[tuple[Trained, FrozenSubject, dict[str, Ready]]] = []
     for target, its_own in zip(found, loaded, strict=True):
         trained = its_own or load_network(target, document, shown, parts, seed=seed)
         ready = {name: each.build(trained.backbone.spec) for name, each in chosen.items()}
@@ -111,18 +159,26 @@ def evaluate_all(
             )  # fmt: skip
         except UserError as error:
             raise UserError(f"{target.word}: {error}") from error
+        subject.number = len(subjects)
         subjects.append((trained, subject, ready))
+    return Prepared(list(zip(found, stored, strict=True)), subjects, parts)
+
+
+def _evaluate(prepared: Prepared, seeds: range, output: Path | None, *, strict: bool) -> list[Row]:
     rows: list[Row] = []
-    for target, data in zip(found, stored, strict=True):
-        trained, subject, ready = subjects.pop(0)  # its features are freed with it
-        if len(found) > 1:
+    parts, several = prepared.parts, len(prepared.targets) > 1
+    if distributed.is_distributed():
+        log.info(f"{distributed.world_size()} processes compute features; everything else runs on the main one")
+    for target, data in prepared.targets:
+        trained, subject, ready = prepared.subjects.pop(0)  # its features are freed with it
+        if several:
             log.info(f"{target.word}:")
         seen = pretrained_on(data, parts.test)
         if seen:
             log.info(f"{target.word}: was pre-trained on the test images (without their labels)")
         mine = replace(parts, overlap={**parts.overlap, "pretrained_on_test": seen})
-        rows += _run(target, trained, subject, ready, mine, range(seed, seed + seeds), strict=method != ALL)
-        if output is None or len(found) > 1 or len(chosen) > 1:
+        rows += _run(target, trained, subject, ready, mine, seeds, strict=strict)
+        if output is None or several or len(ready) > 1:
             for row in rows:
                 row.classifier = None
     if not rows:

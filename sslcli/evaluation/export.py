@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sslcli import distributed
 from sslcli.config.options import parse_options
 from sslcli.contracts.errors import UserError
-from sslcli.contracts.export import Exported, Exporter
+from sslcli.contracts.export import Exported, Exporter, Trained
 from sslcli.memory import out_of_memory
 from sslcli.plugins import load
 from sslcli.runs.arithmetic import exact_float32
@@ -45,8 +46,31 @@ def export(
         UserError: unknown exporter, nothing trained there, invalid options, or a file that cannot be written.
     """
     cls: type[Exporter] = load("exporters", name)
+    advice = "try a smaller batch_size" if "batch_size" in cls.Options.model_fields else "end other programs"
+    advice += ", or --device cpu" if device != "cpu" else ""
+    needs_less = out_of_memory(f"exporting {name!r}", advice)
+    prepare = needs_less(lambda: _prepare(cls, name, target, path, overrides, replace=replace, device=device))
+    exporter, trained, file = distributed.together(prepare)
+    work = needs_less(lambda: exporter.export(trained, file))
+    # Every process returns what the main one has written.
+    exported = distributed.from_main(distributed.lead(work, lambda _: exporter.assist(trained)))
+    assert exported is not None
+    return exported
+
+
+def _prepare(
+    cls: type[Exporter],
+    name: str,
+    target: Path | None,
+    path: Path | None,
+    overrides: list[str],
+    *,
+    replace: bool,
+    device: str,
+) -> tuple[Exporter, Trained, Path]:
+    """The exporter, the backbone and the file to write, all of which can be used."""
     exporter = cls(parse_options(cls.Options, overrides, repr(name)))
-    exporter.device = resolve_device(device)
+    exporter.device = distributed.own_device(resolve_device(device))
     if target is None:
         target = newest_classifier() if cls.needs_classifier else newest_run("export", f"ssl export {name} RUN")
     target, loader = expanded(target), load_classifier if cls.needs_classifier else load_trained
@@ -62,7 +86,4 @@ def export(
     for file in exporter.outputs(path):
         if file.exists() and not replace and file != own:
             raise UserError(f"{file}: already exists; choose another --output, or replace it with --force")
-    advice = "try a smaller batch_size" if "batch_size" in cls.Options.model_fields else "end other programs"
-    advice += ", or --device cpu" if exporter.device.type != "cpu" else ""
-    with out_of_memory(f"exporting {name!r}", advice):
-        return exporter.export(loader(target), path)
+    return exporter, loader(target), path

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 
 from sslcli.augmentations.resampling import Interpolation
 from sslcli.contracts.data import Dataset
-from sslcli.contracts.errors import UnreadableImage, UserError
+from sslcli.contracts.errors import UnreadableImage
 from sslcli.contracts.evaluation import FeatureSet
 from sslcli.contracts.views import Operation
-from sslcli.data.decode import most_unreadable
+from sslcli.distributed import is_distributed, rank, world_size
 from sslcli.dynamo import is_imported
 from sslcli.plugins import load
 from sslcli.runs.arithmetic import exact_float32
+
+from .sharing import Unreadable, in_order
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 
@@ -38,7 +41,23 @@ class InputFormat(Protocol):
     def normalize(self, images: Tensor) -> Tensor: ...
 
 
-THREADS = 8
+THREADS, BATCH = 8, 256
+
+Block = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class ReadBlocks:
+    """What `read_blocks` yielded of `count` images, kept in memory."""
+
+    blocks: list[Block]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+
+Images = Tensor | Dataset | ReadBlocks
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -54,36 +73,19 @@ def normalizer(mean: Sequence[float], std: Sequence[float], device: torch.device
     return lambda images: (images.float() - center) / scale
 
 
-def load_images(dataset: Dataset, image_size: int) -> tuple[Tensor, Tensor]:
-    """Reads all images into memory.
-
-    Args:
-        dataset: the images.
-        image_size: side in pixels; other sizes are resized and cropped to the center (the operation `resize`).
-
-    Returns:
-        uint8 (K, C, image_size, image_size) on the CPU, and the (K,) indices of those that could be read.
-
-    Raises:
-        UserError: more than 1% of them cannot be read.
-    """
-    block = next(_read(dataset, image_size, max(1, len(dataset))), None)
-    if block is None:
-        raise UserError(f"{dataset.info.name}: there are no images to read")
-    return block
-
-
 def extract_features(
-    backbone: nn.Module, images: Tensor | Dataset, inputs: InputFormat, batch_size: int = 256
+    backbone: nn.Module, images: Images, inputs: InputFormat, batch_size: int = BATCH, *, shared: bool = False
 ) -> FeatureSet:
     """Computes the pooled features of all images, in order and in float32.
 
     Args:
         backbone: images → `Features`, on the device; every module's mode is restored.
-        images: uint8 (N, C, image_size, image_size) anywhere, or a dataset, whose unreadable images are left out
-            together with their labels.
+        images: uint8 (N, C, image_size, image_size) anywhere, a dataset, whose unreadable images are left out
+            together with their labels, or blocks that have been read.
         inputs: the device, the images' size and their normalization.
         batch_size: images at once; the result does not depend on it (but for rounding).
+        shared: every process calls this at the same time and computes its share of the blocks; the main one gets the
+            features, bitwise those of one process on the same hardware, the others none.
 
     Returns:
         features (N, D) float32 and labels, both on the device.
@@ -91,38 +93,64 @@ def extract_features(
     Raises:
         UserError: more than 1% of the images cannot be read.
     """
-    labels = None if isinstance(images, Tensor) else images.labels
+    labels = images.labels if isinstance(images, Dataset) else None
     result, done = torch.empty(0), 0
-    kept: list[Tensor] = []
-    for pooled, indices in feature_blocks(backbone, images, inputs, batch_size):
-        if not kept:
-            result = pooled.new_empty(len(images), pooled.shape[1])
-        result[done : done + len(pooled)] = pooled
-        done += len(pooled)
-        kept.append(indices)
+    kept = [torch.empty(0, dtype=torch.int64)]
+    with closing(feature_blocks(backbone, images, inputs, batch_size, shared=shared)) as blocks:
+        for pooled, indices in blocks:
+            if not done:
+                result = pooled.new_empty(len(images), pooled.shape[1])
+            result[done : done + len(pooled)] = pooled
+            done += len(pooled)
+            kept.append(indices)
     return FeatureSet(result[:done], None if labels is None else labels[torch.cat(kept)].to(inputs.device))
 
 
 def feature_blocks(
     backbone: nn.Module,
-    images: Tensor | Dataset,
+    images: Images,
     inputs: InputFormat,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
     precision: PrecisionName = "fp32",
-) -> Iterator[tuple[Tensor, Tensor]]:
+    *,
+    shared: bool = False,
+) -> Generator[tuple[Tensor, Tensor]]:
     """Returns block by block what `extract_features` returns as a whole, in the memory of a batch or two, and with the
     network's arithmetic in any precision.
 
+    Args:
+        backbone, images, inputs, batch_size, shared: as for `extract_features`; with `shared`, end it with `close()`.
+        precision: of the network.
+
     Returns:
         an iterator over features (n, D) float32 on the device, and the indices (n,) int64 of these images, in order;
-        unreadable images are left out.
+        unreadable images are left out. On processes that share, all blocks on the main one and none on the others.
 
     Raises:
         UserError: more than 1% of the images cannot be read.
     """
-    size = min(batch_size, len(images))
-    interpolation: Interpolation = getattr(inputs, "interpolation", "bilinear")  # a run's monitors have no such option
-    for block, indices in _read(images, inputs.image_size, batch_size, interpolation):
+    shared = shared and is_distributed()
+    unreadable = Unreadable(images, shared=shared) if isinstance(images, Dataset) else None
+    if isinstance(images, ReadBlocks):
+        read: Iterator[Block] = iter(images.blocks)
+    else:
+        interpolation: Interpolation = getattr(inputs, "interpolation", "bilinear")  # a run's monitors have none
+        read = read_blocks(images, inputs.image_size, batch_size, interpolation, unreadable, shared=shared)
+    computed = _computed(backbone, read, inputs, min(batch_size, len(images)), precision)
+    if shared:
+        count = -(-len(images) // batch_size)
+        return in_order(computed, count, inputs.device, unreadable)
+    return (block for block in computed if len(block[1]))
+
+
+def _computed(
+    backbone: nn.Module, read: Iterator[Block], inputs: InputFormat, size: int, precision: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields features and indices of each block; of one without images, the images' pixels in place of features."""
+    for block, indices in read:
+        if not len(indices):
+            yield block, indices
+            continue
         # Entered anew for each block, since the caller's code runs between two blocks.
         exact = exact_float32() if precision == "fp32" else nullcontext()
         with torch.no_grad(), exact, _evaluating(backbone), autocast(inputs.device, precision):
@@ -161,23 +189,32 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _read(
-    images: Tensor | Dataset, side: int, size: int, interpolation: Interpolation = "bilinear"
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields blocks of uint8 images (n, C, side, side), n > 0, with their indices (n,), in order.
+def read_blocks(
+    images: Tensor | Dataset,
+    side: int,
+    size: int = BATCH,
+    interpolation: Interpolation = "bilinear",
+    unreadable: Unreadable | None = None,
+    *,
+    shared: bool = False,
+) -> Iterator[Block]:
+    """Yields blocks of uint8 images (n, C, side, side) with their indices (n,), in order; n is 0 where none of a block
+    can be read. With `shared`, every world-size'th block, from that of this process's rank on.
 
     Images that are not in memory are read in threads (decoders release the interpreter's lock), one block while the
     one before is computed.
     """
-    blocks = torch.split(torch.arange(len(images)), size)
+    mine = slice(rank(), None, world_size()) if shared else slice(None)
+    blocks = torch.split(torch.arange(len(images)), size)[mine] if len(images) else ()
     if isinstance(images, Tensor):
         resident: Tensor | None = images
     else:  # asked only for images of the right size: a subset makes a copy
         resident = images.images() if images.info.image_size == (side, side) else None
     if resident is not None:
-        yield from zip(torch.split(resident, size), blocks, strict=True)
+        yield from ((resident[block[0] : block[-1] + 1], block) for block in blocks)
         return
     assert isinstance(images, Dataset)
+    counted = unreadable or Unreadable(images, shared=shared)
     cls = load("augmentations", "resize")
     resize = cls(cls.Options.parse({"interpolation": interpolation}), side)
 
@@ -188,9 +225,7 @@ def _read(
             return error
         return image if image.shape[-2:] == (side, side) else _resized(resize, image)
 
-    # With more unreadable images a result would no longer represent the dataset.
-    limit = getattr(images.options, "max_unreadable", 0.01)
-    unreadable: list[UnreadableImage] = []
+    nothing = torch.empty(0, images.info.channels, side, side, dtype=torch.uint8)
     with ThreadPoolExecutor(THREADS) as pool:
         submitted = ((block, [pool.submit(read, index) for index in block.tolist()]) for block in blocks)
         current = next(submitted, None)
@@ -198,19 +233,14 @@ def _read(
             while current is not None:
                 following = next(submitted, None)
                 found = [future.result() for future in current[1]]
-                unreadable += [each for each in found if isinstance(each, UnreadableImage)]
-                if len(unreadable) > most_unreadable(limit, len(images)):
-                    raise UserError(
-                        f"{images.info.name}: more than {100 * limit:g}% of the {len(images):,} images cannot be "
-                        f"read, the first one: {unreadable[0]}; repair or remove them, or raise data.max_unreadable"
-                    )
-                both = zip(current[0], found, strict=True)
-                good = [(index, image) for index, image in both if isinstance(image, Tensor)]
-                if good:
-                    indices, tensors = map(torch.stack, zip(*good, strict=True))
-                    del found, good  # not kept while the next ones are computed
-                    yield tensors, indices
-                    del tensors
+                both = zip(current[0].tolist(), found, strict=True)
+                counted.add((index, each) for index, each in both if isinstance(each, UnreadableImage))
+                good = [isinstance(each, Tensor) for each in found]
+                tensors = [each for each in found if isinstance(each, Tensor)]
+                block, indices = torch.stack(tensors) if tensors else nothing, current[0][torch.tensor(good)]
+                del found, tensors  # not kept while the next ones are computed
+                yield block, indices
+                del block
                 current = following
         finally:
             pool.shutdown(cancel_futures=True)

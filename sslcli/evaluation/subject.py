@@ -16,6 +16,7 @@ from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.evaluation import FeatureSet, Subject
 from sslcli.contracts.export import Trained
 from sslcli.data.subset import Subset
+from sslcli.distributed import order
 from sslcli.storage import expanded
 
 from .extraction import extract_features, normalizer
@@ -37,6 +38,7 @@ class FrozenSubject(Subject):
     Attributes:
         feature: which output of the network is its feature, see `feature.MEANING`.
         weights_sha256: digest of the network's state, see `state_digest`.
+        number: its place among the subjects of an evaluation on several processes.
 
     Raises:
         UserError: the images do not have the channels that the backbone takes, or it does not have the feature.
@@ -63,6 +65,7 @@ class FrozenSubject(Subject):
             self.backbone = FeatureBackbone(self._network, feature, trained.card.image_size).eval()
         self.device = device
         self.seed = seed
+        self.number = 0
         self.batch_size = batch_size
         self.image_size = trained.card.image_size
         self.digest = trained.digest
@@ -92,12 +95,18 @@ class FrozenSubject(Subject):
                 if self._datasets[other] is data:
                     return known
             log.info(f"features of {len(data):,} images ({part}), {PRECISION} on {self.device.type}")
-            features = extract_features(self.backbone, data, self, self.batch_size)
+            # Where it leads other processes, each computes a share.
+            shared = order((self.number, part))
+            features = extract_features(self.backbone, data, self, self.batch_size, shared=shared)
             if not bool(torch.isfinite(features.features).all()):
                 raise UserError(f"the backbone's features of {data.info.name} are not all finite; the run diverged")
             self._features[part] = features
             self._versions[part] = features.features._version
         return self._features[part]
+
+    def assist(self, part: Part) -> None:
+        """Computes this process's share of the features that the main process is about to compute."""
+        extract_features(self.backbone, self.dataset(part), self, self.batch_size, shared=True)
 
     def check_unchanged(self, evaluator: str) -> None:
         """Checks that backbone and shared features are bitwise as they were before an evaluation.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
@@ -20,6 +21,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import Exported, Exporter, Trained
 from sslcli.contracts.options import Options
 from sslcli.data.subset import limited
+from sslcli.distributed import order
 from sslcli.evaluation.extraction import PrecisionName, feature_blocks
 from sslcli.evaluation.parts import choose_data, stored_data
 from sslcli.evaluation.subject import FrozenSubject, describe_data
@@ -61,6 +63,7 @@ class FeaturesExporter(Exporter):
 
     Options = FeaturesOptions
     options: FeaturesOptions
+    shared = True
 
     def default_suffix(self) -> str:
         return ".npy" if self.options.format == "npy" else ".safetensors"
@@ -147,26 +150,34 @@ class FeaturesExporter(Exporter):
 
     def _stream(self, trained: Trained, dataset: Dataset, file: BinaryIO) -> Tensor:
         """Computes and appends all features; returns the indices (n,) of the images that could be read."""
-        options, name = self.options, dataset.info.name
+        name = dataset.info.name
         log.info(f"features of {len(dataset):,} images ({name}, {dataset.options.split})")
         kept, done = [torch.empty(0, dtype=torch.int64)], 0
-        subject = FrozenSubject(trained, dataset, None, self.device)
-        blocks = feature_blocks(subject.backbone, dataset, subject, options.batch_size, options.precision)
-        for block, indices in blocks:
-            block = block.cpu()
-            if not bool(block.isfinite().all()):
-                raise UserError(
-                    f"the backbone's features of {name} are not all finite; the run diverged, or "
-                    f"{options.precision} is too coarse for it"
-                )
-            file.write(block.contiguous().numpy().data)
-            kept.append(indices)
-            before, done = done, done + len(block)
-            if done // PROGRESS > before // PROGRESS:
-                log.info(f"{done:,} of {len(dataset):,} images")
+        with closing(self._blocks(trained, dataset, shared=order("features"))) as blocks:
+            for block, indices in blocks:
+                block = block.cpu()
+                if not bool(block.isfinite().all()):
+                    raise UserError(
+                        f"the backbone's features of {name} are not all finite; the run diverged, or "
+                        f"{self.options.precision} is too coarse for it"
+                    )
+                file.write(block.contiguous().numpy().data)
+                kept.append(indices)
+                before, done = done, done + len(block)
+                if done // PROGRESS > before // PROGRESS:
+                    log.info(f"{done:,} of {len(dataset):,} images")
         if done < len(dataset):
             log.info(f"{len(dataset) - done:,} images cannot be read and are left out")
         return torch.cat(kept)
+
+    def assist(self, trained: Trained) -> None:
+        for _ in self._blocks(trained, open_images(trained, self.options.data), shared=True):
+            pass
+
+    def _blocks(self, trained: Trained, dataset: Dataset, *, shared: bool) -> Generator[tuple[Tensor, Tensor]]:
+        subject = FrozenSubject(trained, dataset, None, self.device)
+        size, precision = self.options.batch_size, self.options.precision
+        return feature_blocks(subject.backbone, dataset, subject, size, precision, shared=shared)
 
 
 def open_images(trained: Trained, asked: dict[str, Any] | str) -> Dataset:

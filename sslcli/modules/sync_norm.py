@@ -5,18 +5,27 @@ With it a run on several processes is the run of one process on the joined batch
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sslcli.distributed import all_gather, is_distributed, world_size
+from sslcli.distributed import all_reduce_mean, is_distributed, world_size
 
 from .norms import BatchRenorm1d
 
 
-def _mean(x: Tensor) -> Tensor:
-    """The mean over processes, with gradient."""
-    return all_gather(x.unsqueeze(0), gradient=True).mean(dim=0)
+class _Mean(torch.autograd.Function):
+    """The mean over processes; its gradient is the mean of theirs, for losses that DDP averages."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_reduce_mean(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return all_reduce_mean(gradients[0])
 
 
 class SyncedBatchNorm(_BatchNorm):
@@ -32,9 +41,9 @@ class SyncedBatchNorm(_BatchNorm):
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        mean = _mean(x.mean(dim=dims))
+        mean: Tensor = _Mean.apply(x.mean(dim=dims))
         centered = x - mean.view(shape)
-        variance = _mean(centered.square().mean(dim=dims))
+        variance: Tensor = _Mean.apply(centered.square().mean(dim=dims))
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             count = x.numel() // x.shape[1] * world_size()
             with torch.no_grad():

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from sslcli import orphans
 from sslcli.contracts.errors import SslError, UserError
+from sslcli.data.watch import STALL_TIMEOUT
 
 from .pulse import watched
 
@@ -40,7 +41,7 @@ class LostGroup(SslError):
 
 
 @contextmanager
-def joined(device: str, stall_timeout: float | None = None) -> Iterator[None]:
+def joined(device: str, stall_timeout: float | None = STALL_TIMEOUT) -> Iterator[None]:
     """Joins the process group for the block; does nothing in a single process, or if it has joined already.
 
     With `device`, `training.device`, on CUDA, tensors there go through NCCL, those on the CPU through gloo. A process

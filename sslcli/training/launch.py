@@ -32,7 +32,12 @@ Child = subprocess.Popen[bytes]
 
 
 def launch(
-    arguments: Sequence[str], processes: int, device: str, *, restarts: int = 0, step: Callable[[], int | None]
+    arguments: Sequence[str],
+    processes: int,
+    device: str,
+    *,
+    restarts: int = 0,
+    step: Callable[[], int | None] = lambda: None,
 ) -> int:
     """Runs `ssl ARGUMENTS` as `processes` processes of one group on this machine; returns the exit code.
 

@@ -245,9 +245,10 @@ class Loop:
         line |= metrics | self.session.scaler.take()
         meter.reset()  # what follows counts for the next line, so that a rate includes what log lines cost
         if self.features is not None:
-            line["feature_std"] = feature_std(self.features).item()
+            features = distributed.all_gather(self.features)
+            line["feature_std"] = feature_std(features).item()
             if self._rank_is_due():
-                line["feature_rank"] = effective_rank(self.features).item()
+                line["feature_rank"] = effective_rank(features).item()
         if self.replaced:
             line["unreadable_images"] = len(self.replaced)
         return line

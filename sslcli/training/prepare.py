@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from sslcli import distributed
 from sslcli.config.resolve import RunConfig
-from sslcli.contracts.errors import SslError
 from sslcli.data.source import resident_budget
 from sslcli.memory import out_of_memory
 from sslcli.plugin_exits import named_exits
@@ -21,6 +20,7 @@ from . import resume as resuming
 from . import state
 from .position import check_length, length_lines, stored_position
 from .provenance import changes, provenance
+from .regrouped import other_processes
 from .setup import SMALLER, Session, build, device_resolved, plan
 from .trial import check_micro_batch, check_phases
 
@@ -31,19 +31,12 @@ T = TypeVar("T")
 
 def together(work: Callable[[], T]) -> T:
     """Calls `work` on every process; if any has an SslError or too little memory for it, that is raised on all."""
-    problem: SslError | None = None
-    try:
+
+    def guarded() -> T:
         with named_exits(), out_of_memory("before the first step", SMALLER):
-            result = work()
-    except SslError as error:
-        problem = error
-    problems = [found for found in distributed.gather_objects(problem) if found is not None]
-    if not problems:
-        return result
-    # Raised on every process: whichever one prints it, the user sees what was wrong.
-    raised = problem or problems[0]
-    raised.shared = True
-    raise raised
+            return work()
+
+    return distributed.together(guarded)
 
 
 def prepared(
@@ -101,19 +94,17 @@ def _prepare(
     if checkpoint is not None:
         with understood(checkpoint.path):
             warnings = resuming.check(config, checkpoint.document["config"], str(output))
-            before, now = checkpoint.document["world_size"], distributed.world_size()
+            before = checkpoint.document["world_size"]
         for warning in warnings:
             log.warning(warning)
-        if before != now:
-            log.warning(
-                f"resuming a run of {before} process(es) on {now} process(es): results will not be bitwise identical"
-            )
     card = None if checkpoint is None else checkpoint.document.get("card")
     statistics = (card["mean"], card["std"]) if card is not None else None
     session = build(config, fresh=checkpoint is None, compiled=compiled, budget=budget, statistics=statistics)
     session.made_with = provenance(session, plugin_files)
     if checkpoint is not None:
         _go_on(session, checkpoint)
+    if checkpoint is not None and before != distributed.world_size():
+        log.warning(other_processes(before, session.method, config.training))
     if checkpoint is not None and checkpoint.document.get("resident") and not session.resident:
         log.warning("the images were all in memory and do not fit there now: results will not be bitwise identical")
     log.debug(f"plan: {', '.join(f'{name} {value}' for name, value in plan(session).items())}")

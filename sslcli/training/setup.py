@@ -42,7 +42,6 @@ from sslcli.views.normalize import normalize
 from sslcli.views.pipeline import ViewMaker
 
 from .compilation import compile_parts
-from .group import local_rank
 from .network import build_method
 from .position import Position, beginning
 from .scaler import LossScaler
@@ -235,9 +234,7 @@ def device_resolved(config: RunConfig) -> tuple[RunConfig, torch.device]:
     use_deterministic_kernels(training.deterministic)
     # Also what autocast leaves in float32 (losses, views, weight norms) is float32, unless TF32 was asked for.
     allow_tf32(precision == "tf32")
-    if device.type == "cuda" and distributed.is_distributed():
-        device = torch.device("cuda", local_rank())
-    return config, device
+    return config, distributed.own_device(device)
 
 
 def _fitting_batch(config: RunConfig, dataset: Dataset | StreamDataset) -> RunConfig:

@@ -107,7 +107,7 @@ def test_limits_keep_the_share_of_each_class(messages):
     for part, limit in (("train", 30), ("eval", 12)):
         images = shared.shared_images(context, part, limit)
         assert torch.bincount(images.data.labels).tolist() == [limit // 3] * 3
-        assert images.images.dtype == torch.uint8
+        assert images.kept.blocks[0][0].dtype == torch.uint8
     assert "12 test images, 30 training images" in messages[0]
 
 
@@ -141,7 +141,7 @@ def test_images_that_take_too_much_memory_are_read_again_with_the_same_result(mo
     def measured():
         monitor, context = started(FakeRun(*parts(), trained().backbone), every_epochs=1, limit_train=60)
         monitor.on_epoch(context.at(4))
-        kept = [shared.shared_images(context, *key).images is not None for key in (("train", 60), ("eval", 2000))]
+        kept = [shared.shared_images(context, *key).kept is not None for key in (("train", 60), ("eval", 2000))]
         return kept, context.logged
 
     expected = measured()

@@ -10,7 +10,7 @@ from evaluation_helpers import InMemory, TinyBackbone, trained
 
 from sslcli.contracts.errors import UserError
 from sslcli.data.subset import Subset
-from sslcli.evaluation.extraction import extract_features, feature_blocks, load_images, normalizer
+from sslcli.evaluation.extraction import extract_features, feature_blocks, normalizer, read_blocks
 from sslcli.evaluation.subject import FrozenSubject, require_parts
 
 CPU = torch.device("cpu")
@@ -85,11 +85,11 @@ def test_unreadable_images_are_left_out_with_their_labels_up_to_one_in_a_hundred
 
 def test_images_of_another_size_are_resized_and_those_of_the_right_size_are_not():
     data = InMemory(LABELS, 23, size=20, resident=True)
-    images, indices = load_images(data, 8)
+    ((images, indices),) = read_blocks(data, 8)
     assert images.shape == (23, 3, 8, 8)
     assert images.dtype == torch.uint8
     assert indices.tolist() == list(range(23))
-    assert torch.equal(load_images(data, 20)[0], data.pixels)
+    assert torch.equal(next(read_blocks(data, 20))[0], data.pixels)
 
 
 def test_a_subject_computes_features_once_and_normalizes_with_the_card():
