@@ -1,16 +1,19 @@
 """Random kills of random commands, until each is done; then everything must be as if nothing had happened.
 
-A command is a training run (of any method, with one or two processes), or an export or an evaluation of a finished one. It is
-killed up to four times: at a random time, or at one of its calls that change a file, perhaps in the middle of a write.
+A command is a training run (of any method, with one or two processes), or an export or an evaluation of a finished one.
+It is killed up to four times: at a random time, or at one of its calls that change a file, perhaps in the middle of a
+write.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -36,7 +39,7 @@ TRAINING = 0.85
 
 @dataclass
 class Undisturbed:
-    """A run that nobody disturbed: its folder, how long it took, and its calls that change files, by what they change."""
+    """A run that nobody disturbed: its folder, how long it took, and how many of its calls change what in it."""
 
     folder: Path
     seconds: float
@@ -54,7 +57,7 @@ class Trial:
 
 
 class Killer:
-    """Draws and runs trials in a folder; keeps undisturbed runs, which every trial of the same case is compared with."""
+    """Draws and runs trials in a folder; keeps undisturbed runs, with which every trial of a case is compared."""
 
     def __init__(self, folder: Path, only: Sequence[str] = (), processes: Sequence[int] = (1, 2)) -> None:
         self.folder = folder
@@ -189,14 +192,11 @@ def _judged(ended: forks.Ended, kill: forks.Kill | None) -> tuple[str, str] | No
     if "Traceback" in text:
         return "traceback", text[-600:]
     struck = kill is not None and _struck(ended, kill)
-    for rank, code in enumerate(ended.codes):
-        if code == 0 or (
-            struck and kill is not None and (rank not in kill.ranks or len(kill.ranks) < len(ended.codes))
-        ):
-            continue
-        if struck and kill is not None and code in (-kill.number, 128 + kill.number):
-            continue
-        return "lost", f"exit code {code}: {text[-300:]}"
+    for code in filter(None, ended.codes):
+        # Where only one rank got the signal, either may be the first to end.
+        alone = kill is not None and len(kill.ranks) < len(ended.codes)
+        if not (struck and kill is not None and (alone or code in (-kill.number, 128 + kill.number))):
+            return "lost", f"exit code {code}: {text[-300:]}"
     return None
 
 
@@ -211,9 +211,6 @@ def _content(folder: Path) -> dict[str, bytes]:
 
 def same_in_a_new_process(killer: Killer, case: Case) -> list[tuple[str, str]]:
     """Compares a run in a fork with the same run of a new interpreter, with another seed for hashes."""
-    import os
-    import subprocess
-
     folder = killer.folder / "new-process"
     case.write(folder)
     command = [sys.executable, "-m", "sslcli", *_words("train")]
@@ -228,7 +225,7 @@ def same_in_a_new_process(killer: Killer, case: Case) -> list[tuple[str, str]]:
 
 
 def main(path: Path, *, count: int, minutes: float, seed: int, only: Sequence[str], processes: Sequence[int]) -> int:
-    """Runs trials until so many kills are done or so much time has passed; returns the number of trials with problems."""
+    """Runs trials until so many kills are done or so much time has passed; returns how many had problems."""
     ends = time.monotonic() + 60 * minutes
     kills = bad = 0
     kept = path.parent / "failures"

@@ -1,4 +1,4 @@
-"""The ledger of `.ci/soak`: a line of JSON for each trial in a file that grows over days, its totals, and its summary."""
+"""The ledger of `.ci/soak`: a line of JSON for each trial in a file that grows over days, and its totals."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 LEDGER = ROOT / ".soak" / "ledger.jsonl"
 SUMMARY = ROOT / "benchmarks" / "results" / "soak.json"
 PROBLEMS = ("lost", "different", "left", "traceback", "late")
+_COUNTED = ("command", "method", "processes", "signal", "moment")
 
 
 @cache
@@ -45,9 +46,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def totals(lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Returns the sums of all kills, and the last line of every other part with how often it was run."""
-    kinds: dict[str, Counter[str]] = {
-        name: Counter() for name in ("command", "method", "processes", "signal", "moment")
-    }
+    kinds: dict[str, Counter[str]] = {name: Counter() for name in _COUNTED}
     problems = Counter[str](dict.fromkeys(PROBLEMS, 0))
     starts = runs = 0
     seconds = 0.0
@@ -90,7 +89,7 @@ def report(path: Path) -> str:
     ]
     text += [
         f"  by {name}: " + ", ".join(f"{key} {count}" for key, count in kills[f"by_{name}"].items())
-        for name in ("command", "method", "processes", "signal", "moment")
+        for name in _COUNTED
     ]
     for name, part in found.items():
         times = f"{part['times']} time{'s' * (part['times'] > 1)}"

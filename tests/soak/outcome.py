@@ -1,4 +1,4 @@
-"""What a disturbed run left, beside what the undisturbed one did. Without torch: the process that forks computes nothing."""
+"""What a disturbed run left, beside what the undisturbed one did. No torch: the process that forks computes nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TIMES = {"images_per_second", "data_wait"}
 
 
 def tensors(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Reads a safetensors file: the JSON document that sslcli put into its header, and dtype, shape and bytes by name."""
+    """Reads a safetensors file: the document that sslcli put into its header, and dtype, shape and bytes by name."""
     content = path.read_bytes()
     begin = 8 + int.from_bytes(content[:8], "little")
     header: dict[str, Any] = json.loads(content[8:begin])
