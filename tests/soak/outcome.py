@@ -44,9 +44,13 @@ def differences(undisturbed: Path, run: Path) -> list[str]:
 
 
 def _log(path: Path) -> list[dict[str, Any]]:
-    """The lines without what depends on the time."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [{key: line[key] for key in line if key not in _TIMES} for line in lines]
+    """The lines without times. One of a monitor may be there twice, if the run was killed at its end."""
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        line = {key: value for key, value in json.loads(text).items() if key not in _TIMES}
+        if "loss" in line or line not in lines:
+            lines.append(line)
+    return lines
 
 
 def left_files(folder: Path) -> list[str]:

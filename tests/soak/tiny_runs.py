@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-#: 12 steps, four in an epoch, with a checkpoint after every second one; monitors keep state of their own.
+#: 8 steps, four in an epoch, with a checkpoint after every second one; monitors keep state of their own.
 _CONFIG: dict[str, Any] = {
     "backbone": {"name": "resnet18", "stem": "small", "width": 4},
     "schedule": {"name": "cosine", "warmup_epochs": 1},
-    "training": {"epochs": 3, "batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 1, "compile": "none"},
+    "training": {"epochs": 2, "batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 2, "compile": "none"},
     "checkpoints": {"every_steps": 2},
     "callbacks": {"knn": {"every_epochs": 1, "k": 4}, "online_probe": {}, "tensorboard": {}, "progress": None},
 }
