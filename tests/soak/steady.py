@@ -72,6 +72,17 @@ def _last_step(log: Path) -> int:
         return max(int(json.loads(line)["step"]) for line in file.read().splitlines()[1:-1])
 
 
+def _step_time(samples: list[dict[str, float]]) -> float:
+    """The processor time of a step, in seconds: the fastest tenth of stretches of 100 steps, since other programs on
+    the machine make them slower, and none makes them faster."""
+    times, begin = [], samples[0]
+    for sample in samples:
+        if sample["step"] >= begin["step"] + 100:
+            times.append((sample["cpu"] - begin["cpu"]) / (sample["step"] - begin["step"]))
+            begin = sample
+    return statistics.quantiles(times, n=10)[0] if len(times) > 1 else max(times, default=0.0)
+
+
 def judged(samples: list[dict[str, float]], steps: int) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Returns the medians of the second and the last quarter of the steps, and what has grown too much between them."""
     quarters = [
@@ -84,12 +95,9 @@ def judged(samples: list[dict[str, float]], steps: int) -> tuple[dict[str, Any],
         name: [statistics.median(sample[name] for sample in quarter) for quarter in quarters]
         for name in ("memory", "files", "threads")
     }
-    found["step"] = [
-        (quarter[-1]["cpu"] - quarter[0]["cpu"]) / max(quarter[-1]["step"] - quarter[0]["step"], 1)
-        for quarter in quarters
-    ]
+    found["step"] = [_step_time(quarter) for quarter in quarters]
     grown = {name: last - second for name, (second, last) in found.items()}
-    grown["step"] /= found["step"][0]
+    grown["step"] /= found["step"][0] or 1
     problems = [
         ("left", f"{name} grew from {found[name][0]:.4g} to {found[name][1]:.4g}")
         for name, bound in BOUNDS.items()

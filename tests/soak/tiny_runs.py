@@ -13,7 +13,7 @@ import yaml
 _CONFIG: dict[str, Any] = {
     "backbone": {"name": "resnet18", "stem": "small", "width": 4},
     "schedule": {"name": "cosine", "warmup_epochs": 1},
-    "training": {"epochs": 2, "batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 2, "compile": "none"},
+    "training": {"epochs": 2, "batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 1, "compile": "none"},
     "checkpoints": {"every_steps": 2},
     "callbacks": {"knn": {"every_epochs": 1, "k": 4}, "online_probe": {}, "tensorboard": {}, "progress": None},
 }
