@@ -5,7 +5,7 @@
 .ci/soak long                   20,000 steps: memory, open files, threads and time of a step stay the same
 .ci/soak files                  2,000,000 image files are listed
 .ci/soak runs                   1,000 runs are listed by `ssl runs`
-.ci/soak all --minutes 120      all of them; kills and fuzzing share what is left of the time
+.ci/soak all --minutes 60       all of them, one after the other
 .ci/soak report [--write]       totals of the ledger; --write: into benchmarks/results/soak.json too
 """
 

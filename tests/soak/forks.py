@@ -158,6 +158,8 @@ def _child(
     code = 99
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # `nohup` and `&` have signals ignored
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(file, stream)
