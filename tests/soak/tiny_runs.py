@@ -56,12 +56,12 @@ def methods() -> list[str]:
 
 
 def write_images(root: Path) -> None:
-    """16 images of each of two classes to train on, and four to test."""
+    """16 images of each of two classes to train on, and four others to test."""
     from PIL import Image
 
-    for part, count in (("train", 16), ("val", 4)):
+    for part, count, shift in (("train", 16, 0), ("val", 4, 6)):
         for label, name in enumerate(("cat", "dog")):
             (root / part / name).mkdir(parents=True)
             for number in range(count):
-                gradient = bytes((x * (label + 1) * 7 + number * 13) % 256 for x in range(20 * 22 * 3))
+                gradient = bytes((x * (label + 1) * 7 + number * 13 + shift) % 256 for x in range(20 * 22 * 3))
                 Image.frombytes("RGB", (20, 22), gradient).save(root / part / name / f"{number}.png")
