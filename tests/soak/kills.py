@@ -116,19 +116,17 @@ class Killer:
         done = Trial()
         processes = case.processes if command == "train" else 1
         wanted = draw.randint(1, MOST)
-        resume = False
+        again: list[str] = []
         while True:
             kill = _draw_kill(draw, undisturbed, processes) if len(done.kills) < wanted else None
-            words = _words(command) + ["--resume"] * resume
-            ended = forks.ssl(words, folder, kill, processes=processes)
+            ended = forks.ssl(_words(command) + again, folder, kill, processes=processes)
             done.starts += 1
             done.sessions += ended.sessions
             problem = _judged(ended, kill)
             if problem is not None:
-                said = "".join(ended.messages)
-                if command != "train" and "already exists" in said:  # it had been killed after the last rename
-                    return done
-                if resume or "resume it with --resume" not in said:
+                # What a start says is what is done; an export may have been killed after one of its files had its name.
+                said = re.search(r"already (?:contains a run|exists);.* (--resume|--force)", "".join(ended.messages))
+                if again or said is None:
                     done.problems.append((problem[0], f"{problem[1]} after {done.kills}"))
                     return done
             elif kill is not None and _struck(ended, kill):
@@ -140,8 +138,10 @@ class Killer:
                 )
             if ended.code == 0:
                 return done
-            # Now and then the same command as before: it takes a directory up that has no results, or says what to do.
-            resume = command == "train" and (resume or draw.random() < 0.7 or problem is not None)
+            if problem is not None and said is not None:
+                again = [said[1]]
+            elif command == "train" and draw.random() < 0.7:  # else as before: it goes on, or says what to do
+                again = ["--resume"]
 
     def _problems(self, command: str, folder: Path, undisturbed: Undisturbed) -> list[tuple[str, str]]:
         if command == "train":

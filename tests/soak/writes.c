@@ -32,7 +32,7 @@ void soak_arm(const char *in, const char *with, long k, int signal_number, int t
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-/* Whether this is the fatal call; reports it. Paths are absolute: the soak names its folders so. */
+/* Whether this is the fatal call; reports it. */
 static int due(const char *call, const char *path) {
   if (armed != getpid() || strncmp(path, folder, strlen(folder)) || !strstr(path + strlen(folder), part)) return 0;
   long now = atomic_fetch_add(&calls, 1) + 1;
@@ -43,8 +43,18 @@ static int due(const char *call, const char *path) {
   return fatal != 0;
 }
 
-static void at(const char *call, const char *path) {
-  if (armed && due(call, path)) kill(getpid(), number);
+/* For calls on paths, which may be relative to the open folder `base`. */
+static void at(const char *call, int base, const char *path) {
+  char link[64], whole[8192];
+  if (!armed) return;
+  if (path[0] != '/') {
+    snprintf(link, sizeof link, base == AT_FDCWD ? "/proc/self/cwd" : "/proc/self/fd/%d", base);
+    ssize_t length = readlink(link, whole, 4096);
+    if (length <= 0) return;
+    snprintf(whole + length, sizeof whole - length, "/%s", path);
+    path = whole;
+  }
+  if (due(call, path)) kill(getpid(), number);
 }
 
 /* For calls on open files; returns the bytes of a torn write, or -1 if this one is not fatal. */
@@ -95,35 +105,35 @@ int ftruncate64(int file, off64_t size) {
   return REAL(ftruncate64)(file, size);
 }
 int rename(const char *from, const char *to) {
-  at("rename", to);
+  at("rename", AT_FDCWD, to);
   return REAL(rename)(from, to);
 }
 int renameat(int a, const char *from, int b, const char *to) {
-  at("rename", to);
+  at("rename", b, to);
   return REAL(renameat)(a, from, b, to);
 }
 int link(const char *from, const char *to) {
-  at("link", to);
+  at("link", AT_FDCWD, to);
   return REAL(link)(from, to);
 }
 int unlink(const char *path) {
-  at("unlink", path);
+  at("unlink", AT_FDCWD, path);
   return REAL(unlink)(path);
 }
 int unlinkat(int base, const char *path, int flags) {
-  at("unlink", path);
+  at("unlink", base, path);
   return REAL(unlinkat)(base, path, flags);
 }
 int mkdir(const char *path, mode_t mode) {
-  at("mkdir", path);
+  at("mkdir", AT_FDCWD, path);
   return REAL(mkdir)(path, mode);
 }
 int rmdir(const char *path) {
-  at("rmdir", path);
+  at("rmdir", AT_FDCWD, path);
   return REAL(rmdir)(path);
 }
 int chmod(const char *path, mode_t mode) {
-  at("chmod", path);
+  at("chmod", AT_FDCWD, path);
   return REAL(chmod)(path, mode);
 }
 
@@ -133,7 +143,7 @@ int chmod(const char *path, mode_t mode) {
     va_start(rest, flags);                                                                            \
     mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;                           \
     va_end(rest);                                                                                     \
-    if (flags & (O_CREAT | O_TRUNC)) at("open", path);                                                \
+    if (flags & (O_CREAT | O_TRUNC)) at("open", AT_FDCWD, path);                                                \
     return REAL(name)(path, flags, mode);                                                             \
   }
 OPENS(open)
@@ -145,7 +155,7 @@ OPENS(open64)
     va_start(rest, flags);                                                                            \
     mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;                           \
     va_end(rest);                                                                                     \
-    if (flags & (O_CREAT | O_TRUNC)) at("open", path);                                                \
+    if (flags & (O_CREAT | O_TRUNC)) at("open", base, path);                                                \
     return REAL(name)(base, path, flags, mode);                                                       \
   }
 OPENS_AT(openat)
