@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +40,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--ledger", type=Path, default=ledger.LEDGER, metavar="FILE")
     parser.add_argument("--write", action="store_true", help="report: write the summary")
     given = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that folders are removed
     if given.part == "report":
         print(ledger.report(given.ledger))
         if given.write:

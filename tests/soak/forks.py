@@ -159,7 +159,8 @@ def _child(
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # `nohup` and `&` have signals ignored
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(file, stream)
