@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def write_run(folder: Path, weight: float = 1.0, steps: tuple[int, ...] = (2, 4)) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
-    tensors = {"a": torch.full((3,), weight), "b": torch.tensor([float("nan")])}
+    tensors = {"a": torch.full((3,), weight), "b": torch.zeros(1, dtype=torch.int64)}
     files.write(folder / "backbone.safetensors", tensors, {"card": {}})
     document = {"step": steps[-1], "numbers": {"x": 1}, "scaler": {}}
     files.write(folder / "checkpoints" / "step-000000004.safetensors", tensors, document)
