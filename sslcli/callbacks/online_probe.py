@@ -131,9 +131,12 @@ class OnlineProbe(EpochMonitor):
         return [("eval", self.options.limit_eval)] if self.probe is not None and self.tests else []
 
     def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
-        if self.probe is None or not self.tests:
+        if not self.tests or (self.probe is None and not self.restored):
             return {}, ""
         features, labels = shared_features(context, "eval", self.options.limit_eval)
+        if self.probe is None:  # resumed where no step was left
+            self._build(context, features)
+        assert self.probe is not None
         self.probe.eval()
         with torch.no_grad(), torch.autocast(context.device.type, enabled=False):
             scores = self.probe(features)

@@ -135,6 +135,22 @@ def test_it_is_tested_on_the_eval_part_after_epochs_and_at_the_end(messages):
     assert messages == [f"online probe top-1 {metrics['probe_eval_top1']:.1%} after 2 epochs"]
 
 
+def test_a_probe_restored_after_its_last_step_is_tested_at_the_end(messages):
+    """A run that was killed between its last checkpoint and its end has no step left."""
+    probe, context = run(every_epochs=2)
+    go(probe, context, 1, 2)
+    resumed = OnlineProbe(probe.options)
+    resumed.load_state_dict(probe.state_dict())
+    resumed.on_start(context)
+    for each in (probe, resumed):
+        each.on_end(context, "done")
+    first, second = context.logged
+    assert first == second
+    never, context = run()
+    never.on_end(context, "done")
+    assert context.logged == []
+
+
 def test_the_knn_monitor_and_the_probe_compute_the_features_of_the_same_images_once():
     probe, context = run(every_epochs=1)
     knn = KNNMonitor(KNNMonitorOptions(every_epochs=1))
