@@ -44,9 +44,9 @@ class SwAVOptions(MethodOptions):
     """Divides the scores where a view is assigned; larger values give softer assignments."""
     sinkhorn_iterations: int = Field(default=3, ge=1)
     """Iterations that normalize the assignments' columns and rows."""
-    assigned_views: int = Field(default=2, ge=1)
+    assigned_views: int = Field(default=2, ge=1, le=100)
     """Number of views that get assignments: the first ones, all of the largest size. The others only predict."""
-    frozen_epochs: float = Field(default=1.0, ge=0)
+    frozen_epochs: float = Field(default=1.0, ge=0, le=1e9)
     """Epochs at the start in which the prototypes are frozen. (The paper's 5005 and 313 steps are one epoch of ImageNet
     in batches of 256 and 4096.)"""
     frozen_steps: int | None = Field(default=None, ge=0)
@@ -54,7 +54,7 @@ class SwAVOptions(MethodOptions):
     queue_size: int = Field(default=3840, ge=0)
     """Earlier embeddings of each assigned view that are included in Sinkhorn's iterations, for small batches; 0: none.
     Rounded down to whole global batches; so a batch larger than the queue means no queue, as in the paper's 4096."""
-    queue_start_epoch: float = Field(default=15.0, ge=0)
+    queue_start_epoch: float = Field(default=15.0, ge=0, le=1e9)
     """Epoch from which the queue is filled; it is used once it is full."""
 
 

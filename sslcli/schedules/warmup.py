@@ -15,7 +15,7 @@ from sslcli.contracts.optimizer import Schedule, ScheduleOptions
 class WarmupOptions(ScheduleOptions):
     """Options of the warm-up with which every schedule can begin."""
 
-    warmup_epochs: float = Field(default=0.0, ge=0)
+    warmup_epochs: float = Field(default=0.0, ge=0, le=1e9)
     """Epochs over which the value rises linearly to its base."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """The same in optimizer steps; only one of the two can be given."""

@@ -97,21 +97,19 @@ def check_length(before: Position, training: TrainingOptions) -> None:
             f"already: set it to {-(-before.step // before.steps_per_epoch)} or more, or start a new run with another "
             "--output"
         )
-    if training.max_steps is not None and training.max_steps < before.made:
-        raise UserError(
-            f"training.max_steps: {training.max_steps}, and {before.made} steps of the run are made already: set it "
-            "to more (null: all epochs), or start a new run with another --output"
-        )
 
 
-def length_lines(before: Position, now: Position) -> list[str]:
-    """Returns what another plan means to a resumed run, in a line; none if nothing differs."""
+def length_lines(before: Position, now: Position, max_steps: int | None = None) -> list[str]:
+    """Returns what another plan, or `training.max_steps`, means to a resumed run; nothing if nothing differs."""
+    lines = []
+    if max_steps is not None and max_steps < now.made:
+        lines.append(f"training.max_steps: {max_steps}, and {now.made} steps are made already: nothing is trained")
     if (now.steps_per_epoch, now.epochs, now.step) == (before.steps_per_epoch, before.epochs, before.step):
-        return []
+        return lines
     parts = []
     if now.epochs != before.epochs:
         parts.append(f"{now.epochs} epochs instead of {before.epochs}")
     if now.steps_per_epoch != before.steps_per_epoch:
         parts.append(f"an epoch is {now.steps_per_epoch:,} steps instead of {before.steps_per_epoch:,}")
     parts.append(f"the run goes on at epoch {now.epoch:.4g}, to step {now.last:,} instead of {before.last:,}")
-    return [f"{', '.join(parts)}; schedules follow the epochs"]
+    return [*lines, f"{', '.join(parts)}; schedules follow the epochs"]

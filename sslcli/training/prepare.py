@@ -127,5 +127,8 @@ def _go_on(session: Session, checkpoint: Checkpoint) -> None:
     before = stored_position(checkpoint.document, session.images)
     check_length(before, session.config.training)
     now = session.position = before.moved(session.position)
-    for line in [*changes(checkpoint.document, session.made_with), *length_lines(before, now)]:
+    for line in [
+        *changes(checkpoint.document, session.made_with),
+        *length_lines(before, now, session.config.training.max_steps),
+    ]:
         log.warning(line)
