@@ -109,7 +109,7 @@ def atomic_path(path: Path, *, apart: bool = False) -> Iterator[Path]:
         temporary.replace(path)
         sync(path.parent)
     except OSError as error:
-        if error.filename in (None, os.fspath(made), os.fspath(temporary)):
+        if error.filename is None or os.fspath(error.filename) in (os.fspath(made), os.fspath(temporary)):
             error.filename, error.filename2 = os.fspath(path), None
         raise
     finally:

@@ -31,7 +31,7 @@ PLACES = {
     "sslcli.training.train.Loop.step": "in the first step",
     "sslcli.callbacks.knn.KNNMonitor.on_epoch": "after step 4",
     "sslcli.training.train.files.snapshot": "after step 4",
-    "sslcli.training.train.save_backbone": "after step 8",
+    "sslcli.training.saving.save_backbone": "after step 8",
 }
 
 

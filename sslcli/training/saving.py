@@ -6,6 +6,13 @@ import time
 from collections.abc import Callable
 
 from sslcli.config.schema import CheckpointOptions
+from sslcli.contracts.errors import SslError, UserError
+from sslcli.runs.backbone_file import save_backbone
+from sslcli.runs.directory import RunDirectory
+from sslcli.storage import unwritable
+
+from .context import Context
+from .setup import Session
 
 
 class SavePlan:
@@ -39,3 +46,14 @@ class SavePlan:
     def is_overdue(self) -> bool:
         """Returns whether the last checkpoint was saved too long ago."""
         return self.seconds is not None and time.monotonic() - self.began >= self.seconds
+
+
+def write_backbone(directory: RunDirectory, session: Session, context: Context) -> None:
+    """Writes the backbone of a run whose last checkpoint is on the disk."""
+    try:
+        save_backbone(directory.backbone, session.method.encoder(), session.card(context.progress))
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        text = f"{directory.backbone}: {unwritable(error.__cause__)}"
+        raise SslError(f"{text}; the run is done and saved: --resume writes it") from error

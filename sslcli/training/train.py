@@ -13,17 +13,15 @@ from typing import Any
 
 from sslcli import distributed
 from sslcli.config.resolve import RunConfig
-from sslcli.contracts.errors import SslError, UserError
+from sslcli.contracts.errors import SslError
 from sslcli.logs import lines_to
 from sslcli.memory import out_of_memory
 from sslcli.plugin_exits import named_exits
 from sslcli.plugins import PluginFile
 from sslcli.runs import files
 from sslcli.runs.arithmetic import settings_restored
-from sslcli.runs.backbone_file import save_backbone
 from sslcli.runs.checkpoint import Checkpoint, CheckpointWriter, newest_intact, read_checkpoint
 from sslcli.runs.directory import RunDirectory
-from sslcli.storage import unwritable
 
 from . import group as process_group
 from . import state
@@ -35,7 +33,7 @@ from .memory import less_memory
 from .prepare import prepared, together
 from .report import measure_quality, show_end, show_memory, show_start
 from .resume import read as read_resumable
-from .saving import SavePlan
+from .saving import SavePlan, write_backbone
 from .setup import Session
 
 log = logging.getLogger(__name__)
@@ -182,7 +180,7 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
             writer.check()
             stopped = context.stop_reason if not signal else None
             if context.is_main and (context.progress.step == session.last_step or stopped is not None):
-                _save_backbone(directory, session, context)
+                write_backbone(directory, session, context)
                 if images:
                     measure_quality(context, images)
             outcome.append("interrupted" if signal else "done")
@@ -203,17 +201,6 @@ def _where(context: Context) -> str:
     """The last step that ended, and of which process: those of a group need not run out of memory together."""
     process = f" on process {distributed.rank()}" if distributed.is_distributed() else ""
     return f"{f'after step {context.progress.made}' if context.progress.made else 'in the first step'}{process}"
-
-
-def _save_backbone(directory: RunDirectory, session: Session, context: Context) -> None:
-    """Writes the backbone of a run whose last checkpoint is on the disk."""
-    try:
-        save_backbone(directory.backbone, session.method.encoder(), session.card(context.progress))
-    except UserError as error:
-        if not isinstance(error.__cause__, OSError):
-            raise
-        text = f"{directory.backbone}: {unwritable(error.__cause__)}"
-        raise SslError(f"{text}; the run is done and saved: --resume writes it") from error
 
 
 def _save(loop: Loop, writer: CheckpointWriter) -> None:

@@ -17,7 +17,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.plugins import PluginFile
 from sslcli.runs.directory import RunDirectory, read_metrics
-from sslcli.training import train as training
+from sslcli.training import saving
 from sslcli.training.context import Context
 from sslcli.training.train import train
 
@@ -137,13 +137,13 @@ def test_a_start_that_finds_no_room_is_one_line_and_the_same_command_starts_late
 def test_a_backbone_that_cannot_be_written_is_written_when_the_run_is_resumed(
     tiny: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, real = tmp_path / "run", training.save_backbone
+    run, real = tmp_path / "run", saving.save_backbone
 
     def without_room(*given: Any, **named: Any) -> None:
         with full_disk():
             real(*given, **named)
 
-    monkeypatch.setattr(training, "save_backbone", without_room)
+    monkeypatch.setattr(saving, "save_backbone", without_room)
     with pytest.raises(SslError, match=r"backbone.safetensors: cannot be .* is done and saved: --resume") as raised:
         train(tiny("training.epochs=1"), run)
     assert raised.value.exit_code == 1
