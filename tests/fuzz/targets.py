@@ -29,7 +29,7 @@ from sslcli.data.cache.dataset import CachedDataset
 from sslcli.data.decode import decode, decoded_size
 from sslcli.datasets.images import Images, ImagesOptions
 from sslcli.evaluation.classifier import load_classifier, save_classifier
-from sslcli.evaluation.results import _rename
+from sslcli.evaluation.results import _set_aside
 from sslcli.runs.backbone_file import load_backbone_file
 from sslcli.runs.checkpoint import list_checkpoints, newest_intact, read_checkpoint
 from sslcli.runs.directory import RunDirectory, read_metrics
@@ -117,7 +117,8 @@ def _result(path: Path) -> None:
     try:
         load_classifier(path)
     finally:
-        _rename(path, path.with_name("linear.1.json"))
+        with _set_aside(path):
+            pass
 
 
 def _json(path: Path, content: bytes, chance: random.Random) -> None:
