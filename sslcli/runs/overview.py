@@ -99,7 +99,7 @@ def summarize(run: Path) -> RunSummary:
     log = _tail(run / layout.METRICS)
     last = _last_record(log, b'"step"')
     checkpoints = _checkpoints(run)
-    saved = next((layout.step_of(path) for path in checkpoints if _is_whole(path)), 0)
+    saved = next((layout.step_of(path) for path in checkpoints if os.path.isfile(path)), 0)  # no dangling link
     logged = _number(last.get("step"))
     step = max((int(each) for each in (logged, saved or None) if each is not None), default=0 if start else None)
     steps = start["steps"] if type(start.get("steps")) is int else _steps(config, last)
@@ -223,18 +223,6 @@ def _checkpoints(run: Path) -> list[Path]:
         return layout.list_checkpoints(run / layout.CHECKPOINTS)
     except OSError:
         return []
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a checkpoint can be opened and is as long as its first bytes say; not whether it is intact."""
-    try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-            return 0 < header <= file.seek(0, os.SEEK_END) - 8
-    except OSError:
-        return False
 
 
 def _modified(path: Path) -> float | None:

@@ -11,7 +11,7 @@ import pytest
 from conftest import ConfigMaker
 from run_helpers import contents, newest, refused
 
-from sslcli.contracts.errors import UserError
+from sslcli.contracts.errors import SslError, UserError
 from sslcli.methods.simclr import SimCLR
 from sslcli.runs import directory as directory_module
 from sslcli.runs.directory import RunDirectory
@@ -62,7 +62,7 @@ def test_what_another_process_did_meanwhile_is_seen_under_the_lock(
     tiny: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
     """Both starts find an empty place; one has trained when the other gets to its first write."""
-    prepare, run = train_module._prepared, tmp_path / "run"
+    prepare, run = train_module.prepared, tmp_path / "run"
 
     def late(*arguments: Any) -> Any:
         monkeypatch.undo()
@@ -71,14 +71,10 @@ def test_what_another_process_did_meanwhile_is_seen_under_the_lock(
         return prepare(*arguments)
 
     before: dict[Path, bytes] = {}
-    monkeypatch.setattr(train_module, "_prepared", late)
+    monkeypatch.setattr(train_module, "prepared", late)
     with pytest.raises(UserError, match="already contains a run; resume it with --resume"):
         train(tiny(), run, resume=resume)
     assert contents(run) == before
-
-
-class Killed(BaseException):
-    """Ends a start where a signal would, without the writes that an error leads to."""
 
 
 WRITES = ["RunLock", "remove_dead", "dump_yaml", "describe_environment"]
@@ -90,10 +86,10 @@ def test_a_start_that_was_killed_is_taken_up_by_the_same_command(
     tiny: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str, resume: bool
 ) -> None:
     def kill(*arguments: Any, **options: Any) -> Any:
-        raise Killed
+        raise SslError("killed")
 
     monkeypatch.setattr(directory_module, write, kill)
-    with pytest.raises(Killed):
+    with pytest.raises(SslError, match="killed"):
         train(tiny("training.max_steps=1"), tmp_path / "run", resume=resume)
     monkeypatch.undo()
     (tmp_path / "run/.config.yaml.a1b2c3d4.tmp").write_text("half of it")
