@@ -14,6 +14,7 @@ from sslcli.data.source import resident_budget
 from sslcli.memory import out_of_memory
 from sslcli.plugin_exits import named_exits
 from sslcli.plugins import PluginFile
+from sslcli.runs.backbone_file import read_card
 from sslcli.runs.checkpoint import Checkpoint, understood
 
 from . import resume as resuming
@@ -97,12 +98,14 @@ def _prepare(
             before = checkpoint.document["world_size"]
         for warning in warnings:
             log.warning(warning)
-    card = None if checkpoint is None else checkpoint.document.get("card")
-    statistics = (card["mean"], card["std"]) if card is not None else None
+    stored = None if checkpoint is None else checkpoint.document.get("card")
+    card = read_card(checkpoint.path, stored) if checkpoint is not None and stored is not None else None
+    statistics = (card.mean, card.std) if card is not None else None
     session = build(config, fresh=checkpoint is None, compiled=compiled, budget=budget, statistics=statistics)
     session.made_with = provenance(session, plugin_files)
     if checkpoint is not None:
-        _go_on(session, checkpoint)
+        with understood(checkpoint.path):
+            _go_on(session, checkpoint)
     if checkpoint is not None and before != distributed.world_size():
         log.warning(other_processes(before, session.method, config.training))
     if checkpoint is not None and checkpoint.document.get("resident") and not session.resident:

@@ -36,6 +36,7 @@ from sslcli.runs.directory import RunDirectory, read_metrics
 from sslcli.runs.overview import summarize
 from sslcli.runs.trained import load_trained
 from sslcli.runs.weights import fill, read_weights
+from sslcli.training import prepare
 from sslcli.training import train as training
 from sslcli.training.setup import Session, build
 
@@ -108,8 +109,7 @@ def _log(path: Path) -> None:
 def _environment(path: Path) -> None:
     run = RunDirectory(path.parent)
     summarize(path.parent)
-    run._write_environment(["ssl"], resumed=True, steps=3)
-    run._lock = io.StringIO()
+    run._write_environment(["ssl"], {"steps": 3}, resumed=True)
     run.record_end("done")
 
 
@@ -151,8 +151,8 @@ class _Resume:
         checkpoint = newest_intact(path.parent, read_checkpoint)
         assert checkpoint is not None
         optimizer = self.session.optimizer
-        with mock.patch.object(training, "build", return_value=self.session):
-            training._prepared(self.session.config, checkpoint, path.parent.parent)
+        with mock.patch.object(prepare, "build", return_value=self.session):
+            prepare.prepared(self.session.config, checkpoint, path.parent.parent)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
