@@ -21,6 +21,7 @@ for module in ("torchvision", "torch._dynamo.utils", "sympy", "torch.utils.tenso
     assert module not in sys.modules, module
 
 import torch
+optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
 # A plugin's functions are no business of the stand-in: they get the real module.
 assert not hasattr(sys.modules["torch._dynamo"], "__file__")
 @torch._dynamo.disable
@@ -28,7 +29,6 @@ def own(x):
     return x + 1
 assert own(1) == 2
 assert hasattr(torch._dynamo, "__file__")
-optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
 double = torch.compile(lambda x: x * 2, backend="eager", fullgraph=True)
 assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
 assert sys.modules["torch._dynamo"] is torch._dynamo and hasattr(torch._dynamo, "__file__")
