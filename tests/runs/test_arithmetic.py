@@ -21,6 +21,7 @@ from sslcli.evaluation.export import export
 from sslcli.runs.arithmetic import exact_float32, settings_restored, use_deterministic_kernels
 from sslcli.runs.device import resolve_device, resolve_precision
 from sslcli.training import group
+from sslcli.training import launch as launching
 from sslcli.training import train as training
 from sslcli.training.setup import device_resolved
 from sslcli.training.speed import measure
@@ -170,9 +171,9 @@ def test_the_program_prepares_deterministic_products_for_itself_and_its_children
         main()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     started: list[dict[str, str]] = []
-    monkeypatch.setattr(group.subprocess, "Popen", lambda command, env, **options: started.append(env))
-    monkeypatch.setattr(group, "_wait", lambda children: 0)
-    group.launch(["train"], 2, "cpu")
+    monkeypatch.setattr(launching.subprocess, "Popen", lambda command, env, **options: started.append(env))
+    monkeypatch.setattr(launching, "_wait", lambda children: (0, None))
+    launching.launch(["train"], 2, "cpu")
     assert [each["CUBLAS_WORKSPACE_CONFIG"] for each in started] == [":4096:8"] * 2
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the user's own stays
     use_deterministic_kernels(True)
@@ -210,6 +211,6 @@ def test_nccl_is_given_its_device_after_that_is_the_current_one(
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     for device, own, backend in (("auto", torch.device("cuda", 1), "cpu:gloo,cuda:nccl"), ("cpu", None, "gloo")):
         two_gpus.clear()
-        with group.joined(device):
+        with group.joined(device, None):
             assert (formed[-1].backend, formed[-1].device_id) == (backend, own)
         assert formed[-1].current == ([1] if own else [])
