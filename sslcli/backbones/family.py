@@ -9,7 +9,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sslcli.contracts.backbone import Backbone, Features
+from sslcli.contracts.errors import UserError
 from sslcli.storage import expanded
+from sslcli.weight_files import is_torch_file, named_weights, read_torch
 
 #: Images up to this side, in pixels, are small.
 SMALL = 64
@@ -31,10 +33,16 @@ def given_shape(options: Any, weights: Mapping[str, Tensor] | None, name: str) -
         return tuple(weights[name].shape) if name in weights else None
     if options.weights is None:
         return None
+    path = expanded(options.weights)
+    if not path.is_file():
+        return None
     try:
-        with safe_open(expanded(options.weights), framework="pt") as file:
+        if is_torch_file(path):
+            found = named_weights(path, read_torch(path), [name]).get(name)
+            return None if found is None else tuple(found.shape)
+        with safe_open(path, framework="pt") as file:
             return tuple(file.get_slice(name).get_shape())
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, UserError):
         return None
 
 

@@ -24,9 +24,10 @@ from sslcli.plugins import PluginError, load
 from sslcli.runs import files
 from sslcli.runs.backbone_file import read_card
 from sslcli.runs.directory import RunDirectory
-from sslcli.runs.weights import fill, is_torch_file, read_weights, start_from
+from sslcli.runs.weights import fill, read_weights, start_from
 from sslcli.storage import expanded
 from sslcli.version import __version__
+from sslcli.weight_files import is_torch_file
 
 from .feature import Feature
 from .parts import LabeledParts

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
-from sslcli.memory import is_out_of_memory
 from sslcli.storage import expanded
+from sslcli.weight_files import head, is_torch_file, named_weights, read_torch
 
 from . import files
 from .backbone_file import check_types
@@ -26,11 +24,6 @@ log = logging.getLogger(__name__)
 CLASSIFIERS = ("fc.", "classifier.", "heads.", "head.", "aux1.", "aux2.", "AuxLogits.")
 #: Missing in files older than this buffer, which has no effect on the features.
 _COUNTER = "num_batches_tracked"
-#: Where training scripts put the weights in a larger file, and what wrappers put before their names.
-_NESTED = ("state_dict", "model", "model_state_dict", "teacher", "student")
-_PREFIXES = ("module.", "model.", "backbone.", "encoder.", "encoder_q.", "base_encoder.")
-#: How files of `torch.save` begin: an archive, or as before torch 1.6 a pickle.
-_TORCH = (b"PK", b"\x80")
 
 
 def start_from(backbone: Backbone, name: str, options: Any) -> None:
@@ -78,16 +71,6 @@ def _read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def is_torch_file(path: Path) -> bool:
-    """Returns whether a file begins as those of `torch.save` do, whatever its name is."""
-    return path.is_file() and _head(path, 2).startswith(_TORCH)
-
-
-def _head(path: Path, count: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(count)
-
-
 def read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Reads a file of weights that others wrote; nothing in it is executed.
 
@@ -99,41 +82,13 @@ def read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
         UserError: damaged, or no weights in it.
     """
     try:
-        found: Any = _read_torch(path) if is_torch_file(path) else files.read_foreign(path)
+        found: Any = read_torch(path) if is_torch_file(path) else files.read_foreign(path)
     except files.DamagedFile as error:
-        if path.is_file() and _head(path, 200).lstrip().startswith(b"<"):
+        if path.is_file() and head(path, 200).lstrip().startswith(b"<"):
             raise UserError(f"{path}: is a web page, not weights; download the file itself") from error
         other = "" if path.suffix == ".safetensors" else "; nor is it what torch.save writes"
         raise UserError(f"{error}{other}") from error
-    for key in _NESTED:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-            break
-    pairs = found.items() if isinstance(found, dict) else ()
-    state = {key: value for key, value in pairs if isinstance(value, Tensor) and isinstance(key, str)}
-    if not state:
-        raise UserError(f"{path}: holds no named weights; save the network's state_dict()")
-    for prefix in _PREFIXES:
-        if state.keys().isdisjoint(expected) and any(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return state
-
-
-def _read_torch(path: Path) -> Any:
-    """What `torch.save` wrote; UserError if it holds more than plain values, or unpacks to more than it takes."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise ValueError("a compressed archive")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader raises anything on an unknown file
-        if is_out_of_memory(error):
-            raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160].rstrip(": ")
-        raise UserError(
-            f"{path}: cannot be read as weights alone ({reason}); save its state_dict() with safetensors"
-        ) from error
+    return named_weights(path, found, expected)
 
 
 def fill(backbone: Backbone, state: dict[str, Tensor], source: str, name: str) -> list[str]:

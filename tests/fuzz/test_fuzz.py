@@ -109,17 +109,16 @@ from sslcli.contracts.errors import UnreadableImage
 from sslcli.data.decode import decode
 def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+rows = zlib.compressobj(1)
+data = b"".join(rows.compress(bytes(100 * (1 + 4 * 7000))) for _ in range(70)) + rows.flush()
 def png(side):
-    rows = zlib.compressobj(1)
-    data = b"".join(rows.compress(bytes(100 * (1 + 4 * side))) for _ in range(side // 100)) + rows.flush()
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0))
     return b"\\x89PNG\\r\\n\\x1a\\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-bomb = png(7000)
 held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (held + 2**28, held + 2**28))
 for side in (7000, 20000):
     try:
-        decode("bomb", 3, content=bomb.replace(struct.pack(">II", 7000, 7000), struct.pack(">II", side, side)))
+        decode("bomb", 3, content=png(side))
     except UnreadableImage as error:
         print(error)
 """
