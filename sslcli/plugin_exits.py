@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from sslcli.foreign import ctrl_c_known, is_ctrl_c
 
 #: Ends the process at once, also in a block that gives `os._exit` a name.
 end_now = os._exit
+#: How many blocks give it a name now.
+_entered = 0
+_unnamed = os._exit
+_entering = threading.Lock()
 _LIBRARY = sysconfig.get_path("stdlib")
 _PACKAGES = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(Path(__file__).parents[1]))
 _ADVICE = "a plugin must raise an error instead, or call RunContext.stop(reason)"
@@ -51,7 +56,7 @@ def named_exits() -> Iterator[None]:
 @contextmanager
 def _named_os_exit() -> Iterator[None]:
     """Of `os._exit` nothing can be caught: it says where it was called, and never ends this process with success."""
-    before, owner = os._exit, os.getpid()
+    owner = os.getpid()
 
     def _exit(status: int) -> NoReturn:
         if os.getpid() == owner:
@@ -61,8 +66,15 @@ def _named_os_exit() -> Iterator[None]:
             status = status or SslError.exit_code
         end_now(status)
 
-    os._exit = _exit
+    global _entered, _unnamed
+    with _entering:
+        _unnamed = os._exit if not _entered else _unnamed
+        _entered += 1
+        os._exit = _exit
     try:
         yield
     finally:
-        os._exit = before
+        with _entering:  # blocks of several threads may overlap
+            _entered -= 1
+            if not _entered:
+                os._exit = _unnamed

@@ -72,3 +72,12 @@ def test_a_forked_child_ends_as_it_wants() -> None:
         if not pid:
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_blocks_of_two_threads_may_overlap() -> None:
+    before, (first, second) = os._exit, (named_exits(), named_exits())
+    for block in (first, second):
+        block.__enter__()
+    for block in (first, second):
+        block.__exit__(None, None, None)
+    assert os._exit is before

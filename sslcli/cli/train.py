@@ -137,14 +137,15 @@ def _show_plan(
 ) -> None:
     from sslcli.config.document import dump_yaml
     from sslcli.logs import shown
-    from sslcli.runs.checkpoint import newest_intact, read_checkpoint
+    from sslcli.runs.checkpoint import newest_intact
     from sslcli.runs.directory import RunDirectory
     from sslcli.training.estimate import estimate
     from sslcli.training.memory import less_memory
     from sslcli.training.prepare import prepared
+    from sslcli.training.resume import read
     from sslcli.training.setup import plan
 
-    checkpoint = newest_intact(RunDirectory(directory).checkpoints, read_checkpoint) if resume else None
+    checkpoint = newest_intact(RunDirectory(directory).checkpoints, read) if resume else None
     session = prepared(config, checkpoint, directory, plugin_files, compiled=False, processes=processes)
     show(dump_yaml({**session.config.plain(), "output": str(directory)}), end="")
     show("# plan")

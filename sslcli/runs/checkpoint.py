@@ -158,7 +158,7 @@ class CheckpointWriter:
         self.pending: Future[None] | None = None
         self.last_step = self.good_step = -1
         self.problem: str | None = None  # with the last one
-        self._known: dict[tuple[Path, int, int], bool | None] = {}  # what `_quality` has found
+        self._known: dict[tuple[Path, int, int], bool] = {}  # what `_quality` has found
 
     def save(self, step: int, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
         """Writes tensors that nobody else changes (see `files.snapshot`); waits for the previous write."""
@@ -168,8 +168,8 @@ class CheckpointWriter:
 
     def _write(self, step: int, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
         path, began = checkpoint_path(self.directory, step), time.perf_counter()
-        if path.exists() and self._quality(path) is None:
-            raise SslError(f"{path}: was written by a newer version and is not overwritten; move it away")
+        if path.exists() and self._is_foreign(path):
+            raise SslError(f"{path}: is of a newer version, or cannot be read, and is not overwritten; move it away")
         try:
             files.write(path, tensors, document)
         except OSError as error:
@@ -181,29 +181,42 @@ class CheckpointWriter:
         log.debug(f"wrote {path} in {time.perf_counter() - began:.2f} s")
         # Later ones are what a resumed run has passed over: damaged, and overwritten when it gets there.
         there = [each for each in list_checkpoints(self.directory) if step_of(each) <= step]
-        good = [each for each in there if self._quality(each)]
-        regular = [path for path in good if self.is_regular is None or self.is_regular(step_of(path))][: self.keep]
-        kept = {*regular, *good[: 1 if len({*regular, *good[:1]}) > 1 else 2]}
+        good: list[Path] = []
+        regular: list[Path] = []
+        for each in there:  # no more of them are read than have to be
+            if (len(regular) < self.keep or len(good) < 2) and self._quality(each):
+                good.append(each)
+                regular += [each] * (self.is_regular is None or self.is_regular(step_of(each)))
+        kept = {*regular[: self.keep]}
+        kept |= {*good[: 1 if len({*kept, *good[:1]}) > 1 else 2]}
         for old in there:
-            if old not in kept and self._quality(old) is not None:
+            if old not in kept and not self._is_foreign(old):
                 with suppress(OSError):  # what cannot be removed does not end a run; the next save tries again
                     old.unlink(missing_ok=True)
 
-    def _quality(self, path: Path) -> bool | None:
-        """Whether a checkpoint is intact, None if a newer version wrote it; read again only if the file has changed."""
+    def _quality(self, path: Path) -> bool:
+        """Whether a checkpoint is intact; read again only if the file has changed, or could not be opened."""
         try:
             file = _identity(path)
             if file not in self._known:
                 read_header(path)
                 files.check(path)
                 self._known[file] = True
-        except NewerVersion:
-            self._known[file] = None
+        except (files.UnreadableFile, OSError):  # a link to nothing, for example
+            return False
         except files.DamagedFile:
             self._known[file] = False
-        except OSError:  # a link to nothing, for example
-            return False
         return self._known[file]
+
+    def _is_foreign(self, path: Path) -> bool:
+        """Whether a checkpoint is not this run's to replace: of a newer version, or one that cannot be opened now."""
+        try:
+            read_header(path)
+        except (NewerVersion, files.UnreadableFile):
+            return True
+        except (files.DamagedFile, OSError):
+            return False
+        return False
 
     def _saved(self) -> str:
         newest = next(iter(list_checkpoints(self.directory)), None)

@@ -86,6 +86,10 @@ class RunDirectory:
                 )
             if list_checkpoints(self.checkpoints):
                 return True
+            if self.backbone.exists():
+                raise UserError(
+                    f"{self.path}: has a trained backbone, and no checkpoint to go on from; choose another --output"
+                )
         elif self.path.is_dir() and not self._is_begun():
             raise UserError(f"{self.path}: is not empty and contains no run; choose another --output")
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())

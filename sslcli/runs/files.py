@@ -32,6 +32,10 @@ class DamagedFile(Exception):
     """A file differs from what was written, or cannot be used; the message names the file and perhaps the tensor."""
 
 
+class UnreadableFile(DamagedFile):
+    """A file cannot be opened, for want of a permission or of a disk that answers: it may well be intact."""
+
+
 def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies tensors to host memory, contiguous, so that they can be written while training continues.
 
@@ -182,7 +186,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise DamagedFile(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise UnreadableFile(f"{path}: cannot be read ({error.strerror or error})") from error
     try:
         with _utf8_name(path) as name, safe_open(name, framework="pt") as file:
             yield file

@@ -23,15 +23,14 @@ def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
     found = set()
     for names in by_device.values():
         # The largest magnitude needs no memory of a tensor's size, and is NaN if any value is.
-        largest = torch.stack([_largest(tensors[name].detach()) for name in names])
-        flags = largest.isfinite().tolist()
+        flags = torch.stack([_largest(tensors[name].detach()).isfinite() for name in names]).tolist()
         found |= {name for name, finite in zip(names, flags, strict=True) if not finite}
     return next((name for name in tensors if name in found and not _is_mask(tensors[name])), None)
 
 
 def _largest(tensor: Tensor) -> Tensor:
     values = tensor.float() if tensor.element_size() == 1 else tensor  # torch computes nothing in 8 bits
-    return torch.linalg.vector_norm(values, float("inf")).double()
+    return torch.linalg.vector_norm(values, float("inf"))
 
 
 def _is_mask(tensor: Tensor) -> bool:

@@ -68,7 +68,7 @@ class Checks:
         )
 
     def _saved(self) -> str:
-        path = self.last_good()
+        path = distributed.from_main(self.last_good())  # which alone writes
         return "nothing was saved before" if path is None else f"the last good checkpoint is {path}"
 
     def _advice(self) -> str:

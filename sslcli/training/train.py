@@ -133,7 +133,9 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
     saves = SavePlan(checkpoints, per_epoch, by_time=context.is_main)
     needs_less = out_of_memory(lambda: _where(context), lambda: less_memory(session.config))
     regular, shift = saves.regular, session.shift
-    is_regular = None if regular is None else lambda made: regular(made - shift)
+    # Those of an earlier plan, in whose steps these are not regular, count too.
+    before = 0 if checkpoint is None or not shift else checkpoint.step
+    is_regular = None if regular is None else lambda made: made <= before or regular(made - shift)
     writer = CheckpointWriter(directory.checkpoints, checkpoints.keep, is_regular)
     start = session.position.step
     if checkpoint is not None:

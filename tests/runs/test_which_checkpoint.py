@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from run_helpers import contents, newest, poison, refused, ssl
 from sslcli.config.document import Document
 from sslcli.config.resolve import resolve
 from sslcli.contracts.errors import SslError
+from sslcli.runs import checkpoint as checkpoints
 from sslcli.runs import files
 from sslcli.runs.checkpoint import CheckpointWriter, checkpoint_path, list_checkpoints, newest_intact, read_checkpoint
 from sslcli.runs.layout import step_of
@@ -180,9 +182,32 @@ def test_nor_deleted_nor_overwritten(tmp_path: Path) -> None:
     kept = contents(tmp_path)[checkpoint_path(tmp_path, 4)]
     save(tmp_path, [6, 8, 10])
     assert steps(tmp_path) == [10, 8, 4]
-    with pytest.raises(SslError, match=r"step-000000004.* was written by a newer version and is not overwritten"):
+    with pytest.raises(
+        SslError, match=r"step-000000004.* is of a newer version, or cannot be read, and is not overwritten"
+    ):
         save(tmp_path, [4])
     assert contents(tmp_path)[checkpoint_path(tmp_path, 4)] == kept
+
+
+def test_one_that_cannot_be_opened_now_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, [2, 4])
+    real = checkpoints.read_header
+
+    def denied(path: Path) -> dict[str, Any]:
+        if step_of(path) == 2:
+            raise files.UnreadableFile(f"{path}: cannot be read (Stale file handle)")
+        return real(path)
+
+    monkeypatch.setattr(checkpoints, "read_header", denied)
+    save(tmp_path, [6, 8, 10])
+    assert steps(tmp_path) == [10, 8, 2]
+
+
+def test_a_trained_backbone_without_a_checkpoint_is_not_trained_anew(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    before = contents(run)
+    assert "has a trained backbone, and no checkpoint to go on from" in refused("train", run, "--resume")
+    assert contents(run) == before
 
 
 def test_a_document_that_is_not_known_is_of_a_newer_version_only_if_one_wrote_it(tmp_path: Path) -> None:

@@ -107,6 +107,16 @@ def test_larger_batches_take_no_part_of_the_run_away(started, tmp_path, messages
     assert lrs[7] == pytest.approx(0.05 * (1 + math.cos(math.pi * (3 - 2) / (6 - 2))) / 2)
 
 
+def test_checkpoints_of_the_plan_before_still_count(started, tmp_path):
+    before = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    train(
+        started("training.batch_size=8", "checkpoints.keep=9", "checkpoints.every_steps=2"),
+        tmp_path / "run",
+        resume=True,
+    )
+    assert before < {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+
+
 def test_a_run_is_not_made_shorter_than_it_is(started, tmp_path, messages):
     before = contents(tmp_path / "run")
     with pytest.raises(UserError, match=r"training\.epochs: 1, and 1\.5 of the run's 3 epochs are done.*set it to 2"):
