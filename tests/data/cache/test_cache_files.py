@@ -138,7 +138,7 @@ def fail(*_: object) -> None:
         ("sslcli.datasets.folder.Folder.image_for", interrupt, None),
         ("os.fsync", interrupt, None),
         ("os.fsync", fail, r"^data\.cache: /\S*\.cache: Input/output error$"),
-        ("sslcli.data.cache.file.loader", fail, r"^data\.cache: Input/output error$"),
+        ("sslcli.data.cache.file.loader", fail, r"^data\.cache: /\S*\.cache: Input/output error$"),
         ("sslcli.data.cache.file._sealed", interrupt, None),
         ("sslcli.data.cache.dataset.fcntl.flock", fail, r"^data\.cache_dir: cannot use [^\n]*Input/output error"),
     ],
