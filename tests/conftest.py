@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from sslcli.runs.arithmetic import settings_restored
 
 # Tests work on tiny tensors, which two threads make slower, not faster; and one thread is the same on every machine.
 torch.set_num_threads(1)
+# Under `nohup`, where a hangup is ignored, runs would ignore it too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 #: A run of 4 steps an epoch that takes well under a second.
 TINY: dict[str, Any] = {

@@ -16,6 +16,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from sslcli.backbones.wrapped import WrappedBackbone
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.export import BackboneCard, Trained
@@ -187,7 +188,8 @@ def build_backbone(path: Path, card: BackboneCard, fill: Callable[[Backbone], ob
         raise UserError(f"{path}: {error}{advice}") from error
     try:
         parsed = cls.Options.parse({**cls.Options.legacy, **options})
-        _check_size(path, lambda: cls.build(parsed, card.channels, card.image_size))
+        if not issubclass(cls, WrappedBackbone):  # a given module is there already
+            _check_size(path, lambda: cls.build(parsed, card.channels, card.image_size))
         with torch.random.fork_rng(devices=[]):
             backbone = cls.build(parsed, card.channels, card.image_size)
             if card.head is not None:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from sslcli.contracts.errors import UserError
 from sslcli.memory import is_out_of_memory
 
 M = TypeVar("M", bound=nn.Module)
@@ -37,15 +36,12 @@ def without_memory(build: Callable[[], M]) -> M | None:
     """Returns what `build` builds on torch's device `meta`, in a fraction of a second; None if that needs values.
 
     Raises:
-        UserError: from `build`.
         RuntimeError: a tensor would have more elements than torch can count (see `is_out_of_memory`).
     """
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"), _Unfilled():
             return build()
-    except UserError:
-        raise
-    except Exception as error:  # plugins may need values, and fail in any way
+    except Exception as error:  # plugins may need values, and fail in any way; the real one then says why
         if is_out_of_memory(error):
             raise
         return None
