@@ -113,12 +113,15 @@ def _started(arguments: Sequence[str], processes: int) -> Iterator[list[Child]]:
 
 def _wait(children: list[Child]) -> tuple[int, str | None]:
     """Waits for all processes, passing a signal on to them once; returns the exit code of the run, and if nobody has
-    said it, what became of a process."""
-    passed_on = False
+    said it, what became of a process.
+
+    A process that ends with the signal that was passed on to it has not failed: others may still be saving.
+    """
+    passed_on: tuple[int, ...] = ()
     with Interrupt() as interrupt:
-        while not any(codes := [child.poll() for child in children]) and None in codes:
+        while None in (codes := [child.poll() for child in children]) and not {*codes} - {None, 0, *passed_on}:
             if interrupt.number is not None and not passed_on:
-                passed_on = True
+                passed_on = (128 + interrupt.number, -interrupt.number)
                 for child in children:
                     child.send_signal(interrupt.number)
             time.sleep(0.1)
@@ -126,7 +129,7 @@ def _wait(children: list[Child]) -> tuple[int, str | None]:
         codes = [child.poll() for child in children]  # what they did by themselves
         _end(children)
     if interrupt.number is not None and any(code is not None and code < 0 for code in codes):
-        return 128 + interrupt.number, None  # by the second signal
+        return 128 + interrupt.number, None  # by a second signal, or before it could save
     return _outcome(codes, [child.pid for child in children])
 
 

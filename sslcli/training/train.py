@@ -177,12 +177,18 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
             images *= session.info.world_size
             rate = images / (time.perf_counter() - first_step - paused)
             _save(loop, writer)
-            writer.check()
             stopped = context.stop_reason if not signal else None
-            if context.is_main and (context.progress.step == session.last_step or stopped is not None):
-                write_backbone(directory, session, context)
-                if images:
-                    measure_quality(context, images)
+            is_done = context.progress.step == session.last_step or stopped is not None
+
+            def write() -> None:
+                writer.check()
+                if is_done:
+                    write_backbone(directory, session, context)
+
+            # The others wait for it: torchrun ends all processes as soon as one has ended with a signal's code.
+            distributed.lead(write, lambda _: None)
+            if is_done and context.is_main and images:
+                measure_quality(context, images)
             outcome.append("interrupted" if signal else "done")
     if context.is_main and not signal:
         show_end(directory, context.progress.step - start, time.perf_counter() - began, rate)
