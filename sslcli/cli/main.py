@@ -58,8 +58,8 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
             ):  # fmt: skip
                 code = command(*args, **kwargs)
         except SslError as error:
-            # One process of a machine shows what all have; of memory perhaps only another one had too little.
-            if os.environ.get("LOCAL_RANK", "0") == "0" or not error.shared:
+            # One process of a machine shows what all have, and what is wrong with their common command line.
+            if os.environ.get("LOCAL_RANK", "0") == "0" or error.alone:
                 report(error)
             code = error.exit_code
         except KeyboardInterrupt:

@@ -25,6 +25,7 @@ from sslcli.runs.directory import RunDirectory
 
 from . import group as process_group
 from . import state
+from .checks import RunFailed
 from .compiler import failures_reported
 from .context import Context
 from .interrupt import Interrupt
@@ -95,11 +96,15 @@ def train(
                     directory.keep_plugin(file)
                 directory.open_log(from_step=checkpoint.step if checkpoint is not None else 0)
 
-        with closing(session.source), directory.ending() as outcome:
+        with closing(session.source), directory.ending() as outcome, process_group.losses_named():
             together(session.source.prepare)
             together(begin)
             log.debug(f"set up in {time.perf_counter() - began:.1f} s")
-            result = _fit(session, directory, checkpoint, began)
+            try:
+                result = _fit(session, directory, checkpoint, began)
+            except RunFailed as error:
+                error.shared = True  # all processes look at the same numbers
+                raise
             outcome.append("done" if result.signal is None else "interrupted")
             return result
 
