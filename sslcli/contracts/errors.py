@@ -11,6 +11,8 @@ class SslError(Exception):
     """Whether all processes of a group have this error, so that one of them shows it; set where that is known."""
     alone: bool = False
     """Whether it ends one process of a group that has been formed, and is not shared."""
+    passing: bool = False
+    """Whether the same command may succeed when it is given again: a process died or hung."""
 
     @property
     def lines(self) -> list[str]:

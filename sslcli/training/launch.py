@@ -48,7 +48,8 @@ def launch(
         arguments: of `ssl`.
         processes: how many; 1 is a process without a group.
         device: `training.device`.
-        restarts: how often to go on from the last checkpoint after a failure, other than one of usage.
+        restarts: how often to go on from the last checkpoint after a process died or hung; not after an error that one
+            has explained, which the next start would meet again.
         step: returns the step of the last checkpoint, None if there is none.
 
     Raises:
@@ -64,15 +65,15 @@ def launch(
     for count in range(restarts + 1):
         with _started(words, processes) as children:
             code, problem = _wait(children)
-        if code in (0, UserError.exit_code) or code > 128 or count == restarts:
+        if (problem is None and code != orphans.AGAIN) or count == restarts:
             break
         done = step()
         where = "from the start" if done is None else f"from step {done}"
-        log.warning(f"restart {count + 1} of {restarts}, {where}: {problem or 'the run failed, as said above'}")
+        log.warning(f"restart {count + 1} of {restarts}, {where}: {problem or 'a process failed, as said above'}")
         words += ["--resume"] * ("--resume" not in words)
     if problem is not None:
         raise SslError(problem)
-    return code
+    return SslError.exit_code if code == orphans.AGAIN else code
 
 
 @contextmanager
@@ -140,7 +141,7 @@ def _outcome(codes: Sequence[int | None], pids: Sequence[int]) -> tuple[int, str
             return SslError.exit_code, _died(rank, pids, code)
     said = [code for code in codes if code not in (None, 0, LOST)]
     if said:
-        return said[0] or 0, None
+        return orphans.AGAIN if orphans.AGAIN in said else said[0] or 0, None
     if not any(code != 0 for code in codes):
         return 0, None
     if 0 in codes:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from sslcli.contracts.errors import SslError
 from sslcli.data import watch
+from sslcli.orphans import failed
 from sslcli.plugin_exits import end_now, of_python
 
 #: A process does nothing (it sleeps, or waits) whose main thread and all threads together, such as the one that writes
@@ -141,7 +142,7 @@ def _watch(
             if rank != min(each for each in range(world) if each != found[0] and not last[each].done):
                 return  # the one that ends here ends the group
             print(f"ssl: {found[1]}", file=sys.stderr, flush=True)
-            end_now(SslError.exit_code)
+            end_now(failed(SslError.exit_code))
 
 
 def _exchange(
