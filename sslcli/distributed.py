@@ -231,6 +231,7 @@ def first_of_machine(work: Callable[[], T]) -> T:
         dist.all_gather_object(states, (first, problem), group=patient)
     problem = states[first][1]
     if problem is not None:
+        problem.shared = True  # by this machine, whose first process shows it
         raise problem
     if local:
         dist.recv_object_list(made, first, group=patient)

@@ -21,8 +21,6 @@ _SAID = re.compile(
 class OutOfMemory(SslError):
     """There is not enough memory; see `out_of_memory`. The other processes of a group may have had enough."""
 
-    shared = False
-
 
 @contextmanager
 def out_of_memory(what: str | Callable[[], str], advice: str | Callable[[], str]) -> Iterator[None]:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 #: The descriptor of a pipe whose other end the launcher alone holds: it ends when the launcher does.
 PIPE = "SSLCLI_LAUNCHER_PIPE"
+#: The exit code, for the launcher alone, of a failure that a new start may not meet again.
+AGAIN = 88
 #: Seconds that a process whose launcher is gone has for its step and its checkpoint.
 GRACE = 8.0
 #: Of Linux's <sys/prctl.h>.
@@ -27,6 +29,11 @@ _launched = False
 def launched() -> bool:
     """Returns whether `ssl train --devices` or `--max-restarts` has started this process and reports its end."""
     return _launched
+
+
+def failed(code: int) -> int:
+    """Returns the exit code of a failure that a new start may not meet again: `code`, unless there is a launcher."""
+    return AGAIN if _launched else code
 
 
 def end_with_launcher() -> None:

@@ -15,5 +15,5 @@ def report(error: SslError | OSError) -> None:
         lines = error.lines
     else:  # a full disk, a deleted folder: the system's own message is clear
         lines = [f"{error.filename}: {error.strerror or error}" if error.filename else str(error.strerror or error)]
-    for line in lines:
+    for line in filter(None, lines):
         print(f"ssl: {shown(line)}", file=sys.stderr)

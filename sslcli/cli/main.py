@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ import typer
 
 from sslcli.contracts.errors import SslError
 from sslcli.foreign import ctrl_c_known, keep_stdout, only_results, warnings_in_one_line
-from sslcli.orphans import end_with_launcher
+from sslcli.orphans import end_with_launcher, failed, launched
 from sslcli.std_streams import be_lenient, open_closed
 from sslcli.version import __version__
 
@@ -58,10 +59,10 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
             ):  # fmt: skip
                 code = command(*args, **kwargs)
         except SslError as error:
-            # One process of a machine shows what all have; of memory perhaps only another one had too little.
-            if os.environ.get("LOCAL_RANK", "0") == "0" or not error.shared:
+            # One process of a machine shows what all have, and what is wrong with their common command line.
+            if os.environ.get("LOCAL_RANK", "0") == "0" or error.alone:
                 report(error)
-            code = error.exit_code
+            code = failed(error.exit_code) if error.passing else error.exit_code
         except KeyboardInterrupt:
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 print("ssl: interrupted", file=sys.stderr)
@@ -79,6 +80,11 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
                 raise
             print(f"ssl: {known}", file=sys.stderr)
             code = 1
+        except Exception:  # a crash: nobody knows whether it comes again
+            if not launched():
+                raise
+            traceback.print_exc()
+            code = failed(1)
         raise typer.Exit(code)
 
     signature = inspect.signature(command, eval_str=True)

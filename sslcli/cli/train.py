@@ -93,8 +93,12 @@ def train(
         _show_plan(resolved, directory, processes, resume=resume, plugin_files=plugin_files)
         return 0
     if several:
+        from sslcli.runs.directory import RunDirectory
         from sslcli.runs.layout import CHECKPOINTS, list_checkpoints, step_of
         from sslcli.training.launch import launch
+
+        # Before the first start, which may fail before it looks: the next one resumes whatever run is there.
+        RunDirectory(directory).check_new(resume=resume)
 
         def step() -> int | None:
             return next(map(step_of, list_checkpoints(directory / CHECKPOINTS)), None)

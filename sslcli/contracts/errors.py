@@ -7,8 +7,12 @@ class SslError(Exception):
     """Ends the program with a message and no traceback; exit code 1 (failure)."""
 
     exit_code: int = 1
-    shared: bool = True
-    """Whether all processes of a group have this error, so that one of them shows it."""
+    shared: bool = False
+    """Whether all processes of a group have this error, so that one of them shows it; set where that is known."""
+    alone: bool = False
+    """Whether it ends one process of a group that has been formed, and is not shared."""
+    passing: bool = False
+    """Whether the same command may succeed when it is given again: a process died or hung."""
 
     @property
     def lines(self) -> list[str]:

@@ -49,6 +49,12 @@ def waiting() -> bool:
     return any(each.waiting for each in _open)
 
 
+class WorkerLost(SslError):
+    """A worker died, or was killed since it did not go on."""
+
+    passing = True
+
+
 class Watch(Iterator[Any]):
     """The results of a loader's workers, one after the other; while it waits for one, a thread looks at the workers.
 
@@ -58,7 +64,7 @@ class Watch(Iterator[Any]):
         name_of: index → an image's name in messages, if they have names.
 
     Raises:
-        SslError: from `next`: a worker died, or was killed since it did not go on.
+        WorkerLost: from `next`.
     """
 
     def __init__(self, workers: int, timeout: float | None, name_of: Callable[[int], str] | None) -> None:
@@ -105,7 +111,7 @@ class Watch(Iterator[Any]):
             message = self._message()
             if message is None:
                 raise
-            raise SslError(message) from error
+            raise WorkerLost(message) from error
         finally:
             self.waiting = False
 

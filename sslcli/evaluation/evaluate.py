@@ -79,7 +79,9 @@ def evaluate_all(
 
     prepared = distributed.together(prepare)
     if len({tuple(digests) for digests in distributed.gather_objects(prepared.digests)}) > 1:
-        raise SslError("the processes have read different weights; give all of them the same files")
+        error = SslError("the processes have read different weights; give all of them the same files")
+        error.shared = True
+        raise error
     rows = distributed.lead(
         lambda: _evaluate(prepared, range(seed, seed + seeds), output, strict=method != ALL),
         lambda order: prepared.subjects[order[0]][1].assist(order[1]),

@@ -34,10 +34,27 @@ def local_rank() -> int:
 class LostGroup(SslError):
     """Another process has ended, or cannot be reached. The launcher says which; where there is none, this does."""
 
+    shared = True  # one line is enough
+
     def __init__(self, reason: str) -> None:
-        text = f"the other processes cannot be reached, perhaps since one of them failed: {reason}"
-        super().__init__("" if orphans.launched() else text)
+        super().__init__(f"the other processes cannot be reached, perhaps since one of them failed: {reason}")
         self.exit_code = LOST if orphans.launched() else SslError.exit_code
+
+    @property
+    def lines(self) -> list[str]:
+        return [] if orphans.launched() else super().lines
+
+
+@contextmanager
+def losses_named() -> Iterator[None]:
+    """Turns what a collective operation in the block raises when another process has ended into a LostGroup."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises plain ones. Whatever ended the other process, it says so itself.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise LostGroup(str(error).splitlines()[0]) from error
 
 
 @contextmanager
@@ -54,6 +71,16 @@ def joined(device: str, stall_timeout: float | None = STALL_TIMEOUT) -> Iterator
         yield
         return
     orphans.end_with_launcher()  # of a Python program, under torchrun; `ssl` has done it
+    try:
+        with _group(device), losses_named(), watched(stall_timeout):
+            yield
+    except SslError as error:
+        error.alone = not error.shared
+        raise
+
+
+@contextmanager
+def _group(device: str) -> Iterator[None]:
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if cuda:
         if local_rank() >= torch.cuda.device_count():
@@ -70,12 +97,6 @@ def joined(device: str, stall_timeout: float | None = STALL_TIMEOUT) -> Iterator
         reason = str(error).splitlines()[0]
         raise SslError(f"the process group could not be formed (rank {os.environ.get('RANK')}): {reason}") from error
     try:
-        with watched(stall_timeout):
-            yield
-    except RuntimeError as error:
-        # gloo raises plain ones. Whatever ended the other process, it says so itself.
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-            raise
-        raise LostGroup(str(error).splitlines()[0]) from error
+        yield
     finally:
         dist.destroy_process_group()

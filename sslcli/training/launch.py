@@ -48,7 +48,8 @@ def launch(
         arguments: of `ssl`.
         processes: how many; 1 is a process without a group.
         device: `training.device`.
-        restarts: how often to go on from the last checkpoint after a failure, other than one of usage.
+        restarts: how often to go on from the last checkpoint after a process died or hung; not after an error that one
+            has explained, which the next start would meet again.
         step: returns the step of the last checkpoint, None if there is none.
 
     Raises:
@@ -64,15 +65,15 @@ def launch(
     for count in range(restarts + 1):
         with _started(words, processes) as children:
             code, problem = _wait(children)
-        if code in (0, UserError.exit_code) or code > 128 or count == restarts:
+        if (problem is None and code != orphans.AGAIN) or count == restarts:
             break
         done = step()
         where = "from the start" if done is None else f"from step {done}"
-        log.warning(f"restart {count + 1} of {restarts}, {where}: {problem or 'the run failed, as said above'}")
+        log.warning(f"restart {count + 1} of {restarts}, {where}: {problem or 'a process failed, as said above'}")
         words += ["--resume"] * ("--resume" not in words)
     if problem is not None:
         raise SslError(problem)
-    return code
+    return SslError.exit_code if code == orphans.AGAIN else code
 
 
 @contextmanager
@@ -113,12 +114,15 @@ def _started(arguments: Sequence[str], processes: int) -> Iterator[list[Child]]:
 
 def _wait(children: list[Child]) -> tuple[int, str | None]:
     """Waits for all processes, passing a signal on to them once; returns the exit code of the run, and if nobody has
-    said it, what became of a process."""
-    passed_on = False
+    said it, what became of a process.
+
+    A process that ends with the signal that was passed on to it has not failed: others may still be saving.
+    """
+    passed_on: tuple[int, ...] = ()
     with Interrupt() as interrupt:
-        while not any(codes := [child.poll() for child in children]) and None in codes:
+        while None in (codes := [child.poll() for child in children]) and not {*codes} - {None, 0, *passed_on}:
             if interrupt.number is not None and not passed_on:
-                passed_on = True
+                passed_on = (128 + interrupt.number, -interrupt.number)
                 for child in children:
                     child.send_signal(interrupt.number)
             time.sleep(0.1)
@@ -126,7 +130,7 @@ def _wait(children: list[Child]) -> tuple[int, str | None]:
         codes = [child.poll() for child in children]  # what they did by themselves
         _end(children)
     if interrupt.number is not None and any(code is not None and code < 0 for code in codes):
-        return 128 + interrupt.number, None  # by the second signal
+        return 128 + interrupt.number, None  # by a second signal, or before it could save
     return _outcome(codes, [child.pid for child in children])
 
 
@@ -137,7 +141,7 @@ def _outcome(codes: Sequence[int | None], pids: Sequence[int]) -> tuple[int, str
             return SslError.exit_code, _died(rank, pids, code)
     said = [code for code in codes if code not in (None, 0, LOST)]
     if said:
-        return said[0] or 0, None
+        return orphans.AGAIN if orphans.AGAIN in said else said[0] or 0, None
     if not any(code != 0 for code in codes):
         return 0, None
     if 0 in codes:

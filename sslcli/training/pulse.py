@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,14 @@ import torch.distributed as dist
 
 from sslcli.contracts.errors import SslError
 from sslcli.data import watch
+from sslcli.orphans import failed
 from sslcli.plugin_exits import end_now, of_python
 
 #: A process does nothing (it sleeps, or waits) whose main thread and all threads together, such as the one that writes
 #: checkpoints, use less of a processor than this. This watch and NCCL's use some.
 _BUSY = (0.001, 0.005)
+#: Seconds that a process waits for its last beat to be written, which must not keep it from its end.
+_LAST_BEAT = 5.0
 _TORCH = str(Path(str(torch.__file__)).parent)
 
 
@@ -40,6 +43,7 @@ class Beat:
         where: the line that its main thread is in.
         pid: its number on its machine.
         host: that machine.
+        done: whether it has left the block that is watched; it will not answer, and nobody waits for it.
     """
 
     count: int
@@ -48,6 +52,7 @@ class Beat:
     where: str
     pid: int
     host: str
+    done: bool = False
 
 
 class Stillness:
@@ -72,11 +77,12 @@ class Stillness:
         """
         if not self._seen:
             self._silent, self._idle = [0.0] * len(beats), [0.0] * len(beats)
-        furthest = max(beat.arrived for beat in beats)
+        furthest = max((beat.arrived for beat in beats if not beat.done), default=0)
         for rank, (beat, before) in enumerate(zip(beats, self._seen, strict=False)):
-            silent = beat.count == before.count
+            silent = beat.count == before.count and not beat.done
             self._silent[rank] = self._silent[rank] + seconds if silent else 0.0
-            idle = beat.arrived == before.arrived and beat.arrived < furthest and (silent or not beat.busy)
+            waits = beat.arrived == before.arrived and beat.arrived < furthest and not beat.done
+            idle = waits and (silent or not beat.busy)
             self._idle[rank] = self._idle[rank] + seconds if idle else 0.0
         self._seen = list(beats)
         for still, what in (
@@ -103,21 +109,27 @@ def watched(timeout: float | None) -> Iterator[None]:
     if timeout is None:
         yield
         return
-    ended = threading.Event()
-    thread = threading.Thread(target=_watch, args=(timeout, ended, threading.get_ident()), daemon=True, name="pulse")
-    thread.start()
+    ended, left, last, pause = threading.Event(), threading.Event(), dict[int, Beat](), min(timeout / 8, 10.0)
+    own, group = (last, pause, ended), (dist.get_rank(), dist.get_world_size())
+    # In threads of their own: who keeps the store may be the one that is hung, and then the exchange waits without end.
+    watching = threading.Thread(
+        target=_watch, args=(*group, *own, timeout, threading.get_ident()), daemon=True, name="pulse"
+    )
+    exchange = threading.Thread(target=_exchange, args=(*group, *own, left), daemon=True, name="pulse exchange")
+    watching.start()
+    exchange.start()
     try:
         yield
+        left.set()
     finally:
         ended.set()
+        exchange.join(_LAST_BEAT if left.is_set() else 0)
 
 
-def _watch(timeout: float, ended: threading.Event, main: int) -> None:
-    rank, world, pause = dist.get_rank(), dist.get_world_size(), min(timeout / 8, 10.0)
+def _watch(
+    rank: int, world: int, last: dict[int, Beat], pause: float, ended: threading.Event, timeout: float, main: int
+) -> None:
     still, count, before, cpu = Stillness(timeout), 0, time.monotonic(), (0.0, 0.0)
-    last: dict[int, Beat] = {}
-    # In a thread of its own: who keeps the store may be the one that is hung, and then this waits without end.
-    threading.Thread(target=_exchange, args=(last, pause, ended), daemon=True, name="pulse exchange").start()
     while not ended.wait(pause):
         now, used = time.monotonic(), _used(main)
         shares = [(new - old) / (now - before) for new, old in zip(used, cpu, strict=True)]
@@ -127,15 +139,16 @@ def _watch(timeout: float, ended: threading.Event, main: int) -> None:
         last[rank] = Beat(count, _arrived(), busy, _where(main), os.getpid(), socket.gethostname())
         found = still.hung([last[each] for each in range(world)], seconds) if len(last) == world else None
         if found is not None:
-            if rank != min(each for each in range(world) if each != found[0]):
+            if rank != min(each for each in range(world) if each != found[0] and not last[each].done):
                 return  # the one that ends here ends the group
             print(f"ssl: {found[1]}", file=sys.stderr, flush=True)
-            end_now(SslError.exit_code)
+            end_now(failed(SslError.exit_code))
 
 
-def _exchange(last: dict[int, Beat], pause: float, ended: threading.Event) -> None:
-    """Writes this process's beats into the store, and brings those of the others into `last`."""
-    rank = dist.get_rank()
+def _exchange(
+    rank: int, world: int, last: dict[int, Beat], pause: float, ended: threading.Event, left: threading.Event
+) -> None:
+    """Writes this process's beats into the store, and brings those of the others into `last`; says when it is done."""
     # A connection of its own: those of the group wait for as long as an evaluation may take.
     with suppress(KeyError, ValueError, RuntimeError):  # a group that was formed in another way, or has ended
         store = dist.TCPStore(  # type: ignore[attr-defined]
@@ -144,9 +157,12 @@ def _exchange(last: dict[int, Beat], pause: float, ended: threading.Event) -> No
         while not ended.wait(pause):
             if rank in last:
                 store.set(f"sslcli/pulse/{rank}", json.dumps(asdict(last[rank])))
-                for other in range(dist.get_world_size()):
+                for other in range(world):
                     if other != rank:
                         last[other] = Beat(**json.loads(store.get(f"sslcli/pulse/{other}")))
+        if left.is_set():
+            own = last.get(rank) or Beat(0, 0, False, "?", os.getpid(), socket.gethostname())
+            store.set(f"sslcli/pulse/{rank}", json.dumps(asdict(replace(own, done=True))))
 
 
 def _arrived() -> int:

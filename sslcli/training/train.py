@@ -25,6 +25,7 @@ from sslcli.runs.directory import RunDirectory
 
 from . import group as process_group
 from . import state
+from .checks import RunFailed
 from .compiler import failures_reported
 from .context import Context
 from .interrupt import Interrupt
@@ -95,11 +96,15 @@ def train(
                     directory.keep_plugin(file)
                 directory.open_log(from_step=checkpoint.step if checkpoint is not None else 0)
 
-        with closing(session.source), directory.ending() as outcome:
+        with closing(session.source), directory.ending() as outcome, process_group.losses_named():
             together(session.source.prepare)
             together(begin)
             log.debug(f"set up in {time.perf_counter() - began:.1f} s")
-            result = _fit(session, directory, checkpoint, began)
+            try:
+                result = _fit(session, directory, checkpoint, began)
+            except RunFailed as error:
+                error.shared = True  # all processes look at the same numbers
+                raise
             outcome.append("done" if result.signal is None else "interrupted")
             return result
 
@@ -179,12 +184,18 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
             images *= session.info.world_size
             rate = images / (time.perf_counter() - first_step - paused)
             _save(loop, writer)
-            writer.check()
             stopped = context.stop_reason if not signal else None
-            if context.is_main and (context.progress.step == session.last_step or stopped is not None):
-                write_backbone(directory, session, context)
-                if images:
-                    measure_quality(context, images)
+            is_done = context.progress.step == session.last_step or stopped is not None
+
+            def write() -> None:
+                writer.check()
+                if is_done:
+                    write_backbone(directory, session, context)
+
+            # The others wait for it: torchrun ends all processes as soon as one has ended with a signal's code.
+            distributed.lead(write, lambda _: None)
+            if is_done and context.is_main and images:
+                measure_quality(context, images)
             outcome.append("interrupted" if signal else "done")
     if context.is_main and not signal:
         show_end(directory, context.progress.step - start, time.perf_counter() - began, rate)

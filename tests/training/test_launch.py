@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from sslcli.contracts.errors import SslError
+from sslcli.orphans import AGAIN
 from sslcli.training import launch as launching
 from sslcli.training.group import LOST
 from sslcli.training.launch import _outcome, launch
@@ -21,6 +22,7 @@ from sslcli.training.launch import _outcome, launch
         ([2, 2], 2, None),
         ([LOST, -9], 1, r"^rank 1 died \(pid 11, killed by SIGKILL\): most likely from lack of memory"),
         ([LOST, 1], 1, None),  # which has said why
+        ([1, AGAIN], AGAIN, None),  # the main process led, and its end is an error of the other one
         ([None, -11], 1, r"^rank 1 died \(pid 11, killed by SIGSEGV\)$"),
         ([LOST, 0], 1, r"^rank 1 died \(pid 11, ended by itself with exit code 0\)"),
         ([LOST, LOST], 1, "^the processes lost each other"),
@@ -56,14 +58,14 @@ class Starts:
 def test_a_death_restarts_from_the_last_checkpoint(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    starts = Starts(monkeypatch, (1, "rank 1 died"), (1, None), (0, None))
+    starts = Starts(monkeypatch, (1, "rank 1 died"), (AGAIN, None), (0, None))
     steps = iter([None, 7])
     with caplog.at_level(logging.WARNING):
         assert launch(["train"], 1, "cpu", restarts=3, step=lambda: next(steps)) == 0
     assert starts.words == [["train"], ["train", "--resume"], ["train", "--resume"]]
     assert [record.message for record in caplog.records] == [
         "restart 1 of 3, from the start: rank 1 died",
-        "restart 2 of 3, from step 7: the run failed, as said above",
+        "restart 2 of 3, from step 7: a process failed, as said above",
     ]
 
 
@@ -74,8 +76,13 @@ def test_after_so_many_restarts_the_last_death_is_the_error(monkeypatch: pytest.
     assert len(starts.words) == 2
 
 
-@pytest.mark.parametrize("code", [0, 2, 129, 130, 143])
-def test_success_usage_errors_and_interrupts_are_no_reason_to_restart(
+def test_the_code_between_launcher_and_processes_is_not_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    Starts(monkeypatch, (AGAIN, None), (AGAIN, None))
+    assert launch(["train"], 2, "cpu", restarts=1, step=lambda: 3) == 1
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 129, 130, 143])
+def test_success_explained_errors_and_interrupts_are_no_reason_to_restart(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts = Starts(monkeypatch, (code, None), (0, None))
