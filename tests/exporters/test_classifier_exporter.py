@@ -97,7 +97,7 @@ def test_a_classifier_is_kept_and_has_the_accuracy_of_its_result(folder: Path, m
     [
         ("linear", "safetensors"),
         ("finetune", "safetensors"),
-        ("linear", "pt2"),
+        pytest.param("linear", "pt2", marks=pytest.mark.slow),
         pytest.param("finetune", "pt2", marks=pytest.mark.slow),
         pytest.param("linear", "onnx", marks=pytest.mark.slow),
         pytest.param("finetune", "onnx", marks=pytest.mark.slow),
