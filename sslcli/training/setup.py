@@ -126,12 +126,12 @@ class Session:
     @cached_property
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and std on the device, so that no batch waits for them."""
-        info = self.dataset.info
+        info = self.info.data  # a resumed run's, which are not the dataset's if images have changed
         return torch.tensor(info.mean, device=self.device), torch.tensor(info.std, device=self.device)
 
     def card(self, progress: Progress) -> BackboneCard:
         """The description to store with the backbone's weights."""
-        info, encoder = self.dataset.info, self.method.encoder()
+        info, encoder = self.info.data, self.method.encoder()
         return BackboneCard(
             backbone=self.config.backbone.plain(), channels=info.channels, image_size=self.image_size,
             feature_dim=encoder.spec.feature_dim, mean=info.mean, std=info.std, method=self.config.method.name,
@@ -168,15 +168,16 @@ def build(
         config, device = device_resolved(config)
         dataset = config.data.cls.open(config.data.options)
         dataset = dataset if isinstance(dataset, StreamDataset) else limited(dataset)
-        if statistics is not None and len(statistics[0]) == dataset.info.channels:
+        images = dataset.info  # not assigned to: a plugin's may be a property
+        if statistics is not None and len(statistics[0]) == images.channels:
             mean, std = map(tuple, statistics)
-            dataset.info = dataclasses.replace(dataset.info, mean=mean, std=std)
+            images = dataclasses.replace(images, mean=mean, std=std)
         config = _fitting_batch(config, dataset)
         training = config.training
         if config.method.cls.needs_labels and not has_labels(dataset):
             raise UserError(f"method: {config.method.name!r} needs labels, but {dataset.info.name!r} has none")
         views, *later = [
-            ViewMaker(phase.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
+            ViewMaker(phase.views, images.channels, images.mean, images.std, config.seed)
             for phase in config.view_phases
         ]
         # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
@@ -194,7 +195,7 @@ def build(
         info = RunInfo(
             total_steps=total_steps, steps_per_epoch=source.steps_per_epoch,
             epochs=training.epochs, batch_size=training.batch_size, world_size=distributed.world_size(),
-            data=dataset.info, view_sizes=tuple(max(views.phases, key=lambda maker: max(maker.sizes)).sizes),
+            data=images, view_sizes=tuple(max(views.phases, key=lambda maker: max(maker.sizes)).sizes),
         )  # fmt: skip
         method = build_method(config, dataset, info, device, fresh=fresh).to(device)
         if training.sync_batch_norm and distributed.is_distributed():
@@ -212,10 +213,10 @@ def build(
         schedule = config.schedule.cls(config.schedule.options, base_lr, info.total_steps, info.steps_per_epoch)
         callbacks = {name: choice.cls(choice.options) for name, choice in config.callbacks.items()}
         scaler = LossScaler(device, enabled=training.precision == "fp16")
-        images = images_per_epoch(dataset) if isinstance(dataset, StreamDataset) else len(dataset)
+        count = images_per_epoch(dataset) if isinstance(dataset, StreamDataset) else len(dataset)
         session = Session(
             config, device, scaler, dataset, source, views, method, optimizer, schedule, info, callbacks,
-            beginning(info, images),
+            beginning(info, count),
         )  # fmt: skip
         reading = "all in memory" if session.resident else "read while training"
         log.debug(f"{device}, {training.precision}, training.compile={config.training.compile}; images are {reading}")
