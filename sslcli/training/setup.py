@@ -148,6 +148,7 @@ def build(
     compiled: bool = True,
     budget: float | None = None,
     statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+    processes: int | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Session:
     """Opens the data and builds views, backbone, method, optimizer and callbacks.
@@ -158,6 +159,7 @@ def build(
         compiled: compile what `training.compile` says; False to only show the plan.
         budget: bytes of images that may be kept on the device; None: `resident_budget`.
         statistics: mean and std of a resumed run, in place of the data's own, which change with the images.
+        processes: that will train it; None: those that there are.
         tell: shows messages to the user, as well as the handlers of the logger `sslcli`.
 
     Raises:
@@ -172,7 +174,7 @@ def build(
         if statistics is not None and len(statistics[0]) == images.channels:
             mean, std = map(tuple, statistics)
             images = dataclasses.replace(images, mean=mean, std=std)
-        config = _fitting_batch(config, dataset)
+        config = _fitting_batch(config, dataset, processes or distributed.world_size())
         training = config.training
         if config.method.cls.needs_labels and not has_labels(dataset):
             raise UserError(f"method: {config.method.name!r} needs labels, but {dataset.info.name!r} has none")
@@ -197,7 +199,7 @@ def build(
             epochs=training.epochs, batch_size=training.batch_size, world_size=distributed.world_size(),
             data=images, view_sizes=tuple(max(views.phases, key=lambda maker: max(maker.sizes)).sizes),
         )  # fmt: skip
-        method = build_method(config, dataset, info, device, fresh=fresh).to(device)
+        method = build_method(config, dataset, info, device, fresh=fresh, processes=processes).to(device)
         if training.sync_batch_norm and distributed.is_distributed():
             synchronize_batch_norm(method, device)
         if training.channels_last:
@@ -238,13 +240,13 @@ def device_resolved(config: RunConfig) -> tuple[RunConfig, torch.device]:
     return config, distributed.own_device(device)
 
 
-def _fitting_batch(config: RunConfig, dataset: Dataset | StreamDataset) -> RunConfig:
+def _fitting_batch(config: RunConfig, dataset: Dataset | StreamDataset, processes: int) -> RunConfig:
     """The config with a default batch size that is no larger than the dataset."""
     training = config.training
     if isinstance(dataset, StreamDataset) or "batch_size" in training.model_fields_set:
         return config
     size = 1 << (max(len(dataset), 2).bit_length() - 1)
-    if size >= training.batch_size or size % (training.accumulate * distributed.world_size()):
+    if size >= training.batch_size or size % (training.accumulate * processes):
         return config
     images = f"there are only {len(dataset):,} images" if len(dataset) > 1 else "there is only one image"
     log.info(f"training.batch_size: {size} instead of {training.batch_size}: {images}")

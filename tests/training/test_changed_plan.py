@@ -7,6 +7,7 @@ from run_helpers import newest
 
 from sslcli import plugins
 from sslcli.contracts.errors import UserError
+from sslcli.training.prepare import prepared
 from sslcli.training.train import train
 
 PROPERTY = """
@@ -45,3 +46,23 @@ def test_a_dataset_whose_info_is_a_property_is_resumed_with_the_statistics_of_th
             train(tiny(*config, "data.mean=[0.1,0.1,0.1]", "data.std=[1,1,1]"), tmp_path / "other")
     finally:
         plugins.clear_cache()
+
+
+def test_a_dry_run_speaks_of_the_processes_that_will_train(tiny, tmp_path, messages, monkeypatch):
+    train(tiny("training.max_steps=2"), tmp_path / "run")
+    checkpoint = newest(tmp_path / "run")
+    checkpoint.document["world_size"] = 2
+    del messages[:]
+    prepared(tiny(), checkpoint, tmp_path / "run", compiled=False, processes=2)
+    assert [line for line in messages if line.startswith("warning")] == []
+    prepared(tiny(), checkpoint, tmp_path / "run", compiled=False, processes=4)
+    [warning] = [line for line in messages if line.startswith("warning")]
+    assert (
+        "resuming a run of 2 process(es) on 4 process(es): the same images in the same order, 2 instead of 4" in warning
+    )
+    # 8 images in 2 views of 3 x 16 x 16 are 49,152 bytes: half of them fit.
+    monkeypatch.setattr("sslcli.training.network.free_memory", lambda device: 25_000)
+    monkeypatch.setattr("sslcli.training.network._check_size", lambda *arguments: None)
+    prepared(tiny(), None, tmp_path / "new", compiled=False, processes=2)
+    with pytest.raises(UserError, match="views of a micro-batch of 8 images"):
+        prepared(tiny(), None, tmp_path / "new", compiled=False)
