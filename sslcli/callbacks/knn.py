@@ -65,7 +65,7 @@ class KNNMonitor(EpochMonitor):
         else:
             self.ready = True
             self._classes = len(train.info.classes or ()) or int(max(train.labels.max(), test.labels.max())) + 1
-            if context.progress.step == 0:
+            if context.progress.made == 0:
                 # Not on the device: the first step must not need more memory than the others.
                 self._untrained = copy.deepcopy(context.encoder()).cpu()
 

@@ -136,7 +136,11 @@ class AnyDataset(ABC):
             given, channels = len(options.mean), dataset.info.channels
             if given != channels:
                 raise UserError(f"data.mean, data.std: {given} numbers each, but images have {channels} channel(s)")
-            dataset.info = replace(dataset.info, mean=options.mean, std=options.std)
+            try:
+                dataset.info = replace(dataset.info, mean=options.mean, std=options.std)
+            except AttributeError:
+                name = f"{dataset.info.name!r}"
+                raise UserError(f"data.mean, data.std: the dataset {name} has its own, which cannot be set") from None
         return dataset
 
 

@@ -26,8 +26,8 @@ def image_files(folder: Path, skipped: Counter[str] | None = None, root: Path | 
     """Yields the image files below a folder as paths relative to it, sorted, with `/` between the parts.
 
     Hidden files and folders are skipped; the case of extensions is ignored. Links are followed, but not to a folder
-    that contains the root or is below it anyway, and to any other once. A link that leads nowhere counts as an image
-    that cannot be read, if it has the name of one.
+    that contains the root or is below it anyway, and every other folder is read once. A link that leads nowhere counts
+    as an image that cannot be read, if it has the name of one.
 
     Args:
         folder: where to look.
@@ -39,20 +39,29 @@ def image_files(folder: Path, skipped: Counter[str] | None = None, root: Path | 
     """
     skipped = Counter() if skipped is None else skipped
     own = {os.path.realpath(folder), os.path.realpath(folder if root is None else root)}
+    above = {str(parent) for each in own for parent in Path(each).parents}
     linked: set[str] = set()
-    waiting = [_sorted_entries(folder, "")]  # one for each level: folders may be nested deeper than Python's calls
+    # One for each level, with its real path: folders may be nested deeper than Python's calls.
+    waiting = [(_sorted_entries(folder, ""), os.path.realpath(folder))]
     while waiting:
-        found = next(waiting[-1], None)
+        entries, parent = waiting[-1]
+        found = next(entries, None)
         if found is None:
             waiting.pop()
             continue
         path, entry = found
         kind = _kind(entry)
         if kind == "folder":
-            if entry.is_symlink() and _leads_back(os.path.realpath(entry), own, linked):
+            link = entry.is_symlink()
+            real = os.path.realpath(entry) if link else os.path.join(parent, entry.name)
+            if link and (real in above or _is_below(real, own, linked)):
                 skipped["links to a folder that is read anyway"] += 1
+            elif not link and real in linked:  # a link into what another one leads to came first
+                skipped["folders that a link has led to"] += 1
             else:
-                waiting.append(_sorted_entries(folder / path, f"{path}/"))
+                if link:
+                    linked.add(real)
+                waiting.append((_sorted_entries(folder / path, f"{path}/"), real))
         elif not entry.name.lower().endswith(EXTENSIONS):
             suffix = os.path.splitext(entry.name)[1].lower()
             skipped[suffix if re.fullmatch(r"\.\w{1,9}", suffix) else "other"] += 1
@@ -82,17 +91,13 @@ def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "special"]:
         return "file"
 
 
-def _leads_back(target: str, own: set[str], linked: set[str]) -> bool:
-    """Whether the folder that a link leads to would give images twice: it contains one of the dataset's `own` folders,
-    is a part of one, or of a folder that another link has led to. Hidden parts are not read otherwise."""
-    for folder in own | linked:
-        shared = os.path.commonpath([folder, target])
-        if shared == folder and not any(part[0] == "." for part in target[len(folder) :].split(os.sep) if part):
-            return True
-        if shared == target and folder in own:
-            return True
-    linked.add(target)
-    return False
+def _is_below(target: str, *read: set[str]) -> bool:
+    """Whether a real path is in one of the sets, or a folder above it from which it is found without hidden parts."""
+    while not any(target in each for each in read):
+        target, name = os.path.split(target)
+        if name.startswith(".") or not name:
+            return False
+    return True
 
 
 def skipped_files(skipped: Mapping[str, int]) -> str:

@@ -7,6 +7,8 @@ assigned, and many small ones, which only predict.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -80,6 +82,7 @@ class SwAV(Method):
         length = options.queue_size - options.queue_size % run.batch_size
         # One ring for all assigned views: a row has each view's embedding of the same image, side by side.
         self.queue = Queue(length, options.assigned_views * dim) if length else None
+        self.register_load_state_dict_pre_hook(_fit_queue)  # type: ignore[no-untyped-call]
         epochs = options.frozen_epochs * run.steps_per_epoch
         self._frozen_steps = round(epochs) if options.frozen_steps is None else options.frozen_steps
         self._queue_start = round(options.queue_start_epoch * run.steps_per_epoch)
@@ -151,3 +154,21 @@ class SwAV(Method):
         if self.queue is not None and progress.step > self._queue_start:
             for micro_batch in carry:
                 self.queue.push(all_gather(micro_batch["embeddings"]))
+
+
+def _fit_queue(method: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Lets a run go on with another batch size, of which the queue's length is a multiple: its newest rows stay."""
+    names = {name: f"{prefix}queue.{name}" for name in ("keys", "place", "pushed")}
+    stored = {name: state[key] for name, key in names.items() if key in state}
+    if method.queue is None:
+        fitting = {}
+    elif not stored:
+        fitting = method.queue.state_dict()
+    elif len(stored) < len(names) or len(stored["keys"]) == len(method.queue.keys):
+        return
+    else:
+        fitting = method.queue.fitted(stored)
+    for name, key in names.items():
+        state.pop(key, None)
+        if name in fitting:
+            state[key] = fitting[name]

@@ -5,6 +5,8 @@ He et al. (MoCo), https://arxiv.org/abs/1911.05722.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,3 +55,11 @@ class Queue(nn.Module):
     def full(self) -> Tensor:
         """Returns whether its random first content is all overwritten: a 0-dim bool on its device."""
         return self.pushed >= len(self.keys)
+
+    def fitted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the state of a queue of another length as one of this length: its newest rows, in front of which
+        there are random ones where it had fewer. A longer queue counts as full once it has been filled anew."""
+        keys, length = state["keys"], len(self.keys)
+        by_age = torch.cat((self.keys.to(keys.device), keys.roll(-int(state["place"]), 0)))  # the oldest first
+        pushed = state["pushed"] if length <= len(keys) else state["pushed"].clamp(max=len(keys))
+        return {"keys": by_age[-length:], "place": torch.zeros_like(self.place), "pushed": pushed}

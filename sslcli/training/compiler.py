@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import shutil
@@ -28,27 +29,32 @@ _VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 #: What a broken entry of the cache, or a folder without room or permission, raises; a program that cannot be compiled
 #: raises others, and would a second time.
 _OF_FILES = (OSError, ImportError, EOFError, SyntaxError)
+#: So many files of the cache are looked at, at most.
+_MOST_FILES = 20_000
 _NO_ROOM = tuple(os.strerror(each) for each in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS))
 
 
 def prepare_cache() -> None:
-    """Makes torch's cache of compiled code usable: removes what a killed process left unfinished there, and takes a
-    folder of this process's own if nothing can be written there, or if it is another user's, who could put code in it.
+    """Makes torch's cache of compiled code usable: the first process of a machine removes what a killed one left
+    unfinished there. Each takes a folder of its own if nothing can be written there, or if the default one, whose name
+    anybody can guess, is another user's, who could put code in it. One that was set may be shared by a team.
 
     Raises:
         OSError: a folder of its own cannot be made either.
     """
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
     try:
         folder = Path(cache_dir())
-        owner = folder.stat().st_uid
-        if owner not in (os.getuid(), 0):
+        default = folder == Path(default_cache_dir()).absolute()
+        if default and folder.stat().st_uid not in (os.getuid(), 0):
             raise PermissionError(errno.EPERM, "is another user's", str(folder))
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(2**16))
             file.flush()
-        removed = sum(_remove_unused(path, folder) for path in _damaged(folder))
+        # The others don't wait for it: what they find unfinished until then is compiled elsewhere.
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        removed = sum(_remove_unused(path, folder) for path in _damaged(folder)) if first else 0
     except OSError as error:
         where = os.environ.get(_VARIABLE) or tempfile.gettempdir()
         own_cache(f"{where} cannot be used ({error.strerror or error})")
@@ -77,15 +83,15 @@ def own_cache(reason: str) -> None:
 
 
 def _damaged(folder: Path) -> Iterator[Path]:
-    """Files of the cache that were not written to their end: empty ones, and libraries that are too short."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            with suppress(OSError):
-                if path.suffix in (".py", ".cpp", ".h", ".so") and not path.is_symlink():
-                    size = path.stat().st_size
-                    if not size or (path.suffix == ".so" and _is_short(path, size)):
-                        yield path
+    """Files of the cache that were not written to their end: empty ones, and libraries that are too short; of the
+    first `_MOST_FILES`, since one on a network that a team has filled for months would take minutes."""
+    every = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    for path in itertools.islice(every, _MOST_FILES):
+        with suppress(OSError):
+            if path.suffix in (".py", ".cpp", ".h", ".so") and not path.is_symlink():
+                size = path.stat().st_size
+                if not size or (path.suffix == ".so" and _is_short(path, size)):
+                    yield path
 
 
 def _is_short(library: Path, size: int) -> bool:

@@ -23,7 +23,13 @@ SEED_WEIGHTS, SEED_STEP = 1, 2
 
 
 def build_method(
-    config: RunConfig, dataset: Dataset | StreamDataset, info: RunInfo, device: torch.device, *, fresh: bool
+    config: RunConfig,
+    dataset: Dataset | StreamDataset,
+    info: RunInfo,
+    device: torch.device,
+    *,
+    fresh: bool,
+    processes: int | None = None,
 ) -> Method:
     """Builds backbone and method on the CPU, from the run's seed.
 
@@ -33,12 +39,13 @@ def build_method(
         info: see `RunInfo`.
         device: where they will be trained.
         fresh: the backbone gets the weights that its options name.
+        processes: that will share a batch; None: those that there are.
 
     Raises:
         UserError: the network or the views cannot fit into memory, or the views do not suit the backbone.
     """
     size = largest_view(config)
-    _check_views(config, dataset.info.channels, info, device)
+    _check_views(config, dataset.info.channels, info.batch_size, processes or info.world_size, device)
     _check_size(config, dataset.info.channels, size, info, device)
     torch.manual_seed(seed_for(config.seed, SEED_WEIGHTS))
     backbone: Backbone = config.backbone.cls.build(config.backbone.options, dataset.info.channels, size)
@@ -59,9 +66,9 @@ def build_method(
     return method
 
 
-def _check_views(config: RunConfig, channels: int, info: RunInfo, device: torch.device) -> None:
+def _check_views(config: RunConfig, channels: int, batch_size: int, processes: int, device: torch.device) -> None:
     """Raises UserError if the views of a micro-batch alone, in float32, take more memory than is free."""
-    share = info.batch_size // (config.training.accumulate * info.world_size)
+    share = batch_size // (config.training.accumulate * processes)
     wanted = 4 * channels * share * max(
         sum(view.count * view.size**2 for view in phase.views) for phase in config.view_phases
     )  # fmt: skip

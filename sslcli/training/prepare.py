@@ -66,7 +66,8 @@ def prepared(
         with understood(checkpoint.path):
             config = resuming.keep_resolved(config, checkpoint.document["config"])
     budgets = distributed.gather_objects(together(lambda: _budget(config, checkpoint)))
-    session = together(lambda: _prepare(config, checkpoint, output, min(budgets), plugin_files, compiled))
+    there = processes or distributed.world_size()
+    session = together(lambda: _prepare(config, checkpoint, output, min(budgets), plugin_files, compiled, there))
     together(lambda: check_micro_batch(session, processes))
     together(lambda: check_phases(session))
     return session
@@ -91,6 +92,7 @@ def _prepare(
     budget: float,
     plugin_files: Sequence[PluginFile],
     compiled: bool,
+    processes: int,
 ) -> Session:
     if checkpoint is not None:
         with understood(checkpoint.path):
@@ -101,13 +103,15 @@ def _prepare(
     stored = None if checkpoint is None else checkpoint.document.get("card")
     card = read_card(checkpoint.path, stored) if checkpoint is not None and stored is not None else None
     statistics = (card.mean, card.std) if card is not None else None
-    session = build(config, fresh=checkpoint is None, compiled=compiled, budget=budget, statistics=statistics)
+    session = build(
+        config, fresh=checkpoint is None, compiled=compiled, budget=budget, statistics=statistics, processes=processes
+    )
     session.made_with = provenance(session, plugin_files)
     if checkpoint is not None:
         with understood(checkpoint.path):
             _go_on(session, checkpoint)
-    if checkpoint is not None and before != distributed.world_size():
-        log.warning(other_processes(before, session.method, config.training))
+    if checkpoint is not None and before != processes:
+        log.warning(other_processes(before, processes, session.method, config.training))
     if checkpoint is not None and checkpoint.document.get("resident") and not session.resident:
         log.warning("the images were all in memory and do not fit there now: results will not be bitwise identical")
     log.debug(f"plan: {', '.join(f'{name} {value}' for name, value in plan(session).items())}")

@@ -7,15 +7,13 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from sslcli.config.schema import TrainingOptions
 from sslcli.contracts.method import Method
-from sslcli.distributed import world_size
 from sslcli.modules.drop_path import drop_path_rates
 from sslcli.modules.norms import BatchRenorm1d
 
 
-def other_processes(before: int, method: Method, training: TrainingOptions) -> str:
-    """Returns what it means that a run of `before` processes is resumed on another number: the images of each step stay
-    what they were, and in their order."""
-    now = world_size()
+def other_processes(before: int, now: int, method: Method, training: TrainingOptions) -> str:
+    """Returns what it means that a run of `before` processes is resumed on `now`: the images of each step stay what
+    they were, and in their order."""
     shares = [training.batch_size // (training.accumulate * number) for number in (now, before)]
     batch = "micro-batch" if training.accumulate > 1 else "batch"
     kinds = (BatchRenorm1d,) if training.sync_batch_norm else (BatchRenorm1d, _BatchNorm)

@@ -126,12 +126,12 @@ class Session:
     @cached_property
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and std on the device, so that no batch waits for them."""
-        info = self.dataset.info
+        info = self.info.data  # a resumed run's, which are not the dataset's if images have changed
         return torch.tensor(info.mean, device=self.device), torch.tensor(info.std, device=self.device)
 
     def card(self, progress: Progress) -> BackboneCard:
         """The description to store with the backbone's weights."""
-        info, encoder = self.dataset.info, self.method.encoder()
+        info, encoder = self.info.data, self.method.encoder()
         return BackboneCard(
             backbone=self.config.backbone.plain(), channels=info.channels, image_size=self.image_size,
             feature_dim=encoder.spec.feature_dim, mean=info.mean, std=info.std, method=self.config.method.name,
@@ -148,6 +148,7 @@ def build(
     compiled: bool = True,
     budget: float | None = None,
     statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+    processes: int | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Session:
     """Opens the data and builds views, backbone, method, optimizer and callbacks.
@@ -158,6 +159,7 @@ def build(
         compiled: compile what `training.compile` says; False to only show the plan.
         budget: bytes of images that may be kept on the device; None: `resident_budget`.
         statistics: mean and std of a resumed run, in place of the data's own, which change with the images.
+        processes: that will train it; None: those that there are.
         tell: shows messages to the user, as well as the handlers of the logger `sslcli`.
 
     Raises:
@@ -168,15 +170,16 @@ def build(
         config, device = device_resolved(config)
         dataset = config.data.cls.open(config.data.options)
         dataset = dataset if isinstance(dataset, StreamDataset) else limited(dataset)
-        if statistics is not None and len(statistics[0]) == dataset.info.channels:
+        images = dataset.info  # not assigned to: a plugin's may be a property
+        if statistics is not None and len(statistics[0]) == images.channels:
             mean, std = map(tuple, statistics)
-            dataset.info = dataclasses.replace(dataset.info, mean=mean, std=std)
-        config = _fitting_batch(config, dataset)
+            images = dataclasses.replace(images, mean=mean, std=std)
+        config = _fitting_batch(config, dataset, processes or distributed.world_size())
         training = config.training
         if config.method.cls.needs_labels and not has_labels(dataset):
             raise UserError(f"method: {config.method.name!r} needs labels, but {dataset.info.name!r} has none")
         views, *later = [
-            ViewMaker(phase.views, dataset.info.channels, dataset.info.mean, dataset.info.std, config.seed)
+            ViewMaker(phase.views, images.channels, images.mean, images.std, config.seed)
             for phase in config.view_phases
         ]
         # By the whole run's epochs, not by `max_steps`: a run in parts must read what the run in one piece does.
@@ -194,9 +197,9 @@ def build(
         info = RunInfo(
             total_steps=total_steps, steps_per_epoch=source.steps_per_epoch,
             epochs=training.epochs, batch_size=training.batch_size, world_size=distributed.world_size(),
-            data=dataset.info, view_sizes=tuple(max(views.phases, key=lambda maker: max(maker.sizes)).sizes),
+            data=images, view_sizes=tuple(max(views.phases, key=lambda maker: max(maker.sizes)).sizes),
         )  # fmt: skip
-        method = build_method(config, dataset, info, device, fresh=fresh).to(device)
+        method = build_method(config, dataset, info, device, fresh=fresh, processes=processes).to(device)
         if training.sync_batch_norm and distributed.is_distributed():
             synchronize_batch_norm(method, device)
         if training.channels_last:
@@ -212,10 +215,10 @@ def build(
         schedule = config.schedule.cls(config.schedule.options, base_lr, info.total_steps, info.steps_per_epoch)
         callbacks = {name: choice.cls(choice.options) for name, choice in config.callbacks.items()}
         scaler = LossScaler(device, enabled=training.precision == "fp16")
-        images = images_per_epoch(dataset) if isinstance(dataset, StreamDataset) else len(dataset)
+        count = images_per_epoch(dataset) if isinstance(dataset, StreamDataset) else len(dataset)
         session = Session(
             config, device, scaler, dataset, source, views, method, optimizer, schedule, info, callbacks,
-            beginning(info, images),
+            beginning(info, count),
         )  # fmt: skip
         reading = "all in memory" if session.resident else "read while training"
         log.debug(f"{device}, {training.precision}, training.compile={config.training.compile}; images are {reading}")
@@ -237,13 +240,13 @@ def device_resolved(config: RunConfig) -> tuple[RunConfig, torch.device]:
     return config, distributed.own_device(device)
 
 
-def _fitting_batch(config: RunConfig, dataset: Dataset | StreamDataset) -> RunConfig:
+def _fitting_batch(config: RunConfig, dataset: Dataset | StreamDataset, processes: int) -> RunConfig:
     """The config with a default batch size that is no larger than the dataset."""
     training = config.training
     if isinstance(dataset, StreamDataset) or "batch_size" in training.model_fields_set:
         return config
     size = 1 << (max(len(dataset), 2).bit_length() - 1)
-    if size >= training.batch_size or size % (training.accumulate * distributed.world_size()):
+    if size >= training.batch_size or size % (training.accumulate * processes):
         return config
     images = f"there are only {len(dataset):,} images" if len(dataset) > 1 else "there is only one image"
     log.info(f"training.batch_size: {size} instead of {training.batch_size}: {images}")

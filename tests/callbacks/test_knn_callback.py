@@ -10,6 +10,7 @@ import sslcli.callbacks.shared_features as shared
 from sslcli.callbacks.knn import KNNMonitor, KNNMonitorOptions
 from sslcli.callbacks.logistic import LogisticMonitorOptions
 from sslcli.callbacks.online_probe import OnlineProbeOptions
+from sslcli.contracts.method import Progress
 from sslcli.evaluation.subject import FrozenSubject
 from sslcli.evaluators.knn import KNN, KNNOptions
 
@@ -54,6 +55,13 @@ def test_it_measures_every_n_epochs_and_at_the_end_but_never_twice_at_a_step(mes
     monitor.on_first_step(context.at(1))
     monitor.on_end(context.at(4), "interrupted")
     assert context.logged[-1][0] == 0
+
+
+def test_a_trained_encoder_at_the_first_step_of_another_plan_is_no_baseline(messages):
+    context = FakeRun(*parts())
+    context.progress = Progress(0, 4, 4, shift=3)  # resumed with larger batches, rounded down to whole ones
+    _, context = started(context)
+    assert (context.logged, messages) == ([], [])
 
 
 def test_the_baseline_is_that_of_the_weights_before_the_first_step(messages):

@@ -13,7 +13,7 @@ from PIL import Image
 from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import UnreadableImage
 from sslcli.data.decode import decode
-from sslcli.data.paths import skipped_files
+from sslcli.data.paths import image_files, skipped_files
 from sslcli.datasets.folder import Folder, FolderOptions
 from sslcli.datasets.images import Images, ImagesOptions
 
@@ -44,6 +44,50 @@ def test_a_link_gives_no_image_twice_and_no_class_the_images_of_another(tmp_path
     images = Images(ImagesOptions(root=root))
     assert names(images) == ["cat/2.png", "cat/far/sub/1.png", "dog/3.png", "dog/near/4.png"]
     assert names(Images(ImagesOptions(root=root / "cat" / "loop"))) == names(images)
+
+
+def test_a_link_into_what_a_later_one_leads_to_gives_no_image_twice(tmp_path: Path) -> None:
+    put(tmp_path / "far", "1.png", "sub/2.png", "sub/deep/3.png", "sub/.hidden/4.png")
+    root = tmp_path / "root"
+    root.mkdir()
+    for name, target in {
+        "a": "far/sub/.hidden",
+        "b": "far/sub/deep",
+        "c": "far/sub",
+        "d": "far",
+        "e": "far/sub",
+    }.items():
+        (root / name).symlink_to(tmp_path / target)
+    data = Images(ImagesOptions(root=root))
+    assert names(data) == ["a/4.png", "b/3.png", "c/2.png", "d/1.png"]
+    assert data.skipped == {"folders that a link has led to": 2, "links to a folder that is read anyway": 1}
+
+
+def lines_run(root: Path) -> int:
+    """How many lines of Python it takes to list a folder."""
+    count, before = 0, sys.gettrace()
+
+    def trace(frame: object, event: str, argument: object) -> object:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        assert sum(1 for _ in image_files(root)) == 0
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_the_work_for_links_grows_as_their_number(tmp_path: Path) -> None:
+    few, many = tmp_path / "few", tmp_path / "many"
+    for root, count in ((few, 20), (many, 100)):
+        root.mkdir()
+        for number in range(count):
+            (tmp_path / "far" / str(number)).mkdir(parents=True, exist_ok=True)
+            (root / str(number)).symlink_to(tmp_path / "far" / str(number))
+    assert lines_run(many) < 6 * lines_run(few)
 
 
 def test_pipes_are_skipped_and_links_to_nothing_are_unreadable_images(tmp_path: Path) -> None:

@@ -70,6 +70,29 @@ def test_swav_queue_takes_every_micro_batch() -> None:
     assert torch.equal(method.queue.keys, torch.cat([carry["embeddings"] for carry in found]))
 
 
+@pytest.mark.parametrize(("size", "kept"), [(COUNT, 16), (12, 12), (20, 16), (32, 0)])
+def test_swav_queue_of_another_batch_size_keeps_its_newest_embeddings(size: int, kept: int) -> None:
+    method = build(queue_size=20, queue_start_epoch=0)
+    seen = [out.carry["embeddings"] for out in descend(method, 0, 3)]
+    other = build(queue_size=20, queue_start_epoch=0, batch_size=size)
+    other.load_state_dict(method.state_dict())
+    if not kept:
+        assert other.queue is None
+        build(queue_size=20).load_state_dict(other.state_dict())  # and from no queue to one
+        return
+    newest = torch.cat(seen)[-kept:]
+    if size == 20:  # longer than it was: not used before it is full again
+        assert torch.equal(other.queue.keys[-kept:], newest)
+        assert not other.queue.full()
+    elif size == 12:
+        assert torch.equal(other.queue.keys, newest)
+        assert other.queue.full()
+        other.queue.push(seen[0])
+        assert torch.equal(other.queue.keys, torch.cat((seen[0], newest[COUNT:])))
+    else:
+        assert torch.equal(other.queue.keys, method.queue.keys)
+
+
 @pytest.mark.slow
 def test_swav_multi_crop_with_a_queue_is_one_graph_that_serves_every_step() -> None:
     from torch._dynamo.testing import CompileCounter  # slow to import, and processes below import this file

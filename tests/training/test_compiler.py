@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 import yaml
 from conftest import TINY
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from sslcli.contracts.errors import SslError
 from sslcli.training import compiler
@@ -62,8 +64,10 @@ def test_a_cache_that_cannot_be_used_is_replaced_for_this_process(
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache / "file"))
         (cache / "file").touch()
     elif kind == "another user's":
-        monkeypatch.setattr(os, "getuid", lambda: cache.stat().st_uid + 1)
-        monkeypatch.setattr(os, "stat", _owned(os.stat, cache))
+        monkeypatch.setattr(tempfile, "tempdir", str(cache))
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        default = Path(cache_dir())
+        monkeypatch.setattr(os, "stat", _owned(os.stat, default))
     else:
 
         def refuse(**options: object) -> None:
@@ -87,6 +91,26 @@ def _owned(stat, folder: Path):
         return os.stat_result([*found[:4], 4321, *found[5:]]) if str(path) == str(folder) else found
 
     return changed
+
+
+def test_a_cache_that_was_set_may_be_another_users(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    monkeypatch.setattr(os, "stat", _owned(os.stat, cache))
+    prepare_cache()
+    assert (os.environ["TORCHINDUCTOR_CACHE_DIR"], messages) == (str(cache), [])
+
+
+def test_one_process_of_a_machine_looks_at_files_and_at_so_many(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        (cache / "ab" / f"{number}.py").touch()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    prepare_cache()
+    assert len(list(cache.rglob("*.py"))) == 9
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(compiler, "_MOST_FILES", 4)
+    prepare_cache()
+    assert len(list(cache.rglob("*.py"))) == 5
 
 
 class Failure(torch._dynamo.exc.TorchDynamoException):

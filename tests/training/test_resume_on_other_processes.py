@@ -74,17 +74,16 @@ def test_a_stream_goes_on_with_the_same_images(before, after, tmp_path):
     assert_near(tmp_path / "alone" / "run", tmp_path / "moved" / "run")
 
 
-def test_it_says_what_is_different(monkeypatch):
-    monkeypatch.setattr("sslcli.training.regrouped.world_size", lambda: 4)
+def test_it_says_what_is_different():
     method = build(method_config("simclr")).method
     start = "resuming a run of 2 process(es) on 4 process(es): the same images in the same order, "
     end = "; results will not be bitwise identical, since sums are rounded differently"
-    assert other_processes(2, method, TrainingOptions(batch_size=64)) == (
+    assert other_processes(2, 4, method, TrainingOptions(batch_size=64)) == (
         f"{start}16 instead of 32 of each batch on a process{end}"
     )
-    assert other_processes(2, method, TrainingOptions(batch_size=64, accumulate=2, sync_batch_norm=False)) == (
+    assert other_processes(2, 4, method, TrainingOptions(batch_size=64, accumulate=2, sync_batch_norm=False)) == (
         f"{start}8 instead of 16 of each micro-batch on a process{end} and batch norm sees a process's 8 images "
         "instead of 16 (training.sync_batch_norm=false)"
     )
     method.add_module("drop", torch.nn.Dropout(0.1))
-    assert other_processes(2, method, TrainingOptions(batch_size=64)).endswith(" and dropout draws other numbers")
+    assert other_processes(2, 4, method, TrainingOptions(batch_size=64)).endswith(" and dropout draws other numbers")

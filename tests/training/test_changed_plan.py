@@ -1,0 +1,68 @@
+"""Runs that are resumed with another plan, or with data and a machine that are not what they were."""
+
+from __future__ import annotations
+
+import pytest
+from run_helpers import newest
+
+from sslcli import plugins
+from sslcli.contracts.errors import UserError
+from sslcli.training.prepare import prepared
+from sslcli.training.train import train
+
+PROPERTY = """
+import torch
+from sslcli.contracts.data import DataInfo, Dataset
+
+class Fixed(Dataset):
+    @property
+    def info(self):
+        return DataInfo("fixed", 3, (16, 16), (MEAN,) * 3, (0.5,) * 3)
+
+    @classmethod
+    def labeled(cls, options, part):
+        return None
+
+    def __len__(self):
+        return 32
+
+    def image(self, index):
+        return torch.full((3, 16, 16), index, dtype=torch.uint8)
+"""
+
+
+@pytest.mark.parametrize("after", [0.5, 0.25])
+def test_a_dataset_whose_info_is_a_property_is_resumed_with_the_statistics_of_the_run(tiny, tmp_path, after):
+    path = tmp_path / "fixed_data.py"
+    config = ["data={name: fixed}", "views={preset: simclr, size: 16}", "training.workers=0"]
+    try:
+        for mean, steps in ((0.5, 2), (after, 3)):
+            path.write_text(PROPERTY.replace("MEAN", str(mean)))
+            plugins.clear_cache()
+            plugins.register_file(path)
+            train(tiny(*config, f"training.max_steps={steps}"), tmp_path / "run", resume=steps == 3)
+        assert newest(tmp_path / "run").document["card"]["mean"] == [0.5] * 3
+        with pytest.raises(UserError, match=r"data\.mean, data\.std: the dataset 'fixed' has its own"):
+            train(tiny(*config, "data.mean=[0.1,0.1,0.1]", "data.std=[1,1,1]"), tmp_path / "other")
+    finally:
+        plugins.clear_cache()
+
+
+def test_a_dry_run_speaks_of_the_processes_that_will_train(tiny, tmp_path, messages, monkeypatch):
+    train(tiny("training.max_steps=2"), tmp_path / "run")
+    checkpoint = newest(tmp_path / "run")
+    checkpoint.document["world_size"] = 2
+    del messages[:]
+    prepared(tiny(), checkpoint, tmp_path / "run", compiled=False, processes=2)
+    assert [line for line in messages if line.startswith("warning")] == []
+    prepared(tiny(), checkpoint, tmp_path / "run", compiled=False, processes=4)
+    [warning] = [line for line in messages if line.startswith("warning")]
+    assert (
+        "resuming a run of 2 process(es) on 4 process(es): the same images in the same order, 2 instead of 4" in warning
+    )
+    # 8 images in 2 views of 3 x 16 x 16 are 49,152 bytes: half of them fit.
+    monkeypatch.setattr("sslcli.training.network.free_memory", lambda device: 25_000)
+    monkeypatch.setattr("sslcli.training.network._check_size", lambda *arguments: None)
+    prepared(tiny(), None, tmp_path / "new", compiled=False, processes=2)
+    with pytest.raises(UserError, match="views of a micro-batch of 8 images"):
+        prepared(tiny(), None, tmp_path / "new", compiled=False)
