@@ -7,7 +7,10 @@ from run_helpers import newest
 
 from sslcli import plugins
 from sslcli.contracts.errors import UserError
+from sslcli.data.identity import identify
 from sslcli.training.prepare import prepared
+from sslcli.training.provenance import changes
+from sslcli.training.setup import build
 from sslcli.training.train import train
 
 PROPERTY = """
@@ -66,3 +69,15 @@ def test_a_dry_run_speaks_of_the_processes_that_will_train(tiny, tmp_path, messa
     prepared(tiny(), None, tmp_path / "new", compiled=False, processes=2)
     with pytest.raises(UserError, match="views of a micro-batch of 8 images"):
         prepared(tiny(), None, tmp_path / "new", compiled=False)
+
+
+def test_images_that_no_longer_fit_into_memory_have_not_changed(tiny):
+    dataset = build(tiny()).dataset
+    in_memory, read = identify(dataset, dataset.images()), identify(dataset)
+    assert (in_memory["kind"], read["kind"]) == ("pixels", "names")
+    assert in_memory["files"] != read["files"]
+    now = {"data": read, "plugins": {}, "plugin_files": {}, "versions": {}}
+    assert changes({"data": in_memory}, now) == []
+    assert len(changes({"data": {**read, "files": "others"}}, now)) == 1
+    older = {name: value for name, value in in_memory.items() if name != "kind"}
+    assert changes({"data": older}, now) == []
