@@ -20,7 +20,7 @@ from .lanes import images_per_epoch
 from .subset import fixed_choice
 
 #: Files whose sizes are looked at, at most, and names that are asked for one by one: a fixed choice of more.
-_FILES = 100_000
+_FILES = 10_000
 #: Bytes of images in memory that are looked at: a fixed choice of more.
 _BYTES = 16 * 2**20
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from run_helpers import newest
+from process_group import in_group
+from run_helpers import method_config, newest
 
 from sslcli import plugins
 from sslcli.contracts.errors import UserError
@@ -81,3 +84,16 @@ def test_images_that_no_longer_fit_into_memory_have_not_changed(tiny):
     assert len(changes({"data": {**read, "files": "others"}}, now)) == 1
     older = {name: value for name, value in in_memory.items() if name != "kind"}
     assert changes({"data": older}, now) == []
+
+
+def identified_on_two(rank: int) -> object:
+    asked: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sslcli.training.prepare.provenance", lambda *arguments: {"asked": asked.append(rank)})
+        session = prepared(method_config("simclr"), None, Path("run"), compiled=False)
+    return asked, session.made_with
+
+
+@pytest.mark.slow
+def test_the_main_process_alone_looks_at_the_files(tmp_path):
+    assert in_group(2, identified_on_two, tmp_path) == [([0], {"asked": None}), ([], {"asked": None})]
