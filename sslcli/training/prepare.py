@@ -12,6 +12,7 @@ from sslcli import distributed
 from sslcli.config.resolve import RunConfig
 from sslcli.data.source import resident_budget
 from sslcli.memory import out_of_memory
+from sslcli.optimizers.groups import effective_lr
 from sslcli.plugin_exits import named_exits
 from sslcli.plugins import PluginFile
 from sslcli.runs.backbone_file import read_card
@@ -140,8 +141,9 @@ def _go_on(session: Session, checkpoint: Checkpoint) -> None:
     before = stored_position(checkpoint.document, session.images)
     check_length(before, session.config.training)
     now = session.position = before.moved(session.position)
+    options = session.config.optimizer.options
     for line in [
         *changes(checkpoint.document, session.made_with),
-        *length_lines(before, now, session.config.training.max_steps),
+        *length_lines(before, now, session.config.training.max_steps, lambda size: effective_lr(options, size)),
     ]:
         log.warning(line)

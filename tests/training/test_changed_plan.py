@@ -11,6 +11,7 @@ from run_helpers import method_config, newest
 from sslcli import plugins
 from sslcli.contracts.errors import UserError
 from sslcli.data.identity import identify
+from sslcli.training.position import Position, length_lines
 from sslcli.training.prepare import prepared
 from sslcli.training.provenance import changes
 from sslcli.training.setup import build
@@ -97,3 +98,19 @@ def identified_on_two(rank: int) -> object:
 @pytest.mark.slow
 def test_the_main_process_alone_looks_at_the_files(tmp_path):
     assert in_group(2, identified_on_two, tmp_path) == [([0], {"asked": None}), ([], {"asked": None})]
+
+
+def test_other_batches_say_what_becomes_of_the_learning_rate():
+    before = Position(step=6, made=6, seen=24, epochs=3, images=16, batch_size=4, steps_per_epoch=4)
+    now = Position(step=3, made=6, seen=24, epochs=3, images=16, batch_size=8, steps_per_epoch=2)
+    line = "batches of 8 images instead of 4: lr 0.004 → 0.008 (optimizer.scale_lr)"
+    assert line in length_lines(before, now, lr=lambda size: 0.001 * size)
+    assert len(length_lines(before, now, lr=lambda size: 0.6)) == 1
+
+
+def test_the_learning_rate_of_a_resumed_run_is_said(tiny, tmp_path, messages):
+    train(tiny("optimizer.scale_lr=batch/256", "training.max_steps=2"), tmp_path / "run")
+    checkpoint = newest(tmp_path / "run")
+    other = tiny("optimizer.scale_lr=batch/256", "training.batch_size=16")
+    prepared(other, checkpoint, tmp_path / "run", compiled=False)
+    assert any("lr 0.00156 → 0.00313" in line for line in messages)
