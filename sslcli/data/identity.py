@@ -20,7 +20,7 @@ from .lanes import images_per_epoch
 from .subset import fixed_choice
 
 #: Files whose sizes are looked at, at most, and names that are asked for one by one: a fixed choice of more.
-_FILES = 100_000
+_FILES = 10_000
 #: Bytes of images in memory that are looked at: a fixed choice of more.
 _BYTES = 16 * 2**20
 
@@ -33,22 +33,27 @@ def identify(dataset: Dataset | StreamDataset, images: Tensor | None = None) -> 
         images: all of them, uint8 (N, C, H, W), if they are in memory.
 
     Returns:
-        `images`: how many are one epoch. `files`: a digest of the files' names and sizes, of images in memory their
-        shape and pixels, of a stream the names and sizes of its shards. `labels`: a digest, null without labels.
+        `images`: how many are one epoch. `files`: a digest. `kind`: of what, of the names and sizes of `files` or, in a
+        stream, of `shards`; of the shape and `pixels` of images in memory; else of `names`. Only digests of one kind
+        can be compared: a plugin's images are in memory where they fit, and have nothing but names elsewhere.
+        `labels`: a digest, null without labels.
         `classes`: their names, null if there are none.
     """
     classes = None if dataset.info.classes is None else list(dataset.info.classes)
     if isinstance(dataset, StreamDataset):
         shards = [f"{name} {dataset.shard_size(index)}" for index, name in enumerate(dataset.shards)]
         digest = hashlib.sha256(os.fsencode("\0".join([*shards, str(dataset.length)])))
-        return {"images": images_per_epoch(dataset), "files": _short(digest), "labels": None, "classes": classes}
+        found = {"images": images_per_epoch(dataset), "files": _short(digest), "kind": "shards"}
+        return {**found, "labels": None, "classes": classes}
     labels = None
     if dataset.labels is not None:
         labels = _short(hashlib.sha256(dataset.labels.cpu().contiguous().numpy().data))
-    return {"images": len(dataset), "files": _short(_of_images(dataset, images)), "labels": labels, "classes": classes}
+    digest, kind = _of_images(dataset, images)
+    return {"images": len(dataset), "files": _short(digest), "kind": kind, "labels": labels, "classes": classes}
 
 
-def _of_images(dataset: Dataset, images: Tensor | None) -> Any:
+def _of_images(dataset: Dataset, images: Tensor | None) -> tuple[Any, str]:
+    kind = "files"
     chosen = fixed_choice(len(dataset), _FILES)
     digest = hashlib.sha256(str(len(dataset)).encode())
     if isinstance(dataset, FileDataset):
@@ -62,13 +67,14 @@ def _of_images(dataset: Dataset, images: Tensor | None) -> Any:
             assert path is not None
             digest.update(os.fsencode(f"{path.name}\0{_size(path)}\n"))
     elif images is not None:
-        rows = max(1, _BYTES // max(images[0].nbytes, 1))
+        kind, rows = "pixels", max(1, _BYTES // max(images[0].nbytes, 1))
         pixels = images[fixed_choice(len(images), rows).to(images.device)]
         digest.update(f"{tuple(images.shape)}".encode())
         digest.update(pixels.cpu().contiguous().numpy().data)
     else:
+        kind = "names"
         digest.update(os.fsencode("\0".join(dataset.name_of(index) for index in chosen.tolist())))
-    return digest
+    return digest, kind
 
 
 def _size(path: Path | bytes) -> int:

@@ -6,6 +6,7 @@ the order of images are functions of the *plan's* step; checkpoints and log line
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,11 +100,20 @@ def check_length(before: Position, training: TrainingOptions) -> None:
         )
 
 
-def length_lines(before: Position, now: Position, max_steps: int | None = None) -> list[str]:
-    """Returns what another plan, or `training.max_steps`, means to a resumed run; nothing if nothing differs."""
+def length_lines(
+    before: Position, now: Position, max_steps: int | None = None, lr: Callable[[int], float] | None = None
+) -> list[str]:
+    """Returns what another plan, or `training.max_steps`, means to a resumed run; nothing if nothing differs.
+
+    `lr`: the base learning rate of a batch size.
+    """
     lines = []
     if max_steps is not None and max_steps < now.made:
         lines.append(f"training.max_steps: {max_steps}, and {now.made} steps are made already: nothing is trained")
+    lrs = [lr(each.batch_size) for each in (before, now)] if lr is not None else [0, 0]
+    if lrs[0] != lrs[1]:
+        batches = f"batches of {now.batch_size:,} images instead of {before.batch_size:,}"
+        lines.append(f"{batches}: lr {lrs[0]:.3g} → {lrs[1]:.3g} (optimizer.scale_lr)")
     if (now.steps_per_epoch, now.epochs, now.step) == (before.steps_per_epoch, before.epochs, before.step):
         return lines
     parts = []

@@ -12,6 +12,7 @@ from sslcli import distributed
 from sslcli.config.resolve import RunConfig
 from sslcli.data.source import resident_budget
 from sslcli.memory import out_of_memory
+from sslcli.optimizers.groups import effective_lr
 from sslcli.plugin_exits import named_exits
 from sslcli.plugins import PluginFile
 from sslcli.runs.backbone_file import read_card
@@ -67,7 +68,11 @@ def prepared(
             config = resuming.keep_resolved(config, checkpoint.document["config"])
     budgets = distributed.gather_objects(together(lambda: _budget(config, checkpoint)))
     there = processes or distributed.world_size()
-    session = together(lambda: _prepare(config, checkpoint, output, min(budgets), plugin_files, compiled, there))
+    session = together(lambda: _built(config, checkpoint, output, min(budgets), compiled, there))
+    # By the main process alone: on a network's file system each of the files that it looks at takes a while.
+    made_with = together(lambda: provenance(session, plugin_files) if distributed.rank() == 0 else {})
+    session.made_with = distributed.from_main(made_with)
+    together(lambda: _begun(session, checkpoint, output, there))
     together(lambda: check_micro_batch(session, processes))
     together(lambda: check_phases(session))
     return session
@@ -85,31 +90,34 @@ def _budget(config: RunConfig, checkpoint: Checkpoint | None) -> float:
     return resident_budget(device, most=math.inf, share=1) if resident else 0
 
 
-def _prepare(
+def _built(
     config: RunConfig,
     checkpoint: Checkpoint | None,
     output: Path,
     budget: float,
-    plugin_files: Sequence[PluginFile],
     compiled: bool,
     processes: int,
 ) -> Session:
     if checkpoint is not None:
         with understood(checkpoint.path):
             warnings = resuming.check(config, checkpoint.document["config"], str(output))
-            before = checkpoint.document["world_size"]
         for warning in warnings:
             log.warning(warning)
     stored = None if checkpoint is None else checkpoint.document.get("card")
     card = read_card(checkpoint.path, stored) if checkpoint is not None and stored is not None else None
     statistics = (card.mean, card.std) if card is not None else None
-    session = build(
+    return build(
         config, fresh=checkpoint is None, compiled=compiled, budget=budget, statistics=statistics, processes=processes
     )
-    session.made_with = provenance(session, plugin_files)
+
+
+def _begun(session: Session, checkpoint: Checkpoint | None, output: Path, processes: int) -> None:
+    """Puts a session where the run is, and says what is different from there on."""
+    config = session.config
     if checkpoint is not None:
         with understood(checkpoint.path):
             _go_on(session, checkpoint)
+            before = checkpoint.document["world_size"]
     if checkpoint is not None and before != processes:
         log.warning(other_processes(before, processes, session.method, config.training))
     if checkpoint is not None and checkpoint.document.get("resident") and not session.resident:
@@ -126,7 +134,6 @@ def _prepare(
             session.scaler.load_state_dict(checkpoint.document["scaler"])
             session.source.restore(checkpoint.document.get("cursor"))
         log.info(f"resuming {output} from step {checkpoint.step} of {session.last_step + session.shift}")
-    return session
 
 
 def _go_on(session: Session, checkpoint: Checkpoint) -> None:
@@ -134,8 +141,9 @@ def _go_on(session: Session, checkpoint: Checkpoint) -> None:
     before = stored_position(checkpoint.document, session.images)
     check_length(before, session.config.training)
     now = session.position = before.moved(session.position)
+    options = session.config.optimizer.options
     for line in [
         *changes(checkpoint.document, session.made_with),
-        *length_lines(before, now, session.config.training.max_steps),
+        *length_lines(before, now, session.config.training.max_steps, lambda size: effective_lr(options, size)),
     ]:
         log.warning(line)

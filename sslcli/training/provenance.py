@@ -54,7 +54,7 @@ def _of_data(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[s
             f"the data has changed: {before['images']:,} images in the run, {now['images']:,} now, in another order; "
             "mean and std stay the run's"
         )
-    elif before["files"] != now["files"]:
+    elif before["files"] != now["files"] and before.get("kind") == now.get("kind"):
         lines.append(
             f"the data has changed: {now['images']:,} images as in the run, but some are others (names, sizes or "
             "pixels differ)"

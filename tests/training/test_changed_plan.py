@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from run_helpers import newest
+from process_group import in_group
+from run_helpers import method_config, newest
 
 from sslcli import plugins
 from sslcli.contracts.errors import UserError
+from sslcli.data.identity import identify
+from sslcli.training.position import Position, length_lines
 from sslcli.training.prepare import prepared
+from sslcli.training.provenance import changes
+from sslcli.training.setup import build
 from sslcli.training.train import train
 
 PROPERTY = """
@@ -66,3 +73,44 @@ def test_a_dry_run_speaks_of_the_processes_that_will_train(tiny, tmp_path, messa
     prepared(tiny(), None, tmp_path / "new", compiled=False, processes=2)
     with pytest.raises(UserError, match="views of a micro-batch of 8 images"):
         prepared(tiny(), None, tmp_path / "new", compiled=False)
+
+
+def test_images_that_no_longer_fit_into_memory_have_not_changed(tiny):
+    dataset = build(tiny()).dataset
+    in_memory, read = identify(dataset, dataset.images()), identify(dataset)
+    assert (in_memory["kind"], read["kind"]) == ("pixels", "names")
+    assert in_memory["files"] != read["files"]
+    now = {"data": read, "plugins": {}, "plugin_files": {}, "versions": {}}
+    assert changes({"data": in_memory}, now) == []
+    assert len(changes({"data": {**read, "files": "others"}}, now)) == 1
+    older = {name: value for name, value in in_memory.items() if name != "kind"}
+    assert changes({"data": older}, now) == []
+
+
+def identified_on_two(rank: int) -> object:
+    asked: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sslcli.training.prepare.provenance", lambda *arguments: {"asked": asked.append(rank)})
+        session = prepared(method_config("simclr"), None, Path("run"), compiled=False)
+    return asked, session.made_with
+
+
+@pytest.mark.slow
+def test_the_main_process_alone_looks_at_the_files(tmp_path):
+    assert in_group(2, identified_on_two, tmp_path) == [([0], {"asked": None}), ([], {"asked": None})]
+
+
+def test_other_batches_say_what_becomes_of_the_learning_rate():
+    before = Position(step=6, made=6, seen=24, epochs=3, images=16, batch_size=4, steps_per_epoch=4)
+    now = Position(step=3, made=6, seen=24, epochs=3, images=16, batch_size=8, steps_per_epoch=2)
+    line = "batches of 8 images instead of 4: lr 0.004 → 0.008 (optimizer.scale_lr)"
+    assert line in length_lines(before, now, lr=lambda size: 0.001 * size)
+    assert len(length_lines(before, now, lr=lambda size: 0.6)) == 1
+
+
+def test_the_learning_rate_of_a_resumed_run_is_said(tiny, tmp_path, messages):
+    train(tiny("optimizer.scale_lr=batch/256", "training.max_steps=2"), tmp_path / "run")
+    checkpoint = newest(tmp_path / "run")
+    other = tiny("optimizer.scale_lr=batch/256", "training.batch_size=16")
+    prepared(other, checkpoint, tmp_path / "run", compiled=False)
+    assert any("lr 0.00156 → 0.00313" in line for line in messages)
