@@ -12,9 +12,10 @@ from typing import Any, Literal
 import torch
 import torch.utils.data
 
+from sslcli.contracts.errors import SslError
 from sslcli.orphans import end_with_parent
 
-from .watch import STALL_TIMEOUT, Watch, mark_in
+from .watch import STALL_TIMEOUT, Watch, mark_in, remedy
 
 _MOST_WORKERS = 16
 
@@ -46,7 +47,8 @@ def loader(
 
     Without tasks `work` is an `IterableDataset`, and the results are those of its workers, by turns. Each worker gets
     `ahead` tasks in advance (by default torch's 2). Results are in pinned memory if `pinned`. A worker that dies, or
-    that shows no progress for `timeout` seconds while its result is awaited, is an SslError (`watch.Watch`).
+    that shows no progress for `timeout` seconds while its result is awaited, is an SslError (`watch.Watch`), as are
+    workers that cannot be started.
     """
     watch = Watch(workers, timeout, getattr(work, "name_of", None)) if workers else None
     loaded = torch.utils.data.DataLoader(
@@ -57,13 +59,19 @@ def loader(
         collate_fn=_as_it_is,
         prefetch_factor=ahead,
         pin_memory=pinned,
-        worker_init_fn=functools.partial(_start_worker, watch.marks) if watch is not None else None,
+        worker_init_fn=functools.partial(_start_worker, watch.marks, watch.words) if watch is not None else None,
         generator=torch.Generator(),  # otherwise starting would draw from the global one
     )
     if watch is None:
         yield iter(loaded)
         return
-    watch.open(iter(loaded))
+    # Otherwise the end of an iterator that could not be started is a traceback.
+    torch.utils.data.dataloader._MultiProcessingDataLoaderIter._shutdown = True
+    try:
+        watch.open(iter(loaded))
+    except OSError as error:
+        said = error.strerror or str(error)
+        raise SslError(f"worker processes cannot be started ({said}): {remedy(said)}") from error
     try:
         yield watch
     finally:
@@ -74,9 +82,9 @@ def _as_it_is(result: Any) -> Any:
     return result
 
 
-def _start_worker(marks: Any, number: int) -> None:
+def _start_worker(marks: Any, words: Any, number: int) -> None:
     end_with_parent()
-    mark_in(marks, number)
+    mark_in(marks, words, number)
     torch.set_num_threads(1)
     # A signal to the whole process group is left to the main process, which still needs the batch for its last step; it
     # ends the workers itself, and they end themselves when it is gone.

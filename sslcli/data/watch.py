@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.queues
+import os
 import signal
 import threading
 import time
@@ -24,22 +27,36 @@ _REMEDY = {
     signal.SIGBUS: "most likely since /dev/shm is full: enlarge it, or try fewer training.workers",
 }
 
-#: In a worker: where it says what it reads, and its number.
-_own: tuple[Any, int] | None = None
+#: Bytes of a worker's last words.
+_WORDS = 256
+
+#: In a worker: where it says what it reads, where its last words go, and its number.
+_own: tuple[Any, Any, int] | None = None
 #: In the main process: the watches whose workers run.
 _open: list[Watch] = []
 
 
-def mark_in(marks: Any, number: int) -> None:
-    """Called once in a worker: makes `reading` write into the `marks` of its watch."""
+def mark_in(marks: Any, words: Any, number: int) -> None:
+    """Called once in a worker: makes `reading` write into the `marks` of its watch. A result that cannot be handed over
+    ends the worker, with `words` that say why: multiprocessing prints a traceback and forgets it, which is a hang."""
     global _own
-    _own = marks, number
+    _own = marks, words, number
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_not_sent)  # type: ignore[attr-defined]
+
+
+def _not_sent(error: Exception, result: object) -> None:
+    """Multiprocessing's hook, in the thread that sends what a worker has made."""
+    if _own is not None:
+        _, words, number = _own
+        said = " ".join(f"{type(error).__name__}: {error}".split()).encode()[: _WORDS - 1]
+        words[_WORDS * number : _WORDS * number + len(said)] = said
+    os.kill(os.getpid(), signal.SIGKILL)  # not by `os._exit`, for which a plugin would be blamed
 
 
 def reading(index: int = NO_INDEX) -> None:
     """Says, in a worker, that it goes on, and which image it is about to read; elsewhere does nothing."""
     if _own is not None:
-        marks, number = _own
+        marks, _, number = _own
         marks[2 * number] += 1
         marks[2 * number + 1] = index
 
@@ -69,6 +86,7 @@ class Watch(Iterator[Any]):
 
     def __init__(self, workers: int, timeout: float | None, name_of: Callable[[int], str] | None) -> None:
         self.marks: Any = multiprocessing.RawArray("q", 2 * workers)
+        self.words: Any = multiprocessing.RawArray("c", _WORDS * workers)
         self.timeout, self.name_of = timeout, name_of
         self.waiting = False
         self.results: Any = None
@@ -105,6 +123,7 @@ class Watch(Iterator[Any]):
                 raise EOFError
             return next(self.results)
         except (RuntimeError, EOFError, OSError) as error:  # the last, since what it was sending is gone with a worker
+            self.waiting = False  # the deaths of others, too, are told by their exit codes from here on
             text = str(error)
             if text.startswith("Caught") or (isinstance(error, RuntimeError) and "DataLoader worker" not in text):
                 raise
@@ -121,6 +140,9 @@ class Watch(Iterator[Any]):
         multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=2)
         for number, worker in enumerate(workers):
             if worker.exitcode is not None:
+                words = self.words[_WORDS * number : _WORDS * (number + 1)].partition(b"\0")[0].decode(errors="ignore")
+                if words:
+                    return f"a worker process could not hand over what it made ({words}): {remedy(words)}"
                 index = self.marks[2 * number + 1]
                 there = f" while it was reading {self._name(index)}" if index != NO_INDEX else ""
                 if worker.pid == self.hung:
@@ -158,6 +180,13 @@ class Watch(Iterator[Any]):
         tasks = getattr(self.results, "_task_info", {})
         found: int | None = tasks.get(getattr(self.results, "_rcvd_idx", None), (None,))[0]
         return found
+
+
+def remedy(words: str) -> str:
+    """Returns what to try, by what the system said about memory that processes share."""
+    if "shared memory" in words or os.strerror(errno.ENOSPC) in words:
+        return "/dev/shm is full; enlarge it, or try fewer training.workers (0 needs none of it)"
+    return "try fewer training.workers (0 does without them)"
 
 
 def cause(code: int) -> tuple[str, str]:

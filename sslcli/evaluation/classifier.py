@@ -201,7 +201,8 @@ def _entry(result: Path) -> dict[str, str]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{result}: cannot be read as a result of `ssl eval` ({error})") from error
     entry = content.get("classifier") if isinstance(content, dict) else None
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in ("file", "sha256")):
+    names = [entry.get(name) for name in ("file", "sha256")] if isinstance(entry, dict) else [None]
+    if not isinstance(entry, dict) or not all(isinstance(name, str) and name.isprintable() for name in names):
         method = content.get("method") if isinstance(content, dict) else None
         trains = method in ("linear", "finetune", "logistic")
         again = "it was not kept; evaluate again, with `ssl eval {} --method {}`"

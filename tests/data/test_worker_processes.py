@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -187,6 +188,42 @@ def test_a_worker_that_ends_by_itself_is_named_with_what_it_was_reading(monkeypa
             list(islice(source.batches(0), 3))
     finally:
         source.close()
+
+
+def test_results_that_find_no_shared_memory_are_one_line_and_no_hang(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm)\nfor file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", full)
+    source = source_of(SlowDisk(16), 2)
+    try:
+        with pytest.raises(
+            SslError, match=r"^a worker [^\n]*shared memory[^\n]*: /dev/shm is full; [^\n]*workers[^\n]*$"
+        ):
+            next(source.batches(0))
+    finally:
+        source.close()
+    assert capfd.readouterr().err == ""
+
+
+def test_workers_that_cannot_be_started_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    source = source_of(SlowDisk(16), 2)
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", full)
+    try:
+        with pytest.raises(SslError, match=r"^worker processes cannot be started \(No space [^\n]*/dev/shm is full; "):
+            next(source.batches(0))
+    finally:
+        source.close()
+    gc.collect()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_worker_that_hangs_is_named_and_killed_while_others_that_are_slow_are_not(

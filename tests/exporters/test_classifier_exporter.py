@@ -169,7 +169,10 @@ def test_what_cannot_be_exported_is_one_line(folder: Path) -> None:
     assert f"{file}: no such file" in refused("export", "classifier", run / "eval/linear.json")
 
 
-@pytest.mark.parametrize("entry", [{"file": 5, "sha256": "x"}, {"file": "linear.safetensors", "sha256": []}, 7])
+@pytest.mark.parametrize(
+    "entry",
+    [{"file": 5, "sha256": "x"}, {"file": "linear.safetensors", "sha256": []}, {"file": "a\n", "sha256": "x"}, 7],
+)
 def test_a_damaged_result_is_one_line_and_passed_over(folder: Path, entry: object) -> None:
     damaged = Path("runs/a/eval/zero.json")  # the newest
     damaged.write_text(json.dumps({"method": "linear", "classifier": entry}))
