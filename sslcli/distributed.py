@@ -148,7 +148,7 @@ def together(work: Callable[[], T]) -> T:
         return result
     # Raised on every process: whichever one prints it, the user sees what was wrong.
     raised = problem or problems[0]
-    raised.shared = True
+    raised.shared = is_distributed()
     raise raised
 
 
@@ -156,7 +156,8 @@ def lead(work: Callable[[], T], assist: Callable[[Any], object]) -> T | None:
     """Calls `work` on the main process and returns its result; the others help with what it orders, and return None.
 
     For work that only now and then is for all processes: they wait for the next order however long it takes. If a
-    collective raises an error on all processes (`SslError.shared`), it is the main process's to handle.
+    collective raises an error on all processes (`SslError.shared`), it is the main process's to handle. Any other error
+    of `assist` is raised, and ends that process, so that the main one loses the group.
 
     Args:
         work: may call `order`; on one process that does nothing.

@@ -70,8 +70,12 @@ def joined(device: str, stall_timeout: float | None = STALL_TIMEOUT, *, shared: 
         SslError: the group cannot be formed, or another process of it has ended.
     """
     if not shared:
-        with on_its_own():
-            yield
+        try:
+            with on_its_own():
+                yield
+        except SslError as error:
+            error.alone = True  # nobody else shows it
+            raise
         return
     if not described() or dist.is_initialized():
         yield

@@ -132,6 +132,8 @@ def test_variables_of_a_group_alone_do_not_start_one(backbone, tmp_path, monkeyp
     assert "top1" in done("eval", backbone, *(f"{key}={value}" for key, value in SHAPES.items()))[0]
     assert "load_backbone" in done("export", "backbone", backbone, "--output", tmp_path / "a.safetensors")[0]
     assert sslcli.evaluate(backbone, "knn", SHAPES).metrics["top1"] > 0
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert refused("eval", backbone, "kk=3").startswith("ssl: ")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert done("export", "backbone", backbone, "--output", tmp_path / "b.safetensors") == ("", "")
     assert not (tmp_path / "b.safetensors").exists()

@@ -16,6 +16,7 @@ from sslcli.data.identity import identify
 from sslcli.evaluation.extraction import extract_features, feature_blocks, normalizer
 from sslcli.evaluation.sharing import opened_alike
 from sslcli.evaluation.subject import FrozenSubject
+from sslcli.training.group import losses_named
 
 CPU = torch.device("cpu")
 INPUTS = SimpleNamespace(device=CPU, image_size=8, normalize=normalizer((0.5,) * 3, (0.25,) * 3, CPU))
@@ -183,3 +184,43 @@ def test_what_one_process_meets_ends_all(tmp_path):
     assert first[0].startswith("memory: 9 images on process 0, 8 on process 1")
     assert first[1] == "no such folder"
     assert (first[2], second[2]) == ("process 1 failed: ValueError: wrong shape", "wrong shape")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_only_errors_of_all_processes_are_left_to_the_main_one(monkeypatch, shared):
+    given = iter([("features",), None])
+    for name, value in (("is_distributed", lambda: True), ("rank", lambda: 1), ("_waiting", lambda: None)):
+        monkeypatch.setattr(distributed, name, value)
+    monkeypatch.setattr(distributed, "_ordered", lambda *_: next(given))
+
+    def assist(order: str) -> None:
+        error = UserError(order)
+        error.shared = shared or error.shared
+        raise error
+
+    assert refused(lambda: distributed.lead(lambda: None, assist)) == ("" if shared else "features")
+
+
+@pytest.mark.slow
+def test_an_error_of_assist_alone_ends_all(tmp_path):
+    def assist(given: str) -> None:
+        raise UserError("no such folder")
+
+    def main() -> None:
+        distributed.order("features")
+        torch.distributed.barrier()
+
+    def member(rank: int) -> str:
+        with losses_named():
+            distributed.lead(main, assist)
+        return "went on"
+
+    def ended(rank: int) -> str:
+        try:
+            return member(rank)
+        except SslError as error:
+            return str(error)
+
+    first, second = in_group(2, ended, tmp_path, timeout=120)
+    assert first.startswith("the other processes cannot be reached")
+    assert second == "no such folder"
