@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,8 +21,26 @@ T = TypeVar("T")
 _PATIENCE = timedelta(days=30)
 
 
-def is_distributed() -> bool:
+#: Of this thread: others may go on to be part of the group.
+_on_its_own: ContextVar[bool] = ContextVar("on_its_own", default=False)
+
+
+@contextmanager
+def on_its_own() -> Iterator[None]:
+    """Lets this process work in the block as if it were the only one: what is called there waits for no other."""
+    token = _on_its_own.set(True)
+    try:
+        yield
+    finally:
+        _on_its_own.reset(token)
+
+
+def _in_group() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def is_distributed() -> bool:
+    return not _on_its_own.get() and _in_group()
 
 
 def world_size() -> int:
@@ -129,7 +148,7 @@ def together(work: Callable[[], T]) -> T:
         return result
     # Raised on every process: whichever one prints it, the user sees what was wrong.
     raised = problem or problems[0]
-    raised.shared = True
+    raised.shared = is_distributed()
     raise raised
 
 
@@ -137,7 +156,8 @@ def lead(work: Callable[[], T], assist: Callable[[Any], object]) -> T | None:
     """Calls `work` on the main process and returns its result; the others help with what it orders, and return None.
 
     For work that only now and then is for all processes: they wait for the next order however long it takes. If a
-    collective raises an error on all processes (`SslError.shared`), it is the main process's to handle.
+    collective raises an error on all processes (`SslError.shared`), it is the main process's to handle. Any other error
+    of `assist` is raised, and ends that process, so that the main one loses the group.
 
     Args:
         work: may call `order`; on one process that does nothing.
@@ -175,7 +195,7 @@ def lead(work: Callable[[], T], assist: Callable[[Any], object]) -> T | None:
 
 def order(value: Any) -> bool:
     """Calls the other processes to what this one, leading, does next; returns False, at once, where nobody is led."""
-    if not _leading:
+    if not _leading or not is_distributed():
         return False
     _ordered((value,), _leading[0])
     return True
@@ -199,7 +219,7 @@ def _ordered(given: tuple[Any] | SslError | None, group: Any) -> tuple[Any] | Ss
 
 def own_device(device: torch.device) -> torch.device:
     """Returns this process's own GPU for CUDA where there are several processes; any other device as it is."""
-    if device.type == "cuda" and is_distributed():
+    if device.type == "cuda" and _in_group():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device
 

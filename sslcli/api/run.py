@@ -163,9 +163,9 @@ class Run:
             method: name of the evaluator.
             train: labeled dataset, as an object, to fit on; the run's own data by default.
             eval: likewise, the test images.
-            options: `device`, `seed`, `seeds`, and the evaluator's options by name; `data={…}` for other data by name.
+            options: `device`, `seed`, `seeds`, `shared`; the evaluator's options by name; `data={…}` for other data.
         """
-        known = {name: options.pop(name) for name in ("device", "seed", "seeds") if name in options}
+        known = {name: options.pop(name) for name in ("device", "seed", "seeds", "shared") if name in options}
         return evaluate(self, method, options, train=train, eval=eval, **known)
 
     def export(self, exporter: str = "backbone", path: str | Path | None = None, **options: Any) -> Exported:
@@ -183,6 +183,7 @@ def evaluate(
     device: str = "auto",
     seed: int = 0,
     seeds: int = 1,
+    shared: bool = False,
 ) -> EvaluationResult:
     """Evaluates like `ssl eval`: `evaluate(run, "knn", {"k": [20]}).metrics["top1"]`.
 
@@ -195,14 +196,15 @@ def evaluate(
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
         seed: the first random seed.
         seeds: the number of seeds; with several, metrics are means, and `spread` has their standard deviations.
+        shared: all processes of a group call this, and share the work; by default each works on its own.
 
     Raises:
         UserError: nothing trained there, no such evaluator, invalid options, no labeled data.
     """
     if method == "all":
         raise UserError("evaluate runs one evaluation; sslcli.evaluate_all(run) runs all of them")
-    rows = evaluate_all(target, method, overrides, train=train, eval=eval, device=device, seed=seed, seeds=seeds)
-    return rows[0].result
+    given = {"train": train, "eval": eval, "device": device, "seed": seed, "seeds": seeds, "shared": shared}
+    return evaluate_all(target, method, overrides, **given)[0].result
 
 
 def evaluate_all(
@@ -215,6 +217,7 @@ def evaluate_all(
     device: str = "auto",
     seed: int = 0,
     seeds: int = 1,
+    shared: bool = False,
 ) -> list[Row]:
     """Evaluates one or several targets on the same data, with one evaluator or all of them; see `evaluate`.
 
@@ -233,7 +236,7 @@ def evaluate_all(
         chosen["data.name"] = f"{PYTHON}:{EVALUATED}"
     several: list[Any] = list(targets) if isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]
     words = as_arguments(chosen)
-    with on_console(), registered(classes_of(several, given)), joined(device):
+    with on_console(), registered(classes_of(several, given)), joined(device, shared=shared):
         newest = [newest_run("evaluate", "sslcli.evaluate(RUN)")] if targets is None else []
         paths = newest or [path_of(target) for target in several]
         return run_evaluations(paths, method, words, device=device, seed=seed, seeds=seeds)
@@ -250,7 +253,12 @@ def classes_of(targets: Sequence[Any], datasets: Mapping[str, Any]) -> Classes:
 
 
 def export(
-    target: Target | None = None, exporter: str = "backbone", path: str | Path | None = None, **options: Any
+    target: Target | None = None,
+    exporter: str = "backbone",
+    path: str | Path | None = None,
+    *,
+    shared: bool = False,
+    **options: Any,
 ) -> Exported:
     """Exports like `ssl export`; replaces `path` if it exists.
 
@@ -258,6 +266,7 @@ def export(
         target: a `Run`, a run directory, a checkpoint or a backbone file; None: the newest run in `runs/`.
         exporter: its name.
         path: the file; by default in the run directory, or next to the file.
+        shared: for `features`: as for `evaluate`.
         options: the exporter's; `data` of `features` may be an object, as for `train`.
 
     Returns:
@@ -267,8 +276,11 @@ def export(
         UserError: unknown exporter, nothing trained there, invalid options, or a file that cannot be written.
     """
     from sslcli.evaluation.export import export as run_export
+    from sslcli.plugins import load
     from sslcli.training.group import joined
 
+    if shared and not load("exporters", exporter).shared:
+        raise UserError(f"shared: {exporter!r} is exported by one process; leave it out")
     classes, data = classes_of([target], {}), options.get("data")
     given = data.get("name") if isinstance(data, Mapping) else data
     if given is not None and not isinstance(given, str | Path):
@@ -276,14 +288,12 @@ def export(
         classes |= made
         options["data"] = {**(data if isinstance(data, Mapping) else {}), "name": name}
     arguments, file = as_arguments(as_plain("options", options)), None if path is None else Path(path)
-    with on_console(), registered(classes), joined("auto"):
+    with on_console(), registered(classes), joined("auto", shared=shared):
         return run_export(exporter, None if target is None else path_of(target), file, arguments)
 
 
 def path_of(target: Target) -> Path:
     """Returns the path of a target; UserError for anything else."""
-    if isinstance(target, Run):
-        return target.path
-    if not isinstance(target, str | Path):
+    if not isinstance(target, Run | str | Path):
         raise UserError(f"should be a Run, a path or a name, not {type(target).__name__}")
-    return expanded(target)
+    return target.path if isinstance(target, Run) else expanded(target)

@@ -16,7 +16,7 @@ from sslcli.contracts.callback import Callback, Outcome, RunContext
 from sslcli.contracts.data import Dataset, Part
 from sslcli.data.subset import Subset, stratified_choice
 from sslcli.evaluation.extraction import ReadBlocks, extract_features, read_blocks
-from sslcli.evaluation.sharing import Unreadable
+from sslcli.evaluation.sharing import Unreadable, opened_alike
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,9 @@ class SharedImages:
     """
 
     def __init__(self, data: Dataset, limit: int | None, image_size: int, device: torch.device) -> None:
-        assert data.labels is not None
-        self.data = Subset(data, stratified_choice(data.labels, limit))
+        labels = data.labels
+        assert labels is not None
+        (self.data,) = opened_alike(lambda: [Subset(data, stratified_choice(labels, limit))])
         self.kept: ReadBlocks | None = None
         self.latest: tuple[int, tuple[Tensor, Tensor]] | None = None
         if len(self.data) * data.info.channels * image_size**2 <= KEPT:

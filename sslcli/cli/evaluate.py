@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from sslcli.foreign import results, show
+from sslcli.orphans import launched
 from sslcli.shell import plain_path
 from sslcli.storage import expanded
 
@@ -83,6 +84,7 @@ def evaluate(
 
     from rich.console import Console
 
+    from sslcli import distributed
     from sslcli.evaluation import tables
     from sslcli.evaluation.evaluate import evaluate_all
     from sslcli.runs.trained import newest_run
@@ -90,10 +92,10 @@ def evaluate(
 
     targets = targets or [str(newest_run("evaluate", "ssl eval RUN"))]
     output = expanded(output) if output is not None else None
-    with joined(device):
+    with joined(device, shared=started_together()):
         rows = evaluate_all(targets, method, overrides, device=device, seed=seed, seeds=seeds, output=output)
-    if os.environ.get("RANK", "0") != "0":
-        return 0
+        if distributed.rank() != 0:
+            return 0
     single = len(targets) == 1 and method != "all"
     if as_json:
         show(json.dumps(rows[0].plain() if single else tables.as_json(rows)))
@@ -104,6 +106,14 @@ def evaluate(
     else:
         show("\n".join(tables.plain_table(rows)))
     return 0 if output is None or output.exists() else 1
+
+
+def started_together() -> bool:
+    """Returns whether `--devices` or torchrun has started this command, on several processes perhaps.
+
+    `WORLD_SIZE` alone does not say so: a pod or a job may have it in the environment of everything.
+    """
+    return launched() or "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ from sslcli.shell import plain_path
 
 from . import completion
 from .arguments import Device, Devices, PluginFiles, verbosity
-from .evaluate import split_words
+from .evaluate import split_words, started_together
 
 log = logging.getLogger(__name__)
 
@@ -61,22 +61,26 @@ def export(
     if len(targets) > 1:
         raise UserError(f"{targets[1]}: should look like key=value; one run is exported at a time")
 
+    from sslcli import distributed
     from sslcli.training.group import joined
     from sslcli.training.launch import launch
 
+    shared = load("exporters", name).shared
     if devices is not None and devices > 1:
-        if not load("exporters", name).shared:
+        if not shared:
             raise UserError(f"--devices: {name!r} is exported by one process; leave the option out")
         given = ["--output", plain_path(output)] if output is not None else []
         given += ["--force"] * force + [word for path in plugin or [] for word in ("--plugin", plain_path(path))]
         return launch(["export", *given, "--device", device, *verbosity(), "--", name, *(words or [])], devices, device)
+    if started_together() and not shared and os.environ.get("RANK", "0") != "0":
+        return 0  # that of rank 0 exports it
     from sslcli.evaluation.export import export as run_export
 
     target = Path(targets[0]) if targets else None
-    with joined(device):
+    with joined(device, shared=shared and started_together()):
         exported = run_export(name, target, output, overrides, replace=force, device=device)
-    if os.environ.get("RANK", "0") != "0":
-        return 0
+        if distributed.rank() != 0:
+            return 0
     log.info(f"wrote {exported.path} ({exported.path.stat().st_size / 2**20:.1f} MiB); load it with:")
     show(exported.how_to_load)
     return 0

@@ -25,6 +25,7 @@ from .parts import LabeledParts, open_parts, pretrained_on, stored_data
 from .results import beside, draw, has_picture, over_seeds, write_output, write_result
 from .seal import SealedSubject
 from .selection import ALL, Ready, choose_evaluators, only_possible
+from .sharing import opened_alike
 from .subject import FrozenSubject
 from .tables import Row
 from .targets import Target, find_target, load_network, read_shown
@@ -82,6 +83,7 @@ def evaluate_all(
         error = SslError("the processes have read different weights; give all of them the same files")
         error.shared = True
         raise error
+    opened_alike(lambda: [prepared.parts.train, prepared.parts.test])
     rows = distributed.lead(
         lambda: _evaluate(prepared, range(seed, seed + seeds), output, strict=method != ALL),
         lambda order: prepared.subjects[order[0]][1].assist(order[1]),

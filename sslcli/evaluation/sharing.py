@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import SslError, UnreadableImage, UserError
 from sslcli.data.decode import most_unreadable
-from sslcli.distributed import gather_objects, rank, world_size
+from sslcli.data.identity import identify
+from sslcli.distributed import gather_objects, is_distributed, rank, together, world_size
 from sslcli.memory import out_of_memory
 
 #: What a process says before the blocks of a round are sent: it has one, it has failed, or nobody wants the rest.
@@ -57,6 +58,29 @@ class Unreadable:
             raise error
 
 
+def opened_alike(work: Callable[[], Sequence[Dataset]]) -> Sequence[Dataset]:
+    """Returns the datasets that `work` opens, on all processes at the same time.
+
+    A copy of the data that lacks a file has other images behind the same indices, and nothing else would notice.
+
+    Raises:
+        SslError: `work` has raised it on any process, or they see other images; on all processes.
+    """
+    found = together(work)
+    if not is_distributed():
+        return found
+    everywhere = gather_objects(together(lambda: [identify(data) for data in found]))
+    for process, theirs in enumerate(everywhere):
+        for data, mine, other in zip(found, everywhere[0], theirs, strict=True):
+            if mine != other:
+                counts = f"{mine['images']:,} images on process 0, {other['images']:,} on process {process}"
+                what = counts if mine["images"] != other["images"] else f"other images or labels on process {process}"
+                error = SslError(f"{data.info.name}: {what}; give all processes the same data")
+                error.shared = True
+                raise error
+    return found
+
+
 def in_order(
     own: Iterator[tuple[Tensor, Tensor]], count: int, device: torch.device, unreadable: Unreadable | None = None
 ) -> Generator[tuple[Tensor, Tensor]]:
@@ -75,12 +99,15 @@ def in_order(
     for first in range(0, count, world_size()):
         features, indices = torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
         problem: SslError | None = None
+        failure: Exception | None = None
         try:
             if first + rank() < count:
                 with out_of_memory(f"computing features on process {rank()}", "try a smaller batch_size"):
                     features, indices = next(own)
         except SslError as error:
             problem = error
+        except Exception as error:  # of a plugin, for example: raised here, after the others know
+            problem, failure = SslError(f"process {rank()} failed: {type(error).__name__}: {error}"), error
         bad = 0 if unreadable is None else len(unreadable.found)
         headers = _headers([_FAILED if problem else _HAS, len(indices), features.shape[-1], bad])
         states = [state for state, *_ in headers]
@@ -88,6 +115,8 @@ def in_order(
             return
         if _FAILED in states:
             raised = next(found for found in gather_objects(problem) if found is not None)
+            if failure is not None:
+                raise failure
             raised.shared = True
             raise raised
         if unreadable is not None:

@@ -24,6 +24,7 @@ from sslcli.data.subset import limited
 from sslcli.distributed import order
 from sslcli.evaluation.extraction import PrecisionName, feature_blocks
 from sslcli.evaluation.parts import choose_data, stored_data
+from sslcli.evaluation.sharing import opened_alike
 from sslcli.evaluation.subject import FrozenSubject, describe_data
 from sslcli.runs.backbone_file import describe
 from sslcli.runs.files import header
@@ -153,7 +154,9 @@ class FeaturesExporter(Exporter):
         name = dataset.info.name
         log.info(f"features of {len(dataset):,} images ({name}, {dataset.options.split})")
         kept, done = [torch.empty(0, dtype=torch.int64)], 0
-        with closing(self._blocks(trained, dataset, shared=order("features"))) as blocks:
+        if shared := order("features"):
+            opened_alike(lambda: [dataset])  # as `assist` does
+        with closing(self._blocks(trained, dataset, shared=shared)) as blocks:
             for block, indices in blocks:
                 block = block.cpu()
                 if not bool(block.isfinite().all()):
@@ -171,7 +174,8 @@ class FeaturesExporter(Exporter):
         return torch.cat(kept)
 
     def assist(self, trained: Trained) -> None:
-        for _ in self._blocks(trained, open_images(trained, self.options.data), shared=True):
+        (dataset,) = opened_alike(lambda: [open_images(trained, self.options.data)])
+        for _ in self._blocks(trained, dataset, shared=True):
             pass
 
     def _blocks(self, trained: Trained, dataset: Dataset, *, shared: bool) -> Generator[tuple[Tensor, Tensor]]:

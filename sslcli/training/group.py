@@ -13,6 +13,7 @@ import torch.distributed as dist
 from sslcli import orphans
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.data.watch import STALL_TIMEOUT
+from sslcli.distributed import on_its_own
 
 from .pulse import watched
 
@@ -58,8 +59,9 @@ def losses_named() -> Iterator[None]:
 
 
 @contextmanager
-def joined(device: str, stall_timeout: float | None = STALL_TIMEOUT) -> Iterator[None]:
-    """Joins the process group for the block; does nothing in a single process, or if it has joined already.
+def joined(device: str, stall_timeout: float | None = STALL_TIMEOUT, *, shared: bool = True) -> Iterator[None]:
+    """Joins the process group for the block; does nothing in a single process, or if it has joined already. If the
+    work is not `shared`, this process does it on its own, whatever group there is.
 
     With `device`, `training.device`, on CUDA, tensors there go through NCCL, those on the CPU through gloo. A process
     that hangs is named after `stall_timeout` seconds (`pulse.watched`).
@@ -67,6 +69,14 @@ def joined(device: str, stall_timeout: float | None = STALL_TIMEOUT) -> Iterator
     Raises:
         SslError: the group cannot be formed, or another process of it has ended.
     """
+    if not shared:
+        try:
+            with on_its_own():
+                yield
+        except SslError as error:
+            error.alone = True  # nobody else shows it
+            raise
+        return
     if not described() or dist.is_initialized():
         yield
         return

@@ -18,12 +18,18 @@ from sslcli.evaluators.knn import KNN
 
 #: Two blocks to train on and to test on, the last ones of 44 images.
 DATA = ["data.name=shapes", "data.count=300", "data.size=16"]
+SHAPES = {"data.name": "shapes", "data.count": 40, "data.size": 16}
 
 
 @pytest.fixture(autouse=True)
 def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sslcli.evaluation.results.draw", lambda *arguments: None)
     monkeypatch.setattr("sslcli.evaluation.evaluate.draw", lambda *arguments: None)
+
+
+@pytest.fixture
+def torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,7 @@ def evaluated(backbone: Path, folder: Path, method: str) -> str:
 @pytest.mark.parametrize(
     ("world", "method"), [(2, "knn"), *(pytest.param(n, "all", marks=pytest.mark.slow) for n in (2, 4))]
 )
-def test_results_and_details_of_several_processes_are_those_of_one(backbone, tmp_path, world, method):
+def test_results_and_details_of_several_processes_are_those_of_one(backbone, tmp_path, world, method, torchrun):
     def member(rank: int) -> tuple[int, str, str]:
         place = tmp_path / "several"
         place.mkdir(exist_ok=True)
@@ -59,7 +65,7 @@ def test_results_and_details_of_several_processes_are_those_of_one(backbone, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
-def test_exported_features_of_several_processes_are_those_of_one(backbone, tmp_path, suffix):
+def test_exported_features_of_several_processes_are_those_of_one(backbone, tmp_path, suffix, torchrun):
     def member(rank: int) -> str:
         return done("export", "features", backbone, *DATA, "batch_size=64", "--output", tmp_path / f"two{suffix}")[0]
 
@@ -72,7 +78,7 @@ def test_exported_features_of_several_processes_are_those_of_one(backbone, tmp_p
 
 
 @pytest.mark.slow
-def test_an_error_is_reported_once_and_ends_all(backbone, tmp_path, monkeypatch):
+def test_an_error_is_reported_once_and_ends_all(backbone, tmp_path, monkeypatch, torchrun):
     class Broken(KNN):
         def evaluate(self, subject):
             subject.features("train")
@@ -100,11 +106,39 @@ def test_an_error_is_reported_once_and_ends_all(backbone, tmp_path, monkeypatch)
 def test_a_program_gets_the_result_on_every_process(backbone, tmp_path):
     def member(rank: int) -> dict[str, float]:
         logging.getLogger("sslcli").setLevel(logging.WARNING)
-        return sslcli.evaluate(backbone, "knn", {"data.name": "shapes", "data.count": 40, "data.size": 16}).metrics
+        return sslcli.evaluate(backbone, "knn", SHAPES, shared=True).metrics
 
     first, other = in_group(2, member, tmp_path)
     assert first == other
     assert first["top1"] > 0
+
+
+@pytest.mark.slow
+def test_one_process_of_a_group_evaluates_and_exports_on_its_own(backbone, tmp_path):
+    def member(rank: int) -> float | None:
+        if rank == 0:
+            return None
+        sslcli.export(backbone, "features", tmp_path / "features.npy", data={"name": "shapes", "count": 20, "size": 16})
+        return sslcli.evaluate(backbone, "knn", SHAPES).metrics["top1"]
+
+    assert in_group(2, member, tmp_path, timeout=120)[1] > 0
+
+
+def test_variables_of_a_group_alone_do_not_start_one(backbone, tmp_path, monkeypatch):
+    """A pod may have them everywhere; nobody listens at this port."""
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: pytest.fail("it joins a group"))
+    assert "top1" in done("eval", backbone, *(f"{key}={value}" for key, value in SHAPES.items()))[0]
+    assert "load_backbone" in done("export", "backbone", backbone, "--output", tmp_path / "a.safetensors")[0]
+    assert sslcli.evaluate(backbone, "knn", SHAPES).metrics["top1"] > 0
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert refused("eval", backbone, "kk=3").startswith("ssl: ")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert done("export", "backbone", backbone, "--output", tmp_path / "b.safetensors") == ("", "")
+    assert not (tmp_path / "b.safetensors").exists()
+    with pytest.raises(UserError, match="shared: 'backbone' is exported by one process"):
+        sslcli.export(backbone, shared=True)
 
 
 def test_other_exports_than_of_features_are_for_one_process(backbone):

@@ -11,9 +11,12 @@ from evaluation_helpers import InMemory, TinyBackbone, trained
 from process_group import in_group
 
 from sslcli import distributed
-from sslcli.contracts.errors import UserError
+from sslcli.contracts.errors import SslError, UserError
+from sslcli.data.identity import identify
 from sslcli.evaluation.extraction import extract_features, feature_blocks, normalizer
+from sslcli.evaluation.sharing import opened_alike
 from sslcli.evaluation.subject import FrozenSubject
+from sslcli.training.group import losses_named
 
 CPU = torch.device("cpu")
 INPUTS = SimpleNamespace(device=CPU, image_size=8, normalize=normalizer((0.5,) * 3, (0.25,) * 3, CPU))
@@ -119,3 +122,105 @@ def test_features_of_several_processes_are_those_of_one(world, tmp_path):
     assert torch.equal(main["led"][0], one["led"][0])
     assert main["led"][1] == one["led"][1] != []
     assert [other["led"] for other in others] == [None] * (world - 1)
+
+
+def lacking(count: int) -> InMemory:
+    return InMemory(torch.arange(count) % 3, count)
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        (lacking(8), "memory: 9 images on process 0, 8 on process 1; give all processes the same data"),
+        (InMemory(None, 9), "memory: other images or labels on process 1; give all processes the same data"),
+    ],
+)
+def test_other_images_on_a_process_are_an_error_on_all(monkeypatch, other, line):
+    monkeypatch.setattr("sslcli.evaluation.sharing.is_distributed", lambda: True)
+    found = [identify(lacking(9)), identify(other)]
+    monkeypatch.setattr("sslcli.evaluation.sharing.gather_objects", lambda own: [[found[0]], [found[1]]])
+    for data in (lacking(9), other):
+        with pytest.raises(SslError) as caught:
+            opened_alike(lambda data=data: [data])
+        assert str(caught.value) == line
+        assert caught.value.shared
+    found[1] = found[0]
+    assert len(opened_alike(lambda: [lacking(9)])[0]) == 9
+
+
+def refused(work) -> str:
+    try:
+        work()
+    except (SslError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+class Wrong(TinyBackbone):
+    """A plugin's own error, on process 1 alone."""
+
+    def forward(self, x, mask=None):
+        if distributed.rank() == 1:
+            raise ValueError("wrong shape")
+        return super().forward(x)
+
+
+@pytest.mark.slow
+def test_what_one_process_meets_ends_all(tmp_path):
+    def missing() -> list[InMemory]:
+        if distributed.rank() == 1:
+            raise UserError("no such folder")
+        return [images()]
+
+    def other(rank: int) -> list[str]:
+        return [
+            refused(lambda: opened_alike(lambda: [lacking(9 - rank)])),
+            refused(lambda: opened_alike(missing)),
+            refused(lambda: extract_features(Wrong(), images(), INPUTS, BATCH, shared=True)),
+        ]
+
+    first, second = in_group(2, other, tmp_path, timeout=120)
+    assert first[:2] == second[:2]
+    assert first[0].startswith("memory: 9 images on process 0, 8 on process 1")
+    assert first[1] == "no such folder"
+    assert (first[2], second[2]) == ("process 1 failed: ValueError: wrong shape", "wrong shape")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_only_errors_of_all_processes_are_left_to_the_main_one(monkeypatch, shared):
+    given = iter([("features",), None])
+    for name, value in (("is_distributed", lambda: True), ("rank", lambda: 1), ("_waiting", lambda: None)):
+        monkeypatch.setattr(distributed, name, value)
+    monkeypatch.setattr(distributed, "_ordered", lambda *_: next(given))
+
+    def assist(order: str) -> None:
+        error = UserError(order)
+        error.shared = shared or error.shared
+        raise error
+
+    assert refused(lambda: distributed.lead(lambda: None, assist)) == ("" if shared else "features")
+
+
+@pytest.mark.slow
+def test_an_error_of_assist_alone_ends_all(tmp_path):
+    def assist(given: str) -> None:
+        raise UserError("no such folder")
+
+    def main() -> None:
+        distributed.order("features")
+        torch.distributed.barrier()
+
+    def member(rank: int) -> str:
+        with losses_named():
+            distributed.lead(main, assist)
+        return "went on"
+
+    def ended(rank: int) -> str:
+        try:
+            return member(rank)
+        except SslError as error:
+            return str(error)
+
+    first, second = in_group(2, ended, tmp_path, timeout=120)
+    assert first.startswith("the other processes cannot be reached")
+    assert second == "no such folder"
