@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +75,11 @@ def odd_plugins() -> Iterator[Path]:
     plugins.register_file(path)
     yield path
     plugins.clear_cache()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    """Names that are no UTF-8, in what a test printed, cannot be sent from one process of pytest-xdist to another."""
+    report: Any = yield
+    report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
+    return report
