@@ -148,3 +148,18 @@ def test_a_warm_up_that_is_set_is_not_exchanged():
         check(keep_resolved(for_epochs(4, "schedule.warmup_epochs=1.0", in_file=True), before), before, "run")
     with pytest.raises(UserError, match=r"warmup_epochs: 10\.0 in the run, 0\.2 now"):
         check(keep_resolved(for_epochs(2, in_file=True), longer), longer, "run")
+
+
+def test_a_run_of_a_version_that_did_not_store_its_data_notices_other_images(tiny, tmp_path, messages):
+    train(tiny("training.max_steps=2"), tmp_path / "run")
+    checkpoint = newest(tmp_path / "run")
+    for name in ("position", "data"):
+        checkpoint.document.pop(name)
+    for count, said in ((32, []), (16, ["the data has changed: about 32 images in the run, 16 now, in another order"])):
+        checkpoint.document["config"]["data"]["count"] = count
+        del messages[:]
+        session = prepared(tiny(f"data.count={count}"), checkpoint, tmp_path / "run", compiled=False)
+        lines = [line.removeprefix("warning: ") for line in messages if line.startswith("warning")]
+        assert lines[: len(said)] == said
+        assert len(lines) == 2 * len(said)  # and what that does to the plan
+        assert session.position.epoch == 0.5
