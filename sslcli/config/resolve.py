@@ -22,7 +22,7 @@ from .meant import unknown
 from .merge import read_config
 from .problems import Problems, show
 from .recipe import settle
-from .shortened import fitting
+from .shortened import fitting, sets_warmup
 from .view_phases import ViewPhase, plain_phases, resolve_phases
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ class RunConfig:
     checkpoints: schema.CheckpointOptions
     callbacks: dict[str, Choice]
     output: Path | None = field(default=None, compare=False)
+    #: Whether the length of the warm-up is what the config sets, not a default or a part of a shortened run.
+    own_warmup: bool = field(default=True, compare=False)
     #: The method of the config file, if an override names another one.
     file_method: str | None = field(default=None, compare=False)
 
@@ -80,7 +82,7 @@ _REQUIRED = {
         "sslcli.train": '`data="FOLDER"` with a folder of images, another of `ssl list datasets`, or a dataset',
     },
 }
-SECTIONS = ["views" if each.name == "view_phases" else each.name for each in fields(RunConfig)][:-1]
+SECTIONS = ["views" if each.name == "view_phases" else each.name for each in fields(RunConfig)][:-2]
 
 
 def load_config(path: Path | None, overrides: list[str], *, follow: bool = True) -> RunConfig:
@@ -140,7 +142,9 @@ def resolve(document: Document) -> RunConfig:
     if output is not None and not isinstance(output, str):
         problems.add(("output",), f"should be the path of a directory, not {show(output)}")
     problems.raise_any()
-    schedule = replace(schedule, options=fitting(schedule.options, training, document))
+    fitted = fitting(schedule.options, training, document)
+    own_warmup = sets_warmup(document) and fitted is schedule.options
+    schedule = replace(schedule, options=fitted)
     output = None if output is None else expanded(output)
     file_method = None
     if document.replaced is not None:
@@ -152,7 +156,7 @@ def resolve(document: Document) -> RunConfig:
     return RunConfig(
         seed=seed, method=method, backbone=backbone, data=source, view_phases=view_phases, optimizer=optimizer,
         schedule=schedule, training=training, checkpoints=checkpoints, callbacks=callbacks, output=output,
-        file_method=file_method,
+        file_method=file_method, own_warmup=own_warmup,
     )  # fmt: skip
 
 

@@ -33,6 +33,11 @@ def fitting(schedule: Any, training: TrainingOptions, document: Document) -> Any
     return schedule.model_copy(update={"warmup_epochs": shorter})
 
 
+def sets_warmup(document: Document) -> bool:
+    """Returns whether a config sets the length of the warm-up, rather than leave it to the method's defaults."""
+    return any(_rank(document, "schedule", name) for name in ("warmup_epochs", "warmup_steps"))
+
+
 def _rank(document: Document, section: str, name: str) -> int:
     """0 for a default, 1 for a file, 2 for what is set for this run alone."""
     data = document.data.get(section)

@@ -78,7 +78,7 @@ def beginning(info: RunInfo, images: int) -> Position:
 
 def stored_position(document: dict[str, Any], images: int) -> Position:
     """Returns the position that a checkpoint has; one of a version that did not store it is taken to be of a run with
-    so many images."""
+    so many images, unless its epochs had another number of steps."""
     if "position" in document:
         return Position(**document["position"])
     training, step = document["config"]["training"], document["step"]
@@ -86,7 +86,11 @@ def stored_position(document: dict[str, Any], images: int) -> Position:
         "data", max(images, training["batch_size"]), training["batch_size"], training.get("accumulate", 1),
         world_size=document["world_size"], drop_last=training.get("drop_last", True),
     )  # fmt: skip
-    found = Position(0, 0, 0, training["epochs"], images, plan.batch_size, plan.steps_per_epoch)
+    per_epoch, epoch = plan.steps_per_epoch, (document.get("card") or {}).get("epoch") or 0
+    if epoch and abs(step / per_epoch - epoch) > 1e-3 * epoch + 1e-4:
+        per_epoch = max(round(step / epoch), 1)
+        images = per_epoch * plan.batch_size
+    found = Position(0, 0, 0, training["epochs"], images, plan.batch_size, per_epoch)
     return found.at(step)
 
 

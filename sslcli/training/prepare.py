@@ -140,6 +140,12 @@ def _go_on(session: Session, checkpoint: Checkpoint) -> None:
     """Puts a session where a run is in its plan, and says what has changed since; UserError if it makes no sense."""
     before = stored_position(checkpoint.document, session.images)
     check_length(before, session.config.training)
+    if "data" not in checkpoint.document and before.images != session.images:
+        advice = "; train/ beside validation/ or valid/ is read alone now, a new run with data.split=all reads all"
+        log.warning(
+            f"the data has changed: about {before.images:,} images in the run, {session.images:,} now, in another order"
+            f"{advice if session.config.data.name == 'folder' else ''}"
+        )
     now = session.position = before.moved(session.position)
     options = session.config.optimizer.options
     for line in [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from sslcli.contracts.options import Options, ResumeRule
 from sslcli.data.files import FileOptions
 from sslcli.runs.checkpoint import Checkpoint, NewerVersion, read_checkpoint
 from sslcli.shell import path_word
+
+log = logging.getLogger(__name__)
 
 _MODELS: dict[str, type[Options]] = {"training": schema.TrainingOptions, "checkpoints": schema.CheckpointOptions}
 
@@ -138,12 +141,28 @@ def keep_resolved(config: RunConfig, stored: dict[str, Any]) -> RunConfig:
     sections: dict[str, Any] = {
         section: _as_in_run(getattr(config, section), stored.get(section)) for section in PLUGIN_SECTIONS
     }
+    if not config.own_warmup:
+        sections["schedule"] = _with_warmup(sections["schedule"], stored.get("schedule"), config.training.epochs)
     data = sections.pop("data")
     if isinstance(data.options, FileOptions) and data.options.cache == "auto":
         # Likewise: a run of a version that had no cache is resumed without.
         cache = stored.get("data", {}).get("cache", "none")
         data = dataclasses.replace(data, options=data.options.model_copy(update={"cache": cache}))
     return dataclasses.replace(config, **sections, data=data, training=config.training.model_copy(update=reuse))
+
+
+def _with_warmup(choice: Choice, stored: Any, epochs: int) -> Choice:
+    """The schedule of a config that does not set its warm-up, with that of the run, which another number of epochs does
+    not change; as it is where it would be longer than the run."""
+    if not isinstance(stored, dict) or stored.get("name") != choice.name:
+        return choice
+    now, kept = getattr(choice.options, "warmup_epochs", None), stored.get("warmup_epochs")
+    if not isinstance(now, float) or not isinstance(kept, int | float) or now == kept or kept > epochs:
+        return choice
+    if stored.get("warmup_steps") != getattr(choice.options, "warmup_steps", None):
+        return choice
+    log.info(f"schedule.warmup_epochs: {kept:g} as in the run so far")
+    return dataclasses.replace(choice, options=choice.options.model_copy(update={"warmup_epochs": float(kept)}))
 
 
 def _as_in_run(choice: Choice, stored: Any) -> Choice:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 from process_group import in_group
 from run_helpers import method_config, newest
 
 from sslcli import plugins
+from sslcli.config.document import Document
+from sslcli.config.merge import apply_overrides
+from sslcli.config.resolve import RunConfig, resolve
 from sslcli.contracts.errors import UserError
 from sslcli.data.identity import identify
 from sslcli.training.position import Position, length_lines
 from sslcli.training.prepare import prepared
 from sslcli.training.provenance import changes
+from sslcli.training.resume import check, keep_resolved
 from sslcli.training.setup import build
 from sslcli.training.train import train
 
@@ -114,3 +120,46 @@ def test_the_learning_rate_of_a_resumed_run_is_said(tiny, tmp_path, messages):
     other = tiny("optimizer.scale_lr=batch/256", "training.batch_size=16")
     prepared(other, checkpoint, tmp_path / "run", compiled=False)
     assert any("lr 0.00156 → 0.00313" in line for line in messages)
+
+
+def for_epochs(epochs: int, *overrides: str, in_file: bool) -> RunConfig:
+    """A run of so many epochs whose warm-up, a default or in its file, would be 10."""
+    document = Document(copy.deepcopy(TINY), {(): "run.yaml"})
+    document.data["method"], document.data["schedule"] = {"name": "dino"}, None
+    if in_file:
+        document.data["schedule"] = {"name": "cosine", "warmup_epochs": 10.0}
+    apply_overrides(document, [f"training.epochs={epochs}", *overrides])
+    return resolve(document)
+
+
+@pytest.mark.parametrize(("epochs", "in_file"), [(2, True), (8, True), (2, False), (8, False), (20, False)])
+def test_a_fitted_warm_up_stays_with_another_number_of_epochs(epochs, in_file):
+    before = for_epochs(4, in_file=in_file)
+    assert before.schedule.options.warmup_epochs == pytest.approx(0.4)
+    now = keep_resolved(for_epochs(epochs, in_file=in_file), before.plain())
+    assert now.schedule.options.warmup_epochs == pytest.approx(0.4)
+    assert now.training.epochs == epochs
+    check(now, before.plain(), "run")
+
+
+def test_a_warm_up_that_is_set_is_not_exchanged():
+    before, longer = (for_epochs(epochs, in_file=True).plain() for epochs in (4, 100))
+    with pytest.raises(UserError, match=r"schedule\.warmup_epochs: 0\.4 in the run, 1\.0 now"):
+        check(keep_resolved(for_epochs(4, "schedule.warmup_epochs=1.0", in_file=True), before), before, "run")
+    with pytest.raises(UserError, match=r"warmup_epochs: 10\.0 in the run, 0\.2 now"):
+        check(keep_resolved(for_epochs(2, in_file=True), longer), longer, "run")
+
+
+def test_a_run_of_a_version_that_did_not_store_its_data_notices_other_images(tiny, tmp_path, messages):
+    train(tiny("training.max_steps=2"), tmp_path / "run")
+    checkpoint = newest(tmp_path / "run")
+    for name in ("position", "data"):
+        checkpoint.document.pop(name)
+    for count, said in ((32, []), (16, ["the data has changed: about 32 images in the run, 16 now, in another order"])):
+        checkpoint.document["config"]["data"]["count"] = count
+        del messages[:]
+        session = prepared(tiny(f"data.count={count}"), checkpoint, tmp_path / "run", compiled=False)
+        lines = [line.removeprefix("warning: ") for line in messages if line.startswith("warning")]
+        assert lines[: len(said)] == said
+        assert len(lines) == 2 * len(said)  # and what that does to the plan
+        assert session.position.epoch == 0.5
