@@ -10,7 +10,8 @@ parameter; so those of full networks are computed from their parameters. Statist
 channels. Not counted: log lines, checkpoints, and 8 bytes a step that say whether to stop.
 
 Statistics are those of `sslcli.modules.sync_norm`: two all-reduces of C numbers forward and two backward. On GPUs
-torch's SyncBatchNorm gathers 2C + 1 forward and reduces 2C backward.
+torch's SyncBatchNorm gathers 2C + 1 forward instead and reduces 2C backward: as much contributed, but for the 1, which
+is not counted, and sent N - 1 times.
 
 `--table FILE` prints the table of docs/scale.md from a result: bytes that a GPU sends in a ring (an all-reduce of S
 bytes sends 2(N - 1)/N times S, an all-gather N - 1 times what a process contributes, and so does the reduce-scatter of
@@ -48,6 +49,7 @@ from sslcli.training.setup import Session, build
 
 WORLD, SIZE = 2, 32
 IMAGES = 64  #: of each GPU, in the table
+STATISTICS = ("statistics, forward", "statistics, backward")
 SMALL = {"name": "resnet18", "width": 16, "stem": "small"}
 NARROW: dict[str, dict[str, Any]] = {name: {"projector": {"hidden_dim": 256}} for name in ("barlow_twins", "vicreg")}
 
@@ -60,7 +62,9 @@ class Counted:
         self.of_norms = False
 
     def add(self, kind: str, tensor: torch.Tensor) -> None:
-        kind = "statistics" if self.of_norms else kind
+        if self.of_norms:
+            in_backward = torch._C._current_graph_task_id() != -1
+            kind = "statistics, backward" if in_backward else "statistics, forward"
         self.bytes[kind] += tensor.numel() * tensor.element_size()
 
     def __enter__(self) -> Counted:
@@ -167,33 +171,36 @@ def parts(method: str, batches: list[int]) -> dict[str, Any]:
     full = {}
     for backbone in ("resnet18", "resnet50"):
         of = sizes(built({"name": method}, {"name": backbone}, 4))
-        statistics = found.get("statistics", {"fixed": 0})["fixed"] * of["channels"] / large["sizes"]["channels"]
-        full[backbone] = {"gradients": 4 * of["parameters"], "statistics": round(statistics)}
+        scale = of["channels"] / large["sizes"]["channels"]
+        full[backbone] = {"gradients": 4 * of["parameters"]}
+        full[backbone] |= {kind: round(found.get(kind, {"fixed": 0})["fixed"] * scale) for kind in STATISTICS}
     return {"measured": found, **full}
 
 
 def table(report: dict[str, Any]) -> str:
-    """Returns a row for each method: gradients and statistics, what is gathered for an image, megabytes that each GPU
-    of 8 and of 64 sends, and milliseconds for them at 450 and 50 GB/s."""
+    """Returns a row for each method: gradients, statistics as torch's SyncBatchNorm gathers and reduces them, what is
+    gathered for an image, megabytes that each GPU of 8 and of 64 sends, and milliseconds at 450 and 50 GB/s."""
     lines = [
-        "| method | gradients, MB | statistics, MB | gathered for an image, bytes | other reductions, MB "
-        "| 8 GPUs: sent, MB | gathers of it | ms at 450 GB/s | 64 GPUs: sent, MB | gathers of it | ms at 50 GB/s |",
+        "| method | gradients, MB | statistics, gathered + reduced, MB | gathered for an image, bytes "
+        "| other reductions, MB | 8 GPUs: sent, MB | gathers of it | ms at 450 GB/s "
+        "| 64 GPUs: sent, MB | gathers of it | ms at 50 GB/s |",
         "| --- " * 11 + "|",
     ]
     for method, found in sorted(report["methods"].items()):
         measured, full = found["measured"], found["resnet50"]
         gathered = measured.get("all-gather", {"each_image": 0})["each_image"]
         back = measured.get("all-reduce", {"each_image": 0})["each_image"] / report["processes"]
-        others = sum(kind["fixed"] for name, kind in measured.items() if name not in ("gradients", "statistics"))
+        others = sum(kind["fixed"] for name, kind in measured.items() if name not in ("gradients", *STATISTICS))
+        forward, backward = (full[kind] for kind in STATISTICS)
         cells = [
             f"{full['gradients'] / 1e6:.0f}",
-            f"{full['statistics'] / 1e6:.1f}",
+            f"{forward / 1e6:.1f} + {backward / 1e6:.1f}",
             f"{gathered:,}",
             f"{others / 1e6:.2f}",
         ]
         for world, rate in ((8, 450), (64, 50)):
-            gathers = (world - 1) * (gathered + back) * IMAGES
-            sent = 2 * (world - 1) / world * (full["gradients"] + full["statistics"] + others) + gathers
+            gathers = (world - 1) * ((gathered + back) * IMAGES + forward)
+            sent = 2 * (world - 1) / world * (full["gradients"] + backward + others) + gathers
             cells += [f"{sent / 1e6:,.0f}", f"{gathers / sent:.0%}", f"{sent / rate / 1e6:.1f}"]
         lines.append(f"| `{method}` | {' | '.join(cells)} |")
     return "\n".join(lines)
