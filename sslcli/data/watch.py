@@ -137,8 +137,10 @@ class Watch(Iterator[Any]):
     def _message(self) -> str | None:
         """What became of a worker that has died; None if none has."""
         workers = self.results._workers
-        multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=2)
+        multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=10)
         for number, worker in enumerate(workers):
+            if multiprocessing.connection.wait([worker.sentinel], timeout=0):
+                worker.join(2)  # its pipe closes a moment before its exit code is there
             if worker.exitcode is not None:
                 words = self.words[_WORDS * number : _WORDS * (number + 1)].partition(b"\0")[0].decode(errors="ignore")
                 if words:
