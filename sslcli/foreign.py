@@ -38,11 +38,13 @@ def ctrl_c_known() -> Iterator[None]:
     """Lets the user's Ctrl-C raise `CtrlC` in the block, unless the program has a handler of its own."""
     global _known
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    handler = signal.getsignal(signal.SIGINT)
+    if not main or handler not in (signal.default_int_handler, signal.SIG_IGN):
         yield
         return
     before, _known = _known, True
-    signal.signal(signal.SIGINT, _pressed)
+    if handler is not signal.SIG_IGN:  # as in a shell's background, where it is nobody's
+        signal.signal(signal.SIGINT, _pressed)
     try:
         yield
     finally:

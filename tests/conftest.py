@@ -21,8 +21,9 @@ from sslcli.runs.arithmetic import settings_restored
 
 # Tests work on tiny tensors, which two threads make slower, not faster; and one thread is the same on every machine.
 torch.set_num_threads(1)
-# Under `nohup`, where a hangup is ignored, runs would ignore it too.
+# Under `nohup` a hangup is ignored, in a shell's background Ctrl-C, and runs would ignore them too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: A run of 4 steps an epoch that takes well under a second.
 TINY: dict[str, Any] = {

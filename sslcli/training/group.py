@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -21,6 +22,10 @@ from .pulse import watched
 LOST = 87
 #: Long enough for callbacks on rank 0 (a kNN evaluation, for example), for which the others wait.
 _TIMEOUT = timedelta(minutes=60)
+#: Seconds that a process waits for the others at the end of a group.
+_LEAVING = 60.0
+#: How many groups this process has been in.
+_groups = 0
 
 
 def described() -> bool:
@@ -106,7 +111,32 @@ def _group(device: str) -> Iterator[None]:
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise SslError(f"the process group could not be formed (rank {os.environ.get('RANK')}): {reason}") from error
+    global _groups
+    _groups += 1
     try:
         yield
+        _leave_together(f"sslcli/left/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{_groups}")
     finally:
         dist.destroy_process_group()
+
+
+def _leave_together(key: str) -> None:
+    """Waits, for a while, until all processes of the group need it no longer.
+
+    gloo wakes a process that has received, or sent, everything with an error if the other one has closed its connection
+    by then; so a process that leaves first would end the others' last operation.
+
+    Args:
+        key: of this group, in its store.
+    """
+    until = time.monotonic() + _LEAVING
+    with suppress(KeyError, ValueError, RuntimeError):  # formed in another way, or the store has left already
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=timedelta(seconds=_LEAVING),
+        )
+        store.add(key, 1)
+        while store.add(key, 0) < dist.get_world_size() and time.monotonic() < until:
+            time.sleep(0.01)
