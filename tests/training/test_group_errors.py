@@ -37,6 +37,7 @@ def second_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sslcli.training.group.described", lambda: True)
+    monkeypatch.setattr("sslcli.distributed.is_distributed", lambda: True)  # a group of one is none otherwise
     monkeypatch.setattr(orphans, "_watched", True)
 
 
