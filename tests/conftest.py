@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -44,6 +45,9 @@ def _settings() -> Iterator[None]:
     torch.manual_seed(0)
     with settings_restored():
         yield
+    os.environ.pop(
+        "PYTHONSAFEPATH", None
+    )  # set by the program for its children
 
 
 @pytest.fixture

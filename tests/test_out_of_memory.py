@@ -102,6 +102,7 @@ def test_a_run_ends_with_one_line(tiny: ConfigMaker, tmp_path: Path, monkeypatch
 def test_no_memory_for_a_process_is_an_error_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     other = OutOfMemory("out of memory before the first step: try less")
     monkeypatch.setattr("sslcli.distributed.gather_objects", lambda own: [own, other])
+    monkeypatch.setattr("sslcli.distributed.is_distributed", lambda: True)
     with pytest.raises(OutOfMemory, match="before the first step") as caught:
         together(lambda: None)
     assert caught.value.shared

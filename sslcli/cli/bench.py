@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from sslcli.foreign import results
 from sslcli.storage import expanded
 
 from .arguments import Config, Overrides, PluginFiles, config_and_overrides
@@ -48,7 +49,7 @@ def bench(
         check_output(output)
     session, measured = measure(resolved, steps=steps, rounds=rounds)
     found = report(session, measured, steps, ["ssl", *sys.argv[1:]])
-    console = Console(highlight=False)
+    console = Console(file=results(), highlight=False)
     console.print(headline(session), markup=False, soft_wrap=True)
     console.print(tables(found))
     if measured.bad_step is not None:

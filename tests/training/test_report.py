@@ -117,7 +117,7 @@ def test_features_that_are_not_finite_do_not_fail_a_run_that_is_done(
 ) -> None:
     write_images(tmp_path / "x", 16)
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise UserError("not all finite")
 
     monkeypatch.setattr("sslcli.evaluation.subject.extract_features", refuse)
