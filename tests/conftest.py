@@ -45,9 +45,7 @@ def _settings() -> Iterator[None]:
     torch.manual_seed(0)
     with settings_restored():
         yield
-    os.environ.pop(
-        "PYTHONSAFEPATH", None
-    )  # set by the program for its children
+    os.environ.pop("PYTHONSAFEPATH", None)  # set by the program for its children
 
 
 @pytest.fixture
