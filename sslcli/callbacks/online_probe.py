@@ -128,10 +128,14 @@ class OnlineProbe(EpochMonitor):
         return {"probe_loss": loss, **accuracies, "probe_lr": self.scheduled.schedule(context.progress.step - 1)}
 
     def needs(self) -> list[tuple[Part, int | None]]:
-        return [("eval", self.options.limit_eval)] if self.probe is not None and self.tests else []
+        return [("eval", self.options.limit_eval)] if self._measures() else []
+
+    def _measures(self) -> bool:
+        """Whether there is a probe to test; one that was restored is built when it is needed."""
+        return self.tests and (self.probe is not None or bool(self.restored))
 
     def measure(self, context: RunContext) -> tuple[dict[str, float], str]:
-        if not self.tests or (self.probe is None and not self.restored):
+        if not self._measures():
             return {}, ""
         features, labels = shared_features(context, "eval", self.options.limit_eval)
         if self.probe is None:  # resumed where no step was left

@@ -202,3 +202,11 @@ def test_a_run_is_bitwise_the_same_with_the_monitors_and_without(tiny, tmp_path,
     assert losses[0] == losses[1]
     line = [line for line in records(tmp_path / "watched") if "probe_loss" in line][-1]
     assert {"step", "epoch", "loss", "lr", "probe_loss", "probe_top1", "probe_lr"} <= set(line)
+
+
+def test_a_restored_probe_needs_its_test_images_on_every_process() -> None:
+    probe = OnlineProbe(OnlineProbe.Options())
+    probe.tests = True
+    assert probe.needs() == []
+    probe.restored = {"step": 1}
+    assert probe.needs() == [("eval", probe.options.limit_eval)]
