@@ -1,4 +1,4 @@
-"""Which plugin raised what would end the program: by the frames of its traceback."""
+"""Which plugin an error comes from that says nothing by itself, a RecursionError: by the frames of its traceback."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from sslcli.contracts.errors import SslError
-from sslcli.foreign import ctrl_c_known, keep_stdout, only_results, warnings_in_one_line
+from sslcli.foreign import keep_stdout, only_results, warnings_in_one_line
 from sslcli.orphans import end_with_launcher, failed, launched
 from sslcli.std_streams import be_lenient, open_closed
 from sslcli.version import __version__
@@ -54,8 +54,7 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
         try:
             level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
             with (
-                ctrl_c_known(), only_results(), on_console(level), warnings_in_one_line(), out_of_memory("", ADVICE),
-                named_exits(),
+                only_results(), on_console(level), warnings_in_one_line(), out_of_memory("", ADVICE), named_exits(),
             ):  # fmt: skip
                 code = command(*args, **kwargs)
         except SslError as error:

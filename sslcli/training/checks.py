@@ -20,6 +20,8 @@ from .state import CALLBACK
 class RunFailed(SslError):
     """The run cannot continue; the message says at which step, what is saved, and what to try."""
 
+    shared = True  # all processes look at the same numbers
+
 
 class Checks:
     """Of the losses that a meter has taken, and of what is about to be saved.

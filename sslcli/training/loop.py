@@ -27,7 +27,6 @@ from sslcli.randomness import seed_for
 from sslcli.runs.device import memory_format
 
 from .checks import Checks
-from .checks import RunFailed as RunFailed
 from .compilation import batch_of_zeros
 from .context import Context
 from .meter import Arriving, Meter

@@ -25,7 +25,6 @@ from sslcli.runs.directory import RunDirectory
 
 from . import group as process_group
 from . import state
-from .checks import RunFailed
 from .compiler import failures_reported
 from .context import Context
 from .interrupt import Interrupt
@@ -100,11 +99,7 @@ def train(
             together(session.source.prepare)
             together(begin)
             log.debug(f"set up in {time.perf_counter() - began:.1f} s")
-            try:
-                result = _fit(session, directory, checkpoint, began)
-            except RunFailed as error:
-                error.shared = True  # all processes look at the same numbers
-                raise
+            result = _fit(session, directory, checkpoint, began)
             outcome.append("done" if result.signal is None else "interrupted")
             return result
 

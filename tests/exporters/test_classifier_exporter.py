@@ -92,16 +92,9 @@ def test_a_classifier_is_kept_and_has_the_accuracy_of_its_result(folder: Path, m
         assert (folder / f"runs/a/eval/{method}.safetensors").stat().st_size < 12_000
 
 
+@pytest.mark.parametrize("method", ["linear", "finetune"])
 @pytest.mark.parametrize(
-    ("method", "suffix"),
-    [
-        ("linear", "safetensors"),
-        ("finetune", "safetensors"),
-        pytest.param("linear", "pt2", marks=pytest.mark.slow),
-        pytest.param("finetune", "pt2", marks=pytest.mark.slow),
-        pytest.param("linear", "onnx", marks=pytest.mark.slow),
-        pytest.param("finetune", "onnx", marks=pytest.mark.slow),
-    ],
+    "suffix", ["safetensors", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("pt2", "onnx"))]
 )
 def test_the_printed_lines_name_the_class_of_an_image(
     folder: Path, method: str, suffix: str, monkeypatch: pytest.MonkeyPatch, capsys

@@ -16,7 +16,7 @@ from sslcli.contracts.method import Progress
 from sslcli.methods.simclr import SimCLR
 from sslcli.runs.checkpoint import checkpoint_path, list_checkpoints
 from sslcli.runs.finite import first_non_finite
-from sslcli.training.loop import RunFailed
+from sslcli.training.checks import RunFailed
 from sslcli.training.train import train
 
 

@@ -17,7 +17,8 @@ from sslcli.callbacks.collapse import CollapseOptions, CollapseWatch
 from sslcli.methods.simclr import SimCLR
 from sslcli.training import loop as loop_module
 from sslcli.training import meter
-from sslcli.training.loop import RANK_EVERY, RunFailed
+from sslcli.training.checks import RunFailed
+from sslcli.training.loop import RANK_EVERY
 from sslcli.training.scaler import MOST_SKIPPED, LossScaler
 from sslcli.training.train import train
 
