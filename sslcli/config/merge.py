@@ -143,9 +143,12 @@ def adopt(base: Document, over: Document, key: Key) -> None:
 
 
 def apply_overrides(document: Document, overrides: list[str]) -> None:
-    """Applies `key.path=value` arguments, the values in YAML, in order; ConfigError with every invalid argument."""
+    """Applies `key.path=value` arguments, the values in YAML; ConfigError with every invalid argument.
+
+    Those that name a plugin or a preset come first, wherever they stand: `data.root=photos data.name=images` is both.
+    """
     problems: list[str] = []
-    for text in overrides:
+    for text in sorted(overrides, key=lambda text: not _names_a_plugin(text)):
         try:
             _apply(document, text)
         except ConfigError as error:
@@ -158,6 +161,11 @@ def as_arguments(values: Mapping[str, Any]) -> list[str]:
     """Turns Python values by dotted key into `key.path=value` arguments."""
     plain = json.loads(json.dumps(dict(values), default=str))  # tuples become lists, and paths strings
     return [f"{key}={dump_value(value)}" for key, value in plain.items()]
+
+
+def _names_a_plugin(text: str) -> bool:
+    section, _, rest = text.partition("=")[0].partition(".")
+    return section in (*PLUGIN_SECTIONS, "views") and rest in ("", "name", "preset")
 
 
 def _apply(document: Document, text: str) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -15,8 +18,12 @@ from sslcli import orphans
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.data.watch import STALL_TIMEOUT
 from sslcli.distributed import on_its_own
+from sslcli.plugin_exits import end_now
 
 from .pulse import watched
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 #: The exit code of a process that has lost another one, for the launcher, which knows what became of that.
 LOST = 87
@@ -87,7 +94,7 @@ def joined(device: str, stall_timeout: float | None = STALL_TIMEOUT, *, shared: 
         return
     orphans.end_with_launcher()  # of a Python program, under torchrun; `ssl` has done it
     try:
-        with _group(device), losses_named(), watched(stall_timeout):
+        with _group(device, stall_timeout), losses_named(), watched(stall_timeout):
             yield
     except SslError as error:
         error.alone = not error.shared
@@ -95,7 +102,7 @@ def joined(device: str, stall_timeout: float | None = STALL_TIMEOUT, *, shared: 
 
 
 @contextmanager
-def _group(device: str) -> Iterator[None]:
+def _group(device: str, stall_timeout: float | None) -> Iterator[None]:
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if cuda:
         if local_rank() >= torch.cuda.device_count():
@@ -107,7 +114,9 @@ def _group(device: str) -> Iterator[None]:
     # With its device NCCL connects here, where a failure is reported, and never guesses a device from the rank.
     own = torch.device("cuda", local_rank()) if cuda else None
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT, device_id=own)
+        with _within(stall_timeout):
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT, device_id=own)
+            store = _own_store()
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise SslError(f"the process group could not be formed (rank {os.environ.get('RANK')}): {reason}") from error
@@ -115,28 +124,58 @@ def _group(device: str) -> Iterator[None]:
     _groups += 1
     try:
         yield
-        _leave_together(f"sslcli/left/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{_groups}")
+        _leave_together(store, f"sslcli/left/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{_groups}")
     finally:
         dist.destroy_process_group()
 
 
-def _leave_together(key: str) -> None:
+@contextmanager
+def _within(seconds: float | None) -> Iterator[None]:
+    """Ends this process, with a line, if the block, in which it waits for the others, takes longer."""
+    if seconds is None:
+        yield
+        return
+
+    def late() -> None:
+        world, rank = os.environ["WORLD_SIZE"], os.environ["RANK"]
+        line = f"not all {world} processes have joined it within {seconds:g} s (training.stall_timeout)"
+        print(f"ssl: the process group could not be formed (rank {rank}): {line}", file=sys.stderr, flush=True)
+        end_now(orphans.failed(SslError.exit_code))
+
+    timer = threading.Timer(seconds, late)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _own_store() -> Store:
+    """Returns a connection to the group's store that no collective operation uses.
+
+    It is made while the store exists: a new connection to one that has left is tried for minutes.
+    """
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=timedelta(seconds=_LEAVING),
+    )
+
+
+def _leave_together(store: Store, key: str) -> None:
     """Waits, for a while, until all processes of the group need it no longer.
 
     gloo wakes a process that has received, or sent, everything with an error if the other one has closed its connection
     by then; so a process that leaves first would end the others' last operation.
 
     Args:
-        key: of this group, in its store.
+        store: of the group.
+        key: of this group in it.
     """
     until = time.monotonic() + _LEAVING
-    with suppress(KeyError, ValueError, RuntimeError):  # formed in another way, or the store has left already
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=timedelta(seconds=_LEAVING),
-        )
+    with suppress(RuntimeError):  # the store has left already
         store.add(key, 1)
         while store.add(key, 0) < dist.get_world_size() and time.monotonic() < until:
             time.sleep(0.01)

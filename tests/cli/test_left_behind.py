@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -58,8 +59,8 @@ def folder(tmp_path: Path) -> Path:
 
 def start(folder: Path, *words: str, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*SSL, "train", "tiny.yaml", *words, "--output", "run"], cwd=folder, env=ENVIRONMENT, text=True,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+        [*SSL, "train", "tiny.yaml", *words, "--output", "run"], cwd=folder, text=True,
+        **{"env": ENVIRONMENT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )  # fmt: skip
 
 
@@ -173,3 +174,16 @@ def test_a_run_without_a_console_goes_on_to_its_end(folder: Path, console: str, 
     starts = json.loads((folder / "run" / "environment.json").read_text())["starts"]
     assert starts[-1]["end"]["state"] == "done"
     assert (folder / "code").read_text() == "0\n"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_never_comes_is_noticed_in_time(folder: Path, rank: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    alone = start(folder, "training.stall_timeout=3", "--quiet", env=ENVIRONMENT | group)
+    _, err = alone.communicate(timeout=300)
+    assert alone.returncode == 1
+    assert err.endswith("not all 2 processes have joined it within 3 s (training.stall_timeout)\n")
+    assert not (folder / "run").exists()

@@ -9,11 +9,20 @@ from typing import Any
 
 import yaml
 
-#: 8 steps, four in an epoch, with a checkpoint after every second one; monitors keep state of their own.
+#: 8 steps, four in an epoch, with a checkpoint after every second one; monitors keep state of their own. Nothing but
+#: `stall_timeout` ends a process whose partner is killed before it has joined: there is no launcher.
 _CONFIG: dict[str, Any] = {
     "backbone": {"name": "resnet18", "stem": "small", "width": 4},
     "schedule": {"name": "cosine", "warmup_epochs": 1},
-    "training": {"epochs": 2, "batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 1, "compile": "none"},
+    "training": {
+        "epochs": 2,
+        "batch_size": 8,
+        "precision": "fp32",
+        "device": "cpu",
+        "log_every": 1,
+        "compile": "none",
+        "stall_timeout": 45,
+    },
     "checkpoints": {"every_steps": 2},
     "callbacks": {"knn": {"every_epochs": 1, "k": 4}, "online_probe": {}, "tensorboard": {}, "progress": None},
 }
