@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sslcli import orphans
+from sslcli.data import processes
 
 FORK = multiprocessing.get_context("fork")
 
@@ -59,9 +60,22 @@ def test_a_worker_that_hangs_ends_with_a_killed_owner(platform: str) -> None:
     assert is_gone(pid)
 
 
+def test_a_worker_whose_main_process_was_killed_prints_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        processes._start_worker(multiprocessing.RawArray("q", 2), multiprocessing.RawArray("c", 256), 0)
+        for error in (ConnectionResetError("gone"), EOFError(), ValueError("a mistake")):
+            sys.excepthook(type(error), error, None)
+
+    worker = FORK.Process(target=work)
+    worker.start()
+    worker.join()
+    assert capfd.readouterr().err == "ValueError: a mistake\n"
+
+
 RANK = """
 import os, signal, time
 from sslcli import orphans
+from sslcli.data import processes
 
 signal.signal(signal.SIGTERM, {handler})
 orphans.GRACE = 0.3

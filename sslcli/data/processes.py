@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -90,3 +92,11 @@ def _start_worker(marks: Any, words: Any, number: int) -> None:
     # ends the workers itself, and they end themselves when it is gone.
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
+    sys.excepthook = _show_error
+
+
+def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Shows an error of a worker's own threads, unless the main process was killed and so has closed its connections:
+    Python's, which hands over tensors, would print a traceback then."""
+    if not isinstance(error, OSError | EOFError):
+        sys.__excepthook__(kind, error, trace)
