@@ -165,6 +165,17 @@ def test_nothing_of_the_working_directory_is_imported_and_stdout_is_for_results(
     assert not (here / "ran").exists()
 
 
+def test_ctrl_c_when_all_is_done_prints_no_traceback() -> None:
+    program = (
+        "import atexit, os, signal, sys\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"  # what libraries clean up takes a while
+        "sys.argv = ['ssl', '--version']\n"
+        "from sslcli.cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.slow
 def test_the_processes_of_a_group_import_nothing_of_the_working_directory_and_show_results_once(tmp_path: Path) -> None:
     for module in ("logging", "json", "yaml", "torch", "sslcli", "multiprocessing", "pickle"):

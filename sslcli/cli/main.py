@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import inspect
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -150,3 +152,6 @@ def main() -> None:
     except OSError as error:  # of what is printed outside of commands, such as `--help`
         print(f"ssl: the output cannot be written: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        # The last that is registered is called first; from then on Ctrl-C only makes others print tracebacks.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
