@@ -22,12 +22,13 @@ from PIL import Image
 from report import NOT_INSTALLED, circumstances, is_installed, measure, publish, ratios
 from torch import Tensor
 
+from sslcli.augmentations import bands
 from sslcli.augmentations.simclr import SimCLRPreset
 from sslcli.contracts.views import ViewSpec
 from sslcli.views.pipeline import ViewMaker
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-OURS, OTHERS = ("eager", "compiled"), ("torchvision", "lightly", "lightly_train")
+OURS, OTHERS = ("eager", "whole_matrices", "compiled"), ("torchvision", "lightly", "lightly_train")
 #: Images per round for packages that process one sample at a time; enough for a tenth of a second or more.
 SLOW, FAST = 64, 256
 
@@ -46,6 +47,15 @@ def our_views(size: int) -> tuple[ViewMaker, dict[str, Any]]:
         operations.append({"name": "blur", "options": view["blur"]})
     spec = ViewSpec.parse({"count": view["count"], "size": size, "operations": operations})
     return ViewMaker([spec], 3, MEAN, STD, seed=0), view
+
+
+def with_whole_matrices(way: Callable[[int], Any], epoch: int) -> Any:
+    """Eager views with the products that other devices and compiled code make (`sslcli/augmentations/bands.py`)."""
+    worth, bands.WORTH = bands.WORTH, 1 << 30
+    try:
+        return way(epoch)
+    finally:
+        bands.WORTH = worth
 
 
 def per_sample(make: Callable[[Any], list[Tensor]], samples: Sequence[Any]) -> Callable[[int], list[Tensor]]:
@@ -85,7 +95,8 @@ def main() -> None:
     ways: dict[str, Callable[[int], Any]] = {
         "eager": lambda epoch: eager.apply([batch], eager.draw(epoch, positions, sizes))
     }
-    images = {"eager": len(batch)}
+    ways["whole_matrices"] = lambda epoch: with_whole_matrices(ways["eager"], epoch)
+    images = {"eager": len(batch), "whole_matrices": len(batch)}
     compile_seconds = None
     if not arguments.no_compile:
         compiled, _ = our_views(arguments.size)

@@ -19,6 +19,7 @@ from torch import Tensor
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import Operation, Parameters
 
+from .bands import BLOCK, Block, block_starts, multiply_blocks, uses_bands
 from .matrices import multiply
 from .selected import on_chosen
 
@@ -79,7 +80,16 @@ class Blur(Operation):
 
     def _blur(self, images: Tensor, sigma: Tensor) -> Tensor:
         matrix = blur_matrix(sigma, self.size, self.radius, self.options.padding)
+        if uses_bands(images, self.size):
+            blocks = [self._blocks(each) for each in matrix]
+            return multiply_blocks(blocks, images, blocks, self.size)
         return multiply(matrix, images, matrix).clamp(0, 1)
+
+    def _blocks(self, matrix: Tensor) -> list[Block]:
+        """Returns the part of a matrix (S, S) that may not be zero."""
+        taps = min(BLOCK + 2 * self.radius, self.size)
+        starts = [(first, min(max(first - self.radius, 0), self.size - taps)) for first in block_starts(self.size)]
+        return [Block(first, start, matrix[first : first + BLOCK, start : start + taps]) for first, start in starts]
 
 
 def blur_matrix(sigma: Tensor, size: int, radius: int, padding: Padding = "reflect") -> Tensor:

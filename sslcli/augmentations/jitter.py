@@ -14,7 +14,7 @@ from sslcli.contracts.options import Options
 from sslcli.contracts.views import Operation, Parameters
 
 from .grayscale import luma
-from .selected import takes_subsets
+from .selected import select, takes_subsets
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 #: Names of the parameters that `blends` returns.
@@ -69,7 +69,8 @@ class Jitter(Operation):
         result = images
         for value in sorted(set(code.tolist()) - {-1}):
             index = (code == value).nonzero().squeeze(1)
-            x, factor = images[index], factors[index]
+            alone = len(index) == 1  # as most large images are in their chunk: no copy is needed
+            x, factor = images[int(index) :][:1] if alone else images[index], factors[index]
             for kind in order[int(index[0])].tolist():
                 x = adjust(x, factor[:, kind], kind)
             result = images.clone() if result is images else result
@@ -150,9 +151,9 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     high = torch.maximum(torch.maximum(red, green), blue)
     chroma = high - torch.minimum(torch.minimum(red, green), blue)
     is_red, is_green = high == red, high == green
-    difference = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
+    difference = select(is_red, green - blue, select(is_green, blue - red, red - green))
     own = (torch.arange(3, device=images.device) / 3).view(3, 1, 1)
-    third = torch.where(is_red, own[0], torch.where(is_green, own[1], own[2]))
+    third = select(is_red, own[0], select(is_green, own[1], own[2]))
     # A gray has no hue, and no chroma to show it.
     hue = difference.div_((6 * chroma).clamp_min_(1e-20)).add_(third).add_(shift)
     distance = hue.unsqueeze(1) - own

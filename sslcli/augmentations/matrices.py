@@ -27,14 +27,31 @@ def filter_matrix(spans: Tensor, size: int, source: int, cubic: bool, mirror: Te
     Returns:
         (N, size, source) float32; each row sums to 1.
     """
-    begin, length, first, step = spans.view(-1, 4, 1, 1).unbind(1)  # (N, 1, 1) each
+    span = spans.view(-1, 4, 1, 1).unbind(1)  # (N, 1, 1) each
     output = torch.arange(0.5, size, device=spans.device).view(1, -1, 1)
     if mirror is not None:
         output = torch.where(mirror.view(-1, 1, 1), size - output, output)
-    # Relative to the span's start: small numbers lose fewer digits.
-    inside = torch.arange(0.5, source, device=spans.device).view(1, 1, -1) - begin
+    return weigh(span, output, torch.arange(0.5, source, device=spans.device).view(1, 1, -1), cubic)
+
+
+def centers(span: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Returns where the centers of output pixels are in the source, relative to the span's start."""
+    return torch.addcmul(span[2], output, span[3])
+
+
+def weigh(span: tuple[Tensor, ...], output: Tensor, pixel: Tensor, cubic: bool) -> Tensor:
+    """Returns the weights of source pixels in output pixels, which sum to 1 along the last dimension.
+
+    Args:
+        span: the four numbers of `filter_matrix`.
+        output: centers of output pixels, in output pixels; broadcasts with the span.
+        pixel: centers of source pixels, in source pixels, along the last dimension; likewise.
+        cubic: bicubic, else bilinear.
+    """
+    begin, length, _, step = span
+    inside = pixel - begin  # relative to the span's start: small numbers lose fewer digits
     width = step.clamp_min(1)
-    distance = (inside / width - torch.addcmul(first, output, step).div_(width)).abs_()
+    distance = (inside / width - centers(span, output).div_(width)).abs_()
     weights = _keys(distance) if cubic else distance.neg_().add_(1).clamp_(min=0)
     weights.mul_((inside > 0) & (inside < length))
     return weights / weights.sum(-1, keepdim=True)

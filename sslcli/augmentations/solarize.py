@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from sslcli.contracts.options import Options
 from sslcli.contracts.views import Operation, Parameters
 
-from .selected import on_chosen
+from .selected import on_chosen, select
 
 
 class SolarizeOptions(Options):
@@ -32,4 +31,4 @@ class Solarize(Operation):
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         threshold = self.options.threshold
-        return on_chosen(lambda x: torch.where(x >= threshold, 1 - x, x), images, parameters["chosen"])
+        return on_chosen(lambda x: select(x >= threshold, 1 - x, x), images, parameters["chosen"])

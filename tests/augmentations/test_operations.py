@@ -12,7 +12,7 @@ from sslcli.augmentations.blur import Blur
 from sslcli.augmentations.flip import Flip
 from sslcli.augmentations.grayscale import Grayscale
 from sslcli.augmentations.jitter import Jitter
-from sslcli.augmentations.selected import on_chosen
+from sslcli.augmentations.selected import on_chosen, select
 from sslcli.augmentations.solarize import Solarize
 from sslcli.contracts.views import Operation
 from sslcli.randomness import uniform
@@ -68,3 +68,10 @@ def test_chosen_samples_change_alike_by_index_and_by_mask(images: Tensor, monkey
     assert torch.equal(by_index, by_mask)
     assert torch.equal(by_index[1], images[1])
     assert torch.equal(by_index[2], images[2] * 0.7)
+
+
+def test_a_selection_by_arithmetic_is_bitwise_that_of_where(images: Tensor) -> None:
+    one, other, condition = images, 3 * images.flip(0) - 1, images > 0.4
+    assert torch.equal(select(condition, one, other), torch.where(condition, one, other))
+    scalars = torch.arange(3) / 3
+    assert torch.equal(select(condition, scalars[1], scalars[2]), torch.where(condition, scalars[1], scalars[2]))

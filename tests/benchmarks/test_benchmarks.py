@@ -110,7 +110,7 @@ def test_views_and_photographs_report_every_way(tmp_path: Path) -> None:
     done = run("views.py", "--repeats", "1", "--batch", "8", "--no-compile")
     assert done.returncode == 0, done.stderr
     speeds = json.loads(done.stdout)["images_per_second"]
-    assert set(speeds) == {"eager", "torchvision", "lightly", "lightly_train"}
+    assert set(speeds) == {"eager", "whole_matrices", "torchvision", "lightly", "lightly_train"}
     write_folders(tmp_path)
     done = run("photographs.py", str(tmp_path / "train"), "--size", "32", "--count", "8", "--repeats", "1")
     assert done.returncode == 0, done.stderr
