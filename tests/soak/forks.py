@@ -102,6 +102,8 @@ def ssl(
     report = folder.parent / f"{folder.name}.calls"
     report.unlink(missing_ok=True)
     outputs = [folder.parent / f"{folder.name}.{rank}.txt" for rank in range(processes)]
+    for output in outputs:  # a process may be killed before it opens its own
+        output.touch()
     port = _free_port() if processes > 1 else 0
     children: dict[int, int] = {}
     sys.stdout.flush()
