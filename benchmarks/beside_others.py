@@ -83,6 +83,11 @@ def write_files(root: Path, folder: Path) -> None:
         image.save(path)
 
 
+def read_reports() -> list[dict[str, Any]]:
+    """The results that are there."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("beside-others-*.json"))]
+
+
 def tables(reports: Sequence[dict[str, Any]]) -> str:
     """The tables of results, as Markdown, each with its command."""
     parts = []
@@ -100,7 +105,7 @@ def tables(reports: Sequence[dict[str, Any]]) -> str:
             f"{report['load_average']}, torch {report['torch']}, "
             + ", ".join(f"{name} {report[name]}" for name in PACKAGES.values()) + ".\n",
         ]  # fmt: skip
-    return "\n".join(parts)
+    return "\n".join(parts) or "Not measured yet on a quiet machine.\n"
 
 
 def main() -> None:
@@ -121,8 +126,7 @@ def main() -> None:
     parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/performance.md")
     arguments = parser.parse_args()
     if arguments.data == "tables":
-        found = sorted(RESULTS.glob("beside-others-*.json"))
-        text = tables([json.loads(path.read_text(encoding="utf-8")) for path in found])
+        text = tables(read_reports())
         print(text)
         if arguments.write_docs:
             write_part("beside", text)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from benchmark_helpers import BENCHMARKS, Import, benchmark  # noqa: F401  # a fixture
 from PIL import Image
-from tiny_data import tiny_root, write_cifar10, write_folders  # noqa: F401  # the first is a fixture
+from tiny_data import write_folders
 
 # ruff: noqa: F811
 
@@ -86,6 +86,19 @@ def test_all_tools_have_equal_settings_except_for_the_defaults(benchmark: Import
     assert {made[tool, "defaults"].config().training.precision for tool in module.STEPS} == {"auto"}
 
 
+def test_the_page_has_the_tables_of_the_results(benchmark: Import) -> None:
+    page, report = benchmark("page"), benchmark("report")
+    text, photographs = page.PAGE.read_text(encoding="utf-8"), report.RESULTS / "photographs-cpu.json"
+    beside, large = benchmark("beside_others"), benchmark("large_images")
+    parts = {
+        "photographs": benchmark("photographs").tables(json.loads(photographs.read_text(encoding="utf-8"))),
+        "beside": beside.tables(beside.read_reports()),
+        "large-images": large.tables(large.read_ledger(large.LEDGER)),
+    }
+    for name, table in parts.items():
+        assert page.with_part(text, name, table) == text, f"run the command of the part {name} with --write-docs"
+
+
 @pytest.mark.parametrize("size", [32, 224])
 @pytest.mark.parametrize("package", ["torchvision", "lightly", pytest.param("lightly_train", marks=pytest.mark.slow)])
 def test_other_packages_make_views_with_our_parameters(benchmark: Import, package: str, size: int) -> None:
@@ -107,21 +120,16 @@ def test_a_recipe_that_lightly_cannot_have_is_refused(benchmark: Import) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", ["ours", "lightly", "lightly_train", "stable_pretraining"])
-@pytest.mark.parametrize("data", ["cifar10", "photographs"])
-def test_every_tool_makes_steps(benchmark: Import, tiny_root: Path, tmp_path: Path, tool: str, data: str) -> None:
-    if tool != "ours":
-        pytest.importorskip(tool)
-    module = benchmark("tool_steps")
-    write_cifar10(tiny_root)
+def test_every_tool_makes_steps_on_photographs(benchmark: Import, tmp_path: Path, tool: str) -> None:
+    if tool != "ours" and not benchmark("report").is_installed(tool):
+        pytest.skip(f"{tool} is not installed")
     write_folders(tmp_path)
-    root = tiny_root if data == "cifar10" else tmp_path / "train"
-    task = module.Task(
-        tool=tool, data=data, root=root, files=tmp_path / "train", width=2, batch=8, workers=0, precision="bf16",
-        warm_up=1, steps=13,
-    )  # fmt: skip
-    result = module.measure(task)
+    common = {"data": "photographs", "root": tmp_path / "train", "files": tmp_path / "train", "width": 2, "batch": 4}
+    module = benchmark("beside_others")
+    wanted = module.tasks([tool], ["fp32 contiguous"], {**common, "workers": 0, "warm_up": 1, "steps": 3})
+    ((result,),) = module.measure_rounds(wanted, 1).values()  # 4 steps of 2 in an epoch: into the second one
     assert result["images_per_second"] > 0
-    assert result["made"]["channels_last"] is True
+    assert result["made"]["channels_last"] is False
 
 
 @pytest.mark.slow
