@@ -188,11 +188,16 @@ def train_lightly_train(task: Task, made: dict[str, Any]) -> None:
     size = DATA[task.data].size
     arguments = lightly_train_arguments(size, our_views(size)[1], MEAN, STD)
     import lightly_train
+    from lightly_train._commands import common_helpers, train_helpers
 
     backbone, (_, hidden, output, layers) = task.network()
     method = {"hidden_dim": hidden, "output_dim": output, "num_layers": layers}
     own = {} if task.precision is None else {"precision": _PRECISION[task.precision], "num_workers": task.workers}
-    made |= {"precision": "its own", "channels_last": task.precision == "bf16"} | own
+    made |= {
+        "precision": train_helpers.get_precision(own.get("precision", "auto")),
+        "channels_last": task.precision == "bf16",
+        "workers": common_helpers.get_num_workers(own.get("num_workers", "auto"), 1),
+    }
     with tempfile.TemporaryDirectory() as folder:
         lightly_train.pretrain(
             out=Path(folder) / "run", data=task.files, model=Wrapped(backbone), method="simclr", epochs=200,
