@@ -145,10 +145,13 @@ def train_ours(task: Task, made: dict[str, Any]) -> None:
     training = session.config.training
     made |= training.model_dump(include={"precision", "channels_last", "compile"})
     made |= {"workers": training.workers, "source": type(session.source).__name__}
-    while True:
-        loop.step()
-        if loop.context.progress.step % training.log_every == 0:
-            loop.record()
+    try:
+        while True:
+            loop.step()
+            if loop.context.progress.step % training.log_every == 0:
+                loop.record()
+    finally:
+        session.source.close()
 
 
 def train_lightly(task: Task, made: dict[str, Any]) -> None:
