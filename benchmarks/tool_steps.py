@@ -195,7 +195,10 @@ def train_lightly_train(task: Task, made: dict[str, Any]) -> None:
 
     backbone, (_, hidden, output, layers) = task.network()
     method = {"hidden_dim": hidden, "output_dim": output, "num_layers": layers}
-    own = {} if task.precision is None else {"precision": _PRECISION[task.precision], "num_workers": task.workers}
+    own: dict[str, Any] = {}
+    if task.precision is not None:
+        # By default it gives Lightning an object, with which bf16 on a CPU is CUDA's and aborts.
+        own = {"precision": _PRECISION[task.precision], "num_workers": task.workers, "accelerator": _device().type}
     made |= {
         "precision": train_helpers.get_precision(own.get("precision", "auto")),
         "channels_last": task.precision == "bf16",
