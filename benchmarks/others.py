@@ -1,7 +1,7 @@
-"""SimCLR's views of torchvision, lightly and lightly-train with the parameters of our preset, for comparison with ours.
+"""SimCLR's views of torchvision, lightly, lightly-train and stable-pretraining with the parameters of our preset.
 
-The last two are optional: `pip install 'sslcli[benchmark]'`. Their own classes are used; `RecipeDiffers` is raised if
-these have other parameters than ours. `DIFFERENCES` lists the remaining differences.
+All but the first are optional: `pip install 'sslcli[benchmark]' stable-pretraining`. Their own classes are used;
+`RecipeDiffers` is raised if these have other parameters than ours. `DIFFERENCES` lists the remaining differences.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 DIFFERENCES = {
     "lightly": "bilinear instead of bicubic crops; blur with Pillow's box approximation",
     "lightly_train": "area instead of bicubic crops; the blur's kernel follows its sigma",
+    "stable_pretraining": "blur with Pillow's box approximation",
 }
-SIGMAS = (0.1, 2.0)  # of the blur, in the paper and in all three
+SIGMAS = (0.1, 2.0)  # of the blur, in the paper and in all of them
 _AMOUNTS = ("brightness", "contrast", "saturation", "hue")
 
 
@@ -112,28 +113,13 @@ def lightly_train_views(
     Raises:
         RecipeDiffers: a parameter differs from ours.
     """
-    # No queries for newer versions and no telemetry.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    os.environ.setdefault("LIGHTLY_TRAIN_EVENTS_DISABLED", "1")
     import cv2
+
+    keywords = lightly_train_arguments(size, view, mean, std)
     from lightly_train._methods.simclr import simclr_transform as theirs
-    from lightly_train._transforms.transform import NormalizeArgs, RandomFlipArgs, RandomResizedCropArgs
 
     cv2.setNumThreads(threads)
-    brightness, contrast, saturation, hue = _amounts(view)
-    blur = _blur_probability(view)
-    arguments = theirs.SimCLRTransformArgs(
-        image_size=(size, size),
-        random_resize=RandomResizedCropArgs(min_scale=view["crop_scale"][0], max_scale=view["crop_scale"][1]),
-        random_flip=RandomFlipArgs(horizontal_prob=view["flip"]),
-        color_jitter=theirs.SimCLRColorJitterArgs(
-            prob=view["jitter"]["p"], strength=1.0, brightness=brightness, contrast=contrast, saturation=saturation,
-            hue=hue,
-        ),
-        random_gray_scale=view["grayscale"],
-        gaussian_blur=theirs.SimCLRGaussianBlurArgs(prob=blur, sigmas=SIGMAS) if blur else None,
-        normalize=NormalizeArgs(mean=mean, std=std),
-    )  # fmt: skip
+    arguments = theirs.SimCLRTransformArgs(**keywords)
     arguments.resolve_auto()
     arguments.resolve_incompatible()
     transform = theirs.SimCLRTransform(arguments)
@@ -150,6 +136,50 @@ def lightly_train_views(
         "blur": steps["GaussianBlur"].p if "GaussianBlur" in steps else 0.0,
     })  # fmt: skip
     return lambda image: [made["image"] for made in transform({"image": image})]
+
+
+def lightly_train_arguments(
+    size: int, view: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, Any]:
+    """Returns `transform_args` of lightly-train's SimCLR; call it before lightly-train is imported."""
+    # No queries for newer versions and no telemetry.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    os.environ.setdefault("LIGHTLY_TRAIN_EVENTS_DISABLED", "1")
+    brightness, contrast, saturation, hue = _amounts(view)
+    blur = _blur_probability(view)
+    return {
+        "image_size": (size, size),
+        "random_resize": {"min_scale": view["crop_scale"][0], "max_scale": view["crop_scale"][1]},
+        "random_flip": {"horizontal_prob": view["flip"]},
+        "color_jitter": {
+            "prob": view["jitter"]["p"], "strength": 1.0, "brightness": brightness, "contrast": contrast,
+            "saturation": saturation, "hue": hue,
+        },
+        "random_gray_scale": view["grayscale"],
+        "gaussian_blur": {"prob": blur, "sigmas": SIGMAS} if blur else None,
+        "normalize": {"mean": mean, "std": std},
+    }  # fmt: skip
+
+
+def stable_pretraining_views(
+    size: int, view: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Returns stable-pretraining's transform: a mapping with an `image` of Pillow → `views`, two of such mappings."""
+    from stable_pretraining.data import transforms
+
+    blur = _blur_probability(view)
+    jitter = {name: view["jitter"][name] for name in _AMOUNTS}
+    bicubic = v2.InterpolationMode.BICUBIC
+    one = transforms.Compose(
+        transforms.RGB(),
+        transforms.RandomResizedCrop((size, size), scale=tuple(view["crop_scale"]), interpolation=bicubic),
+        transforms.RandomHorizontalFlip(p=view["flip"]),
+        transforms.ColorJitter(**jitter, p=view["jitter"]["p"]),
+        transforms.RandomGrayscale(p=view["grayscale"]),
+        *([transforms.PILGaussianBlur(sigma=SIGMAS, p=blur)] if blur else []),
+        transforms.ToImage(mean=mean, std=std),
+    )
+    return transforms.MultiViewTransform([one, one])
 
 
 def _amounts(view: Mapping[str, Any]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from benchmark_helpers import BENCHMARKS, Import, benchmark  # noqa: F401  # a fixture
 from PIL import Image
-from tiny_data import tiny_root, write_cifar10, write_folders  # noqa: F401  # the first is a fixture
+from tiny_data import write_folders
 
 # ruff: noqa: F811
 
@@ -43,23 +43,60 @@ def test_a_report_has_medians_ratios_and_no_paths(benchmark: Import, monkeypatch
 
 
 def test_warm_up_steps_do_not_count(benchmark: Import, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, now = benchmark("beside_lightly"), 0.0
-
-    def step() -> None:
-        nonlocal now
-        now += 2.0
-
+    module, now = benchmark("tool_steps"), 0.0
     monkeypatch.setattr(module.time, "perf_counter", lambda: now)
-    task = module.Task(module.Way("ours"), Path(), width=4, batch=8, workers=0, warm_up=3, steps=5)
-    assert module.images_per_second(step, task, torch.device("cpu")) == 8 / 2.0
-    assert now == 2.0 * 8
+    clock = module.Clock(warm_up=3, steps=5, wait=lambda: None)
+    for passed in (100.0, 100.0, 100.0, 2.0, 2.0, 2.0, 2.0):
+        now += passed
+        clock()
+    now += 2.0
+    with pytest.raises(module.Enough):
+        clock()
+    assert clock.seconds == 5 * 2.0
 
 
-def test_each_pair_compares_both_tools_with_equal_settings_except_for_the_defaults(benchmark: Import) -> None:
-    module = benchmark("beside_lightly")
-    for name, (ours, theirs) in module.PAIRS.items():
-        assert (module.WAYS[ours].tool, module.WAYS[theirs].tool) == ("ours", "lightly")
-        assert (module.WAYS[ours].options == module.WAYS[theirs].options) is (name != "defaults")
+def test_ratios_are_of_the_same_round_and_settings(benchmark: Import) -> None:
+    module, made = benchmark("beside_others"), {"precision": "fp32", "channels_last": False, "threads": 2}
+    speeds = {
+        ("ours", "defaults"): [20.0, 90.0, 40.0],
+        ("lightly", "defaults"): [10.0, 30.0, 40.0],
+        ("ours", "fp32"): [5.0] * 3,
+    }
+    found = {each: [{"images_per_second": one, "made": made} for one in values] for each, values in speeds.items()}
+    rows = {(row["tool"], row["settings"]): row for row in module.compared(found)}
+    assert rows["lightly", "defaults"]["ours_relative"] == {"median": 2.0, "min": 1.0, "max": 3.0}
+    assert "ours_relative" not in rows["ours", "fp32"]
+
+
+def test_all_tools_have_equal_settings_except_for_the_defaults(benchmark: Import) -> None:
+    module, common = benchmark("beside_others"), {"data": "cifar10", "root": Path(), "files": Path(), "width": 4}
+    common |= {"batch": 8, "workers": 0, "warm_up": 1, "steps": 1}
+    made = module.tasks(module.STEPS, module.SETTINGS, common)
+    assert len(made) == len(module.STEPS) * len(module.SETTINGS)
+    for name, (precision, channels_last) in {
+        "fp32 contiguous": ("fp32", False),
+        "bf16 channels_last": ("bf16", True),
+    }.items():
+        for tool in module.STEPS:
+            training = made[tool, name].config().training
+            assert (training.precision, training.channels_last) == (precision, channels_last)
+            backbone, _ = made[tool, name].network()
+            weight = next(p for p in backbone.parameters() if p.ndim == 4)
+            assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+    assert {made[tool, "defaults"].config().training.precision for tool in module.STEPS} == {"auto"}
+
+
+def test_the_page_has_the_tables_of_the_results(benchmark: Import) -> None:
+    page, report = benchmark("page"), benchmark("report")
+    text, photographs = page.PAGE.read_text(encoding="utf-8"), report.RESULTS / "photographs-cpu.json"
+    beside, large = benchmark("beside_others"), benchmark("large_images")
+    parts = {
+        "photographs": benchmark("photographs").tables(json.loads(photographs.read_text(encoding="utf-8"))),
+        "beside": beside.tables(beside.read_reports()),
+        "large-images": large.tables(large.read_ledger(large.LEDGER)),
+    }
+    for name, table in parts.items():
+        assert page.with_part(text, name, table) == text, f"run the command of the part {name} with --write-docs"
 
 
 @pytest.mark.parametrize("size", [32, 224])
@@ -82,17 +119,17 @@ def test_a_recipe_that_lightly_cannot_have_is_refused(benchmark: Import) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", ["ours", "lightly"])
-def test_both_tools_make_steps(benchmark: Import, tiny_root: Path, tool: str) -> None:
-    if tool == "lightly":
-        pytest.importorskip("lightly")
-    module = benchmark("beside_lightly")
-    write_cifar10(tiny_root)
-    options = ("training.precision=bf16", "training.channels_last=true", "training.device=cpu")
-    task = module.Task(module.Way(tool, options), tiny_root, width=2, batch=8, workers=0, warm_up=1, steps=13)
-    result = module.MEASURES[tool](task)  # 14 steps of 12 in an epoch: into the second one
+@pytest.mark.parametrize("tool", ["ours", "lightly", "lightly_train", "stable_pretraining"])
+def test_every_tool_makes_steps_on_photographs(benchmark: Import, tmp_path: Path, tool: str) -> None:
+    if tool != "ours" and not benchmark("report").is_installed(tool):
+        pytest.skip(f"{tool} is not installed")
+    write_folders(tmp_path)
+    common = {"data": "photographs", "root": tmp_path / "train", "files": tmp_path / "train", "width": 2, "batch": 4}
+    module = benchmark("beside_others")
+    wanted = module.tasks([tool], ["fp32 contiguous"], {**common, "workers": 0, "warm_up": 1, "steps": 3})
+    ((result,),) = module.measure_rounds(wanted, 1).values()  # 4 steps of 2 in an epoch: into the second one
     assert result["images_per_second"] > 0
-    assert (result["made"]["precision"], result["made"]["channels_last"]) == ("bf16", True)
+    assert result["made"]["channels_last"] is False
 
 
 @pytest.mark.slow
@@ -122,9 +159,7 @@ def test_views_and_photographs_report_every_way(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_comparison_without_lightly_or_data_says_what_is_missing(benchmark: Import, tmp_path: Path) -> None:
-    done = run("beside_lightly.py", str(tmp_path))
+    done = run("beside_others.py", "cifar10", str(tmp_path), "--tools", "lightly")
     assert done.returncode == 2
-    missing = (
-        "DATA_ROOT: no cifar-10-batches-py" if benchmark("report").is_installed("lightly") else "pip install 'sslcli"
-    )
+    missing = "root: no cifar-10-batches-py" if benchmark("report").is_installed("lightly") else "pip install lightly"
     assert missing in done.stderr
