@@ -1,4 +1,4 @@
-"""The generated parts of docs/performance.md, each between `<!-- NAME -->` and `<!-- /NAME -->`."""
+"""The generated parts of docs/performance.md and other pages, each between `<!-- NAME -->` and `<!-- /NAME -->`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def with_part(page: str, name: str, text: str) -> str:
     return part.sub(lambda _: f"\n{text.strip()}\n\n", page)
 
 
-def write_part(name: str, text: str) -> None:
-    """Replaces a part of docs/performance.md."""
-    PAGE.write_text(with_part(PAGE.read_text(encoding="utf-8"), name, text), encoding="utf-8")
+def write_part(name: str, text: str, page: str = PAGE.name) -> None:
+    """Replaces a part of a page in docs/."""
+    path = PAGE.with_name(page)
+    path.write_text(with_part(path.read_text(encoding="utf-8"), name, text), encoding="utf-8")
