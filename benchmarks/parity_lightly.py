@@ -66,9 +66,10 @@ class LightlyMethod(nn.Module):
             utils.update_momentum(online, slow, momentum)
 
 
-def features(backbone: nn.Module, images: Tensor) -> Tensor:
-    result: Tensor = backbone(images).pooled
-    return result
+def pooled(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Returns the features (N, D) of images."""
+    features: Tensor = backbone(images).pooled
+    return features
 
 
 class SimCLR(LightlyMethod):
@@ -79,7 +80,7 @@ class SimCLR(LightlyMethod):
         self.criterion = losses.NTXentLoss(options.temperature)
 
     def loss(self, views: list[Tensor], step: int) -> Tensor:
-        return self.criterion(*self.projector(features(self.backbone, torch.cat(views))).chunk(2))
+        return self.criterion(*self.projector(pooled(self.backbone, torch.cat(views))).chunk(2))
 
 
 class BYOL(LightlyMethod):
@@ -92,10 +93,10 @@ class BYOL(LightlyMethod):
 
     def loss(self, views: list[Tensor], step: int) -> Tensor:
         self.follow(step)
-        p = [self.predictor(self.projector(features(self.backbone, x))) for x in views]
+        p = [self.predictor(self.projector(pooled(self.backbone, x))) for x in views]
         with torch.no_grad():
             slow = self.momentum_encoder
-            z = [slow["projector"](features(slow["backbone"], x)) for x in views]
+            z = [slow["projector"](pooled(slow["backbone"], x)) for x in views]
         # With the constant of ‖p − z‖² = 2 − 2·cos, which its script leaves out.
         return 4 + 2 * (self.criterion(p[0], z[1]) + self.criterion(p[1], z[0]))
 
@@ -108,7 +109,7 @@ class SimSiam(LightlyMethod):
         self.criterion = losses.NegativeCosineSimilarity()
 
     def loss(self, views: list[Tensor], step: int) -> Tensor:
-        z = [self.projector(features(self.backbone, x)) for x in views]
+        z = [self.projector(pooled(self.backbone, x)) for x in views]
         p = [self.predictor(each) for each in z]
         return 0.5 * (self.criterion(z[0].detach(), p[1]) + self.criterion(z[1].detach(), p[0]))
 
@@ -122,11 +123,11 @@ class MoCoV2(LightlyMethod):
 
     def loss(self, views: list[Tensor], step: int) -> Tensor:
         self.follow(step)
-        query = self.projector(features(self.backbone, views[0]))
+        query = self.projector(pooled(self.backbone, views[0]))
         with torch.no_grad():
             images, order = utils.batch_shuffle(views[1])
             slow = self.momentum_encoder
-            key = utils.batch_unshuffle(slow["projector"](features(slow["backbone"], images)), order)
+            key = utils.batch_unshuffle(slow["projector"](pooled(slow["backbone"], images)), order)
         return self.criterion(query, key)
 
 
@@ -142,7 +143,7 @@ class SwAV(LightlyMethod):
 
     def loss(self, views: list[Tensor], step: int) -> Tensor:
         self.prototypes.normalize()
-        z = nn.functional.normalize(self.projector(features(self.backbone, torch.cat(views))), dim=1, p=2).chunk(2)
+        z = nn.functional.normalize(self.projector(pooled(self.backbone, torch.cat(views))), dim=1, p=2).chunk(2)
         queued = None
         if self.queues and step >= round(self.options.queue_start_epoch * self.per_epoch):
             banks = [queue(each, update=True)[1].T for queue, each in zip(self.queues, z, strict=True)]
@@ -173,8 +174,8 @@ class DINO(LightlyMethod):
         self.follow(step)
         images = torch.cat(views)
         with torch.no_grad():
-            teacher = self.teacher["projector"](features(self.teacher["backbone"], images))
-        student = self.head(features(self.backbone, images))
+            teacher = self.teacher["projector"](pooled(self.teacher["backbone"], images))
+        student = self.head(pooled(self.backbone, images))
         return self.criterion(teacher.chunk(2), student.chunk(2), epoch=step // self.per_epoch)
 
     def after_backward(self, step: int) -> None:
@@ -195,7 +196,7 @@ class BarlowTwins(LightlyMethod):
         return losses.BarlowTwinsLoss(options.lambda_)
 
     def loss(self, views: list[Tensor], step: int) -> Tensor:
-        z = [self.projector(features(self.backbone, x)) for x in views]
+        z = [self.projector(pooled(self.backbone, x)) for x in views]
         return getattr(self.options, "scale", 1.0) * self.criterion(*z)
 
 

@@ -123,12 +123,16 @@ KINDS: dict[str, dict[str, Any]] = {
 #: What is not the same, or was made so, by method.
 DIFFERENCES: dict[str, str] = {
     "all": "lightly's views are made from 8-bit images that are rounded after every operation; ours are not",
-    "simclr": "the shift of lightly's last batch norm, which SimCLR's code doesn't have, is removed",
-    "swav": "the bias of lightly's prototypes, which SwAV's code doesn't have, is removed",
-    "barlow_twins": "the bias of lightly's last layer, which the loss cancels, is removed",
-    "vicreg": "the bias of lightly's last layer, which the loss cancels, is removed",
-    "dino": "lightly's teacher follows before each step, as in its example; its ImageNet script does so before the "
-    "optimizer's step, so that the teacher lags a step behind",
+    "simclr": "the shift of lightly's last batch norm is removed",
+    "byol": "`momentum_step: next`, since lightly's momentum encoder follows at the beginning of a step",
+    "simsiam": "the predictor's learning rate decays too (`constant_lr: false`)",
+    "moco_v2": "one direction, as in lightly's ImageNet script",
+    "swav": "the bias of lightly's prototypes is removed; batch norms see both views together, as in SwAV's code, "
+    "while lightly's script passes one at a time; no queue",
+    "dino": "`momentum_step: next`; bicubic crops, as lightly's transform has them; no clipping",
+    "barlow_twins": "the bias of lightly's last layer is removed; one view at a time, as in Barlow Twins' code and "
+    "lightly's CIFAR-10 script, while its ImageNet script passes both together",
+    "vicreg": "likewise",
 }
 
 
