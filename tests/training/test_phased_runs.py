@@ -130,9 +130,13 @@ def test_the_backbone_is_built_for_the_largest_views_and_says_so(tiny: ConfigMak
     assert backbone(torch.zeros(1, 3, 24, 24)).pooled.shape == (1, 192)
 
 
-def test_the_plan_shows_each_phase_and_the_memory_of_the_largest(tiny: ConfigMaker) -> None:
+def test_the_plan_shows_each_phase(tiny: ConfigMaker) -> None:
+    assert plan(build(tiny(PHASES), compiled=False))["views"] == "2 of 16 px; from step 7: 2 of 24 px"
+
+
+@pytest.mark.slow
+def test_the_estimate_is_that_of_the_largest_views(tiny: ConfigMaker) -> None:
     session, large = (build(tiny(each), compiled=False) for each in (PHASES, "views={size: 24}"))
-    assert plan(session)["views"] == "2 of 16 px; from step 7: 2 of 24 px"
     assert estimate(session).peak == estimate(large).peak
 
 
