@@ -26,6 +26,15 @@ install() { # VENV REQUIREMENT…: into a new virtual environment
     "$1/bin/uv" pip install --quiet --python "$1/bin/python" "${@:2}"
 }
 
+style() { ruff check . && ruff format --check .; }
+
+rules_and_types() { # mypy takes as long as the others together, and one of the cores
+  mypy &
+  local types=$! others=0
+  { lint-imports && ssl list --check; } || others=$?
+  wait "$types" && return "$others"
+}
+
 new_environment() { # [EXTRA]: the project itself, editable, with its development tools; activates it
   step "install" install "$scratch/venv" -e ".[${1:-dev}]"
   source "$scratch/venv/bin/activate"

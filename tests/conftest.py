@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,14 +19,20 @@ from sslcli import plugins
 from sslcli.config.document import Document
 from sslcli.config.merge import apply_overrides
 from sslcli.config.resolve import RunConfig, resolve
+from sslcli.evaluation import results
+from sslcli.evaluation.confusion import write_confusion
 from sslcli.logs import lines_to
 from sslcli.runs.arithmetic import settings_restored
+from sslcli.storage import write_text
 
 # Tests work on tiny tensors, which two threads make slower, not faster; and one thread is the same on every machine.
 torch.set_num_threads(1)
 # Under `nohup` a hangup is ignored, in a shell's background Ctrl-C, and runs would ignore them too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+#: `torch.manual_seed` also notes the seed for devices that are not there, with a stack trace for each.
+seed = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
 
 #: A run of 4 steps an epoch that takes well under a second.
 TINY: dict[str, Any] = {
@@ -42,7 +50,7 @@ TINY: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _settings() -> Iterator[None]:
     """Tests start with torch's own settings and one seed, whatever the one before set or drew."""
-    torch.manual_seed(0)
+    seed(0)
     with settings_restored():
         yield
     os.environ.pop("PYTHONSAFEPATH", None)  # set by the program for its children
@@ -56,10 +64,31 @@ def messages() -> Iterator[list[str]]:
         yield lines
 
 
-ConfigMaker = Callable[..., RunConfig]
+@pytest.fixture(scope="session", autouse=True)
+def _no_pictures() -> Iterator[None]:
+    """The plot of a confusion matrix, which takes most of the time of a small evaluation, is an empty picture here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "write_confusion", lambda path, *_: write_text(path, "no picture"))
+        yield
 
 
 @pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations of this test draw."""
+    monkeypatch.setattr(results, "write_confusion", write_confusion)
+
+
+@pytest.fixture
+def no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--dry-run` does not find out the peak of a step, which takes seconds, in this test."""
+    shown = SimpleNamespace(line=lambda: "unknown", fits=None)
+    monkeypatch.setattr("sslcli.training.estimate.estimate", lambda session, processes: shown)
+
+
+ConfigMaker = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="session")
 def tiny() -> ConfigMaker:
     """Returns a function from overrides (`"training.epochs=2"`) to the config of a tiny run."""
 
@@ -80,9 +109,57 @@ def odd_plugins() -> Iterator[Path]:
     plugins.clear_cache()
 
 
+class Costs:
+    """Processor seconds of tests and of the processes that they wait for, by file; on a busy machine they say more
+    than the clock."""
+
+    #: What a file of quick tests should not need on a machine of which nothing else wants anything.
+    BOUND = 10.0
+    #: Of all tests, from which on they are worth a line: not after a few.
+    SHOWN = 60.0
+
+    def __init__(self) -> None:
+        self.last, self.by_file = self.now(), Counter[str]()
+
+    @staticmethod
+    def now() -> float:
+        return sum(os.times()[:4])
+
+    def since(self) -> float:
+        """Seconds since the last call."""
+        before, self.last = self.last, self.now()
+        return self.last - before
+
+    def lines(self) -> list[str]:
+        total = sum(self.by_file.values())
+        if total < self.SHOWN:
+            return []
+        dear = [f"{cost:4.0f} s  {file}" for file, cost in self.by_file.most_common() if cost > self.BOUND]
+        above = [f"files above {self.BOUND:.0f} s, where slow tests or smaller ones would help:", *dear] if dear else []
+        return [f"processor time of the tests: {total:.0f} s", *above]
+
+
+costs = Costs()
+
+
+def pytest_collection_finish() -> None:
+    costs.since()
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    costs.by_file[report.location[0]] += report.cost
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if config.option.markexpr == "not slow":
+        for line in costs.lines():
+            terminalreporter.write_line(line)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, Any, Any]:
     """Names that are no UTF-8, in what a test printed, cannot be sent from one process of pytest-xdist to another."""
     report: Any = yield
+    report.cost = costs.since()
     report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
     return report

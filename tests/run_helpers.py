@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,11 +70,13 @@ def full_disk(most: int = 0) -> Iterator[None]:
     """Lets the system refuse whatever makes a file larger than so many bytes, whichever library writes it: what fits is
     written, as on a disk that fills. Folders and empty files can be made."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", True)  # Python keeps a file that was cut, for every later process
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import pytest
 
 from sslcli.contracts.optimizer import Schedule, ScheduleOptions
 from sslcli.contracts.options import Options
@@ -47,6 +49,13 @@ def method_case(case: str) -> tuple[str, dict[str, Any]]:
     """The method's name, and its small options with the switch on."""
     name, _, switch = case.partition(" ")
     return name, {**small(load("methods", name).Options), **({switch: True} if switch else {})}
+
+
+def quick(cases: Iterable[str], *kept: str) -> list[Any]:
+    """Values of a test's parameter: `kept`, which differ in kind, in the quick suite, all others as slow tests."""
+    cases = list(cases)
+    assert set(kept) <= set(cases), set(kept) - set(cases)
+    return [case if case in kept else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 class Value(Schedule):

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_options import method_case, method_cases, small
+from small_options import method_case, method_cases, quick, small
 from tiny_data import WRITERS, tiny_root  # noqa: F401  # a fixture
-from torch._dynamo.testing import CompileCounter
 from typer.testing import CliRunner
 
 from sslcli import testing
@@ -32,7 +31,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
 }
 #: The larger ones of a family.
 LARGE = [f"{family}{depth}" for family in ("resnet", "ws_resnet") for depth in (34, 50, 101, 152)]
-LARGE += ["vit_small", "vit_base", "torch-export"]
+LARGE += ["cifar_resnet56", "vit_small", "vit_base", "torch-export"]
 #: What needs a run or an extra is checked in its own tests.
 ELSEWHERE = {("exporters", "projector"), ("exporters", "onnx")}
 
@@ -74,7 +73,7 @@ def test_its_help_and_options_are_documented(plugin: FoundPlugin) -> None:
         assert not any(noise in row["type"] for noise in ("FieldInfo", "Annotated", "typing.", "<class")), row["type"]
 
 
-@pytest.mark.parametrize("name", [name for name in method_cases() if " " in name])
+@pytest.mark.parametrize("name", quick([name for name in method_cases() if " " in name], "moco_v3 views_together"))
 def test_a_method_keeps_its_contract_with_each_switch(name: str) -> None:
     method, options = method_case(name)
     testing.check_plugin("methods", f"sslcli:{method}", options)
@@ -90,6 +89,8 @@ def test_a_method_names_its_paper_and_the_papers_settings(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", method_cases())
 def test_a_methods_forward_is_one_graph_for_all_steps(name: str) -> None:
+    from torch._dynamo.testing import CompileCounter  # takes seconds
+
     method, options = method_case(name)
     trial, graphs = MethodTrial(load("methods", method), options), CompileCounter()
     built = trial.build()

@@ -72,7 +72,7 @@ def test_an_example_config_names_its_source_and_is_named_by_data_set_and_method(
 TRAINED = [path for path in CONFIGS if path.parent.name != "images" or path.stem == "simclr"]
 
 
-QUICK = ("quickstart.yaml", "cifar10/simclr.yaml", "imagenet/dino.yaml", "images/simclr.yaml")
+QUICK = ("quickstart.yaml", "cifar10/simclr.yaml", "images/simclr.yaml")
 
 
 @pytest.mark.parametrize(

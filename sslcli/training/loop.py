@@ -23,7 +23,7 @@ from sslcli.modules.sync_norm import local_statistics
 from sslcli.optimizers.groups import set_rates, weight_decay_schedule
 from sslcli.optimizers.kernels import scale_each_
 from sslcli.phases import phase
-from sslcli.randomness import seed_for
+from sslcli.randomness import seed_for, seed_generators
 from sslcli.runs.device import memory_format
 
 from .checks import Checks
@@ -171,7 +171,8 @@ class Loop:
 
     def seed(self, step: int, number: int) -> None:
         """Seeds dropout, for example: a function of the step, so that a resumed run draws the same numbers."""
-        torch.manual_seed(seed_for(self.session.config.seed, SEED_STEP, step, number, distributed.rank()))
+        seed = seed_for(self.session.config.seed, SEED_STEP, step, number, distributed.rank())
+        seed_generators(seed, self.session.device)
 
     def make_views(self, source_batch: SourceBatch, step: int = 0) -> list[Tensor]:
         """Returns the views of a micro-batch of a step as the method receives them, one tensor (N, C, S, S) each."""

@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torchvision
 from api_helpers import Net, states_equal, tiny_run
@@ -88,6 +87,7 @@ def test_the_auxiliary_classifiers_of_googlenet_are_cut_too() -> None:
 
 
 def test_timms_models_are_cut_and_those_without_a_classifier_stay_as_they_are(caplog) -> None:
+    timm = pytest.importorskip("timm")
     caplog.set_level(logging.INFO, logger="sslcli")
     assert built(timm.create_model("resnet10t")).spec.feature_dim == 512
     assert "(model.reset_classifier(0)): 512 features" in caplog.text

@@ -46,7 +46,7 @@ class Broken:
         return image
 
 
-@pytest.mark.parametrize("views", [SIMCLR, noisy, seeded])
+@pytest.mark.parametrize("views", [noisy, seeded, pytest.param(SIMCLR, marks=pytest.mark.slow)])
 def test_a_resumed_run_is_bitwise_identical_whatever_its_workers(views, tmp_path) -> None:
     same = {"backbone": Net(), "data": Arrays(40), "views": views}
     whole = tiny_run(tmp_path / "whole", **same, training={"workers": 2})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from small_options import quick
 from torch import nn
 from torchvision.models import regnet
 
@@ -27,13 +28,19 @@ def names() -> list[str]:
 
 
 NAMES = names()
-#: One of each family, the smallest; all others are run in full by the slow tests.
+#: One of each family, the smallest.
 REPRESENTATIVES = [
     "resnet18", "ws_resnet18", "cifar_resnet20", "vit_tiny", "torchvision/alexnet", "torchvision/convnext_tiny",
     "torchvision/densenet121", "torchvision/efficientnet_b0", "torchvision/googlenet", "torchvision/inception_v3",
     "torchvision/maxvit_t", "torchvision/mnasnet0_5", "torchvision/mobilenet_v2", "torchvision/mobilenet_v3_small",
     "torchvision/regnet_y_400mf", "torchvision/resnet18", "torchvision/shufflenet_v2_x0_5",
     "torchvision/squeezenet1_1", "torchvision/swin_t", "torchvision/vgg11_bn", "torchvision/vit_b_32",
+]  # fmt: skip
+#: Of those, what the quick tests take: our own, and torchvision's that end in another way each (a pooling layer, a
+#: function, a convolution, several linear layers, tokens, an auxiliary classifier).
+QUICK = [
+    "resnet18", "ws_resnet18", "cifar_resnet20", "vit_tiny", "torchvision/alexnet", "torchvision/googlenet",
+    "torchvision/resnet18", "torchvision/shufflenet_v2_x0_5", "torchvision/squeezenet1_1", "torchvision/vit_b_32",
 ]  # fmt: skip
 #: Of those, what takes seconds to fill or to run.
 HEAVY = {
@@ -66,10 +73,11 @@ def without_memory() -> Iterator[None]:
         yield
 
 
-def each(fast: Collection[str]) -> pytest.MarkDecorator:
-    """All backbones, those that are not in `fast` as slow tests."""
-    slow = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in fast]
-    return pytest.mark.parametrize("name", [*(name for name in NAMES if name in fast), *slow])
+each = pytest.mark.parametrize("name", quick(NAMES, *QUICK))
+
+
+#: For the lines that an export prints: without and with an auxiliary classifier, and a ViT.
+LINES = ["torchvision/squeezenet1_1", "torchvision/googlenet", "torchvision/vit_b_32"]
 
 
 def build(name: str, channels: int = 3, **options: Any) -> Backbone:
@@ -86,7 +94,7 @@ def without_initialization() -> Iterator[None]:
         yield
 
 
-@each([name for name in REPRESENTATIVES if name not in HEAVY])
+@pytest.mark.parametrize("name", quick(NAMES, *(name for name in QUICK if name not in HEAVY)))
 def test_a_batch_passes_through_and_what_is_exported_loads(name: str) -> None:
     torch.manual_seed(0)
     backbone, size = build(name).eval(), size_of(name)
@@ -113,7 +121,7 @@ def test_all_of_torchvision_s_are_among_them() -> None:
     assert len(NAMES) > 80
 
 
-@each(REPRESENTATIVES)
+@each
 def test_every_one_is_built_without_a_classifier(name: str) -> None:
     with without_memory():
         backbone = build(name)
@@ -122,7 +130,7 @@ def test_every_one_is_built_without_a_classifier(name: str) -> None:
     assert not [key for key, parameter in backbone.named_parameters() if 1000 in parameter.shape]
 
 
-@each(REPRESENTATIVES)
+@each
 def test_the_features_have_the_dimension_of_the_spec(name: str) -> None:
     with without_memory():
         backbone, size = build(name), size_of(name)
@@ -132,7 +140,7 @@ def test_the_features_have_the_dimension_of_the_spec(name: str) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", [*sorted(HEAVY), "torchvision/squeezenet1_1"])
+@pytest.mark.parametrize("name", quick([*sorted(HEAVY), "torchvision/squeezenet1_1"], *LINES))
 def test_the_lines_build_a_model_of_the_exported_names_and_shapes(name: str, channels: int) -> None:
     with without_memory():
         backbone = build(name, channels)
@@ -156,7 +164,7 @@ def test_gradients_reach_every_weight_in_training_mode(name: str) -> None:
         assert torch.isfinite(parameter.grad).all(), key
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVES)
+@pytest.mark.parametrize("name", quick(REPRESENTATIVES, *QUICK))
 def test_the_first_convolution_has_the_channels_asked_for(name: str) -> None:
     for channels in (1, 5):
         with without_memory():
@@ -165,7 +173,7 @@ def test_the_first_convolution_has_the_channels_asked_for(name: str) -> None:
         assert (first.in_channels, backbone.spec.channels) == (channels, channels)
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVES)
+@pytest.mark.parametrize("name", quick(REPRESENTATIVES, *QUICK))
 def test_views_below_the_minimum_are_rejected_with_the_size_to_set(name: str) -> None:
     with without_memory():
         cls: type[Backbone] = load("backbones", name)

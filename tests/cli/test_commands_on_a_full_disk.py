@@ -19,6 +19,7 @@ from sslcli.foreign import show
 WHY = "cannot be written (File too large); make room there"
 
 
+@pytest.mark.usefixtures("pictures")
 def test_an_evaluation_is_shown_and_the_earlier_one_stays_what_it_was(run: Path) -> None:
     out, _ = done("eval", run, "--method", "linear", "epochs=1")
     before = contents(run)

@@ -23,12 +23,14 @@ from sslcli.evaluation.extraction import extract_features
 NETWORK = ["backbone.stem=small", "backbone.width=4"]
 
 
+@pytest.mark.usefixtures("pictures")
 def test_eval_prints_its_results_and_keeps_them_in_the_run(run):
     result = json.loads(done("eval", run, "k=[5]", "data.limit=40", "--json")[0])
     assert 0 <= result["top1"] <= 1
     assert (result["method"], result["protocol"]["k"]) == ("knn", 5)
     stored = json.loads((run / "eval" / "knn.json").read_text())
     assert (stored["metrics"]["top1"], stored["protocol"]) == (result["top1"], result["protocol"])
+    assert (run / "eval" / "knn.png").read_bytes().startswith(b"\x89PNG")
     data = "data={name: shapes, count: 48, size: 16, limit: 40}"
     out, _ = done("eval", run / "backbone.safetensors", "k=[5]", data)
     assert out.splitlines()[0].split() == ["top1", f"{result['top1']:.2%}"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from run_helpers import done, refused
+from small_options import quick
 from tiny_data import write_folders
 
 from sslcli.cli.init import usual_batch
@@ -28,7 +29,9 @@ def write(folder: str, count: int, width: int, height: int, mode: str = "RGB") -
         Image.fromarray(pixels).convert(mode).save(f"{folder}/{number}.png")
 
 
-@pytest.mark.parametrize("method", [plugin.name for plugin in find("methods") if plugin.package == "sslcli"])
+@pytest.mark.parametrize(
+    "method", quick((p.name for p in find("methods") if p.package == "sslcli"), "simclr", "dino", "supcon")
+)
 def test_what_it_prints_is_a_run_of_every_method(method: str) -> None:
     write("my photos/cat", 5, 40, 36)
     write("my photos/dog", 7, 40, 36)
@@ -40,6 +43,7 @@ def test_what_it_prints_is_a_run_of_every_method(method: str) -> None:
     assert build(config, compiled=False).info.steps_per_epoch == 1
 
 
+@pytest.mark.usefixtures("no_estimate")
 def test_it_says_what_it_found_and_why_it_chooses_what() -> None:
     write("photos", 3, 30, 20)
     write("photos/more", 40, 300, 200)

@@ -81,6 +81,7 @@ def test_a_run_keeps_the_names_and_its_commands_can_be_pasted(here: Path) -> Non
     assert words[:2] == ["ssl", "train"]
 
 
+@pytest.mark.usefixtures("pictures")
 def test_evaluations_and_their_picture_take_any_class(here: Path) -> None:
     out, err = done("eval", RUN, RUN, "--method", "linear", "epochs=1")
     harmless(out + err)

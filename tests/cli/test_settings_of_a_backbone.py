@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from run_helpers import done
+
+from sslcli.config.document import dump_yaml
+from sslcli.config.resolve import load_config
 
 #: facebookresearch/moco-v3: CONFIG.md (ViT-Small), vits.py; facebookresearch/dino: main_dino.py (ViT), README.md
 #: (ResNet-50); facebookresearch/swav: scripts/swav_200ep_bs256_pretrain.sh and src/resnet50.py.
@@ -25,19 +27,26 @@ SWAV = {"name": "larc", "lr": 0.6, "weight_decay": 1e-6, "clip": False, "exclude
 
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Returns what `--dry-run` shows for a method, a backbone and a size of the images."""
-    # The peak of a step takes seconds to find out, and has its own tests.
-    shown = SimpleNamespace(line=lambda: "unknown", fits=None)
-    monkeypatch.setattr("sslcli.training.estimate.estimate", lambda session, processes: shown)
+def settings(tmp_path: Path) -> Any:
+    """Returns the resolved config for a method, a backbone and a size of the images."""
 
     def read(method: str, backbone: str, size: int) -> dict[str, Any]:
         config = tmp_path / "c.yaml"
         config.write_text(f"method: {method}\nbackbone: {backbone}\ndata: {{name: shapes, count: 4, size: {size}}}\n")
-        found: dict[str, Any] = yaml.safe_load(done("train", config, "--dry-run", "training.batch_size=4")[0])
+        found: dict[str, Any] = yaml.safe_load(dump_yaml(load_config(config, ["training.batch_size=4"]).plain()))
         return found
 
     return read
+
+
+@pytest.mark.usefixtures("no_estimate")
+def test_they_are_what_a_dry_run_shows(settings: Any, tmp_path: Path) -> None:
+    for method in ("dino", "supcon"):
+        found = settings(method, "resnet18", 64)
+        printed = yaml.safe_load(done("train", tmp_path / "c.yaml", "--dry-run", "training.batch_size=4")[0])
+        for section in ("method", "backbone", "views", "optimizer", "schedule"):
+            assert printed[section] == found[section]
+        assert printed["training"]["clip"] == found["training"]["clip"]
 
 
 def subset(expected: dict[str, Any], found: dict[str, Any]) -> bool:

@@ -145,6 +145,7 @@ def test_a_python_program_follows_the_same_rule(
     assert any("Mine in place of simclr" in line for line in caplog.messages)
 
 
+@pytest.mark.usefixtures("no_estimate")
 def test_the_command_line_names_the_run_and_says_once_what_gave_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from itertools import islice
 import pytest
 import torch
 from run_helpers import method_config, newest
+from small_options import quick
 from source_helpers import CPU, Numbered, Uneven, assert_all_same, views
 from stream_helpers import Counted
 
@@ -75,7 +76,7 @@ def take(source: Source, step: int, count: int) -> list[list[SourceBatch]]:
     return list(islice(source.batches(step), count))
 
 
-@pytest.mark.parametrize("step", [1, 5, 6, 13])
+@pytest.mark.parametrize("step", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 6, 13))])
 @pytest.mark.parametrize("size", [None, 3])
 def test_workers_make_the_smaller_batches_too_from_any_step(
     step: int, size: int | None, monkeypatch: pytest.MonkeyPatch
@@ -92,7 +93,7 @@ def test_workers_make_the_smaller_batches_too_from_any_step(
     source.close()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick(METHODS, "simclr", "moco_v2", "swav"))
 def test_every_method_makes_the_smaller_step(method: str, tmp_path) -> None:
     config = method_config(method, "data.count=12", "training.epochs=2", "training.drop_last=false")
     session = build(config)

@@ -46,7 +46,7 @@ def test_a_batch_has_pixels_labels_positions_and_epoch_of_its_images() -> None:
     assert all(batch.labels is None for (batch,) in taken(Counted(UNEVEN, labeled=False), 2))
 
 
-@pytest.mark.parametrize("shards", [UNEVEN, (40,), (20, 21)])
+@pytest.mark.parametrize("shards", [UNEVEN, pytest.param((40,), marks=pytest.mark.slow), (20, 21)])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_neither_micro_batches_nor_workers_change_anything(shards: tuple[int, ...], workers: int) -> None:
     expected = [whole(step) for step in taken(Counted(shards, bad=(3, 11), max_unreadable=0.1), 8)]
@@ -74,7 +74,10 @@ def uninterrupted() -> list[list[SourceBatch]]:
     return taken(Counted(UNEVEN, shuffle_buffer=16), 16)
 
 
-@pytest.mark.parametrize(("step", "workers"), [(1, 0), (2, 0), (3, 0), (5, 0), (8, 0), (13, 0), (3, 2)])
+@pytest.mark.parametrize(
+    ("step", "workers"),
+    [(3, 0), (13, 0), (3, 2), *(pytest.param(step, 0, marks=pytest.mark.slow) for step in (1, 2, 5, 8))],
+)
 def test_a_cursor_gives_the_rest_of_the_stream(step: int, workers: int, uninterrupted: list[list[SourceBatch]]) -> None:
     with streamed(Counted(UNEVEN, shuffle_buffer=16), workers=workers) as source:
         list(islice(source.batches(0), step))

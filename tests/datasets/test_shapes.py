@@ -100,11 +100,12 @@ def test_statistics_that_views_are_normalized_with_are_those_of_the_pictures() -
 
 
 def test_limit_takes_the_same_share_of_each_class_and_draws_the_same_pictures() -> None:
-    whole, part = Shapes(ShapesOptions(count=240)), Shapes(ShapesOptions(count=240, limit=50))
+    whole, part = Shapes(ShapesOptions(count=240, size=16)), Shapes(ShapesOptions(count=240, size=16, limit=50))
     assert part.labels.bincount().tolist() == [5] * 10
     images = whole.images()
     for index in (0, 17, 49):
-        twins = [n for n in range(240) if torch.equal(images[n], part.image(index))]
+        picture = part.image(index)
+        twins = [n for n in range(240) if torch.equal(images[n], picture)]
         assert [int(whole.labels[n]) for n in twins] == [int(part.labels[index])]
     assert torch.equal(part.images()[17], part.image(17))
 

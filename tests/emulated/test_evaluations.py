@@ -8,13 +8,11 @@ import pytest
 from launch import results  # noqa: F401  # a fixture
 from matrix import CASES
 
-pytestmark = pytest.mark.emulated
-QUICK = ("evaluator knn",)
+pytestmark = [pytest.mark.emulated, pytest.mark.slow]
 
 
-def cases(kind: str) -> list[Any]:
-    names = [name for name in CASES if name.startswith(kind)]
-    return [pytest.param(name, marks=() if name in QUICK else (pytest.mark.slow,)) for name in names]
+def cases(kind: str) -> list[str]:
+    return [name for name in CASES if name.startswith(kind)]
 
 
 @pytest.mark.parametrize("case", cases("evaluator"))
@@ -35,7 +33,6 @@ def test_an_exporter_moves_a_copy_to_the_cpu_and_leaves_the_backbone_there(case:
     assert results[case]["stayed"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", ["bench"])
 def test_the_benchmark_measures_the_memory_of_the_device(case: str, results: dict[str, Any]) -> None:  # noqa: F811
     assert "error" not in results[case], results[case]["error"]

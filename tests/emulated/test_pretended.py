@@ -1,4 +1,4 @@
-"""The pretended GPU itself: what it must notice, and what it must not."""
+"""The pretended GPU itself: what it must notice, and what it must not. A snapshot shares its process."""
 
 from __future__ import annotations
 
@@ -71,6 +71,17 @@ RACES = {
     "s = torch.cuda.Stream()\ns.wait_stream(torch.cuda.current_stream())\nwith torch.cuda.stream(s): y = x + 1\n"
     "torch.cuda.current_stream().wait_stream(s)\ny.record_stream(s)\ny + 1": 0,
 }
+#: Three tensors, one of them in channels_last, after work that the copies must wait for.
+SNAPSHOT = """
+from sslcli.runs.files import snapshot
+image = torch.randn(2, 3, 4, 4)
+y = image.pin_memory().to("cuda", non_blocking=True).contiguous(memory_format=torch.channels_last) + 1
+found = snapshot({"x": x, "y": y, "mask": mask, "cpu": cpu})
+y.zero_(), x.zero_(), cpu.zero_()
+assert torch.equal(found["x"], torch.arange(12.0).reshape(4, 3)) and torch.equal(found["cpu"], found["x"])
+assert torch.equal(found["y"], image + 1) and found["y"].is_contiguous() and found["y"].is_pinned()
+assert found["mask"].tolist() == [False, False, True, True]
+"""
 
 
 @pytest.mark.parametrize("case", WAIT)
@@ -101,3 +112,10 @@ def test_kernels_are_counted(case: str, results: dict[str, Any]) -> None:  # noq
 def test_memory_used_on_a_stream_that_did_not_wait_is_noticed(case: str, results: dict[str, Any]) -> None:  # noqa: F811
     assert "error" not in results[case], results[case]["error"]
     assert len(results[case]["races"]) == RACES[case]
+
+
+@pytest.mark.parametrize("case", [SNAPSHOT])
+def test_a_snapshot_waits_once(case: str, results: dict[str, Any]) -> None:  # noqa: F811
+    assert "error" not in results[case], results[case]["error"]
+    assert [(kind, count) for _, kind, _, count in results[case]["waits"]] == [("synchronize of a stream", 1)]
+    assert results[case]["races"] == []

@@ -9,7 +9,7 @@ from launch import results, waits  # noqa: F401  # a fixture
 from matrix import CASES
 
 pytestmark = pytest.mark.emulated
-QUICK = ("optimizer lars fp16", "files, 0 workers", "second device")
+QUICK = ("optimizer lars fp16", "second device")
 OTHERS = ("method", "evaluator", "exporter", "bench")
 
 

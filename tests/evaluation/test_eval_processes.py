@@ -21,12 +21,6 @@ DATA = ["data.name=shapes", "data.count=300", "data.size=16"]
 SHAPES = {"data.name": "shapes", "data.count": 40, "data.size": 16}
 
 
-@pytest.fixture(autouse=True)
-def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslcli.evaluation.results.draw", lambda *arguments: None)
-    monkeypatch.setattr("sslcli.evaluation.evaluate.draw", lambda *arguments: None)
-
-
 @pytest.fixture
 def torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")

@@ -56,7 +56,7 @@ def test_untrained_weights_follow_the_seed_and_leave_torchs_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
     torch.manual_seed(3)
     return models.resnet18().state_dict()
@@ -114,6 +114,20 @@ class Evil:
         return (Path.touch, (Path("executed"),))
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, state):
+    """A folder with files of weights, of other things, and of nothing."""
+    folder = tmp_path_factory.mktemp("files")
+    torch.save(state, folder / "w.pth")
+    torch.save([1, 2], folder / "list.pth")
+    torch.save(Evil(), folder / "evil.pth")
+    (folder / "empty.pth").touch()
+    (folder / "cut.safetensors").write_bytes(b"cut")
+    given = small_trained()
+    save_backbone(folder / "b.safetensors", given.backbone, given.card)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("word", "overrides", "said"),
     [
@@ -136,15 +150,8 @@ class Evil:
         ("b.safetensors", ["backbone.width=4"], "command line: backbone: b.safetensors has its own"),
     ],
 )
-def test_a_wrong_target_is_one_line(tmp_path, monkeypatch, state, word, overrides, said):
-    monkeypatch.chdir(tmp_path)
-    torch.save(state, "w.pth")
-    torch.save([1, 2], "list.pth")
-    torch.save(Evil(), "evil.pth")
-    Path("empty.pth").touch()
-    Path("cut.safetensors").write_bytes(b"cut")
-    given = small_trained()
-    save_backbone(Path("b.safetensors"), given.backbone, given.card)
+def test_a_wrong_target_is_one_line(monkeypatch, files, word, overrides, said):
+    monkeypatch.chdir(files)
     with pytest.raises(UserError) as caught:
         network(word, *overrides, size=32)
     assert str(caught.value).startswith(said)

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from scipy import stats
 from timm.data import mixup as timms
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
@@ -65,6 +64,7 @@ def test_mixing_changes_no_image_in_place():
 @pytest.mark.parametrize("alpha", [0.1, 0.8, 1.0, 4.0])
 def test_shares_are_distributed_as_beta(alpha):
     numbers = uniform(5, torch.arange(2000), count=2 * _GAMMA).view(2000, 2, _GAMMA)
+    stats = pytest.importorskip("scipy.stats")  # imported here: it takes a second
     shares = [beta(alpha, each) for each in numbers]
     assert stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 0.01
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tracemalloc
+from itertools import product
 
 import numpy as np
 import pytest
@@ -62,9 +63,17 @@ def expected(it, dataset):
     return found.features, found.labels
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".npy"])
-@pytest.mark.parametrize("bad", [(), (3, 120)])
-@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize(
+    ("suffix", "bad", "labels"),
+    [
+        (".safetensors", (3, 120), True), (".npy", (3, 120), False),
+        *(
+            pytest.param(suffix, bad, labels, marks=pytest.mark.slow)
+            for suffix, bad, labels in product((".safetensors", ".npy"), ((), (3, 120)), (True, False))
+            if not bad or labels is (suffix == ".npy")
+        ),
+    ],
+)  # fmt: skip
 def test_rows_names_and_labels_belong_together(tmp_path, monkeypatch, given, suffix, bad, labels):
     it, dataset = trained(), given(Damaged(201, bad, labels))
     exported = export(FeaturesExporter, it, tmp_path / f"it's one{suffix}", batch_size=32)

@@ -9,6 +9,7 @@ from method_helpers import layers, make
 from torch import nn
 
 from sslcli.plugins import load
+from sslcli.runs.network_size import without_memory
 
 SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "exclude": [], "scale_lr": "batch/256"}
 LARS = {"name": "lars", "scale_lr": "batch/256"}
@@ -164,7 +165,8 @@ HEADS: list[tuple[str, dict[str, Any], str, str | None]] = [
 def test_heads_are_the_papers_or_as_the_options_say(
     name: str, options: dict[str, Any], projector: str, predictor: str | None
 ) -> None:
-    method = make(load("methods", name), **options)
+    method = without_memory(lambda: make(load("methods", name), **options))
+    assert method is not None
     assert layers(method.projector) == projector
     assert (layers(method.predictor) if predictor else getattr(method, "predictor", None)) == predictor
 

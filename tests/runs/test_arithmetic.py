@@ -57,7 +57,14 @@ def before(request: pytest.FixtureRequest) -> dict[str, Any]:
     return settings()
 
 
-@pytest.mark.parametrize("deterministic", ["true", "false"])
+@pytest.mark.parametrize(
+    ("before", "deterministic"),
+    [
+        ("torch's own", "true"), ("unusual", "false"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("torch's own", "false"), ("unusual", "true"))),
+    ],
+    indirect=["before"],
+)  # fmt: skip
 def test_a_run_a_benchmark_and_an_evaluation_leave_the_settings_as_they_were(
     tiny: ConfigMaker, tmp_path: Any, before: dict[str, Any], deterministic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,7 @@ def test_a_run_is_not_made_shorter_than_it_is(started, tmp_path, messages):
     assert any("training.max_steps: 5, and 6 steps are made already: nothing is trained" in line for line in messages)
 
 
+@pytest.mark.usefixtures("no_estimate")
 def test_a_dry_run_says_the_same_and_writes_nothing(started, tmp_path):
     write(tmp_path / "data", range(100, 109))
     before = contents(tmp_path / "run")

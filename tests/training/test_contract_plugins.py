@@ -62,7 +62,7 @@ def test_it_keeps_the_contract(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_it_trains_and_resumes_to_the_bit(name: str, precision: str, tiny: Any, tmp_path: Path) -> None:
     more = options(name, f"training.precision={precision}", "backbone.gradient_checkpointing=true")
     train(tiny(*more), tmp_path / "whole")

@@ -11,7 +11,7 @@ import torch
 from conftest import ConfigMaker
 from PIL import Image
 from run_helpers import method_config
-from small_options import method_cases
+from small_options import method_cases, quick
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -66,7 +66,7 @@ def measured_peak(session: Session) -> int:
 
 @pytest.mark.parametrize(
     "case",
-    [case if case in ("simclr", "byol", "vit") else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
+    quick(CASES, "simclr"),
 )
 def test_the_estimate_is_near_the_measured_peak(case: str) -> None:
     session = build(method_config(*CASES[case]), compiled=False)

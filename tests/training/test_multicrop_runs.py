@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from run_helpers import method_config, newest
+from small_options import quick
 
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.errors import ConfigError, UserError
@@ -17,7 +18,10 @@ from sslcli.training.setup import build
 from sslcli.training.train import train
 
 METHODS = [plugin.name for plugin in find("methods") if plugin.package == "sslcli"]
-NAMES = pytest.mark.parametrize("name", [name for name in METHODS if load("methods", name).view_count is None])
+TAKING_ANY = [name for name in METHODS if load("methods", name).view_count is None]
+NAMES = pytest.mark.parametrize("name", TAKING_ANY)
+#: Those that differ in how they use local views: each pair, against a momentum encoder, against a queue, prototypes.
+SOME = pytest.mark.parametrize("name", quick(TAKING_ANY, "simclr", "byol", "moco_v2", "swav"))
 
 
 def config(name: str, *sizes: int) -> RunConfig:
@@ -26,7 +30,7 @@ def config(name: str, *sizes: int) -> RunConfig:
     return method_config(name, "training.max_steps=2", "training.log_every=1", f"views=[{views}]")
 
 
-@NAMES
+@SOME
 def test_a_run_with_a_local_view_learns(name: str, tmp_path: Path) -> None:
     begun = build(config(name, 16, 16, 8)).method.state_dict()
     train(config(name, 16, 16, 8), tmp_path / "a")

@@ -54,7 +54,7 @@ def test_one_process_through_ddp_trains_as_without_it(
 def test_a_deterministic_run_resumes_bitwise_with_every_monitor_on(
     tiny: ConfigMaker, tmp_path: Path, device: str
 ) -> None:
-    overrides = [f"training.device={device}", "training.deterministic=true", *MONITORS]
+    overrides = [f"training.device={device}", "training.deterministic=true", "training.epochs=2", *MONITORS]
     train(tiny(*overrides), tmp_path / "whole")
     train(tiny(*overrides, "training.max_steps=6"), tmp_path / "parts")
     train(tiny(*overrides), tmp_path / "parts", resume=True)

@@ -54,9 +54,13 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestResuming:
-    def test_a_run_resumed_around_a_boundary_ends_bitwise_identical(self, tiny: ConfigMaker, tmp_path: Path) -> None:
-        self.resume(tiny, tmp_path, [PHASES], 5, 6, 7)
+    @pytest.mark.parametrize("stop", [6, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (5, 7))])
+    def test_a_run_resumed_around_a_boundary_ends_bitwise_identical(
+        self, tiny: ConfigMaker, tmp_path: Path, stop: int
+    ) -> None:
+        self.resume(tiny, tmp_path, [PHASES], stop)
 
+    @pytest.mark.slow
     def test_also_with_micro_batches(self, tiny: ConfigMaker, tmp_path: Path) -> None:
         self.resume(tiny, tmp_path, [PHASES, "training.accumulate=2", "training.precision=bf16"], 6)
 
@@ -64,13 +68,12 @@ class TestResuming:
     def test_also_if_workers_crop(self, tiny: ConfigMaker, tmp_path: Path) -> None:
         self.resume(tiny, tmp_path, [PHASES, "training.workers=1"], 5)
 
-    def resume(self, tiny: ConfigMaker, folder: Path, overrides: list[str], *stops: int) -> None:
+    def resume(self, tiny: ConfigMaker, folder: Path, overrides: list[str], stop: int) -> None:
         short = [*overrides, "training.epochs=2", "views.phases.0.until=75%", "checkpoints.every_epochs=null"]
         train(tiny(*short), folder / "whole")
-        for stop in stops:
-            train(tiny(*short, f"training.max_steps={stop}"), folder / str(stop))
-            train(tiny(*short), folder / str(stop), resume=True)
-            assert_same_end(folder / "whole", folder / str(stop))
+        train(tiny(*short, f"training.max_steps={stop}"), folder / "parts")
+        train(tiny(*short), folder / "parts", resume=True)
+        assert_same_end(folder / "whole", folder / "parts")
 
     def test_other_phases_are_another_run(self, tiny: ConfigMaker, tmp_path: Path) -> None:
         train(tiny(PHASES, "training.max_steps=2"), tmp_path / "a")
@@ -83,7 +86,7 @@ class TestResuming:
                 train(tiny(change), tmp_path / "a", resume=True)
 
 
-@pytest.mark.parametrize("workers", [None, 0, 2])
+@pytest.mark.parametrize("workers", [None, 0, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_views_of_each_step_are_those_of_a_run_without_phases(
     tiny: ConfigMaker, request: pytest.FixtureRequest, workers: int | None
 ) -> None:
@@ -127,9 +130,13 @@ def test_the_backbone_is_built_for_the_largest_views_and_says_so(tiny: ConfigMak
     assert backbone(torch.zeros(1, 3, 24, 24)).pooled.shape == (1, 192)
 
 
-def test_the_plan_shows_each_phase_and_the_memory_of_the_largest(tiny: ConfigMaker) -> None:
+def test_the_plan_shows_each_phase(tiny: ConfigMaker) -> None:
+    assert plan(build(tiny(PHASES), compiled=False))["views"] == "2 of 16 px; from step 7: 2 of 24 px"
+
+
+@pytest.mark.slow
+def test_the_estimate_is_that_of_the_largest_views(tiny: ConfigMaker) -> None:
     session, large = (build(tiny(each), compiled=False) for each in (PHASES, "views={size: 24}"))
-    assert plan(session)["views"] == "2 of 16 px; from step 7: 2 of 24 px"
     assert estimate(session).peak == estimate(large).peak
 
 

@@ -35,7 +35,14 @@ def photographs(tmp_path: Path) -> list[str]:
     return [f"data={{name: images, root: {folder}}}", "views.size=16"]
 
 
-@pytest.mark.parametrize("overrides", [[], ["training.accumulate=2"], ["method=byol", "training.epochs=1"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.epochs=1"],
+        ["training.accumulate=2"],
+        pytest.param(["method=byol", "training.epochs=1"], marks=pytest.mark.slow),
+    ],
+)
 def test_every_round_has_its_steps_and_phases(tiny, overrides, monkeypatch):
     ready: list[bool] = []
     step = Loop.step

@@ -31,7 +31,7 @@ from sslcli.evaluation.scores import accuracy
 from sslcli.modules.depth import layer_multipliers, parameter_depths
 from sslcli.modules.drop_path import drop_path_rates, grow_drop_path
 from sslcli.modules.roles import parameter_roles
-from sslcli.randomness import seed_for
+from sslcli.randomness import seed_for, seed_generators
 from sslcli.runs.arithmetic import exact_float32
 from sslcli.runs.device import memory_format, resolve_precision
 
@@ -190,7 +190,7 @@ class Finetune(Probe):
                     inputs, labels = next(stream)
                     mixing = draw_mixing(options, *inputs.shape[-2:], seed, _MIXING, step)
                     inputs = mixing.images(inputs).contiguous(memory_format=layout)
-                    torch.manual_seed(seed_for(seed, _STEP, step))  # dropout and the like
+                    seed_generators(seed_for(seed, _STEP, step), device)  # dropout and the like
                     with autocast(device, self.precision):
                         scores = network(inputs)
                     loss = mixing.loss(scores.float(), labels, options.label_smoothing)
