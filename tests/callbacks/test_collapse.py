@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import torch
 from conftest import ConfigMaker
 from evaluation_helpers import FakeRun, InMemory
 from run_helpers import method_config
+from small_options import method_cases
 
 from sslcli import plugins
 from sslcli.callbacks.collapse import LOSSES, CollapseOptions, CollapseWatch
+from sslcli.config.resolve import load_config
 from sslcli.contracts.method import Batch, Progress, View
 from sslcli.training.setup import build
 from sslcli.training.train import train
@@ -152,3 +155,18 @@ def test_a_slower_case_is_named_within_320_steps(tiny, tmp_path, messages, metho
     optimizer = ["optimizer={name: adamw, lr: 0.002}"] if "dino" in method else []
     found = warnings(tiny, tmp_path / "run", messages, 320, *more, f"method={method}", *optimizer)
     assert any(words in line for line in found), found
+
+
+CIFAR10 = Path(os.environ.get("SSLCLI_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "cifar10"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"no CIFAR-10 in {CIFAR10}; SSLCLI_TEST_DATA says where cifar10/ is")
+@pytest.mark.parametrize("method", [case for case in method_cases() if " " not in case])
+def test_the_first_steps_of_an_example_config_are_not(tmp_path: Path, messages: list[str], method: str) -> None:
+    """Of the whole schedule, on few images and a narrow network."""
+    few = ["data.limit=512", "training.batch_size=64", "training.max_steps=60", "training.log_every=5"]
+    fast = ["backbone.width=8", "training.compile=none", "training.precision=fp32", "training.device=cpu"]
+    off = [f"callbacks.{name}=null" for name in ("knn", "online_probe", "tensorboard", "progress")]
+    train(load_config(f"cifar10/{method}", [f"data.root={CIFAR10}", *few, *fast, *off]), tmp_path / "run")
+    assert [line for line in messages if line.startswith("warning: the ")] == []
