@@ -23,12 +23,19 @@ def bench(
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(help="Steps of each kind per round.", min=1, metavar="N")] = 10,
     rounds: Annotated[int, typer.Option(help="Number of rounds.", min=1, metavar="N")] = 5,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Begin no round that would end later than this after the start, but the first.", min=0, metavar="M"
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Write the results to a JSON file.", metavar="FILE")] = None,
     plugin: PluginFiles = None,
 ) -> int:
     """Measure training speed: whole steps, steps on prepared views, each phase of a step, and peak memory.
 
-    Trains in one process, without callbacks, and saves nothing.
+    Trains in one process, without callbacks, and saves nothing. Ctrl-C, or a signal to end, shows and writes the
+    results of the rounds that are complete.
 
     Example: ssl bench quickstart training.batch_size=256 --output speed.json
     """
@@ -47,7 +54,11 @@ def bench(
     output = expanded(output) if output is not None else None
     if output is not None:
         check_output(output)
-    session, measured = measure(resolved, steps=steps, rounds=rounds)
+    session, measured = measure(resolved, steps=steps, rounds=rounds, minutes=minutes)
+    code = 0 if measured.signal is None else 128 + measured.signal
+    if not measured.phases:
+        log.warning("no round is complete, so there are no results; rounds are shorter with fewer --steps")
+        return code
     found = report(session, measured, steps, ["ssl", *sys.argv[1:]])
     console = Console(file=results(), highlight=False)
     console.print(headline(session), markup=False, soft_wrap=True)
@@ -57,4 +68,4 @@ def bench(
     if output is not None:
         write_text(output, json.dumps(found, indent=2) + "\n")
         log.info(f"wrote {output}")
-    return 0
+    return code

@@ -59,6 +59,7 @@ class RunContext(ABC):
             batch in its order. None before the first step, and if the method returns none.
         step_labels: (n,) int64 on the device, the labels of the same images; None without labels. Both are valid
             during `on_step`; copy them to keep them.
+        chance_loss: see `Method.chance_loss`.
     """
 
     directory: Path
@@ -71,6 +72,7 @@ class RunContext(ABC):
     classes: int | None = None
     step_features: Tensor | None = None
     step_labels: Tensor | None = None
+    chance_loss: float | None = None
 
     @abstractmethod
     def encoder(self) -> Backbone:

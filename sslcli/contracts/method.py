@@ -129,8 +129,7 @@ class RunInfo:
     total_steps: int
     steps_per_epoch: int
     epochs: int
-    #: Images per optimizer step, over all processes and micro-batches; with `training.drop_last: false` an epoch's last
-    #: step has fewer.
+    #: Images per step of all processes and micro-batches; an epoch's last has fewer with `training.drop_last: false`.
     batch_size: int
     world_size: int
     data: DataInfo
@@ -188,11 +187,9 @@ class Method(nn.Module, ABC):
 
     Attributes:
         Options: the options' class.
-        batch_coupled: its negatives or statistics come from the batch, so accumulation changes the result; the
-            user is warned.
+        batch_coupled: its negatives or statistics come from the batch: accumulation changes the result, and warns.
         needs_labels: data without labels is an error.
-        view_count: how many views of an image it needs; None: `minimum_views` or more. A config with another number is
-            an error.
+        view_count: how many views of an image it needs; None: `minimum_views` or more.
         minimum_views: the fewest views of an image that it can work with if `view_count` is None.
         paper: URL of the paper, shown by `ssl list methods NAME`.
         frozen: names of submodules that are never trained, a teacher's for example: always in `eval()`, without
@@ -255,6 +252,10 @@ class Method(nn.Module, ABC):
         positions), and none may change its spec.
         """
         return {}
+
+    def chance_loss(self, images: int) -> float | None:
+        """Returns the loss (log n) of outputs that are alike for all of a micro-batch's images, if it has one value."""
+        return None
 
     @classmethod
     def minimum_images(cls, options: Any) -> int:

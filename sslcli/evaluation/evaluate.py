@@ -22,7 +22,7 @@ from sslcli.storage import check_output
 from .classifier import with_classifier
 from .confusion import can_draw
 from .parts import LabeledParts, open_parts, pretrained_on, stored_data
-from .results import beside, draw, has_picture, over_seeds, write_output, write_result
+from .results import about_spread, beside, draw, has_picture, over_seeds, write_output, write_result
 from .seal import SealedSubject
 from .selection import ALL, Ready, choose_evaluators, only_possible
 from .sharing import opened_alike
@@ -241,6 +241,8 @@ def _run(
             log.warning(f"skipped: {name}: {error}")
             continue
         row = Row(target.word, name, over_seeds(results, own))
+        if (text := about_spread(name, row.result)) is not None:
+            log.info(text)
         row.result.protocol |= {
             "options": evaluator.options.plain(),
             "published": each.published,

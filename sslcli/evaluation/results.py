@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,20 @@ def over_seeds(results: Sequence[EvaluationResult], seeds: Sequence[int]) -> Eva
         {**first.details, "seeds": rows},
         {name: statistics.stdev(numbers) for name, numbers in values.items()},
         first.classifier,
+    )
+
+
+def about_spread(name: str, result: EvaluationResult) -> str | None:
+    """Returns a line on what the ± of a result over seeds leaves out: the sampling error √(p(1 − p)/n) of its n test
+    images, and the seed of pre-training. None if it has no top-1 over several seeds, or no number of test images."""
+    images, spread = result.protocol.get("eval_images"), result.spread.get("top1")
+    if not images or spread is None:
+        return None
+    p, seeds = result.metrics["top1"], len(result.protocol["seeds"])
+    error = math.sqrt(p * (1 - p) / images)
+    return (
+        f"{name}: ± is the spread over {seeds} seeds of the evaluation alone; {images:,} test images have a standard "
+        f"error of {100 * error:.2f} points, and another seed of pre-training adds its own spread"
     )
 
 

@@ -6,6 +6,7 @@ He et al., *Momentum Contrast for Unsupervised Visual Representation Learning*, 
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -72,6 +73,9 @@ class QueueContrast(Method):
     def negative_weight(self) -> float:
         """The weight of each negative in the loss's denominator."""
         return 1.0
+
+    def chance_loss(self, images: int) -> float:
+        return math.log1p(self.negative_weight() * self.options.queue_size)
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, how well keys are found among 1 + K, and the first view's features. Raises UserError if

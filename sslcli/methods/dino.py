@@ -5,6 +5,7 @@ Caron et al., *Emerging Properties in Self-Supervised Vision Transformers*, http
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 import torch
@@ -158,6 +159,9 @@ class DINO(Method):
     @classmethod
     def minimum_images(cls, options: DINOOptions) -> int:
         return 1  # the center is a mean over many steps
+
+    def chance_loss(self, images: int) -> float:
+        return math.log(self.options.head.prototypes)
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the teacher's entropy, and the teacher's features of the first view.

@@ -5,6 +5,8 @@ Chen, Xie, He, *An Empirical Study of Training Self-Supervised Vision Transforme
 
 from __future__ import annotations
 
+import math
+
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -113,6 +115,9 @@ class MoCoV3(Method):
             "optimizer": {"name": "lars", "lr": 0.3, "weight_decay": 1e-6, "scale_lr": "batch/256"},
             "schedule": {"name": "cosine", "warmup_epochs": 10},
         }
+
+    def chance_loss(self, images: int) -> float:
+        return 4 * self.temperature * math.log(images)
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, how well keys are found among the batch's, and the first view's features. Raises UserError

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2002.05709. Its second version is `simclr_v2`.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -54,6 +55,9 @@ class SimCLR(Method):
             "optimizer": {"name": "lars_simclr", "lr": 0.3, "weight_decay": 1e-6, "scale_lr": "batch/256"},
             "schedule": {"name": "cosine", "warmup_epochs": 10},
         }
+
+    def chance_loss(self, images: int) -> float:
+        return math.log(max(len(self.run.view_sizes), 2) * images - 1)
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the mean cosines of positive and negative pairs, with two views how often an embedding's

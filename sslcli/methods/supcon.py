@@ -5,6 +5,7 @@ Khosla et al., *Supervised Contrastive Learning*, NeurIPS 2020, https://arxiv.or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -77,6 +78,11 @@ class SupCon(Method):
             "schedule": {"name": "cosine", "warmup_epochs": 10},
             "backbone": {"zero_init_residual": False},
         }
+
+    def chance_loss(self, images: int) -> float:
+        options = self.options
+        others = max(len(self.run.view_sizes), 2) * images - 1
+        return options.temperature / options.base_temperature * math.log(others)
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, the mean cosines of pairs of one class and of two, and the first views' features. Raises

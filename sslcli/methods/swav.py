@@ -7,6 +7,7 @@ assigned, and many small ones, which only predict.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -108,6 +109,9 @@ class SwAV(Method):
             "schedule": {"name": "cosine", "final": 0.001},
             "backbone": {"zero_init_residual": False},
         }
+
+    def chance_loss(self, images: int) -> float:
+        return math.log(self.options.prototypes)
 
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, `pos_cos` and `neg_cos` of the first two views' embeddings, and `prototype_use`, the

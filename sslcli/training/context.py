@@ -39,6 +39,8 @@ class Context(RunContext):
             classes = classes or int(dataset.labels.max()) + 1
         self.classes = classes if session.has_labels else None
         self.last_step = session.last_step
+        training = session.config.training
+        self.chance_loss = session.method.chance_loss(training.batch_size // training.accumulate)
         self.progress = Progress(0, session.info.total_steps, session.info.steps_per_epoch, session.shift)
         self.callbacks: list[Callback] = list(session.callbacks.values())
         self.read: Callable[[], Reading | None] | None = None  # set by the loop

@@ -10,6 +10,8 @@ import copy
 import dataclasses
 import itertools
 import logging
+import math
+import signal
 import statistics
 import time
 from collections.abc import Iterator
@@ -34,6 +36,7 @@ from sslcli.runs.environment import describe_environment
 
 from . import group
 from .context import Context
+from .interrupt import Interrupt
 from .loop import Loop
 from .memory import PeakMemory, held_bytes, less_memory
 from .setup import Session, build, plan
@@ -52,8 +55,14 @@ class ReadyBatch(SourceBatch):
     views: tuple[Tensor, ...] = ()
 
 
+class Ended(Exception):
+    """A signal came between two steps."""
+
+
 class SpeedLoop(Loop):
     """The training loop, which also takes prepared views, and starts over at the end of a short run."""
+
+    interrupt = Interrupt()
 
     def make_views(self, source_batch: SourceBatch, step: int = 0) -> list[Tensor]:
         if isinstance(source_batch, ReadyBatch):
@@ -66,9 +75,11 @@ class SpeedLoop(Loop):
         super().step()
 
     def run(self, batches: Iterator[list[SourceBatch]], steps: int) -> None:
-        """Runs steps on these batches, and waits for the device."""
+        """Runs steps on these batches, and waits for the device; raises Ended after a signal."""
         self.batches = batches
         for _ in range(steps):
+            if self.interrupt.number is not None:
+                raise Ended
             self.step()
         with phase("waiting"):
             if self.session.device.type == "cuda":
@@ -84,7 +95,7 @@ class SpeedLoop(Loop):
         ]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measured:
     """The measurements; times are seconds per step, one entry for each round."""
 
@@ -92,19 +103,25 @@ class Measured:
     phases: list[dict[str, float]]  #: of whole steps, measured separately, since marking the phases takes time too
     memory: dict[str, Any]  #: of whole steps: `kind`, `peak_bytes`, and `held_bytes`, the known parts of the peak
     bad_step: int | None  #: the first step whose loss was not finite
+    signal: int | None = None  #: number of the one that ended the measurement
+    ended: str | None = None  #: why there are fewer rounds than asked for
 
 
 @settings_restored()
-def measure(config: RunConfig, *, steps: int, rounds: int) -> tuple[Session, Measured]:
+def measure(config: RunConfig, *, steps: int, rounds: int, minutes: float | None = None) -> tuple[Session, Measured]:
     """Builds what `ssl train` would build, and measures `steps` optimizer steps of each kind in every round.
 
+    After the first round none begins that would not end within `minutes` of this call, as long as the one before it
+    took. SIGINT, SIGTERM and SIGHUP end it after a step.
+
     Returns:
-        the session, with its source closed, and the measurements.
+        the session, with its source closed, and the measurements of the rounds that are complete, perhaps none.
 
     Raises:
         UserError: the input is invalid, or this is one of several processes.
         OutOfMemory: there is not enough memory.
     """
+    end = math.inf if minutes is None else time.monotonic() + 60 * minutes
     if group.described():
         raise UserError("bench: measures a single process; run it without torchrun")
     # Every measured step has the whole batch.
@@ -118,31 +135,51 @@ def measure(config: RunConfig, *, steps: int, rounds: int) -> tuple[Session, Mea
             session.source.prepare()
             # Nothing is written to this directory, since there are no callbacks or checkpoints.
             loop = SpeedLoop(session, Context(session, RunDirectory(Path())), 0)
-            return session, _measure(loop, steps, rounds)
+            with Interrupt() as loop.interrupt:
+                return session, _measure(loop, steps, rounds, end)
     finally:
         session.source.close()
 
 
-def _measure(loop: SpeedLoop, steps: int, rounds: int) -> Measured:
+def _measure(loop: SpeedLoop, steps: int, rounds: int, end: float) -> Measured:
+    """Measures rounds until there are enough, the time is used up, or a signal came."""
+    found = Measured({"end_to_end": [], "ready": []}, [], {}, None)
+    try:
+        _measure_rounds(loop, steps, rounds, end, found)
+    except Ended:
+        found.signal = loop.interrupt.number
+        assert found.signal is not None
+        found.ended = signal.Signals(found.signal).name
+    if found.ended is not None:
+        log.info(f"ended by {found.ended} after {len(found.phases)} of {rounds} rounds")
+    found.bad_step = loop.meter.bad_step()
+    return found
+
+
+def _measure_rounds(loop: SpeedLoop, steps: int, rounds: int, end: float, found: Measured) -> None:
     session, stream = loop.session, loop.batches
     log.info(f"warming up: {WARM_UP} steps")
     loop.run(stream, WARM_UP)
     peak = PeakMemory(session.device)
     loop.run(stream, 2)  # the second step frees what the first one allocated
-    memory = {"kind": peak.kind, "peak_bytes": peak.bytes(), "held_bytes": held_bytes(session)}
+    found.memory = {"kind": peak.kind, "peak_bytes": peak.bytes(), "held_bytes": held_bytes(session)}
     # After memory was measured: `ssl train` holds no second batch of views.
     stored = itertools.repeat(loop.ready(next(stream)))
     loop.run(stored, 2)  # the same code has run already
     kinds = {"end_to_end": stream, "ready": stored}
-    times: dict[str, list[float]] = {name: [] for name in kinds}
-    phases = []
     for number in range(rounds):
-        for name in reversed(kinds) if number % 2 else kinds:
-            times[name].append(_seconds(loop, kinds[name], steps))
-        phases.append(_phases(loop, stream, steps))
-        rate = session.config.training.batch_size / times["end_to_end"][-1]
+        began = time.monotonic()
+        times = {name: _seconds(loop, kinds[name], steps) for name in (reversed(kinds) if number % 2 else kinds)}
+        phases = _phases(loop, stream, steps)
+        for name, seconds in times.items():  # of complete rounds only
+            found.seconds[name].append(seconds)
+        found.phases.append(phases)
+        rate = session.config.training.batch_size / times["end_to_end"]
         log.info(f"round {number + 1} of {rounds}: {rate:,.0f} images/s end to end")
-    return Measured(times, phases, memory, loop.meter.bad_step())
+        now = time.monotonic()
+        if number + 1 < rounds and now + (now - began) > end:
+            found.ended = "--minutes"
+            return
 
 
 def _seconds(loop: SpeedLoop, batches: Iterator[list[SourceBatch]], steps: int) -> float:
@@ -186,6 +223,7 @@ def report(session: Session, measured: Measured, steps: int, command: list[str])
         "plan": plan(session),
         "steps": steps,
         "rounds": len(measured.phases),
+        "ended_by": measured.ended,
         "images_per_second": {
             name: _spread([batch / each for each in times]) for name, times in measured.seconds.items()
         },

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from cli_helpers import folder, left_behind  # noqa: F401  # a fixture
-from run_helpers import done, refused
+from run_helpers import done, refused, ssl
+
+from sslcli.training.loop import Loop
 
 # ruff: noqa: F811
 
@@ -27,6 +31,39 @@ def test_it_prints_every_figure_and_writes_only_the_output_file(folder: Path) ->
     written = json.loads((folder / "speed.json").read_text())
     assert written["config"]["training"]["batch_size"] == 16
     assert written["command"][0] == "ssl"
+
+
+def signal_in(monkeypatch: pytest.MonkeyPatch, last: int, number: int) -> None:
+    """Sends this process a signal during its n-th step."""
+    steps, step = [0], Loop.step
+
+    def counted(loop: Loop) -> None:
+        steps[0] += 1
+        if steps[0] == last:
+            os.kill(os.getpid(), number)
+        assert steps[0] <= last
+        step(loop)
+
+    monkeypatch.setattr(Loop, "step", counted)
+
+
+def test_a_signal_keeps_the_rounds_that_are_complete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signal_in(monkeypatch, 9 + 3 + 2, signal.SIGINT)  # in the second round
+    code, out, err = ssl("bench", "c.yaml", "--steps", "1", "--output", "speed.json")
+    assert code == 130
+    assert "end to end" in out
+    assert "ended by SIGINT after 1 of 5 rounds" in err
+    written = json.loads((folder / "speed.json").read_text())
+    assert (written["rounds"], written["ended_by"]) == (1, "SIGINT")
+    assert [len(each) for each in written["seconds_per_step"].values()] == [1, 1, 1]
+
+
+def test_a_signal_before_that_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signal_in(monkeypatch, 4, signal.SIGTERM)
+    code, out, err = ssl("bench", "c.yaml", "--output", "speed.json")
+    assert (code, out) == (143, "")
+    assert "no round is complete, so there are no results" in err
+    assert left_behind(folder) == set()
 
 
 @pytest.mark.parametrize(

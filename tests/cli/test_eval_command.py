@@ -151,6 +151,7 @@ def test_several_seeds_give_a_standard_deviation_and_are_all_kept(run):
     assert stored["std"] == result["std"]
     assert err.count("features of") == 2
     assert "linear: seed 9" in err
+    assert "linear: ± is the spread over 3 seeds of the evaluation alone" in err
     out, _ = done("eval", "run", "--method", "linear", "epochs=3", "--seeds", 2)
     assert "±" in out.splitlines()[0]
 

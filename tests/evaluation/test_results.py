@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sslcli.contracts.evaluation import EvaluationResult
 from sslcli.evaluation import results
-from sslcli.evaluation.results import over_seeds, write_output, write_result
+from sslcli.evaluation.results import about_spread, over_seeds, write_output, write_result
 from sslcli.evaluation.tables import Row, as_json, lines, plain_table, rich_table
 
 
@@ -30,6 +30,16 @@ def test_seeds_give_mean_and_sample_standard_deviation_and_each_stays_in_the_det
     assert joined.details["curve"] == [3]
     single = over_seeds([result(0.5)], [0])
     assert (single.spread, single.protocol["seeds"]) == ({}, [0])
+
+
+def test_what_the_spread_over_seeds_leaves_out_is_said_with_the_sampling_error() -> None:
+    joined = over_seeds([result(0.5, 3), result(0.7, 4)], [3, 4])
+    assert about_spread("linear", joined) is None  # no number of test images
+    joined.protocol["eval_images"] = 2400
+    assert "over 2 seeds of the evaluation alone; 2,400 test images have a standard error of 1.00 points" in (
+        about_spread("linear", joined) or ""
+    )  # √(.6 · .4 / 2400) = 0.01
+    assert about_spread("knn", over_seeds([result(0.5)], [0])) is None
 
 
 def test_a_table_has_a_row_each_and_a_dash_for_what_was_not_measured():

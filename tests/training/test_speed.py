@@ -142,6 +142,25 @@ def test_batches_prepared_in_advance_are_used_up_before_the_clock_starts(tiny, m
     assert steps == ["step"] * 3 + ["clock"] + ["step"] * 2 + ["clock"]
 
 
+def test_no_round_but_the_first_begins_that_would_end_too_late(tiny, monkeypatch):
+    """By a clock on which a step takes a minute: a round of 4 steps of one kind and of the other, and 4 for phases."""
+    now = [0.0]
+    step = Loop.step
+
+    def slow(loop: Loop) -> None:
+        now[0] += 60
+        step(loop)
+
+    monkeypatch.setattr(Loop, "step", slow)
+    monkeypatch.setattr(speed.time, "monotonic", lambda: now[0])
+    _, found = measure(tiny(), steps=4, rounds=3, minutes=9 + 12 + 12)  # 9 steps before the first round
+    assert (len(found.phases), found.ended, found.signal) == (2, "--minutes", None)
+    _, found = measure(tiny(), steps=4, rounds=3, minutes=0)
+    assert (len(found.phases), len(found.seconds["ready"])) == (1, 1)
+    _, found = measure(tiny(), steps=4, rounds=2, minutes=9 + 12 + 12)
+    assert (len(found.phases), found.ended) == (2, None)
+
+
 def test_nothing_is_written(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     measure(tiny("callbacks.tensorboard={}", "output=here"), steps=1, rounds=1)
@@ -176,7 +195,7 @@ def test_the_report_has_every_figure_and_its_ratio_is_the_median_over_rounds(tin
     found = report(session, Measured(seconds, rounds, {}, None), 1, ["ssl", "bench"])
     assert set(found) == {
         "time", "command", "sslcli", "python", "torch", "torchvision", "platform", "processor", "cores", "cpu_threads",
-        "huge_pages", "gpu", "config", "plan", "steps", "rounds", "images_per_second", "ratio", "phases",
+        "huge_pages", "gpu", "config", "plan", "steps", "rounds", "ended_by", "images_per_second", "ratio", "phases",
         "phases_clock", "memory", "first_step_with_bad_loss", "seconds_per_step",
     }  # fmt: skip
     assert found["config"]["training"]["compile"] == "none"
