@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone, Features
 from sslcli.contracts.errors import UserError
+from sslcli.logs import shown
 
 #: What is in a protocol for each; `cls_lastN` is any number of layers.
 MEANING = {
@@ -71,11 +72,11 @@ class FeatureBackbone(Backbone):
                 raise UserError("feature=tokens: this network has no tokens; use feature=pooled")
             if feature != "tokens" and (not found.layers or found.layers[-1][0] is None):
                 instead = "tokens or feature=pooled" if found.tokens is not None else "pooled"
-                raise UserError(f"feature={feature}: this network has no class token; use feature={instead}")
+                raise UserError(f"feature={shown(feature)}: this network has no class token; use feature={instead}")
             try:
                 dim = self(image).pooled.shape[1]
             except UserError as error:  # fewer layers
-                raise UserError(f"feature={feature}: {error}") from error
+                raise UserError(f"feature={shown(feature)}: {error}") from error
         self.spec = dataclasses.replace(backbone.spec, feature_dim=dim)
 
     @classmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from operator import index
 from typing import Any
 
 from sslcli.config.schema import TrainingOptions
@@ -78,9 +79,16 @@ def beginning(info: RunInfo, images: int) -> Position:
 
 def stored_position(document: dict[str, Any], images: int) -> Position:
     """Returns the position that a checkpoint has; one of a version that did not store it is taken to be of a run with
-    so many images, unless its epochs had another number of steps."""
+    so many images, unless its epochs had another number of steps.
+
+    Raises:
+        TypeError, ValueError: what is stored is none.
+    """
     if "position" in document:
-        return Position(**document["position"])
+        stored = Position(**{name: index(value) for name, value in document["position"].items()})
+        if min(asdict(stored).values()) < 0 or min(stored.images, stored.batch_size, stored.steps_per_epoch) < 1:
+            raise ValueError(f"position {asdict(stored)}")
+        return stored
     training, step = document["config"]["training"], document["step"]
     plan = Plan(
         "data", max(images, training["batch_size"]), training["batch_size"], training.get("accumulate", 1),

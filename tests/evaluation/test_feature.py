@@ -89,6 +89,7 @@ def test_torchvisions_vision_transformer_has_them_too():
         (small_trained().backbone, "cls_mean", "feature=cls_mean: this network has no class token; use feature=tokens"),
         (SmallBackbone(3, 16), "tokens", "feature=tokens: this network has no tokens; use feature=pooled"),
         (SmallBackbone(3, 16), "cls_last1", "feature=cls_last1: this network has no class token; use feature=pooled"),
+        (SmallBackbone(3, 16), "a\n", "feature=a\\n: this network has no class token; use feature=pooled"),  # of a file
     ],
 )
 def test_a_network_without_the_feature_is_refused_in_one_line(network, feature, said):

@@ -32,9 +32,16 @@ DOCUMENTS = {
     "card a list": lambda d: d.update(card=[1]),
     "channels a word": lambda d: d["card"].update(channels="3"),
     "no width": lambda d: d["card"].update(std=[0, 0, 0]),
+    "position of lists": lambda d: d["position"].update(made=[1]),
+    "position without steps": lambda d: d["position"].update(steps_per_epoch=0),
     "plugins a word": lambda d: d["plugins"].update(backbone="x"),
     "encoder a number": lambda d: d.update(encoder=5),
 }
+#: Nothing that concerns the network.
+ALSO_A_NETWORK = {
+    "no config", "a section a word", "no views", "no numbers", "no world size", "plugins a word", "position of lists",
+    "position without steps",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +75,7 @@ def one_line(work):
 def test_a_document_of_another_program_is_one_line(run, tiny, name):
     path = list_checkpoints(run / "checkpoints")[0]
     rewrite(path, DOCUMENTS[name])
-    of_run_alone = name in (
-        "no config",
-        "a section a word",
-        "no views",
-        "no numbers",
-        "no world size",
-        "plugins a word",
-    )
-    if not of_run_alone and name != "plugins a word":
+    if name not in ALSO_A_NETWORK:
         assert str(path) in one_line(lambda: load_trained(path))
     if name == "no card":  # nobody needs it to go on
         assert train(tiny(ADAMW, "training.max_steps=3"), run, resume=True).step == 3
