@@ -164,8 +164,11 @@ def as_arguments(values: Mapping[str, Any]) -> list[str]:
 
 
 def _names_a_plugin(text: str) -> bool:
-    section, _, rest = text.partition("=")[0].partition(".")
-    return section in (*PLUGIN_SECTIONS, "views") and rest in ("", "name", "preset")
+    path, _, value = text.partition("=")
+    section, _, rest = path.partition(".")
+    return (
+        section in (*PLUGIN_SECTIONS, "views") and rest in ("", "name", "preset") and not value.startswith(("{", "["))
+    )
 
 
 def _apply(document: Document, text: str) -> None:

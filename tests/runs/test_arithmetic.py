@@ -216,6 +216,8 @@ def test_nccl_is_given_its_device_after_that_is_the_current_one(
 
     monkeypatch.setattr(dist, "init_process_group", form)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(group, "_own_store", lambda: None)
+    monkeypatch.setattr(group, "_leave_together", lambda store, key: None)
     for device, own, backend in (("auto", torch.device("cuda", 1), "cpu:gloo,cuda:nccl"), ("cpu", None, "gloo")):
         two_gpus.clear()
         with group.joined(device, None):
