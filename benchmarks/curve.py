@@ -11,8 +11,8 @@ that is added to the ledger; backbones are kept as they are every few epochs, an
 minutes are those of training alone: by kNN and, at the end, by a linear probe, fitted to the training images, on the
 test images.
 
---held-out trains without some of the training images and evaluates on those: to choose settings, which --set changes.
-`plot` draws the newest run of each tool with the present settings, and writes the plot of the README.
+--held-out trains without some of the training images and evaluates on those: to choose settings, which --set changes
+(those of `CHANGEABLE`, which both tools read). `plot` draws the newest run of each tool with the present settings.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gpu.lines import append, read
 from page import PAGE
-from parity import TOOLS, append, read_ledger, versions
+from parity import TOOLS, versions
 from parity_settings import BILINEAR, COMMON, CONFIGS, PLAIN
 from report import RESULTS, circumstances, in_a_process, is_installed, say
 
 CONFIG = CONFIGS / "simclr.yaml"
 LEDGER = RESULTS / "curve.jsonl"
 PLOT = PAGE.parent / "_static" / "curve.svg"
+#: What two runs that are compared have in common.
+SAME = ("processor", "cpu_threads", "torch")
 #: Images of CIFAR-10 to train on.
 IMAGES = 50_000
 #: Epochs from one evaluated backbone to the next.
@@ -47,12 +50,13 @@ SETTINGS: dict[str, Any] = {
     "optimizer": {"name": "sgd", "lr": 0.12, "momentum": 0.9, "weight_decay": 5e-4, **PLAIN},
     "schedule": {"name": "cosine", "warmup": "linspace", "warmup_epochs": 1, "warmup_start_lr": None},
 }
-Saver = Callable[[Any], None]
+#: What may be set otherwise: of the rest, lightly's schedule and optimizer have their own.
+CHANGEABLE = ("optimizer.lr", "optimizer.weight_decay", "method.temperature", "training.batch_size", "views.crop_scale")
 
 
 def overrides(run: dict[str, Any], root: Path) -> dict[str, Any]:
     """Returns what is set above the example's config, by dotted key."""
-    steps = (IMAGES - run["held_out"]) // SETTINGS["training.batch_size"]
+    steps = (IMAGES - run["held_out"]) // (SETTINGS | run["changed"])["training.batch_size"]
     return {
         **SETTINGS,
         "schedule.warmup_start": 1 / steps,  # lightly's first step already has a share of the learning rate
@@ -65,7 +69,9 @@ def overrides(run: dict[str, Any], root: Path) -> dict[str, Any]:
 
 def digest(epochs: int) -> str:
     """Returns what identifies the settings of a run on all images."""
-    return hashlib.sha256(json.dumps([SETTINGS, epochs, EVERY], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps([CONFIG.read_text(), SETTINGS, epochs, EVERY], sort_keys=True).encode()
+    ).hexdigest()[:16]
 
 
 class Backbones:
@@ -208,8 +214,10 @@ def main() -> None:
     one.add_argument("--run", type=json.loads, required=True)
     run.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS)
     run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--held-out", type=int, default=0, help="training images that are evaluated instead of the test's")
-    run.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings than those of the file")
+    run.add_argument(
+        "--held-out", type=int, default=0, help="training images that are evaluated instead of the test images"
+    )
+    run.add_argument("--set", nargs="+", default=[], metavar="KEY=JSON", help="other settings than those of the file")
     drawn = commands.add_parser("plot", help="draw the newest run of each tool")
     for each in (run, drawn):
         each.add_argument("--epochs", type=int, default=20)
@@ -222,25 +230,39 @@ def main() -> None:
     if arguments.command == "plot":
         present = [
             line
-            for line in read_ledger(arguments.ledger)
+            for line in read(arguments.ledger)
             if line["settings"] == digest(arguments.epochs) and not line["changed"] and not line["held_out"]
         ]
         newest = {line["tool"]: line for line in present}
         if lacking := [tool for tool in TOOLS if tool not in newest]:
             parser.error(f"{arguments.ledger}: no run of {' and '.join(lacking)} with the present settings: see `run`")
+        first, second = ([newest[tool]["machine"][name] for name in SAME] for tool in TOOLS)
+        if first != second:
+            parser.error(f"{arguments.ledger}: the newest runs differ in {', '.join(SAME)}: {first} and {second}")
         plot({tool: newest[tool] for tool in TOOLS}, arguments.output)
         return
+    from sslcli.data.processes import usable_cores
+
     if not is_installed("lightly"):
         parser.error("lightly is not installed: pip install 'sslcli[benchmark]'")
     if not (arguments.root / "cifar-10-batches-py").is_dir():
         parser.error(f"--root: no cifar-10-batches-py in {arguments.root}; give the folder that holds it")
-    changed = dict(word.partition("=")[::2] for word in arguments.set)
+    changed = {}
+    for word in arguments.set:
+        name, equals, value = word.partition("=")
+        if not equals or name not in CHANGEABLE:
+            parser.error(f"--set: {word}: should be KEY=JSON, of {', '.join(CHANGEABLE)}")
+        changed[name] = json.loads(value)
+    arguments.ledger.parent.mkdir(parents=True, exist_ok=True)
     for tool in arguments.tools:
         line = {
             "tool": tool, "seed": arguments.seed, "epochs": arguments.epochs, "held_out": arguments.held_out,
             "changed": changed, "settings": digest(arguments.epochs), "versions": versions(tool),
         }  # fmt: skip
-        found = json.loads(in_a_process(__file__, "one", "--root", str(arguments.root), "--run", json.dumps(line)))
+        # All cores, whatever the shell says; and huge pages where `ssl` has them.
+        environment = {"OMP_NUM_THREADS": str(usable_cores()), "THP_MEM_ALLOC_ENABLE": str(int(tool == "ours"))}
+        words = ("one", "--root", str(arguments.root), "--run", json.dumps(line))
+        found = json.loads(in_a_process(__file__, *words, **environment))
         append(arguments.ledger, {**line, **found})
         last = list(found["knn"].values())[-1]
         minutes = list(found["minutes"].values())[-1]

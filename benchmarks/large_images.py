@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from gpu.lines import append, read
 from page import table, write_part
 from report import RESULTS, circumstances, in_a_process, say
 
@@ -133,15 +134,6 @@ def run_one(run: dict[str, Any], photographs: Path, weights: Path | None, folder
     }
 
 
-def read_ledger(path: Path) -> list[dict[str, Any]]:
-    """The runs of a ledger, without an unfinished last line, which is cut off."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    whole, _, rest = text.rpartition("\n")
-    if rest:
-        path.write_text(whole + "\n" if whole else "", encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines() if line]
-
-
 def key(run: dict[str, Any]) -> str:
     return json.dumps([run[name] for name in KEY], sort_keys=True)
 
@@ -158,7 +150,7 @@ def run_all(arguments: argparse.Namespace) -> None:
         for seed in arguments.seeds
         for start in arguments.starts
     ]
-    known = set(map(key, read_ledger(arguments.ledger)))
+    known = set(map(key, read(arguments.ledger)))
     runs = [run for run in runs if key(run) not in known]
     weights = arguments.weights
     if weights is None and any(run["start"] == "published" for run in runs):
@@ -168,11 +160,10 @@ def run_all(arguments: argparse.Namespace) -> None:
         given = ["--weights", str(weights)] if run["start"] == "published" else []
         words = ("one", str(photographs), "--run", json.dumps(run), "--work", str(work), *given)
         found = json.loads(in_a_process(__file__, *words, OMP_NUM_THREADS="1"))
-        arguments.ledger.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.ledger.open("a", encoding="utf-8") as ledger:
-            ledger.write(json.dumps({**run, **found}) + "\n")
+        append(arguments.ledger, {**run, **found})
         say(f"{run['start']}, seed {run['seed']}: before {found['before']}, after {found['after']}")
 
+    arguments.ledger.parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(make, runs))
 
@@ -248,7 +239,7 @@ def main() -> None:
             name = f"{arguments.run['start']}-{arguments.run['seed']}-{digest}"
             print(json.dumps(run_one(arguments.run, arguments.photographs, arguments.weights, arguments.work / name)))
         case "report":
-            text = tables(read_ledger(arguments.ledger))
+            text = tables(read(arguments.ledger))
             print(text)
             if arguments.write_docs:
                 write_part("large-images", text)

@@ -8,7 +8,8 @@
 trains a ResNet-18 of width 16 with the small stem, and evaluates the backbone by our kNN and linear probe on the test
 images, fitted to the training images; the untrained backbone by kNN. Settings are in `parity_settings.py`. Each run is
 a line that is appended to the ledger. One that is there with the same settings and versions is skipped, and one that
-was killed has left nothing, so the command can be ended and repeated at any time, and another one run beside it.
+was killed has left nothing, so the command can be ended and repeated at any time; two at once need other methods or
+seeds. One that failed by itself is a line that says so, and is tried again.
 
 `report` makes the table from the ledger, `steps` compares ten training steps from the same weights on the same views.
 """
@@ -19,7 +20,6 @@ import argparse
 import importlib.metadata
 import json
 import logging
-import os
 import resource
 import subprocess
 import tempfile
@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from gpu.lines import append, read
 from page import write_part
 from parity_report import tables
 from parity_settings import KINDS, METHODS, digest
@@ -44,25 +45,6 @@ def versions(tool: str) -> dict[str, str]:
     """The versions of what trains."""
     packages = ("sslcli", "torch") if tool == "ours" else (tool, "torch", "torchvision")
     return {name: importlib.metadata.version(name) for name in packages}
-
-
-def read_ledger(path: Path) -> list[dict[str, Any]]:
-    """Returns the runs of a ledger; a last line that was not finished is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
-
-
-def append(path: Path, run: dict[str, Any]) -> None:
-    """Adds a run as one line, after an unfinished one on a line of its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                # A killed writer's part of a line: gone, so that every line can be read.
-                text = path.read_bytes()
-                file.truncate(text.rfind(b"\n") + 1)
-        file.write(json.dumps(run).encode() + b"\n")
 
 
 def key(run: dict[str, Any]) -> str:
@@ -84,25 +66,31 @@ def planned(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                         }  # fmt: skip
 
 
-def run_all(arguments: argparse.Namespace) -> None:
-    """Makes the runs that are not in the ledger."""
+def run_all(arguments: argparse.Namespace) -> int:
+    """Makes the runs that are not in the ledger, or have failed; returns how many fail now, which are lines as well."""
 
-    def work(run: dict[str, Any]) -> None:
-        if key(run) in map(key, read_ledger(arguments.ledger)):
-            return
+    def work(run: dict[str, Any]) -> bool:
+        if key(run) in (key(each) for each in read(arguments.ledger) if "failed" not in each):
+            return False
         name = f"{run['tool']} {run['method']} seed {run['seed']} {run['kind']}"
         words = ["one", "--root", str(arguments.root), "--run", json.dumps(run)]
+        # As `ssl` has it; lightly has torch's own.
+        pages = {"THP_MEM_ALLOC_ENABLE": "1"} if (run["tool"], run["kind"]) == ("ours", "defaults") else {}
         try:
-            found = json.loads(in_a_process(__file__, *words, OMP_NUM_THREADS="1"))
+            found = json.loads(in_a_process(__file__, *words, OMP_NUM_THREADS="1", **pages))
         except subprocess.CalledProcessError as error:
-            say(f"{name}: ended with code {error.returncode}; run this command again")
-            return
+            say(f"{name}: ended with code {error.returncode}")
+            if error.returncode > 0:  # by itself
+                append(arguments.ledger, {**run, "failed": error.returncode})
+            return True
         append(arguments.ledger, {**run, **found})
         say(f"{name}: kNN {found['knn']:.4f} (untrained {found['knn_before']:.4f}), linear {found['linear']:.4f}, "
             f"loss {found['loss_first']:.4g} to {found['loss_last']:.4g}, {found['minutes']:.2f} min")  # fmt: skip
+        return False
 
+    arguments.ledger.parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(work, planned(arguments)))
+        return sum(pool.map(work, planned(arguments)))
 
 
 def run_one(root: Path, run: dict[str, Any]) -> dict[str, Any]:
@@ -146,6 +134,7 @@ def main() -> None:
     for each in (run, steps):
         each.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    report.add_argument("--seeds", nargs="+", type=int, help="of these alone (default: all)")
     run.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS)
     run.add_argument("--kinds", nargs="+", choices=KINDS, default=["fp32"])
     run.add_argument("--jobs", type=int, default=1, help="runs at once")
@@ -160,11 +149,11 @@ def main() -> None:
     if arguments.command == "run":
         if not (arguments.root / "cifar-10-batches-py").is_dir():
             parser.error(f"--root: no cifar-10-batches-py in {arguments.root}; give the folder that holds it")
-        run_all(arguments)
-        return
+        raise SystemExit(min(run_all(arguments), 1))
     if arguments.command == "report":
         digests = {(m, kind): digest(m, kind, arguments.images, arguments.epochs) for m in METHODS for kind in KINDS}
-        text = tables(read_ledger(arguments.ledger), digests)
+        runs = read(arguments.ledger)
+        text = tables([run for run in runs if not arguments.seeds or run["seed"] in arguments.seeds], digests)
     else:
         from parity_steps import compare, table_of
 

@@ -1,4 +1,4 @@
-"""lightly's methods, put together from its heads, losses, transforms and utilities like in its own scripts.
+"""lightly's methods, put together from its heads, losses, transforms and utilities as in its own scripts.
 
 Those are its examples in `examples/pytorch` and its ImageNet and CIFAR-10 benchmarks. Sizes and numbers are those of a
 config of ours. Modules have our names (see `our_name`), so that weights can be exchanged. `parity_settings.DIFFERENCES`

@@ -31,17 +31,23 @@ def tables(runs: Sequence[Mapping[str, Any]], digests: Mapping[tuple[str, str], 
         runs: of the ledger.
         digests: of the present settings by method and kind; other runs are left out.
     """
-    present = [run for run in runs if digests.get((run["method"], run["kind"])) == run["settings"]]
+    asked = [run for run in runs if digests.get((run["method"], run["kind"])) == run["settings"]]
+    # The newest run of each seed: an older one is of other versions, or was made twice.
+    newest = {tuple(run[name] for name in ("tool", "method", "kind", "seed")): run for run in asked}
+    present = [run for run in newest.values() if "failed" not in run]
+    failed = [f"{each[0]} `{each[1]}` seed {each[3]}" for each, run in newest.items() if "failed" in run]
     methods = dict.fromkeys(method for method, _ in digests)
     pairs = {method: _of(present, method, {"ours": "fp32", "lightly": "fp32"}) for method in methods}
     pairs = {method: pair for method, pair in pairs.items() if all(pair)}
-    rows, more, beyond = [], [], []
+    rows, more, beyond, few = [], [], [], []
     for method, pair in pairs.items():
         row = [f"`{method}`", ", ".join(str(len(each)) for each in pair)]
         for score, name in SCORES.items():
             ours, theirs = ([100 * run[score] for run in each] for each in pair)
             gap, error = difference(ours, theirs)
             row += [_mean(ours), _mean(theirs), _signed(gap, error)]
+            if math.isnan(error):
+                few.append(f"`{method}`")
             if abs(gap) > 2 * error:
                 beyond.append(f"{name} of `{method}` ({'above' if gap > 0 else 'below'} lightly's)")
         rows.append(row)
@@ -61,7 +67,7 @@ def tables(runs: Sequence[Mapping[str, Any]], digests: Mapping[tuple[str, str], 
         "lightly",
     ]
     return (
-        f"{table(header, rows)}\n{_conclusion(beyond, bool(rows))}\n{table(also, more)}"
+        f"{table(header, rows)}\n{_conclusion(beyond, few, failed, bool(rows))}\n{table(also, more)}"
         f"{_defaults(present, methods)}\n{_differences()}{_circumstances(present)}"
     )
 
@@ -77,12 +83,15 @@ def _average(runs: Sequence[Mapping[str, Any]], name: str) -> float:
     return statistics.mean(run[name] for run in runs)
 
 
-def _conclusion(beyond: Sequence[str], any_rows: bool) -> str:
-    if not any_rows:
+def _conclusion(beyond: Sequence[str], few: Sequence[str], failed: Sequence[str], any_rows: bool) -> str:
+    if not any_rows and not failed:
         return "No method has runs of both tools yet.\n"
-    if not beyond:
-        return "No difference is beyond two standard errors.\n"
-    return f"Beyond two standard errors: {'; '.join(beyond)}.\n"
+    parts = [f"Beyond two standard errors: {'; '.join(beyond) or 'no difference'}."]
+    if few:
+        parts.append(f"Too few seeds to tell: {', '.join(dict.fromkeys(few))}.")
+    if failed:
+        parts.append(f"Failed: {', '.join(failed)}.")
+    return " ".join(parts) + "\n"
 
 
 def _defaults(runs: Sequence[Mapping[str, Any]], methods: Mapping[str, Any]) -> str:

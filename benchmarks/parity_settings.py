@@ -117,7 +117,7 @@ METHODS = tuple(SETTINGS)
 #: `fp32` is the comparison of accuracy; in `defaults` each tool does what it does when nothing is said, which for
 #: lightly's loops is the same fp32, and for ours depends on the processor.
 KINDS: dict[str, dict[str, Any]] = {
-    "fp32": {"training.precision": "fp32", "training.compile": "none"},
+    "fp32": {"training.precision": "fp32", "training.compile": "none", "training.channels_last": False},
     "defaults": {},
 }
 #: What is not the same, or was made so, by method.

@@ -147,7 +147,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    costs.by_file[report.location[0]] += report.cost
+    costs.by_file[report.location[0]] += getattr(report, "cost", 0.0)  # none if its worker died
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -75,7 +75,6 @@ def test_a_worker_whose_main_process_was_killed_prints_no_traceback(capfd: pytes
 RANK = """
 import os, signal, time
 from sslcli import orphans
-from sslcli.data import processes
 
 signal.signal(signal.SIGTERM, {handler})
 orphans.GRACE = 0.3

@@ -13,9 +13,11 @@ FILE, STAGE = "SSLCLI_GPU_RESULTS", "SSLCLI_GPU_STAGE"
 
 def append(path: Path, record: dict[str, Any]) -> None:
     """Adds one line with one write, and waits until it is on the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(descriptor, (json.dumps(record) + "\n").encode())
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # what a killed process had begun
+        os.write(descriptor, ("\n" * torn + json.dumps(record) + "\n").encode())
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -27,7 +29,9 @@ def note(name: str, **values: Any) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Returns all complete lines; the last one may have been cut off."""
+    """Returns all complete lines, none if there is no file; one may have been cut off."""
+    if not path.exists():
+        return []
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

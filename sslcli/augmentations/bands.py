@@ -22,6 +22,8 @@ BLOCK = 32
 #: (`benchmarks/views.py --size`, `eager` beside `whole_matrices`): equal for 109 to 96 and for 128 to 128, 1.5 times as
 #: fast for 146 to 128, half as fast for 73 to 64, where starting the products takes longer than multiplying.
 WORTH = 256
+#: Whole matrices are multiplied by all threads, blocks one after the other: on more threads than this they lose.
+THREADS = 2
 
 
 class Block(NamedTuple):
@@ -40,7 +42,8 @@ class Block(NamedTuple):
 
 def uses_bands(images: Tensor, size: int) -> bool:
     """Returns whether images (N, C, H, W) become (N, C, size, size) faster by blocks than by whole matrices."""
-    return takes_subsets(images) and max(images.shape[2:]) + size >= WORTH
+    large = takes_subsets(images) and max(images.shape[2:]) + size >= WORTH
+    return large and torch.get_num_threads() <= THREADS
 
 
 def block_starts(size: int) -> list[int]:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -19,8 +20,8 @@ log = logging.getLogger(__name__)
 LOSSES, SHARE = 10, 0.05
 #: A teacher with less than this share of the largest entropy is sure; with embeddings as similar as this, of one thing.
 SURE, SIMILAR = 0.25, 0.75
-#: Weights that have changed less, relative to their length, have not moved; so many of them are looked at.
-UNMOVED, SAMPLE = 1e-4, 65_536
+#: A matrix that has changed less, relative to its length, has not moved; so many numbers of each are looked at.
+UNMOVED, SAMPLE = 1e-4, 4096
 
 
 class CollapseOptions(Options):
@@ -56,7 +57,8 @@ class CollapseWatch(Callback):
         self.bad_lines = {"feature_std": 0, "feature_rank": 0, "neg_cos": 0, "teacher_entropy": 0}
         self.latest: dict[str, float] = {}
         self.losses: deque[float] = deque(maxlen=LOSSES)
-        self.begun: Tensor | None = None  #: some of the encoder's weights before the first step
+        self.lr = 0.0  #: of the last line
+        self.begun: list[Tensor] = []  #: some of the encoder's weights before the first step
         self.warned: set[str] = set()
 
     def on_start(self, context: RunContext) -> None:
@@ -65,7 +67,9 @@ class CollapseWatch(Callback):
 
     def on_log(self, context: RunContext, record: Mapping[str, float | int]) -> None:
         options, progress, chance = self.options, context.progress, context.chance_loss
-        early = progress.step < max(options.steps, SHARE * progress.total_steps)
+        # A learning rate that rises is that of the warm-up.
+        rising, self.lr = record.get("lr", self.lr) > self.lr, record.get("lr", self.lr)
+        early = progress.step < max(options.steps, SHARE * progress.total_steps) or rising
         self.latest |= {name: record[name] for name in self.bad_lines if name in record}
         similar = 0.0 if early else record.get("neg_cos", 0.0)
         self._count("feature_std", record, record.get("feature_std", 0) < options.std)
@@ -76,9 +80,9 @@ class CollapseWatch(Callback):
         if max(self.bad_lines.values()) >= options.lines and "collapse" not in self.warned:
             self.warned.add("collapse")
             log.warning(f"the representation is collapsing at step {record['step']}: {self._collapse()}")
-        if "loss" in record:
+        if "loss" in record and not early:
             self.losses.append(record["loss"])
-            if not early and "learning" not in self.warned and (found := self._stuck(context)):
+            if "learning" not in self.warned and (found := self._stuck(context)):
                 self.warned.add("learning")
                 log.warning(found)
 
@@ -109,15 +113,16 @@ class CollapseWatch(Callback):
     def _stuck(self, context: RunContext) -> str | None:
         """Returns how it shows that nothing is learned."""
         chance, step = context.chance_loss, context.progress.made
-        now, begun = _sample(context) if self.begun is not None else None, self.begun
-        if now is not None and begun is not None:
-            self.begun = None  # once is enough
-            if float((now - begun).norm()) < UNMOVED * float(begun.norm()):
+        if self.begun:
+            pairs = zip(_sample(context), self.begun, strict=True)
+            changes = torch.stack([(now - begun).norm() / begun.norm().clamp_min(1e-12) for now, begun in pairs])
+            self.begun = []  # once is enough
+            if float(changes.max()) < UNMOVED:
                 return (
                     f"the encoder's weights at step {step} are those of the start: nothing has moved; try a larger "
                     "optimizer.lr, and check what is frozen"
                 )
-        if chance is None or len(self.losses) < LOSSES:
+        if not chance or len(self.losses) < LOSSES:
             return None
         least, alike = min(self.losses), f"{chance:.4g}, the loss of outputs that are alike for all images"
         if least > 2 * chance:
@@ -127,14 +132,14 @@ class CollapseWatch(Callback):
             )
         if least >= self.options.chance * chance:
             return (
-                f"the loss is stuck at step {step}: {self.losses[-1]:.4g} is not below {alike}; if that lasts, try a "
-                "smaller temperature (of swav epsilon, of dino teacher_temperature), or another optimizer.lr"
+                f"the loss is stuck at step {step}: {self.losses[-1]:.4g} is not clearly below {alike}; if that lasts, "
+                "try a smaller temperature (of swav epsilon, of dino teacher_temperature), or another optimizer.lr"
             )
         return None
 
 
-def _sample(context: RunContext) -> Tensor | None:
-    """Some weights of the encoder's last matrix that is trained, by which one sees whether it moves: a copy."""
+def _sample(context: RunContext) -> list[Tensor]:
+    """Some weights of each of the encoder's trained matrices, by which one sees whether they move: copies."""
     weights = [parameter for parameter in context.encoder().parameters() if parameter.ndim >= 2]
     trained = [parameter for parameter in weights if parameter.requires_grad] or weights  # a teacher's are not
-    return trained[-1].detach().flatten()[:SAMPLE].float().clone() if trained else None
+    return [each.detach().flatten()[:SAMPLE].float().clone() for each in trained]

@@ -166,9 +166,8 @@ def as_arguments(values: Mapping[str, Any]) -> list[str]:
 def _names_a_plugin(text: str) -> bool:
     path, _, value = text.partition("=")
     section, _, rest = path.partition(".")
-    return (
-        section in (*PLUGIN_SECTIONS, "views") and rest in ("", "name", "preset") and not value.startswith(("{", "["))
-    )
+    names = section in (*PLUGIN_SECTIONS, "views") and rest in ("", "name", "preset")
+    return names and not value.startswith(("{", "[")) and value.lower() not in ("", "~", "null")
 
 
 def _apply(document: Document, text: str) -> None:

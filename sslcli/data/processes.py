@@ -98,5 +98,5 @@ def _start_worker(marks: Any, words: Any, number: int) -> None:
 def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Shows an error of a worker's own threads, unless the main process was killed and so has closed its connections:
     Python's, which hands over tensors, would print a traceback then."""
-    if not isinstance(error, OSError | EOFError):
+    if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)

@@ -62,13 +62,14 @@ def about_spread(name: str, result: EvaluationResult) -> str | None:
     """Returns a line on what the ± of a result over seeds leaves out: the sampling error √(p(1 − p)/n) of its n test
     images, and the seed of pre-training. None if it has no top-1 over several seeds, or no number of test images."""
     images, spread = result.protocol.get("eval_images"), result.spread.get("top1")
-    if not images or spread is None:
+    p = result.metrics.get("top1", -1.0)
+    if not images or spread is None or not 0 <= p <= 1:  # a plugin's may be anything
         return None
-    p, seeds = result.metrics["top1"], len(result.protocol["seeds"])
+    seeds = len(result.protocol["seeds"])
     error = math.sqrt(p * (1 - p) / images)
     return (
-        f"{name}: ± is the spread over {seeds} seeds of the evaluation alone; {images:,} test images have a standard "
-        f"error of {100 * error:.2f} points, and another seed of pre-training adds its own spread"
+        f"{name}: ± is the spread over {seeds} seeds of the evaluation alone; the accuracy on {images:,} test "
+        f"images has a standard error of {100 * error:.2f} points, and another seed of pre-training adds its own spread"
     )
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 LOST = 87
 #: Long enough for callbacks on rank 0 (a kNN evaluation, for example), for which the others wait.
 _TIMEOUT = timedelta(minutes=60)
+#: Seconds that a process waits, at least, for the others at the beginning.
+_STARTING = 60.0
 #: Seconds that a process waits for the others at the end of a group.
 _LEAVING = 60.0
 #: How many groups this process has been in.
@@ -131,14 +133,18 @@ def _group(device: str, stall_timeout: float | None) -> Iterator[None]:
 
 @contextmanager
 def _within(seconds: float | None) -> Iterator[None]:
-    """Ends this process, with a line, if the block, in which it waits for the others, takes longer."""
+    """Ends this process, with a line, if the block, in which it waits for the others, takes longer; None: never.
+
+    They may start a while later: each imports torch and plugins first, perhaps from a slow disk.
+    """
     if seconds is None:
         yield
         return
+    seconds = max(seconds, _STARTING)
 
     def late() -> None:
         world, rank = os.environ["WORLD_SIZE"], os.environ["RANK"]
-        line = f"not all {world} processes have joined it within {seconds:g} s (training.stall_timeout)"
+        line = f"not all {world} processes have joined it within {seconds:g} s"
         print(f"ssl: the process group could not be formed (rank {rank}): {line}", file=sys.stderr, flush=True)
         end_now(orphans.failed(SslError.exit_code))
 

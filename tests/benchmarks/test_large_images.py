@@ -80,7 +80,7 @@ def test_runs_that_are_in_the_ledger_are_skipped_and_a_part_of_a_line_is_not_one
         monkeypatch.setattr(sys, "argv", ["large_images.py", *words])
         module.main()
     assert [run["seed"] for run in asked] == [1]
-    assert [run["seed"] for run in module.read_ledger(ledger)] == [0, 1]
+    assert [run["seed"] for run in module.read(ledger)] == [0, 1]
 
 
 @pytest.mark.slow

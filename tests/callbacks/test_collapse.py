@@ -64,7 +64,7 @@ def warned(lines: Lines, messages: list[str], chance: float | None = math.log(10
 def test_a_loss_that_stays_at_log_n_is_stuck_once_a_run_has_had_a_hundred_steps(messages: list[str]) -> None:
     lines: Lines = [{"loss": 4.60}] * 30
     (found,) = warned(lines, messages)
-    assert found.startswith("warning: the loss is stuck at step 100: 4.6 is not below 4.605")
+    assert found.startswith("warning: the loss is stuck at step 190: 4.6 is not clearly below 4.605")
     assert "of swav epsilon" in found
 
 
@@ -76,7 +76,7 @@ def test_a_loss_that_was_lower_within_ten_lines_or_has_no_such_value_is_not(mess
 
 def test_a_loss_above_that_of_chance_names_the_temperature(messages: list[str]) -> None:
     (found,) = warned([{"loss": 283.0}] * 20, messages)
-    assert "the loss at step 100, 283, is far above 4.605" in found
+    assert "the loss at step 190, 283, is far above 4.605" in found
     assert "the temperature is too small" in found
 
 
@@ -85,7 +85,8 @@ def test_embeddings_that_are_alike_are_a_collapse_though_features_are_not(messag
     (found,) = warned([line] * 20, messages)
     assert "collapsing at step 110: std of the normalized features 0.6000" in found
     assert "of different images 0.9996: the embeddings of all images are nearly the same" in found
-    assert warned([{**line, "neg_cos": 0.98}] * 20, messages[:0]) == []
+    messages.clear()
+    assert warned([{**line, "neg_cos": 0.98}] * 20, messages) == []
 
 
 def test_a_sure_teacher_is_a_collapse_only_if_embeddings_are_similar(messages: list[str]) -> None:
@@ -163,8 +164,10 @@ CIFAR10 = Path(os.environ.get("SSLCLI_TEST_DATA", Path(__file__).parents[3] / "s
 @pytest.mark.slow
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"no CIFAR-10 in {CIFAR10}; SSLCLI_TEST_DATA says where cifar10/ is")
 @pytest.mark.parametrize("method", [case for case in method_cases() if " " not in case])
-def test_the_first_steps_of_an_example_config_are_not(tmp_path: Path, messages: list[str], method: str) -> None:
-    """Of the whole schedule, on few images and a narrow network."""
+def test_the_features_of_an_example_config_do_not_collapse_at_first(
+    tmp_path: Path, messages: list[str], method: str
+) -> None:
+    """Of the whole schedule, on few images and a narrow network; its loss is judged later."""
     few = ["data.limit=512", "training.batch_size=64", "training.max_steps=60", "training.log_every=5"]
     fast = ["backbone.width=8", "training.compile=none", "training.precision=fp32", "training.device=cpu"]
     off = [f"callbacks.{name}=null" for name in ("knn", "online_probe", "tensorboard", "progress")]

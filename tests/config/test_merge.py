@@ -132,6 +132,7 @@ def test_the_value_of_an_override_is_yaml(folder: Path, value: str, expected: ob
         ("views: {preset: simclr, size: 32}", ["views.preset=byol"], "views: {preset: byol}"),
         # Names come first, wherever they stand.
         ("optimizer: {name: sgd, k: 1}", ["optimizer.lr=1", "optimizer=adamw"], "optimizer: {lr: 1, name: adamw}"),
+        ("optimizer: {name: sgd}", ["optimizer.lr=1", "optimizer=null"], "optimizer: null"),
         # Elements of lists are addressed by index; single views of a preset are kept by theirs.
         ("views: [{blur: 0}, {flip: 0}]", ["views.0.blur=1", "views.1.k=8"], "views: [{blur: 1}, {flip: 0, k: 8}]"),
         ("optimizer: {betas: [0.9, 0.99]}", ["optimizer.betas.1=0.5"], "optimizer: {betas: [0.9, 0.5]}"),
