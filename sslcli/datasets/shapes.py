@@ -91,7 +91,7 @@ TEXTURES = {"plain": _plain, "stripes": _stripes, "checker": _checker, "dots": _
 class ShapesOptions(DatasetOptions):
     split: Literal["train", "test"] = "train"
     """`train` or `test`: different pictures of the same classes."""
-    count: int | None = Field(default=None, ge=1)
+    count: int | None = Field(default=None, ge=1, le=10_000_000)
     """How many pictures the split has; by default 5000 for training and 1000 for testing."""
     size: int = Field(default=32, ge=16, le=256)
     """Side of a picture in pixels."""
