@@ -36,8 +36,9 @@ def test_what_the_spread_over_seeds_leaves_out_is_said_with_the_sampling_error()
     joined = over_seeds([result(0.5, 3), result(0.7, 4)], [3, 4])
     assert about_spread("linear", joined) is None  # no number of test images
     joined.protocol["eval_images"] = 2400
-    assert "over 2 seeds of the evaluation alone; 2,400 test images have a standard error of 1.00 points" in (
-        about_spread("linear", joined) or ""
+    assert (
+        "over 2 seeds of the evaluation alone; the accuracy on 2,400 test images has a standard error of 1.00 points"
+        in (about_spread("linear", joined) or "")
     )  # √(.6 · .4 / 2400) = 0.01
     assert about_spread("knn", over_seeds([result(0.5)], [0])) is None
 
