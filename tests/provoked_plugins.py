@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone
 from sslcli.contracts.method import Batch, ParameterGroup, RunInfo, Step
@@ -12,6 +12,15 @@ from sslcli.losses import mean_cosines
 from sslcli.methods.byol import BYOL, BYOLOptions
 from sslcli.methods.simsiam import SimSiam, SimSiamOptions
 from sslcli.modules import each_view, global_and_local
+
+
+def predicted(method: SimSiam | BYOL, batch: Batch) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Returns each view's prediction beside the other's projection, which keeps its gradient, and the features."""
+    x, _ = global_and_local(batch, "provoked")
+    h = each_view(method.backbone, x)
+    z = each_view(method.projector, h)
+    p = each_view(method.predictor, z)
+    return [(p[0], z[1]), (p[1], z[0])], h[0].detach()
 
 
 class SimSiamNoPredictor(SimSiam):
@@ -33,13 +42,9 @@ class SimSiamNoStop(SimSiam):
     plugin_name = "simsiam_no_stop"
 
     def forward(self, batch: Batch) -> Step:
-        x, _ = global_and_local(batch, "simsiam")
-        h = each_view(self.backbone, x)
-        z = each_view(self.projector, h)
-        p = each_view(self.predictor, z)
-        pairs = [(p[0], z[1]), (p[1], z[0])]
+        pairs, features = predicted(self, batch)
         loss = -torch.stack([F.cosine_similarity(*pair).mean() for pair in pairs]).mean()
-        return Step(loss, mean_cosines(pairs), features=h[0].detach())
+        return Step(loss, mean_cosines(pairs), features=features)
 
 
 class BYOLNoPredictor(BYOL):
@@ -58,10 +63,6 @@ class BYOLNoStop(BYOL):
     plugin_name = "byol_no_stop"
 
     def forward(self, batch: Batch) -> Step:
-        x, _ = global_and_local(batch, "byol")
-        h = each_view(self.backbone, x)
-        z = each_view(self.projector, h)
-        p = each_view(self.predictor, z)
-        pairs = [(p[0], z[1]), (p[1], z[0])]
+        pairs, features = predicted(self, batch)
         loss = 2 * torch.stack([(2 - 2 * F.cosine_similarity(*pair)).mean() for pair in pairs]).mean()
-        return Step(loss, mean_cosines(pairs), features=h[0].detach())
+        return Step(loss, mean_cosines(pairs), features=features)
