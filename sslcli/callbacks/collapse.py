@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -125,7 +126,7 @@ class CollapseWatch(Callback):
         if not chance or len(self.losses) < LOSSES:
             return None
         least, alike = min(self.losses), f"{chance:.4g}, the loss of outputs that are alike for all images"
-        if least > 2 * chance:
+        if statistics.median(self.losses) > 2 * chance and least >= chance:
             return (
                 f"the loss at step {step}, {self.losses[-1]:.4g}, is far above {alike}: the temperature is too small, "
                 "or optimizer.lr too large"
