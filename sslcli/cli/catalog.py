@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib.machinery
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from sslcli.plugins import GROUPS, FoundPlugin, choose, find, load, load_found, member_names
@@ -23,9 +25,9 @@ Rows = list[dict[str, Any]]
 def read() -> dict[str, Any]:
     """Returns the file's data.
 
-    `plugins`, by group and name: `summary`, `options`, and whether it is the `default`. `sections`, by name: `summary`,
-    `group` of its plugins (or null) and `options`, those that all built-in plugins of the group have. `evaluation`:
-    the options of every evaluator.
+    `plugins`, by group and name: `summary`, `options`, whether it is the `default`; a method's `year`, `needs` and
+    `views` too. `sections`, by name: `summary`, `group` of its plugins (or null) and `options`, those that all built-in
+    plugins of the group have. `evaluation`: the options of every evaluator.
     """
     found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     return found
@@ -61,10 +63,23 @@ def _built_in(group: str) -> dict[str, Any]:
         plugin.name: {
             "summary": summary_of(load_found(plugin).__doc__),
             "default": plugin.name in defaults.get(group, []),
+            **_facts(group, load_found(plugin)),
             "options": options_of(group, plugin.name),
         }
         for plugin in find(group)
         if plugin.package == PACKAGE
+    }
+
+
+def _facts(group: str, cls: Any) -> dict[str, Any]:
+    """What a table of methods has besides their meaning: year of the paper or null, needs, number of views."""
+    if group != "methods":
+        return {}
+    exactly, least = getattr(cls, "view_count", None), getattr(cls, "minimum_views", None)
+    return {
+        "year": getattr(cls, "year", 0) or None,
+        "needs": ["labels"] * getattr(cls, "needs_labels", False) + list(getattr(cls, "needs", ())),
+        "views": str(exactly or "") if exactly or least is None else f"{least}+",
     }
 
 
@@ -123,21 +138,37 @@ def known(plugin: FoundPlugin) -> dict[str, Any]:
     return found
 
 
-def summary(plugin: FoundPlugin) -> str:
-    """Returns one sentence about a plugin that is not imported for it; empty if its source has none."""
-    if known(plugin):
-        return str(known(plugin)["summary"])
+def about(plugin: FoundPlugin) -> dict[str, Any]:
+    """Returns the `summary` of a plugin that is not imported for it, one sentence, and a method's facts; empty where its
+    source does not say."""
+    group = plugin.group.removeprefix("sslcli.")
+    if in_file := known(plugin):
+        return {key: each for key, each in in_file.items() if key not in ("options", "default")}
+    empty = {"summary": "", **_facts(group, None)}
     try:
         module, _, name = plugin.target.partition(":")
         tree = ast.parse(_source(module))
     except Exception:  # a broken package affects nothing else; `ssl list --check` reports it
-        return ""
+        return empty
     found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
     if not found:
-        return ""
+        return empty
     from sslcli.config.rows import summary_of
 
-    return summary_of(ast.get_docstring(found[0]))
+    return {"summary": summary_of(ast.get_docstring(found[0])), **_facts(group, _constants(found[0]))}
+
+
+def _constants(node: ast.ClassDef) -> SimpleNamespace:
+    """What a class's body sets to a constant, by name."""
+    found = {}
+    for each in node.body:
+        targets = (
+            each.targets if isinstance(each, ast.Assign) else [each.target] if isinstance(each, ast.AnnAssign) else []
+        )
+        for target in targets:
+            with contextlib.suppress(ValueError):
+                found[target.id] = ast.literal_eval(each.value)
+    return SimpleNamespace(**found)
 
 
 def _source(module: str) -> bytes:

@@ -40,7 +40,7 @@ def plugins(group: str, *more: str) -> Callable[[str], Words]:
 
 
 def _names(group: str) -> Words:
-    return [(plugin.name, catalog.summary(plugin)) for plugin in find(group)]
+    return [(plugin.name, catalog.about(plugin)["summary"]) for plugin in find(group)]
 
 
 def devices(incomplete: str) -> Words:

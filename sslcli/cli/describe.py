@@ -27,24 +27,38 @@ def plain(plugin: FoundPlugin) -> dict[str, Any]:
 
     `default`: the plugin is used if none is named; a callback is on unless a config says null.
     """
-    from .catalog import known, summary
+    from .catalog import about, known
 
-    return {**names(plugin), "summary": summary(plugin), "default": known(plugin).get("default", False)}
+    return {**names(plugin), **about(plugin), "default": known(plugin).get("default", False)}
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Returns a line for each plugin, cut to the terminal: name, whether it is the default, meaning, origin."""
+    """Returns a line for each plugin, cut to the terminal: name, whether it is the default, meaning, origin. Methods have
+    columns with a head: year, what they need, views."""
     from .catalog import PACKAGE
 
     room = shutil.get_terminal_size().columns - 2 if results().isatty() else sys.maxsize
-    titles = [row["name"] + " (default)" * row["default"] for row in rows]
-    width = max(map(len, titles), default=0)
+    columns = [[row["name"] + " (default)" * row["default"], *_facts(row)] for row in rows]
+    about = [row["summary"] for row in rows]
+    if any(len(each) > 1 for each in columns):
+        columns.insert(0, ["method", "year", "needs", "views"])
+        about.insert(0, "")
+    widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
+    origins = [
+        "" if row["package"] == PACKAGE else f"({row['package']} {row['version']}, {row['target']})" for row in rows
+    ]
     lines = []
-    for name, row in zip(titles, rows, strict=True):
-        origin = "" if row["package"] == PACKAGE else f"({row['package']} {row['version']}, {row['target']})"
-        line = "  ".join(filter(None, [name.ljust(width), row["summary"], origin])).rstrip()
+    for cells, summary, origin in zip(columns, about, [""] * (len(columns) - len(rows)) + origins, strict=True):
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        line = "  ".join([*padded, *filter(None, [summary, origin])]).rstrip()
         lines.append(line if len(line) <= room else f"{line[: room - 1]}…")
     return lines or ["none"]
+
+
+def _facts(row: dict[str, Any]) -> list[str]:
+    if "year" not in row:
+        return []
+    return [str(row["year"] or ""), ", ".join(row["needs"]) or "–" * bool(row["views"]), row["views"]]
 
 
 def plugin(group: str, name: str) -> dict[str, Any]:
@@ -78,7 +92,8 @@ def plugin_lines(name: str, found: dict[str, Any]) -> list[str]:
     if "members" in found:
         return [*found["members"]]
     lines = [f"{name}  ({found['package']} {found['version']})", _indented(found["help"], 2)]
-    lines += [f"  paper: {found['paper']}"] if found["paper"] else []
+    lines += [f"  {key}: {found[key]}" for key in ("paper", "year", "views") if found.get(key)]
+    lines += [f"  needs: {', '.join(found['needs'])}"] if found.get("needs") else []
     lines += ["options:", *_option_lines(found["options"])] if found["options"] else ["no options"]
     if shared := found.get("shared_options"):
         lines += ["options of every evaluation:", *_option_lines(shared)]

@@ -191,10 +191,10 @@ class Method(nn.Module, ABC):
         needs_labels: data without labels is an error.
         view_count: how many views of an image it needs; None: `minimum_views` or more.
         minimum_views: the fewest views of an image that it can work with if `view_count` is None.
-        paper: URL of the paper, shown by `ssl list methods NAME`.
+        paper, year: the paper's URL and year, for `ssl list methods`.
+        needs: what it does not work without besides labels: any of "ViT", "teacher", "queue".
         frozen: names of submodules that are never trained, a teacher's for example: always in `eval()`, without
-            gradients, not part of checkpoints. `__init__` makes them anew, from where they come from; a run is resumed
-            only if they are the same.
+            gradients, not part of checkpoints. `__init__` makes them anew; a run is resumed only if they are the same.
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
@@ -203,6 +203,8 @@ class Method(nn.Module, ABC):
     view_count: ClassVar[int | None] = None
     minimum_views: ClassVar[int] = 1
     paper: ClassVar[str] = ""
+    year: ClassVar[int] = 0
+    needs: ClassVar[tuple[str, ...]] = ()
     frozen: ClassVar[tuple[str, ...]] = ()
 
     backbone: Backbone
@@ -214,9 +216,7 @@ class Method(nn.Module, ABC):
         run: length, batch size and data of the run.
         """
         super().__init__()
-        self.backbone = backbone
-        self.options = options
-        self.run = run
+        self.backbone, self.options, self.run = backbone, options, run
 
     def freeze(self) -> None:
         """Takes the gradients of the modules in `frozen`; called once, when the method has been built."""

@@ -58,6 +58,7 @@ class QueueContrast(Method):
 
     Options = QueueOptions
     minimum_views = 2
+    needs = ("queue",)
     label: ClassVar[str]
 
     options: QueueOptions

@@ -38,6 +38,7 @@ class BarlowTwins(Method):
     batch_coupled = True
     minimum_views = 2
     paper = "https://arxiv.org/abs/2103.03230"
+    year = 2021
 
     options: BarlowTwinsOptions
 

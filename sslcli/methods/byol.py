@@ -49,6 +49,7 @@ class BYOL(Method):
     batch_coupled = True
     minimum_views = 2
     paper = "https://arxiv.org/abs/2006.07733"
+    year = 2020
 
     options: BYOLOptions
 

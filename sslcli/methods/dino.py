@@ -90,6 +90,7 @@ class DINO(Method):
     batch_coupled = True  # the center, and batch norm where the backbone has it
     minimum_views = 2
     paper = "https://arxiv.org/abs/2104.14294"
+    year = 2021
 
     options: DINOOptions
     center: Tensor

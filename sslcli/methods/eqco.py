@@ -27,6 +27,7 @@ class EqCo(MoCoV2):
 
     Options = EqCoOptions
     paper = "https://arxiv.org/abs/2010.01929"
+    year = 2020
     label: ClassVar[str] = "eqco"
 
     options: EqCoOptions

@@ -193,6 +193,7 @@ class MoCo(Method):
     batch_coupled = True
     view_count = 2
     paper = "https://arxiv.org/abs/2003.04297"
+    year = 2020
 
     options: MoCoOptions
     steps: Tensor

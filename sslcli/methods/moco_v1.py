@@ -42,6 +42,7 @@ class MoCoV1(QueueContrast):
 
     Options = MoCoV1Options
     paper = "https://arxiv.org/abs/1911.05722"
+    year = 2019
     label: ClassVar[str] = "moco_v1"
 
     def __init__(self, backbone: Backbone, options: MoCoV1Options, run: RunInfo) -> None:

@@ -42,6 +42,7 @@ class MoCoV2(QueueContrast):
 
     Options = MoCoV2Options
     paper = "https://arxiv.org/abs/2003.04297"
+    year = 2020
     label: ClassVar[str] = "moco_v2"
 
     def __init__(self, backbone: Backbone, options: MoCoV2Options, run: RunInfo) -> None:

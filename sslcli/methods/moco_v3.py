@@ -67,6 +67,7 @@ class MoCoV3(Method):
     batch_coupled = True
     minimum_views = 2
     paper = "https://arxiv.org/abs/2104.02057"
+    year = 2021
 
     options: MoCoV3Options
 

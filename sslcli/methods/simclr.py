@@ -37,6 +37,7 @@ class SimCLR(Method):
     batch_coupled = True
     minimum_views = 2
     paper = "https://arxiv.org/abs/2002.05709"
+    year = 2020
     label: ClassVar[str] = "simclr"
 
     options: SimCLROptions

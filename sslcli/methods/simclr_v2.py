@@ -54,6 +54,7 @@ class SimCLRv2(SimCLR):
 
     Options = SimCLRv2Options
     paper = "https://arxiv.org/abs/2006.10029"
+    year = 2020
     # By the command of the authors' README, for 100 epochs. The paper's 800 epochs: lr 0.1, warm-up over 40 epochs.
     label: ClassVar[str] = "simclr_v2"
 

@@ -66,6 +66,7 @@ class SimSiam(Method):
     batch_coupled = True
     minimum_views = 2
     paper = "https://arxiv.org/abs/2011.10566"
+    year = 2020
 
     options: SimSiamOptions
 

@@ -59,6 +59,7 @@ class SupCon(Method):
     needs_labels = True
     minimum_views = 2
     paper = "https://arxiv.org/abs/2004.11362"
+    year = 2020
     # The authors' code has a learning rate of 0.05 at its batch of 256 and decays every parameter.
 
     options: SupConOptions

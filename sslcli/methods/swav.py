@@ -70,6 +70,7 @@ class SwAV(Method):
     batch_coupled = True
     minimum_views = 2
     paper = "https://arxiv.org/abs/2006.09882"
+    year = 2020
     #: The paper's small-batch run (256). Its batch of 4096 has lr 4.8 (here 0.3 with `scale_lr`), 10 warm-up epochs
     #: from 0.3, and no queue.
 

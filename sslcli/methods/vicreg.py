@@ -47,6 +47,7 @@ class VICReg(Method):
     batch_coupled = True
     minimum_views = 2
     paper = "https://arxiv.org/abs/2105.04906"
+    year = 2021
 
     options: VICRegOptions
 

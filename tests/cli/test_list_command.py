@@ -61,7 +61,28 @@ def test_the_source_of_a_module_in_a_package_is_found_without_importing_the_pack
     (tmp_path / "outer" / "inner" / "part.py").write_text('class Thing:\n    """Does a thing. And more."""\n')
     monkeypatch.syspath_prepend(str(tmp_path))
     about = {target: FoundPlugin("thing", "outer", "1", target, "sslcli.callbacks") for target in TARGETS}
-    assert {target: catalog.summary(plugin) for target, plugin in about.items()} == TARGETS
+    assert {target: catalog.about(plugin)["summary"] for target, plugin in about.items()} == TARGETS
+
+
+def test_methods_are_a_table_of_year_needs_and_views(install: Install) -> None:
+    method = (
+        'class Far:\n    """Far: away."""\n    year: int = 2031\n    needs = ("ViT", "teacher")\n    view_count = 3\n'
+    )
+    silent = 'class Near(Far):\n    """Near: by."""\n    minimum_views = later()\n'
+    entries = "[sslcli.methods]\nfar = far:Far\nnear = far:Near\n"
+    install("far", entries, {"far": method + silent})
+    lines = [line.split("  ") for line in ssl("list", "methods")[1].splitlines()]
+    cells = [[each.strip() for each in line if each.strip()] for line in lines]
+    rows = {line[0]: line[1:] for line in cells}
+    assert rows["method"] == ["year", "needs", "views"]
+    assert rows["moco_v1"][:3] == ["2019", "queue", "2+"]
+    assert rows["supcon"][:3] == ["2020", "labels", "2+"]
+    assert rows["moco"][:3] == ["2020", "–", "2"]
+    assert rows["far"] == ["2031", "ViT, teacher", "3", "Far: away.", "(far 1.0, far:Far)"]
+    assert rows["near"] == ["Near: by.", "(far 1.0, far:Near)"]  # what the source does not say
+    found = {row["name"]: row for row in json.loads(ssl("list", "methods", "--json")[1])}
+    assert found["far"] | {"year": 2031, "needs": ["ViT", "teacher"], "views": "3"} == found["far"]
+    assert [name for name, row in found.items() if row["package"] == "sslcli" and not row["year"]] == []
 
 
 #: What the source of each says; nothing about what is not there.

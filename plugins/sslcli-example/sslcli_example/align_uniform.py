@@ -71,6 +71,7 @@ class AlignUniform(Method):
     batch_coupled = True
     view_count = 2
     paper = "https://arxiv.org/abs/2005.10242"
+    year = 2020
 
     options: AlignUniformOptions
 
