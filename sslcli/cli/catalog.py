@@ -139,8 +139,8 @@ def known(plugin: FoundPlugin) -> dict[str, Any]:
 
 
 def about(plugin: FoundPlugin) -> dict[str, Any]:
-    """Returns the `summary` of a plugin that is not imported for it, one sentence, and a method's facts; empty where its
-    source does not say."""
+    """Returns the `summary` of a plugin, one sentence, and a method's facts, without importing it; empty if its source
+    does not say them."""
     group = plugin.group.removeprefix("sslcli.")
     if in_file := known(plugin):
         return {key: each for key, each in in_file.items() if key not in ("options", "default")}
@@ -162,12 +162,10 @@ def _constants(node: ast.ClassDef) -> SimpleNamespace:
     """What a class's body sets to a constant, by name."""
     found = {}
     for each in node.body:
-        targets = (
-            each.targets if isinstance(each, ast.Assign) else [each.target] if isinstance(each, ast.AnnAssign) else []
-        )
-        for target in targets:
-            with contextlib.suppress(ValueError):
-                found[target.id] = ast.literal_eval(each.value)
+        match each:
+            case ast.Assign(targets=[ast.Name(name)], value=value) | ast.AnnAssign(target=ast.Name(name), value=value):
+                with contextlib.suppress(ValueError, TypeError):
+                    found[name] = ast.literal_eval(value)  # type: ignore[arg-type]  # None for a mere annotation
     return SimpleNamespace(**found)
 
 

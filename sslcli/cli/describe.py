@@ -33,8 +33,8 @@ def plain(plugin: FoundPlugin) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Returns a line for each plugin, cut to the terminal: name, whether it is the default, meaning, origin. Methods have
-    columns with a head: year, what they need, views."""
+    """Returns a line for each plugin, cut to the terminal: name, whether it is the default, meaning, origin; methods as
+    a table with a head that has year, needs and views too."""
     from .catalog import PACKAGE
 
     room = shutil.get_terminal_size().columns - 2 if results().isatty() else sys.maxsize

@@ -65,9 +65,8 @@ def test_the_source_of_a_module_in_a_package_is_found_without_importing_the_pack
 
 
 def test_methods_are_a_table_of_year_needs_and_views(install: Install) -> None:
-    method = (
-        'class Far:\n    """Far: away."""\n    year: int = 2031\n    needs = ("ViT", "teacher")\n    view_count = 3\n'
-    )
+    method = 'class Far:\n    """Far: away."""\n    year: int = 2031\n    views: int\n    needs = ("ViT", "teacher")\n'
+    method += "    view_count = 3\n"
     silent = 'class Near(Far):\n    """Near: by."""\n    minimum_views = later()\n'
     entries = "[sslcli.methods]\nfar = far:Far\nnear = far:Near\n"
     install("far", entries, {"far": method + silent})
