@@ -35,8 +35,8 @@ from report import RESULTS, circumstances, in_a_process, is_installed, say
 CONFIG = CONFIGS / "simclr.yaml"
 LEDGER = RESULTS / "curve.jsonl"
 PLOT = PAGE.parent / "_static" / "curve.svg"
-#: What two runs that are compared have in common.
-SAME = ("processor", "cpu_threads", "torch")
+#: What two runs that are compared have in common, besides their settings.
+SAME = ("seed", "processor", "cpu_threads", "torch")
 #: Images of CIFAR-10 to train on.
 IMAGES = 50_000
 #: Epochs from one evaluated backbone to the next.
@@ -236,7 +236,7 @@ def main() -> None:
         newest = {line["tool"]: line for line in present}
         if lacking := [tool for tool in TOOLS if tool not in newest]:
             parser.error(f"{arguments.ledger}: no run of {' and '.join(lacking)} with the present settings: see `run`")
-        first, second = ([newest[tool]["machine"][name] for name in SAME] for tool in TOOLS)
+        first, second = ([{**newest[tool]["machine"], **newest[tool]}[name] for name in SAME] for tool in TOOLS)
         if first != second:
             parser.error(f"{arguments.ledger}: the newest runs differ in {', '.join(SAME)}: {first} and {second}")
         plot({tool: newest[tool] for tool in TOOLS}, arguments.output)

@@ -273,6 +273,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=12, help="of the linear probe; at least 3")
     parser.add_argument("--output", help="name of a JSON file in benchmarks/results/")
     arguments = parser.parse_args()
+    if arguments.seeds < 3:
+        parser.error(f"--seeds: {arguments.seeds}: a spread is printed for three seeds, so there should be 3 or more")
     whole = open_parts({"name": "cifar10", "root": str(arguments.root)}, Document({}, {}), needs_labels=True)
     parts = chosen_of(whole, arguments.images, arguments.tests)
     found = agreement(arguments.networks[0], arguments.root, parts, arguments.epochs)

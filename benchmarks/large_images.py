@@ -30,11 +30,12 @@ from typing import Any
 
 from gpu.lines import append, read
 from page import table, write_part
+from parity import versions
 from report import RESULTS, circumstances, in_a_process, say
 
 LEDGER = RESULTS / "large-images.jsonl"
 STARTS = ("scratch", "published")
-KEY = ("start", "seed", "part", "settings")
+KEY = ("start", "seed", "part", "settings", "weights", "versions")
 NETWORK: dict[str, Any] = {"backbone.name": "resnet18", "backbone.stem": "standard", "backbone.width": 16}
 COMMON: dict[str, Any] = {
     **NETWORK,
@@ -76,13 +77,18 @@ def published(cifar: Path, work: Path) -> Path:
 
     import sslcli
 
-    file = work / "published.pth"
+    file = work / f"published-{digest(PUBLISHED)}.pth"
     if not file.exists():
-        run = sslcli.train(overrides={**PUBLISHED, "data.root": str(cifar)}, output=work / "published", resume=True)
+        values = {**PUBLISHED, "data.root": str(cifar)}
+        run = sslcli.train(overrides=values, output=file.with_suffix(""), resume=True)
         if run.signal is not None:  # an interrupted run goes on the next time
             raise SystemExit(128 + run.signal)
         torch.save(run.backbone().export_state()[0], file)
     return file
+
+
+def digest(settings: Any) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def held_out(photographs: Path, work: Path) -> Path:
@@ -145,14 +151,22 @@ def run_all(arguments: argparse.Namespace) -> None:
     photographs = held_out(arguments.photographs, work) if arguments.held_out else arguments.photographs
     part = "held-out" if arguments.held_out else "test"
     changes = {name: json.loads(value) for name, _, value in (word.partition("=") for word in arguments.set)}
+    weights = arguments.weights
+    origin = digest(PUBLISHED) if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
     runs = [
-        {"start": start, "seed": seed, "part": part, "settings": {**SETTINGS, **changes}}
+        {
+            "start": start,
+            "seed": seed,
+            "part": part,
+            "settings": {**SETTINGS, **changes},
+            "weights": origin if start == "published" else None,
+            "versions": versions("ours"),
+        }
         for seed in arguments.seeds
         for start in arguments.starts
     ]
     known = set(map(key, read(arguments.ledger)))
     runs = [run for run in runs if key(run) not in known]
-    weights = arguments.weights
     if weights is None and any(run["start"] == "published" for run in runs):
         weights = Path(in_a_process(__file__, "weights", "--cifar", str(arguments.cifar), "--work", str(work)))
 
@@ -235,8 +249,7 @@ def main() -> None:
         case "weights":
             print(published(arguments.cifar, arguments.work))
         case "one":
-            digest = hashlib.sha256(key(arguments.run).encode()).hexdigest()[:8]
-            name = f"{arguments.run['start']}-{arguments.run['seed']}-{digest}"
+            name = f"{arguments.run['start']}-{arguments.run['seed']}-{digest(key(arguments.run))}"
             print(json.dumps(run_one(arguments.run, arguments.photographs, arguments.weights, arguments.work / name)))
         case "report":
             text = tables(read(arguments.ledger))

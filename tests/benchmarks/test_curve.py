@@ -16,7 +16,7 @@ from benchmark_helpers import Import, benchmark  # noqa: F401  # a fixture
 def line(curve: Any, tool: str, accuracy: float, **changes: Any) -> str:
     found = {"minutes": {"0": 0.0, "2": 10.0}, "knn": {"0": 0.25, "2": accuracy}, "linear": 0.5}
     found["machine"] = {"processor": "P", "cpu_threads": 2, "torch": "2.14"}
-    run = {"tool": tool, "settings": curve.digest(20), "changed": {}, "held_out": 0, **found}
+    run = {"tool": tool, "seed": 0, "settings": curve.digest(20), "changed": {}, "held_out": 0, **found}
     return json.dumps({**run, **changes}) + "\n"
 
 

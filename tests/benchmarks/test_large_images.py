@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
 from pathlib import Path
@@ -14,12 +15,15 @@ from tiny_data import tiny_root, write_cifar10, write_folders  # noqa: F401  # t
 # ruff: noqa: F811
 
 
+OURS = {name: importlib.metadata.version(name) for name in ("sslcli", "torch")}
+
+
 def run_of(
     settings: dict[str, Any], start: str, seed: int, knn: tuple[float, float], part: str = "test"
 ) -> dict[str, Any]:
     before, after = ({"knn": value, "linear": value / 2} for value in knn)
     machine = {"time": "now", "processor": "a CPU", "torch": "2"}
-    named = {"start": start, "seed": seed, "part": part, "settings": settings}
+    named = {"start": start, "seed": seed, "part": part, "settings": settings, "weights": None, "versions": OURS}
     return {**named, "pixels": {"knn": 0.2}, "before": before, "after": after, "minutes": 3.0, "machine": machine}
 
 
