@@ -41,7 +41,15 @@ TINY: dict[str, Any] = {
     "data": {"name": "shapes", "count": 32, "size": 16},
     "optimizer": {"name": "sgd", "lr": 0.05},
     "schedule": {"name": "cosine", "warmup_epochs": 1},
-    "training": {"epochs": 3, "batch_size": 8, "precision": "fp32", "device": "cpu", "log_every": 2, "compile": "none"},
+    "training": {
+        "epochs": 3,
+        "batch_size": 8,
+        "precision": "fp32",
+        "device": "cpu",
+        "log_every": 2,
+        "compile": "none",
+        "preview": 0,
+    },
     "checkpoints": {"every_epochs": 1},
     "callbacks": {"knn": None, "online_probe": None, "tensorboard": None, "progress": None},
 }

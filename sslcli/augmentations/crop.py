@@ -60,6 +60,10 @@ class Crop(Resampling):
             "columns": torch.stack([left, width, zero, width / self.size], 1).float(),
         }
 
+    def note(self, parameters: Parameters) -> str:
+        (top, height), (left, width) = (parameters[side][:2].round().int().tolist() for side in ("rows", "columns"))
+        return f"{width} x {height} at {left}, {top}"
+
     def source_side(self) -> int:
         # Side of a square image whose smallest crop of the most extreme aspect ratio is not enlarged.
         low, high = self.options.ratio

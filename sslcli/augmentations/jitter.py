@@ -54,6 +54,12 @@ class Jitter(Operation):
         factors, order = (low + (high - low) * uniform[:, 1:5]).float(), uniform[:, 5:9].argsort(1)
         return {"chosen": uniform[:, 0] < self.options.p, "factors": factors, "order": order, **blends(factors, order)}
 
+    def note(self, parameters: Parameters) -> str | None:
+        strengths = (self.options.brightness, self.options.contrast, self.options.saturation, self.options.hue)
+        changes = zip("bcsh", parameters["factors"].tolist(), strengths, strict=True)
+        shown = [f"{name} {value:.2f}" for name, value, strength in changes if strength]
+        return " ".join(shown) if parameters["chosen"] else None
+
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         if takes_subsets(images):
             return self._by_order(images, parameters["chosen"], parameters["factors"], parameters["order"])

@@ -58,6 +58,11 @@ class Policy(Operation):
             "fill": to_levels(colors).expand(len(kind), 3),
         }
 
+    def note(self, parameters: Parameters) -> str | None:
+        kinds, values = (parameters[name].flatten().tolist() for name in ("kind", "value"))
+        shown = [f"{OPERATIONS[kind]} {value:.2g}" for kind, value in zip(kinds, values, strict=True) if kind >= 0]
+        return ", ".join(shown) or None
+
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         kind = parameters["kind"]
         others = (parameters[name] for name in ("value", "warp", "fill"))

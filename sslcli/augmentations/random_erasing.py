@@ -76,6 +76,10 @@ class RandomErasing(Operation):
             "seed": (uniform[:, -1] * 2**53).long(),
         }
 
+    def note(self, parameters: Parameters) -> str | None:
+        top, bottom, left, right = parameters["box"].tolist()
+        return f"{right - left} x {bottom - top} at {left}, {top}" if parameters["chosen"] else None
+
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         return on_chosen(self._erase, images, parameters["chosen"], parameters["box"], parameters["seed"])
 

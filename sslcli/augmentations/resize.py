@@ -34,6 +34,9 @@ class Resize(Resampling):
         spans = torch.stack([torch.zeros_like(step), sizes.double(), corner * step, step], 2).float()
         return {"rows": spans[:, 0], "columns": spans[:, 1]}
 
+    def note(self, parameters: Parameters) -> str:
+        return ""
+
     def source_side(self) -> int:
         return math.ceil(self.size * self.options.ratio)
 

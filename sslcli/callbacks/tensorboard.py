@@ -7,10 +7,21 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sslcli.contracts.callback import Callback, Outcome, RunContext
+from sslcli.runs.layout import VIEWS
 from sslcli.storage import Appending
+
+
+def _image(path: Path) -> dict[str, Any]:
+    """A picture as an event has it."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        width, height = picture.size
+    return {"width": width, "height": height, "colorspace": 3, "encoded_image_string": path.read_bytes()}
 
 
 class TensorBoard(Callback):
@@ -35,6 +46,8 @@ class TensorBoard(Callback):
         # Not torch's writer: its thread ends at the first error of the disk, with a traceback, and half a record.
         self.file = Appending(context.directory / "tensorboard" / name, "training goes on")
         self._write(wall_time=now, file_version="brain.Event:2")
+        if not self.start and (picture := context.directory / VIEWS).is_file():
+            self._write(wall_time=now, step=0, summary={"value": [{"tag": "views", "image": _image(picture)}]})
         if self.start:  # TensorBoard hides events of a run from the step on at which it was resumed
             self._write(wall_time=now, step=self.start + 1, session_log={"status": "START"})
 

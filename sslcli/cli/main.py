@@ -1,4 +1,4 @@
-"""The program `ssl`: train, init, eval, export, bench, runs, list. Commands import what they need when they run."""
+"""The program `ssl`, whose commands import what they need when they run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sslcli.orphans import end_with_launcher, failed, launched
 from sslcli.std_streams import be_lenient, open_closed
 from sslcli.version import __version__
 
-from . import bench, evaluate, export, init, listing, runs, train
+from . import bench, evaluate, export, init, listing, preview, runs, train
 from .arguments import KEEP_UNKNOWN
 from .console import report
 
@@ -123,6 +123,7 @@ app.command("train", context_settings=KEEP_UNKNOWN)(guarded(train.train))
 app.command("init", context_settings=KEEP_UNKNOWN)(guarded(init.init))
 app.command("eval")(guarded(evaluate.evaluate))
 app.command("export")(guarded(export.export))
+app.command("preview", context_settings=KEEP_UNKNOWN)(guarded(preview.preview))
 app.command("bench", context_settings=KEEP_UNKNOWN)(guarded(bench.bench))
 app.command("runs")(guarded(runs.list_runs))
 app.command("list")(guarded(listing.list_plugins))

@@ -34,6 +34,21 @@ class SourceBatch:
     replaced: tuple[str, ...] = ()
 
 
+@dataclass
+class FirstImages:
+    """Some of a step's images, for a picture.
+
+    Attributes:
+        batch: as `Source.batches` yields it, of so few.
+        originals: uint8 (C, H, W) each, as the dataset has them.
+        names: those of the images in messages.
+    """
+
+    batch: SourceBatch
+    originals: list[Tensor]
+    names: list[str]
+
+
 class Source(ABC):
     """Feeds the images of a dataset to the loop, which knows no other kind of data."""
 
@@ -51,6 +66,11 @@ class Source(ABC):
     @abstractmethod
     def batches(self, step: int) -> Iterator[list[SourceBatch]]:
         """Yields this rank's micro-batches of step `step`, `step + 1`, … without end."""
+
+    def first_images(self, step: int, count: int) -> FirstImages:
+        """Returns the first images of this rank's part of a step, up to `count`; changes nothing. Of a stream, which
+        cannot be read elsewhere, only at the step where it is, and without labels."""
+        raise NotImplementedError
 
     def cursor(self) -> dict[str, Any] | None:
         """Returns, as JSON data, where reading goes on after the last step that was yielded; None where the step says

@@ -76,6 +76,15 @@ class Operation(ABC):
             (N, C, size, size) float32 in [0, 1].
         """
 
+    def note(self, parameters: Parameters) -> str | None:
+        """Returns the parameters of one sample (each without its first dimension) in a few characters, for pictures of
+        views; None where nothing is done to it. By default single numbers, unless `chosen` says no."""
+        if not parameters.get("chosen", True):
+            return None
+        return " ".join(
+            f"{float(each):.2g}" for name, each in parameters.items() if name != "chosen" and each.ndim == 0
+        )
+
     def source_side(self) -> int | None:
         """Geometric operations only: the shortest side, in pixels, that a source needs for a view of full detail.
 

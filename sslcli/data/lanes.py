@@ -208,12 +208,15 @@ class Block(Dataset):
     def __len__(self) -> int:
         return len(self.held)
 
+    def name_of(self, index: int) -> str:
+        held = self.held[index]
+        return held.item.name or f"{self.names[held.shard]}[{held.place[2]}]"
+
     def image(self, index: int) -> Tensor:
         return self.image_for(index, None)
 
     def image_for(self, index: int, wanted: int | None) -> Tensor:
-        held = self.held[index]
-        return decoded(held.item, self.info.channels, wanted, f"{self.names[held.shard]}[{held.place[2]}]")
+        return decoded(self.held[index].item, self.info.channels, wanted, self.name_of(index))
 
 
 def decoded(item: StreamItem, channels: int, wanted: int | None, name: str = "") -> Tensor:

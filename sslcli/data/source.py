@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sslcli.contracts.data import Dataset, StreamDataset
 from sslcli.contracts.errors import UnreadableImage, UserError
-from sslcli.contracts.source import Source, SourceBatch
+from sslcli.contracts.source import FirstImages, Source, SourceBatch
 from sslcli.memory import is_out_of_memory
 from sslcli.phases import phase
 
@@ -142,6 +142,12 @@ class ResidentSource(Source):
         self.labels = None if dataset.labels is None else dataset.labels.to(self.device)
         self.plan = plan
         self.steps_per_epoch = plan.steps_per_epoch
+        self._name_of = dataset.name_of
+
+    def first_images(self, step: int, count: int) -> FirstImages:
+        part = next(self.plan.steps(step))[0]
+        batch = self._batch(MicroBatch(part.epoch, part.first, part.index[:count]))
+        return FirstImages(batch, [*batch.images[0].cpu()], [self._name_of(index) for index in batch.index.tolist()])
 
     def batches(self, step: int) -> Iterator[list[SourceBatch]]:
         for micro_batches in self.plan.steps(step):

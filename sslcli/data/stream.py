@@ -16,7 +16,7 @@ from torch import Tensor
 from sslcli import distributed
 from sslcli.contracts.data import StreamDataset
 from sslcli.contracts.errors import SslError, UserError
-from sslcli.contracts.source import SourceBatch
+from sslcli.contracts.source import FirstImages, SourceBatch
 from sslcli.phases import phase
 
 from .crops import Cropper, Crops, Slice
@@ -89,8 +89,7 @@ class StreamSource(WorkerSource):
         self._done = before["step"], {}
 
     def _batches(self, step: int) -> Generator[list[SourceBatch], None, None]:
-        if step != self._start[0]:
-            raise ValueError(f"a stream cannot go to step {step}: its cursor is at step {self._start[0]}")
+        self._check_start(step)
         self._done = step, {}
         reader = _Reader(self.stream, self._cropper, self.layout, self.plan, *self._start)
         pinned, parallel = self._stream is not None, self.plan.world_size * self.plan.share
@@ -104,6 +103,28 @@ class StreamSource(WorkerSource):
                 batches = [self._batch(list(parts)) for _, parts in micro]
                 self._done = number + 1, places
                 yield batches
+
+    def first_images(self, step: int, count: int) -> FirstImages:
+        self._check_start(step)
+        block, parts = self._cropper.dataset, _parts(self.plan, self.layout, 0, 1)
+        first = parts[0][1]
+        epoch, place = divmod(step, self.plan.steps_per_epoch)
+
+        def slices() -> Iterator[Slice]:
+            assert isinstance(block, Block)
+            for number, begin, stop in parts:
+                if first <= begin < (end := min(stop, first + min(count, self.plan.share))):
+                    lane = Lane(self.stream, self.layout, number, self._start[1][number], step)
+                    order = lane.advance()[begin - self.layout.first(number) : end - self.layout.first(number)]
+                    block.held = lane.block
+                    yield Slice(epoch, place * self.plan.batch_size + begin, order, step)
+
+        found = self._first(slices())
+        return replace(found, batch=replace(found.batch, labels=None))
+
+    def _check_start(self, step: int) -> None:
+        if step != self._start[0]:
+            raise ValueError(f"a stream cannot go to step {step}: its cursor is at step {self._start[0]}")
 
     def _labels_of(self, parts: list[Crops], index: Tensor) -> Tensor | None:
         if self.stream.info.classes is None:

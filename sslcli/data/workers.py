@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sslcli.contracts.data import Dataset
 from sslcli.contracts.errors import SslError, UserError
-from sslcli.contracts.source import Source, SourceBatch
+from sslcli.contracts.source import FirstImages, Source, SourceBatch
 from sslcli.phases import phase
 
 from .cache.dataset import CachedDataset
@@ -87,6 +87,23 @@ class WorkerSource(Source):
         self.close()
         self._running = self._batches(step)
         return self._running
+
+    def first_images(self, step: int, count: int) -> FirstImages:
+        part = next(self.plan.steps(step))[0]
+        return self._first([Slice(part.epoch, part.first, part.index[:count].tolist(), step)])
+
+    def _first(self, asked: Iterable[Slice]) -> FirstImages:
+        """What there is to show of slices, which are made here, one after another."""
+        parts, originals, names, dataset = [], [], [], self._cropper.dataset
+        for part in (self._cropper[each] for each in asked):
+            parts.append(part)
+            originals += [dataset.image(index) for index in part.index if not part.exhausted]
+            names += [dataset.name_of(index) for index in part.index]
+        seen, self._seen = self._seen, 0
+        try:
+            return FirstImages(self._batch(parts), originals, names)
+        finally:
+            self._seen = seen
 
     def close(self) -> None:
         if self._running is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 RUNS = Path("runs")
 #: Files and folders of a run.
 CONFIG, METRICS, CHECKPOINTS, BACKBONE = "config.yaml", "metrics.jsonl", "checkpoints", "backbone.safetensors"
-ENVIRONMENT, EVALUATIONS, LOCK = "environment.json", "eval", ".lock"
+ENVIRONMENT, EVALUATIONS, VIEWS, LOCK = "environment.json", "eval", "views.png", ".lock"
 
 _NAME = re.compile(r"^step-(\d{9})\.safetensors$")
 

@@ -176,15 +176,7 @@ class Loop:
 
     def make_views(self, source_batch: SourceBatch, step: int = 0) -> list[Tensor]:
         """Returns the views of a micro-batch of a step as the method receives them, one tensor (N, C, S, S) each."""
-        session, images, sizes = self.session, source_batch.images, None
-        views = session.views.at(step)
-        if not source_batch.cropped:
-            sizes = torch.tensor([images[0].shape[-2:]]).expand(len(source_batch.index), 2)
-        with phase("views"):
-            draws = views.draw(source_batch.epoch, source_batch.positions, sizes)
-            with phase("transfer"):
-                draws = draws.to(session.device)
-            return views.apply(images, draws, source_batch.cropped, self.memory_format)
+        return self.session.views.at(step).make(source_batch, self.memory_format)
 
     def _forward(
         self, module: torch.nn.Module, source_batch: SourceBatch, step: int, schedule: Mapping[str, Tensor]

@@ -31,6 +31,7 @@ from .interrupt import Interrupt
 from .loop import Loop
 from .memory import less_memory
 from .prepare import prepared, together
+from .preview import write_views
 from .report import measure_quality, show_end, show_memory, show_start
 from .resume import read as read_resumable
 from .saving import SavePlan, write_backbone
@@ -154,6 +155,8 @@ def _fit(session: Session, directory: RunDirectory, checkpoint: Checkpoint | Non
                 context.step()
                 if step == start + 1:
                     with loop.meter.pause():
+                        if checkpoint is None and context.is_main:
+                            write_views(session, directory.path)
                         context.first_step()
                         show_memory(session)
                 if step % training.log_every == 0 or step == session.last_step:

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslcli.contracts.source import SourceBatch
 from sslcli.contracts.views import Parameters, ViewSpec
+from sslcli.phases import phase
 
 from .draws import Draws
 from .groups import Make, grouped
@@ -133,6 +135,36 @@ class ViewMaker:
                 own = {name: value[view * len(value) // len(group) + row] for name, value in parameters.items()}
                 crops.append(group.stages[0].operation.apply_one(image, own))
         return crops
+
+    def make(self, batch: SourceBatch, memory_format: torch.memory_format = torch.contiguous_format) -> list[Tensor]:
+        """Returns the views of a batch as a method receives them, on its device: for each (N, C, size, size)."""
+        sizes = None
+        if not batch.cropped:
+            sizes = torch.tensor([batch.images[0].shape[-2:]]).expand(len(batch.index), 2)
+        with phase("views"):
+            draws = self.draw(batch.epoch, batch.positions, sizes)
+            with phase("transfer"):
+                draws = draws.to(batch.images[0].device)
+            return self.apply(batch.images, draws, batch.cropped, memory_format)
+
+    def notes(self, batch: SourceBatch, sizes: Tensor) -> list[list[str]]:
+        """Returns what is done to each image of a batch, by view: `crop 120 x 90 at 3, 7 · flip · blur 0.8`.
+
+        `sizes` are those of the source images, (N, 2) height and width.
+        """
+        found: list[list[str]] = []
+        for kind in self.kinds:
+            drawn = kind.draw((self._seed, batch.epoch, batch.positions), len(found), sizes, crops_only=False)
+            names = [operation.name for operation in kind.spec.operations]
+            rows = []
+            for row in range(kind.spec.count * len(sizes)):
+                own = [{name: value[row] for name, value in parameters.items()} for parameters in drawn]
+                notes = [each.note(values) for each, values in zip(kind.operations, own, strict=True)]
+                rows.append(
+                    " · ".join(f"{n} {note}".strip() for n, note in zip(names, notes, strict=True) if note is not None)
+                )
+            found += [rows[start : start + len(sizes)] for start in range(0, len(rows), len(sizes))]
+        return found
 
     def apply(
         self,

@@ -108,6 +108,9 @@ class TransformOperation(Operation):
     def parameters(self, uniform: Tensor, sizes: Tensor) -> Parameters:
         return {"seed": (uniform[:, 0] * 2**53).long()}
 
+    def note(self, parameters: Parameters) -> str:
+        return ""
+
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         raise TypeError("a callable is called on one image at a time")
 
