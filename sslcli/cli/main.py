@@ -21,7 +21,7 @@ from sslcli.orphans import end_with_launcher, failed, launched
 from sslcli.std_streams import be_lenient, open_closed
 from sslcli.version import __version__
 
-from . import bench, evaluate, export, init, listing, preview, runs, train
+from . import bench, evaluate, export, init, listing, preview, runs, train, watch
 from .arguments import KEEP_UNKNOWN
 from .console import report
 
@@ -126,6 +126,7 @@ app.command("export")(guarded(export.export))
 app.command("preview", context_settings=KEEP_UNKNOWN)(guarded(preview.preview))
 app.command("bench", context_settings=KEEP_UNKNOWN)(guarded(bench.bench))
 app.command("runs")(guarded(runs.list_runs))
+app.command("watch")(guarded(watch.watch))
 app.command("list")(guarded(listing.list_plugins))
 
 

@@ -24,6 +24,7 @@ from . import layout
 from .environment import describe_environment
 from .layout import list_checkpoints
 from .lock import RunLock
+from .metrics import read_metrics as read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -227,15 +228,6 @@ class RunDirectory:
             if held is not None:
                 held.close()
         self._log, self._lock, self._recorded = None, None, False
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads `metrics.jsonl`, one record per line, without lines that a kill or a power failure has damaged."""
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        with suppress(ValueError, RecursionError):
-            records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict) and type(record.get("step")) is int]
 
 
 def default_directory(config: RunConfig, name: str) -> Path:
