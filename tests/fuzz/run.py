@@ -7,6 +7,8 @@ Prints one JSON line: how many examples of which target, and every finding with 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import random
 import signal
@@ -25,7 +27,8 @@ if __name__ == "__main__":
 
 import targets as fuzzed
 
-from sslcli.contracts.errors import ConfigError, SslError
+from sslcli.cli.console import report
+from sslcli.contracts.errors import SslError
 from sslcli.memory import out_of_memory
 
 #: Seconds after which an example hangs.
@@ -66,15 +69,25 @@ def finding(target: fuzzed.Target, folder: Path, number: int | None, content: by
             with ends(), out_of_memory("", "less"):
                 target.read(path)
         except SslError as error:
-            if "\n" in str(error) and not isinstance(error, ConfigError):
-                return f"more than one line: {error}"
-            if not str(error):
-                return "no message"
+            if problem := unlike_lines(error):
+                return problem
         except (Exception, Hang) as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             return f"{type(error).__name__}: {str(error)[:300]} ({last.filename}:{last.lineno})"
         if target.kept and path.read_bytes() != before:
             return "the file was changed"
+    return None
+
+
+def unlike_lines(error: SslError) -> str | None:
+    """Returns what is wrong with what a user is shown of an error: names may have line breaks, lines have none."""
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        report(error)
+    lines = shown.getvalue().splitlines()
+    if not lines:
+        return "no message"
+    if len(lines) > len(error.lines) or not all(line.startswith("ssl: ") and line.isprintable() for line in lines):
+        return f"not a line for each problem: {shown.getvalue()}"
     return None
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sslcli.config.document import dump_yaml
 from sslcli.config.merge import read_config
 from sslcli.config.resolve import resolve
-from sslcli.contracts.errors import SslError
+from sslcli.contracts.errors import ConfigError, SslError, UserError
 
 CORPUS = Path(__file__).parent / "corpus"
 SCHEMA = json.loads(
@@ -134,3 +134,12 @@ def test_images_that_unpack_to_more_than_the_memory_are_unreadable():
     small, large = done.stdout.splitlines()
     assert small == "bomb: too large for the memory that is left"
     assert "limit of 178956970 pixels" in large
+
+
+def test_an_error_is_a_line_for_each_problem_whatever_is_in_its_names(monkeypatch):
+    assert run.unlike_lines(UserError("a\nb")) is None
+    assert run.unlike_lines(ConfigError(["a\x85", "b"])) is None
+    assert run.unlike_lines(UserError("")) == "no message"
+    monkeypatch.setattr(run, "report", lambda error: print(f"ssl: {error}", file=sys.stderr))
+    assert "not a line for each problem" in run.unlike_lines(UserError("a\nb"))
+    assert "not a line for each problem" in run.unlike_lines(UserError("a\x1b"))
