@@ -9,16 +9,13 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from sslcli.randomness import uniform
-
 from .backbone import Backbone, BackboneSpec
+from .batch import Batch as Batch
+from .batch import DrawKeys as DrawKeys
+from .batch import View as View
 from .data import DataInfo
 from .options import Options
 from .views import RecipeSection
-
-#: Set the numbers that methods draw apart from those of views, and of each other.
-_OF_IMAGES, _OF_STEPS = 0x6D6574686F64, 0x73746570
-_BELOW_ONE = 1 - 2**-24
 
 #: What `Method.defaults` returns: sections of a config by name.
 DefaultSections = Mapping[str, Mapping[str, Any]]
@@ -28,75 +25,6 @@ StepFunction = Callable[[int], float]
 
 class MethodOptions(Options):
     """Base of every method's options."""
-
-
-@dataclass
-class View:
-    """One augmented version of each image: (N, C, H, W) float, normalized, on the device."""
-
-    image: Tensor
-
-
-@dataclass(frozen=True)
-class DrawKeys:
-    """What the random numbers of a batch are functions of.
-
-    Attributes:
-        seed: the run's.
-        step: index of the optimizer step.
-        epoch: of the images.
-        positions: (N,) int64 on the CPU, the images' places in the order of the epoch; None: their index.
-    """
-
-    seed: int = 0
-    step: int = 0
-    epoch: int = 0
-    positions: Tensor | None = None
-
-
-@dataclass
-class Batch:
-    """What a method's `forward` gets.
-
-    Random numbers come from `uniform` and `shared_uniform`, not from torch's generator, wherever a run must be the same
-    on other numbers of processes and micro-batches.
-
-    Attributes:
-        views: in the recipe's order.
-        labels: (N,) int64 or None.
-        index: (N,) int64 on the CPU, the images' indices in the dataset.
-        schedule: 0-dim float tensors on the device, the values of `Method.schedules()` at this step, by name.
-        keys: see `DrawKeys`.
-    """
-
-    views: list[View]
-    labels: Tensor | None
-    index: Tensor
-    schedule: Mapping[str, Tensor]
-    keys: DrawKeys = DrawKeys()
-
-    def uniform(self, count: int, stream: int = 0) -> Tensor:
-        """Returns (N, count) float32 numbers in [0, 1) on the device, for each image its own.
-
-        They are a function of seed, epoch, the image's place in it, and `stream`, so that neither the number of
-        processes nor that of micro-batches changes them, and a resumed run draws them again.
-
-        Args:
-            count: numbers for each image.
-            stream: another number gives independent ones.
-        """
-        keys, positions = self.keys, self.index if self.keys.positions is None else self.keys.positions
-        return self._sent(uniform(keys.seed, _OF_IMAGES, keys.epoch, positions, stream, count=count))
-
-    def shared_uniform(self, count: int, stream: int = 0) -> Tensor:
-        """Returns (count,) float32 numbers in [0, 1) on the device, the same for all images of a step, on all processes
-        and in all micro-batches: a function of seed, step and `stream`."""
-        return self._sent(uniform(self.keys.seed, _OF_STEPS, self.keys.step, stream, count=count))
-
-    def _sent(self, numbers: Tensor) -> Tensor:
-        device = self.views[0].image.device
-        numbers = numbers.float().clamp_(max=_BELOW_ONE)  # rounded to float32 the largest would be 1
-        return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
 
 
 @dataclass
@@ -261,6 +189,12 @@ class Method(nn.Module, ABC):
     def minimum_images(cls, options: Any) -> int:
         """Returns how few images of a micro-batch, over all processes, it can learn from."""
         return 2 if cls.batch_coupled else 1
+
+    def seen(self, batch: Batch) -> dict[str, tuple[int, Tensor]]:
+        """Returns which patches of a view a part of the method sees, for pictures (`ssl preview`), as `forward` draws
+        them: by the part's name (`visible`, `target 1`) the view's index and (N, L) bool, patches row by row. Empty for
+        methods that hide nothing."""
+        return {}
 
     def schedules(self) -> dict[str, StepFunction]:
         """Returns functions of the step's index by name; `batch.schedule` has their values at the step as tensors."""

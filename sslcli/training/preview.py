@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
+from sslcli.contracts.batch import Batch, DrawKeys, View
 from sslcli.contracts.data import StreamDataset
 from sslcli.contracts.errors import UserError
+from sslcli.contracts.source import SourceBatch
 from sslcli.logs import shown
 from sslcli.runs.layout import VIEWS
 from sslcli.storage import atomic_path, check_output, writing
@@ -71,11 +74,34 @@ def columns_of(session: Session, count: int, step: int = 0) -> list[Column]:
         f"{name}, {image.shape[2]} x {image.shape[1]}" for name, image in zip(found.names, found.originals, strict=True)
     ]
     columns = [Column("original", found.originals, names)]
-    made = zip(maker.make(found.batch), maker.notes(found.batch, sizes), maker.sizes, strict=True)
-    for number, (view, notes, size) in enumerate(made, start=1):
+    views = maker.make(found.batch)
+    seen = _seen(session, found.batch, views, step)
+    for number, (view, notes) in enumerate(zip(views, maker.notes(found.batch, sizes), strict=True)):
         pixels = ((view.cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-        columns.append(Column(f"view {number}, {size} px", [*pixels], notes))
+        columns.append(Column(f"view {number + 1}, {maker.sizes[number]} px", [*pixels], notes))
+        for name, (index, patches) in seen.items():
+            if index == number:
+                shares = [f"{share:.0%} of the patches" for share in patches.float().mean(dim=1).tolist()]
+                columns.append(Column(f"view {number + 1}: {name}", [*_hidden(pixels, patches.cpu())], shares))
     return columns
+
+
+@torch.no_grad()
+def _seen(session: Session, batch: SourceBatch, views: list[Tensor], step: int) -> dict[str, tuple[int, Tensor]]:
+    """Which patches the method sees of these views."""
+    keys = DrawKeys(session.config.seed, step, batch.epoch, batch.positions)
+    schedule = {
+        name: torch.full((), at(step), device=session.device) for name, at in session.method.schedules().items()
+    }
+    return session.method.seen(Batch([View(view) for view in views], batch.labels, batch.index, schedule, keys))
+
+
+def _hidden(images: Tensor, seen: Tensor) -> Tensor:
+    """Images (N, C, S, S) uint8 in which all patches but those that are seen (N, L) are nearly white."""
+    side = math.isqrt(seen.shape[1])
+    there = seen.view(-1, 1, side, side).float()
+    shown = torch.nn.functional.interpolate(there, images.shape[-2:], mode="nearest").bool()
+    return images.where(shown, 225 + images // 9)
 
 
 def drawn(columns: list[Column]) -> Image.Image:

@@ -16,7 +16,10 @@ from tiny_data import write_folders, write_tars
 
 from sslcli import plugins
 from sslcli.config.resolve import RunConfig
+from sslcli.contracts.batch import Batch, DrawKeys, View
 from sslcli.contracts.errors import UserError
+from sslcli.contracts.method import Method
+from sslcli.methods.simclr import SimCLR
 from sslcli.plugins import register_file
 from sslcli.runs.directory import RunDirectory
 from sslcli.training import preview
@@ -131,6 +134,37 @@ def test_the_parameters_of_every_operation_are_named(tiny: ConfigMaker) -> None:
         assert found["solarize"] == ""
         assert [word for word in found["jitter"].split() if word.isalpha()] == ["c", "s"]
         assert len(found["randaugment"].split()) == 2
+
+
+def test_patches_that_are_hidden_are_drawn_as_the_method_hides_them(
+    tiny: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seen(method: Method, batch: Batch) -> dict[str, tuple[int, torch.Tensor]]:
+        return {
+            "visible": (1, batch.uniform(16) < 0.25),
+            "block": (0, (batch.shared_uniform(16) < 0.5).expand(len(batch.index), -1)),
+        }
+
+    monkeypatch.setattr(SimCLR, "seen", seen)
+    session = build(tiny())
+    columns = columns_of(session, 3, 5)
+    assert [column.title for column in columns[1:]] == [
+        "view 1, 16 px",
+        "view 1: block",
+        "view 2, 16 px",
+        "view 2: visible",
+    ]
+    batch = next(session.source.batches(5))[0]
+    keys = DrawKeys(session.config.seed, 5, batch.epoch, batch.positions)
+    expected = seen(session.method, Batch([View(torch.zeros(8))], None, batch.index, {}, keys))
+    for view, part, patches in ((1, 2, expected["block"][1][:3]), (3, 4, expected["visible"][1][:3])):
+        for before, after, there, note in zip(
+            columns[view].images, columns[part].images, patches, columns[part].notes, strict=True
+        ):
+            kept = there.view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1)
+            assert torch.equal(after[:, kept], before[:, kept])
+            assert (after[:, ~kept] >= 225).all()
+            assert note == f"{there.float().mean():.0%} of the patches"
 
 
 def test_one_channel_two_and_five_are_drawn(tiny: ConfigMaker) -> None:
