@@ -5,11 +5,12 @@
     python benchmarks/parity.py steps [--write-docs]
 
 `run`: for each method, seed and tool a process with one thread (lightly's loader has two worker processes besides)
-trains a ResNet-18 of width 16 with the small stem, and evaluates the backbone by our kNN and linear probe on the test
-images, fitted to the training images; the untrained backbone by kNN. Settings are in `parity_settings.py`. Each run is
-a line that is appended to the ledger. One that is there with the same settings and versions is skipped, and one that
-was killed has left nothing, so the command can be ended and repeated at any time; two at once need other methods or
-seeds. One that failed by itself is a line that says so, and is tried again.
+trains, as each tool does when nothing is said (ours with `--kinds fp32` as lightly does), a ResNet-18 of width 16 with
+the small stem, and evaluates the backbone by our kNN and linear probe on the test images, fitted to the training
+images; the untrained backbone by kNN. Settings are in `parity_settings.py`. Each run is a line that is appended to the
+ledger. One that is there with the same settings and versions is skipped, and one that was killed has left nothing, so
+the command can be ended and repeated at any time; two at once need other methods or seeds. One that failed by itself is
+a line that says so, and is tried again.
 
 `report` makes the table from the ledger, `steps` compares ten training steps from the same weights on the same views.
 """
@@ -55,15 +56,14 @@ def planned(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All runs that were asked for: all methods of a seed before the next, both tools of a method one after the other,
     so that a slow hour affects both."""
     for seed in arguments.seeds:
-        for kind in arguments.kinds:
-            for method in arguments.methods:
-                for tool in arguments.tools:
-                    if tool == "ours" or kind == "fp32":  # lightly's defaults are fp32
-                        yield {
-                            "tool": tool, "method": method, "seed": seed, "kind": kind,
-                            "settings": digest(method, kind, arguments.images, arguments.epochs),
-                            "images": arguments.images, "epochs": arguments.epochs, "versions": versions(tool),
-                        }  # fmt: skip
+        for method in arguments.methods:
+            for tool in arguments.tools:
+                for kind in arguments.kinds if tool == "ours" else ["fp32"]:
+                    yield {
+                        "tool": tool, "method": method, "seed": seed, "kind": kind,
+                        "settings": digest(method, kind, arguments.images, arguments.epochs),
+                        "images": arguments.images, "epochs": arguments.epochs, "versions": versions(tool),
+                    }  # fmt: skip
 
 
 def run_all(arguments: argparse.Namespace) -> int:
@@ -136,7 +136,7 @@ def main() -> None:
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     report.add_argument("--seeds", nargs="+", type=int, help="of these alone (default: all)")
     run.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS)
-    run.add_argument("--kinds", nargs="+", choices=KINDS, default=["fp32"])
+    run.add_argument("--kinds", nargs="+", choices=KINDS, default=["defaults"], help="of ours")
     run.add_argument("--jobs", type=int, default=1, help="runs at once")
     for each in (report, steps):
         each.add_argument("--write-docs", action="store_true", help="put the tables into docs/parity.md")

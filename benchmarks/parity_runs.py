@@ -29,7 +29,7 @@ def _config(run: dict[str, Any], root: Path) -> RunConfig:
 
 
 def train_ours(run: dict[str, Any], root: Path, folder: Path) -> dict[str, Any]:
-    """Returns the first and the last logged loss: means over a part of an epoch."""
+    """Returns the first and the last logged loss, means over a part of an epoch, and what `auto` has become."""
     session = build(_config(run, root), compiled=False)
     _save(folder / BEFORE, session, session.method.encoder())
     values = overrides(run["method"], run["kind"], run["images"], run["epochs"])
@@ -39,11 +39,15 @@ def train_ours(run: dict[str, Any], root: Path, folder: Path) -> dict[str, Any]:
         raise SystemExit(128 + trained.signal)
     trained.export("backbone", folder / AFTER)
     lines = [line for line in trained.metrics if "loss" in line]
-    return {"loss_first": lines[0]["loss"], "loss_last": lines[-1]["loss"], "steps": trained.step}
+    training = trained.config["training"]
+    return {
+        "loss_first": lines[0]["loss"], "loss_last": lines[-1]["loss"], "steps": trained.step,
+        "precision": training["precision"], "compile": training["compile"],
+    }  # fmt: skip
 
 
 def train_lightly(run: dict[str, Any], root: Path, folder: Path) -> dict[str, Any]:
-    """Returns the same; the loss as a mean over the same steps."""
+    """Returns the losses of the same steps."""
     from parity_lightly import CLASSES, optimizer_and_schedule, step
     from parity_lightly_views import batches
 

@@ -114,8 +114,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 METHODS = tuple(SETTINGS)
-#: `fp32` is the comparison of accuracy; in `defaults` each tool does what it does when nothing is said, which for
-#: lightly's loops is the same fp32, and for ours depends on the processor.
+#: Of ours: `defaults` is what is done when nothing is said, which depends on the processor; `fp32` is what lightly does
+#: then, to tell whether a difference is one of precision.
 KINDS: dict[str, dict[str, Any]] = {
     "fp32": {"training.precision": "fp32", "training.compile": "none", "training.channels_last": False},
     "defaults": {},
