@@ -67,6 +67,8 @@ def test_the_same_distribution_found_twice_is_not_a_clash(install: Install) -> N
     install("My_Bells", BELL, {"bells": CALLBACK}, folder="editable", version="2")
     assert choose("callbacks", "bell").version == "2"  # the one that Python would import
     load("callbacks", "bell")
+    install("my.bells", "[console_scripts]\nx = bells:main\n", folder="newer", version="3")
+    assert "unknown callback 'bell'" in message(lambda: choose("callbacks", "bell"))
 
 
 @pytest.mark.parametrize(
