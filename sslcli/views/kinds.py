@@ -10,7 +10,7 @@ from torch import Tensor
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.views import Operation, Parameters, ViewSpec
 from sslcli.plugins import load
-from sslcli.randomness import uniform
+from sslcli.randomness import hash_bits, uniform
 
 #: The seed, the epoch and the samples' positions (N,).
 Keys = tuple[int, int, Tensor]
@@ -32,11 +32,12 @@ class ViewKind:
         seed, epoch, positions = keys
         views = torch.arange(first, first + self.spec.count).view(-1, 1)
         view_sizes = torch.full((self.spec.count * len(positions), 2), self.spec.size)
+        drawn_for = hash_bits(seed, epoch, positions, views)  # what the keys of all operations begin with
         result: list[Parameters] = []
         for index, operation in enumerate(self.operations):
             parameters: Parameters = {}
             if (sizes is not None) if operation.geometric else not crops_only:
-                numbers = uniform(seed, epoch, positions, views, index, count=operation.draws).flatten(0, 1)
+                numbers = uniform(index, count=operation.draws, after=drawn_for).flatten(0, 1)
                 incoming = sizes.repeat(self.spec.count, 1) if operation.geometric and sizes is not None else view_sizes
                 parameters = operation.parameters(numbers, incoming)
             result.append(parameters)
