@@ -16,21 +16,24 @@ def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
     Args:
         tensors: by name, on any devices; each device is waited for once. Tensors of integers are finite.
     """
-    by_device: dict[torch.device, list[str]] = {}
+    alike: dict[torch.device, dict[torch.dtype, list[str]]] = {}
     for name, tensor in tensors.items():
         if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
-            by_device.setdefault(tensor.device, []).append(name)
+            alike.setdefault(tensor.device, {}).setdefault(tensor.dtype, []).append(name)
     found = set()
-    for names in by_device.values():
-        # The largest magnitude needs no memory of a tensor's size, and is NaN if any value is.
-        flags = torch.stack([_largest(tensors[name].detach()).isfinite() for name in names]).tolist()
-        found |= {name for name, finite in zip(names, flags, strict=True) if not finite}
+    for groups in alike.values():
+        flags = torch.cat([_all_finite([tensors[name].detach() for name in names]) for names in groups.values()])
+        names = [name for group in groups.values() for name in group]
+        found |= {name for name, finite in zip(names, flags.tolist(), strict=True) if not finite}
     return next((name for name in tensors if name in found and not _is_mask(tensors[name])), None)
 
 
-def _largest(tensor: Tensor) -> Tensor:
-    values = tensor.float() if tensor.element_size() == 1 else tensor  # torch computes nothing in 8 bits
-    return torch.linalg.vector_norm(values, float("inf"))
+def _all_finite(alike: list[Tensor]) -> Tensor:
+    """Whether each of some tensors of one type is finite: its largest magnitude, which needs no memory of its size, is
+    NaN if any value is."""
+    # torch computes nothing in 8 bits
+    values = [each.float() for each in alike] if alike[0].element_size() == 1 else alike
+    return torch.stack(torch._foreach_norm(values, float("inf"))).isfinite()
 
 
 def _is_mask(tensor: Tensor) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evaluation_helpers import TinyBackbone
 from torch import Tensor
 
 from sslcli.contracts.export import BackboneCard, Exported, Exporter, Trained
@@ -40,6 +41,13 @@ def trained(
         (0.2, 0.25, 0.3)[:channels], "simclr", "shapes", 7, 0.5, "0.1.0",
     )  # fmt: skip
     return Trained(backbone.eval(), card, None, "0" * 64)
+
+
+def simple() -> Trained:
+    """A backbone of one convolution and one norm, which torch traces in a moment, with the same card."""
+    it, backbone = trained("cifar_resnet20", {"width": 4}), TinyBackbone()
+    card = dataclasses.replace(it.card, feature_dim=backbone.spec.feature_dim)
+    return dataclasses.replace(it, backbone=backbone.eval(), card=card)
 
 
 def export(cls: type[Exporter], it: Trained, path: Path, **options: Any) -> Exported:
