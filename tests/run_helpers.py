@@ -25,10 +25,10 @@ from sslcli.runs.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
 
 
 def method_config(case: str, *overrides: str, own_optimizer: bool = False) -> RunConfig:
-    """A tiny run of a method with small heads (see `method_case`), perhaps with the optimizer of its paper."""
+    """A tiny run of a method with small heads (see `method_case`), perhaps with optimizer and colors of its paper."""
     document = Document(copy.deepcopy(TINY), {(): "test"})
     if own_optimizer:
-        del document.data["optimizer"], document.data["schedule"]
+        del document.data["optimizer"], document.data["schedule"], document.data["views"]
     name, options = method_case(case)
     document.data["method"] = {"name": name, **options}
     apply_overrides(document, list(overrides))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,8 +26,9 @@ from .common import check_options, kind, reported, require, require_finite, requ
 from .stand_ins import CLASSES, MEAN, STD, SmallBackbone, pixels, sizes_of
 
 STEPS, PER_EPOCH = 6, 3
-#: Patch size of the vision transformer for which recipes and defaults are checked.
 PATCH = 16
+#: The networks for which recipes and defaults are checked, and their options.
+PLAIN: dict[str, dict[str, Any]] = {"resnet18": {}, "vit_tiny": {"patch_size": PATCH}}
 #: What `Method.defaults` may have.
 SECTIONS = ("optimizer", "schedule", "training", "backbone")
 
@@ -83,6 +85,7 @@ class MethodTrial:
         views = sum(spec.count for spec in specs)
         require_is(f"{self.label}: the recipe's number of views", views, cls.view_count or views)
         self.views = ViewMaker(specs, 3, (MEAN,) * 3, (STD,) * 3, seed=0)
+        self.made: dict[tuple[int, int, int], list[Tensor]] = {}
         data = DataInfo("memory", 3, (image_size, image_size), (MEAN,) * 3, (STD,) * 3, CLASSES)
         self.run = RunInfo(STEPS, PER_EPOCH, STEPS // PER_EPOCH, batch_size, 1, data, tuple(self.views.sizes))
 
@@ -109,9 +112,12 @@ class MethodTrial:
     def batch(self, method: Method, step: int, part: slice = slice(None)) -> Batch:
         """The images of a step, or of one of its micro-batches."""
         positions = torch.arange(self.count)[part]
-        images = pixels(self.count, 3, self.size, self.size, seed=step)[part]
-        draws = self.views.draw(step // PER_EPOCH, positions + step * self.count, sizes_of(images)).to(self.device)
-        views = [View(view) for view in self.views.apply([images.to(self.device)], draws)]
+        key = (step, int(positions[0]), len(positions))
+        if key not in self.made:  # checks look at the same batches again
+            images = pixels(self.count, 3, self.size, self.size, seed=step)[part]
+            draws = self.views.draw(step // PER_EPOCH, positions + step * self.count, sizes_of(images)).to(self.device)
+            self.made[key] = self.views.apply([images.to(self.device)], draws)
+        views = [View(view.clone()) for view in self.made[key]]
         labels = (positions % len(CLASSES)).to(self.device)
         schedule = {
             name: torch.full((), function(step), dtype=torch.float32, device=self.device)
@@ -149,14 +155,19 @@ class MethodTrial:
         return loss.detach()
 
 
+@functools.cache
+def _plain_spec(name: str, size: int) -> BackboneSpec:
+    cls = load("backbones", name)
+    return cls.describe(cls.Options.parse(PLAIN[name]), 3, size)
+
+
 def _check_defaults(trial: MethodTrial) -> None:
     """Recipe and defaults are valid for a convolutional network and for vision transformers."""
-    networks = {name: load("backbones", name) for name in ("resnet18", "vit_tiny")}
+    networks = {name: load("backbones", name) for name in PLAIN}
     known = {type(trial.backbone()), *networks.values()}
     for name, cls in networks.items():
-        options = cls.Options.parse({"patch_size": PATCH} if name == "vit_tiny" else {})
         for size in (4 * PATCH, 16 * PATCH):
-            spec = cls.describe(options, 3, size)
+            spec = _plain_spec(name, size)
             trial.recipe(size, spec)
         label = f"{trial.label}.defaults"
         with reported(f"{label} failed"):
@@ -173,7 +184,7 @@ def _check_defaults(trial: MethodTrial) -> None:
                     found = any(option in each.Options.model_fields for each in known)
                     require(found, f"{label}: no backbone has the option {option!r}")
                 plain = {key: value for key, value in plain.items() if key in cls.Options.model_fields}
-                changed = cls.describe(cls.Options.parse({**options.plain(), **plain}), 3, size)
+                changed = cls.describe(cls.Options.parse({**PLAIN[name], **plain}), 3, size)
                 require(changed == spec, f"{label}: the options for the backbone {name!r} change its spec")
 
 
