@@ -52,7 +52,8 @@ for method in ("simclr", "dino"):
 run("vit gradient_checkpointing", "backbone={name: vit_tiny, patch_size: 4, depth: 2, gradient_checkpointing: true}")
 for method in ("swav", "dino"):
     run(f"multi-crop {method}", CROPS.format(method), method=method)
-run("second device", "training.device=cuda:1")
+run("method simclr on the second device", "training.device=cuda:1", "training.precision=fp16",
+    "optimizer={name: lars, lr: 0.01}")  # fmt: skip
 run("deterministic", "training.deterministic=true")
 
 

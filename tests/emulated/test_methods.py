@@ -36,6 +36,8 @@ MOST_KERNELS: dict[str, tuple[int, int]] = {
     "vicreg views_together": (640, 130),
 }
 QUICK = ("moco_v2",)  # a momentum encoder and a queue
+#: Also quick, since it needs no process of its own here: LARS in fp16, on another device than the first.
+SECOND = "method simclr on the second device"
 
 
 def cases() -> list[Any]:
@@ -43,11 +45,11 @@ def cases() -> list[Any]:
     return [pytest.param(f"method {name}", marks=marks[name]) for name in method_cases()]
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", [*cases(), SECOND])
 def test_a_method_trains_without_waiting_for_the_device(case: str, results: dict[str, Any]) -> None:  # noqa: F811
     result = results[case]
     assert waits(result) == []
-    assert result["devices"] == ["cuda:0"]
+    assert result["devices"] == ["cuda:1" if case == SECOND else "cuda:0"]
     assert result["races"] == []
     assert result["last_slow"] == []
 
