@@ -113,10 +113,10 @@ def test_permutation_changes_with_seed_and_epoch() -> None:
 
 def test_feistel_puts_every_item_at_every_position() -> None:
     # length 5 in a domain of 16: most first steps are out of range and continue
-    orders = torch.stack([feistel(hash_bits(0, key), 5, torch.arange(5)) for key in range(300)])
+    orders = torch.stack([feistel(hash_bits(0, key), 5, torch.arange(5)) for key in range(100)])
     for position in range(5):
         counts = torch.bincount(orders[:, position], minlength=5).double()
-        assert float(((counts - 60).square() / 60).sum()) < 25  # chi-square, 4 degrees of freedom
+        assert float(((counts - 20).square() / 20).sum()) < 25  # chi-square, 4 degrees of freedom
 
 
 def test_feistel_does_not_change_its_input() -> None:

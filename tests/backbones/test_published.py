@@ -86,6 +86,7 @@ def test_auxiliary_classifiers_are_left_out_and_the_input_is_transformed(cache: 
     assert "transform_input=True" in backbone.export_state()[1]
 
 
+@pytest.mark.slow  # the smallest of them has 88 million parameters
 def test_positions_of_a_vit_are_interpolated_to_the_views(cache: Path) -> None:
     state = publish(cache, "vit_b_32")
     found = start("torchvision/vit_b_32", 64)[0].export_state()[0]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from process_group import in_group
 from torch import Tensor
 
 from sslcli.distributed import _GatherWithGradient
@@ -76,32 +76,24 @@ def value_and_gradient(loss: Loss, rows: slice) -> Tensor:
     return torch.cat((result.detach().view(1), weight.grad.flatten()))
 
 
-def one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        half = COUNT // 2
-        for name, loss in CASES.items():
-            result = value_and_gradient(loss, slice(half * rank, half * rank + half))
-            dist.all_reduce(result)  # the mean over the processes, as DDP makes it
-            if rank == 0:
-                torch.save(result / 2, f"{folder}/{name}.pt")
-    finally:
-        dist.destroy_process_group()
+def one_of_two(rank: int) -> dict[str, Tensor]:
+    half, found = COUNT // 2, {}
+    for name, loss in CASES.items():
+        result = value_and_gradient(loss, slice(half * rank, half * rank + half))
+        dist.all_reduce(result)  # the mean over the processes, as DDP makes it
+        found[name] = result / 2
+    return found
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the results of two processes, started once for all losses."""
-    folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(one_of_two, args=(str(folder),), nprocs=2)
-    return folder
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The results of two processes, started once for all losses."""
+    return in_group(2, one_of_two, tmp_path_factory.mktemp("two"))[0]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_have_the_value_and_gradient_of_one(name: str, two_processes: Path) -> None:
-    found = torch.load(two_processes / f"{name}.pt")
-    torch.testing.assert_close(found, value_and_gradient(CASES[name], slice(None)), rtol=1e-9, atol=1e-12)
+def test_two_processes_have_the_value_and_gradient_of_one(name: str, two_processes: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(two_processes[name], value_and_gradient(CASES[name], slice(None)), rtol=1e-9, atol=1e-12)
 
 
 def test_the_gathers_backward_does_not_change_its_incoming_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
