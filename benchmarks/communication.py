@@ -40,7 +40,7 @@ from sslcli import distributed
 from sslcli.config.document import Document
 from sslcli.config.resolve import resolve
 from sslcli.modules import sync_norm
-from sslcli.plugins import find
+from sslcli.plugins import find, load
 from sslcli.runs.directory import RunDirectory
 from sslcli.training import group
 from sslcli.training.context import Context
@@ -208,6 +208,7 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     names = [plugin.name for plugin in find("methods") if plugin.package == "sslcli"]
+    names = [name for name in names if "ViT" not in load("methods", name).needs]  # what is measured has a ResNet
     parser = argparse.ArgumentParser()
     parser.add_argument("--methods", nargs="+", default=names)
     parser.add_argument("--batch", nargs=2, type=int, default=[4, 8])

@@ -32,7 +32,7 @@ from sslcli.contracts.backbone import Features
 from sslcli.contracts.method import Batch, Progress, View
 from sslcli.evaluation.quality import effective_rank, feature_std
 from sslcli.modules.queue import Queue
-from sslcli.plugins import find
+from sslcli.plugins import find, load
 from sslcli.training.loop import clip_each
 from sslcli.training.memory import PeakMemory
 from sslcli.training.setup import Session, build
@@ -164,6 +164,12 @@ def row(method: str, seconds: dict[str, float], memory: dict[str, int]) -> str:
     return f"{method:13}{1e3 * step:9.0f}" + "".join((*shares, *sizes, f"{memory['method'] / memory['network']:7.2f}"))
 
 
+def on_resnets() -> list[str]:
+    """The built-in methods that work with the ResNet measured here."""
+    names = [plugin.name for plugin in find("methods") if plugin.package == "sslcli"]
+    return [name for name in names if "ViT" not in load("methods", name).needs]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", help="default: all that are built in")
@@ -179,7 +185,7 @@ def main() -> None:
         settings = {"precision": bench.session.config.training.precision, "views": len(bench.batch.views)}
         print(json.dumps((bench.seconds(arguments.steps) if arguments.one == "time" else bench.bytes()) | settings))
         return
-    methods = arguments.methods or [plugin.name for plugin in find("methods") if plugin.package == "sslcli"]
+    methods = arguments.methods or on_resnets()
     print(f"{'':13}{'step ms':>9}" + "".join(f"{name:>10}" for name in (*PARTS, "log line")), end="")
     print(f"{'MiB':>9}{'backbone':>9}{'ratio':>7}   (parts in % of the step)")
     rows = {}

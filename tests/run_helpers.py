@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
-from small_options import method_case
+from small_options import method_case, needs_vit
 from typer.testing import CliRunner
 
 from sslcli.cli.main import app
@@ -22,6 +22,7 @@ from sslcli.config.merge import apply_overrides
 from sslcli.config.resolve import RunConfig, resolve
 from sslcli.runs import files
 from sslcli.runs.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
+from sslcli.testing.stand_ins import SMALL_VIT
 
 
 def method_config(case: str, *overrides: str, own_optimizer: bool = False) -> RunConfig:
@@ -31,6 +32,9 @@ def method_config(case: str, *overrides: str, own_optimizer: bool = False) -> Ru
         del document.data["optimizer"], document.data["schedule"], document.data["views"]
     name, options = method_case(case)
     document.data["method"] = {"name": name, **options}
+    if needs_vit(name):  # it has no width and no stem to choose
+        document.data["backbone"] = dict(SMALL_VIT)
+        overrides = tuple(each for each in overrides if not each.startswith("backbone."))
     apply_overrides(document, list(overrides))
     return resolve(document)
 

@@ -13,8 +13,8 @@ from sslcli.plugins import find, load
 
 #: Whole numbers above this become this: widths, heads, queues, prototypes, epochs.
 LIMIT = 16
-#: What takes time, or never happens in a short run, at that.
-LOWER = {"depth": 2, "epochs": 2, "every_epochs": 1}
+#: What takes time, or never happens in a short run, at that; widths that heads share at a multiple of most numbers.
+LOWER = {"depth": 2, "dim": 48, "epochs": 2, "every_epochs": 1}
 #: Switches that make another method of it: each is tested beside the plain one.
 SWITCHES = ("views_together",)
 
@@ -49,6 +49,11 @@ def method_case(case: str) -> tuple[str, dict[str, Any]]:
     """The method's name, and its small options with the switch on."""
     name, _, switch = case.partition(" ")
     return name, {**small(load("methods", name).Options), **({switch: True} if switch else {})}
+
+
+def needs_vit(name: str) -> bool:
+    """Whether a method works with vision transformers only: tests give it one (`SMALL_VIT`) for a ResNet."""
+    return "ViT" in load("methods", name).needs
 
 
 def quick(cases: Iterable[str], *kept: str) -> list[Any]:

@@ -43,6 +43,21 @@ COMMANDS: dict[str, tuple[str, list[str], float, dict[str, Any], list[tuple[floa
          "optimizer.weight_decay": 0.1, "optimizer.exclude": [], "schedule.warmup_epochs": 40, "training.epochs": 300,
          "training.batch_size": 4096}, [(0.08, 1, 224), (0.08, 1, 224)],
     ),
+    "imagenet/mae": (
+        "facebookresearch/mae: PRETRAIN.md, models_mae.py", ["83.6%", "67.8%"], 1.5e-4 * 4096 / 256,
+        {"method.mask_ratio": 0.75, "method.normalize_pixels": True, "method.decoder.dim": 512,
+         "method.decoder.depth": 8, "method.decoder.heads": 16, "backbone.name": "vit_base",
+         "backbone.positions": "sincos", "backbone.init": "xavier", "optimizer.name": "adamw",
+         "optimizer.betas": [0.9, 0.95], "optimizer.weight_decay": 0.05, "optimizer.exclude": ["norm", "bias"],
+         "schedule.warmup_epochs": 40, "training.epochs": 800, "training.batch_size": 4096}, [(0.2, 1, 224)],
+    ),
+    "cifar10/mae": (
+        "IcarusWizard/MAE: mae_pretrain.py; pprp/MAE-CIFAR: README.md", ["89.77%", "74.13%"], 1.5e-4 * 4096 / 256,
+        {"method.mask_ratio": 0.75, "method.normalize_pixels": False, "method.decoder.dim": 192,
+         "method.decoder.depth": 4, "method.decoder.heads": 3, "backbone.name": "vit_tiny", "backbone.patch_size": 2,
+         "optimizer.betas": [0.9, 0.95], "optimizer.weight_decay": 0.05, "schedule.warmup_epochs": 200,
+         "training.epochs": 2000, "training.batch_size": 4096}, [(1.0, 1, 32)],
+    ),
     "cifar10/vicreg-untitled": (
         "untitled-ai/self_supervised: README.md, model_params.py, optimizer.py", ["untitled-ai"], 0.3,
         {"method.invariance": 25, "method.variance": 50, "method.covariance": 1, "optimizer.name": "lars_simclr",

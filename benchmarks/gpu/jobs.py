@@ -23,6 +23,7 @@ import torchvision
 from sslcli.config.document import Document
 from sslcli.config.merge import apply_overrides
 from sslcli.config.resolve import RunConfig, resolve
+from sslcli.plugins import load
 from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
 from sslcli.runs.directory import RunDirectory, read_metrics
 from sslcli.training.context import Context
@@ -55,6 +56,8 @@ def config(method: str, *more: str) -> RunConfig:
         "training": {"epochs": 2, "batch_size": batch, "compile": "none", "log_every": 5},
         "schedule": {"name": "cosine", "warmup_epochs": 0},
     }
+    if "ViT" in load("methods", method).needs:
+        plain["backbone"] = {"name": "vit_tiny", **({"depth": 1} if ARGUMENTS.tiny else {})}
     if method == "dino":  # the paper's 65,536 prototypes are for ImageNet
         plain["method"]["head"] = {"prototypes": 4096}
     document = Document(plain, {(): "gpu"})

@@ -69,7 +69,7 @@ def init(
             "method (`ssl list methods`)"
         )
     log.info(f"found: {found.line()}")
-    document, reasons = chosen(method, found)
+    document, reasons = chosen(method, found, vit="ViT" in cls.needs)
     apply_overrides(document, words)
     resolve(document)  # so that what is printed is valid
     images = path_word(Path(data)) if Path(data).exists() else shell_word(data)
@@ -78,13 +78,15 @@ def init(
     return 0
 
 
-def chosen(method: str, found: Summary) -> tuple[Document, dict[tuple[str, ...], str]]:
-    """Returns what is usual for a method on such data, and by key why it is."""
+def chosen(method: str, found: Summary, *, vit: bool = False) -> tuple[Document, dict[tuple[str, ...], str]]:
+    """Returns what is usual for a method on such data, for one that needs a `vit` with one, and by key why it is."""
     from sslcli.config.document import Document, Key
 
     side, count = found.side, found.count
     size = found.view_size or next((size for limit, size in SIZES.items() if side <= limit), LARGEST)
-    backbone: dict[str, Any] = {"name": "resnet50" if (count or 0) >= MANY and size >= 128 else "resnet18"}
+    many = (count or 0) >= MANY and size >= 128
+    small, large = ("vit_small", "vit_base") if vit else ("resnet18", "resnet50")
+    backbone: dict[str, Any] = {"name": large if many else small}
     training = {"epochs": 200, "batch_size": 256, "workers": "auto"}
     if count is not None:
         training["epochs"] = 800 if count < 10_000 else 200 if count < MANY else 100
@@ -92,7 +94,7 @@ def chosen(method: str, found: Summary) -> tuple[Document, dict[tuple[str, ...],
     reasons = {
         ("method",): f"Views, optimizer and schedule are those of its paper; its options: ssl list methods {method}",
         ("data",): found.reason,
-        ("backbone", "name"): "Usual up to some 100,000 images; resnet50 for more. All there are: ssl list backbones",
+        ("backbone", "name"): f"Usual up to some 100,000 images; {large} for more. All there are: ssl list backbones",
         ("views", "size"): f"Side of the views in pixels. The shorter side of a typical image is {side}"
         + (": more would only enlarge it." if size < LARGEST else "."),
         ("training", "epochs"): "The fewer images, the more epochs: published runs have 200 to 1000 with 50,000 "

@@ -102,9 +102,14 @@ def resolve(document: Document) -> RunConfig:
             problems.add((required,), f"missing; write {examples.get(document.origin(()), examples['file'])}")
     method = choose("method", "methods", data.get("method"), None, problems)
     source = choose("data", "datasets", data_section.found(data.get("data"), problems), None, problems)
-    backbone = choose("backbone", "backbones", data.get("backbone"), schema.DEFAULTS["backbone"], problems)
+    vit = method is not None and "ViT" in method.cls.needs
+    usual = schema.DEFAULT_VIT if vit else schema.DEFAULTS["backbone"]
+    backbone = choose("backbone", "backbones", data.get("backbone"), usual, problems)
     size = _largest_view(data.get("views"), source)
     backbone, spec = _described(backbone, source, size, problems)
+    if vit and spec is not None and not spec.maskable:
+        needs = f"{method.name!r} needs a vision transformer, which {backbone.name!r} is not"
+        problems.add(("backbone",), f"{needs}; set backbone={usual['name']}, or another of `ssl list backbones`")
     own = _of_method("defaults", method, problems, spec)
     failed, own = own is None, own or {}
     left_out: list[str] = []

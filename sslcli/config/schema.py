@@ -113,3 +113,5 @@ DEFAULT_CALLBACKS: dict[str, dict[str, Any]] = {
 
 #: Sections for which neither the config nor the method has a value.
 DEFAULTS: dict[str, Any] = {"backbone": {"name": "resnet18"}, "schedule": {"name": "cosine"}}
+#: The backbone of methods that need a vision transformer.
+DEFAULT_VIT: dict[str, Any] = {"name": "vit_small"}

@@ -79,6 +79,14 @@ def random_keep(uniform: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return keep, mask
 
 
+def places(chosen: Tensor, count: int) -> Tensor:
+    """Returns where `chosen` (N, L) is True as (N, count) int64, ascending: the first `count` places of each image. One
+    with fewer has all of them again, in the same order; one with none has the first place."""
+    order = chosen.int().argsort(dim=1, descending=True, stable=True)[:, :count]
+    repeated = torch.arange(count, device=chosen.device) % chosen.sum(1, keepdim=True).clamp_min(1)
+    return order.gather(1, repeated)
+
+
 def random_block(uniform: Tensor, grid: tuple[int, int], scale: float, ratio: tuple[float, float]) -> Tensor:
     """Returns a rectangle of patches of one size for all images, at a random place in each: (N, K) int64, ascending.
 

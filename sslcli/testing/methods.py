@@ -23,7 +23,7 @@ from sslcli.views.pipeline import ViewMaker
 
 from .augmentations import check_views
 from .common import check_options, kind, reported, require, require_finite, require_is, require_same, snapshot
-from .stand_ins import CLASSES, MEAN, STD, SmallBackbone, pixels, sizes_of
+from .stand_ins import CLASSES, MEAN, STD, SmallBackbone, pixels, sizes_of, small_vit
 
 STEPS, PER_EPOCH = 6, 3
 PATCH = 16
@@ -61,7 +61,8 @@ class MethodTrial:
     Args:
         options: plain data.
         backbone: builds what to train, for methods that need a certain kind; every weight of it that requires a
-            gradient must get one in the first step (no branch that is 0 at first).
+            gradient must get one in the first step (no branch that is 0 at first). None: a small network, for a method
+            that needs a ViT one with patches of 4 pixels.
         image_size: side of the views in pixels.
         batch_size: images in a step, even.
         device: where everything is.
@@ -72,15 +73,16 @@ class MethodTrial:
         cls: type[Method],
         options: Mapping[str, Any] | None = None,
         *,
-        backbone: Callable[[], Backbone] = lambda: SmallBackbone(3, 16),
+        backbone: Callable[[], Backbone] | None = None,
         image_size: int = 16,
         batch_size: int = 8,
         device: str = "cpu",
     ) -> None:
-        self.cls, self.label, self.backbone = cls, cls.__name__, backbone
+        self.cls, self.label = cls, cls.__name__
+        self.backbone = backbone or (small_vit if "ViT" in cls.needs else lambda: SmallBackbone(3, 16))
         self.size, self.count, self.device = image_size, batch_size, torch.device(device)
         self.options = check_options(cls, options, MethodOptions)
-        self.spec = backbone().spec
+        self.spec = self.backbone().spec
         specs = self.recipe(image_size, self.spec)
         views = sum(spec.count for spec in specs)
         require_is(f"{self.label}: the recipe's number of views", views, cls.view_count or views)

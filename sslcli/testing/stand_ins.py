@@ -54,6 +54,16 @@ class SmallBackbone(Backbone):
         return Features(self.layers(x).mean(dim=(2, 3)))
 
 
+#: The smallest vision transformer that a registered one can be.
+SMALL_VIT = {"name": "vit_tiny", "patch_size": 4, "depth": 1}
+
+
+def small_vit(image_size: int = 16) -> Backbone:
+    """Returns a vision transformer with random weights: 192 features, of 4 × 4 patches."""
+    cls: type[Backbone] = load("backbones", str(SMALL_VIT["name"]))
+    return cls.build(cls.Options.parse({k: v for k, v in SMALL_VIT.items() if k != "name"}), 3, image_size)
+
+
 def pixels(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
     """Returns random uint8 images (N, C, H, W)."""
     generator = torch.Generator().manual_seed(seed)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from run_helpers import done, refused
-from small_options import quick
+from small_options import needs_vit, quick
 from tiny_data import write_folders
 
 from sslcli.cli.init import usual_batch
@@ -35,7 +35,8 @@ def write(folder: str, count: int, width: int, height: int, mode: str = "RGB") -
 def test_what_it_prints_is_a_run_of_every_method(method: str) -> None:
     write("my photos/cat", 5, 40, 36)
     write("my photos/dog", 7, 40, 36)
-    out, err = done("init", method, "--data", "my photos", "backbone.width=4")
+    narrow = "backbone.depth=1" if needs_vit(method) else "backbone.width=4"
+    out, err = done("init", method, "--data", "my photos", narrow)
     assert err == "found: 12 images of 40 × 36 px, 2 classes\n"
     Path("my.yaml").write_text(out)
     config = load_config(Path("my.yaml"), [])

@@ -21,6 +21,8 @@ from sslcli.losses import (
     dino,
     dino_and_metrics,
     info_nce,
+    masked_pixels,
+    masked_pixels_and_metrics,
     negative_cosine,
     nt_xent,
     nt_xent_and_metrics,
@@ -74,6 +76,10 @@ CASES = {
     "vicreg, wide": Case(vicreg, WIDE),
     "byol_regression": Case(byol_regression, trained=1, normalized=True),
     "negative_cosine": Case(negative_cosine, trained=1, normalized=True),
+    "masked_pixels": Case(masked_pixels, trained=1, metrics=masked_pixels_and_metrics),
+    "masked_pixels, not normalized": Case(
+        lambda p, x: masked_pixels(p, x, False), trained=1, metrics=lambda p, x: masked_pixels_and_metrics(p, x, False)
+    ),
     "nt_xent": Case(nt_xent, normalized=True, temperature=0.25, metrics=nt_xent_and_metrics),
     "sup_con": Case(
         lambda z, t: sup_con(z, LABELS, t), ((N, 2, D),), 1, 0, True, 0.25,

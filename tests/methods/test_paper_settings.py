@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from method_helpers import layers, make
+from small_options import needs_vit
 from torch import nn
 
 from sslcli.plugins import load
@@ -13,6 +14,7 @@ from sslcli.runs.network_size import without_memory
 
 SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "exclude": [], "scale_lr": "batch/256"}
 LARS = {"name": "lars", "scale_lr": "batch/256"}
+CROP = {"crop_scale": [0.2, 1.0]}
 WIDE = {"projector.layers": 3, "projector.hidden_dim": 8192, "projector.output_dim": 8192}
 
 #: Options, optimizer, schedule, and the views of large and small images.
@@ -86,6 +88,12 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], Any, A
         {"name": "cosine", "warmup_epochs": 10, "warmup": "linspace", "final_lr": 1e-6},
         {"preset": "dino", "local_multiple": 16}, {"preset": "cifar_asym"},
     ),
+    "mae": (
+        {"mask_ratio": 0.75, "normalize_pixels": True, "decoder.depth": 8},
+        {"name": "adamw", "lr": 1.5e-4, "weight_decay": 0.05, "betas": [0.9, 0.95], "exclude": ["norm", "bias"],
+         "scale_lr": "batch/256"},
+        {"name": "cosine", "warmup_epochs": 40}, *[[{**CROP, "interpolation": "bicubic", "flip": 0.5}]] * 2,
+    ),
     "barlow_twins": (
         {**WIDE, "lambda_": 0.0051, "scale": 1.0}, {**LARS, "lr": 0.2, "lr_excluded": 0.0048, "weight_decay": 1e-6},
         {"name": "cosine", "warmup_epochs": 10, "final": 0.001}, {"preset": "byol"}, {"preset": "cifar_asym"},
@@ -108,7 +116,7 @@ def test_defaults_and_recipes_are_the_papers(name: str) -> None:
         for part in path.split("."):
             found = getattr(found, part)
         assert found == value, path
-    backbone = load("backbones", "vit_small" if name == "dino" else "resnet18")
+    backbone = load("backbones", "vit_small" if name == "dino" or needs_vit(name) else "resnet18")
     spec = backbone.describe(backbone.Options.parse({}), 3, 224)
     defaults = cls.defaults(options, spec)
     found = dict(defaults["optimizer"])

@@ -46,6 +46,8 @@ class Case:
 
         config = copy.deepcopy(_CONFIG)
         config["method"] = {"name": self.method, **small(load("methods", self.method).Options)}
+        if "ViT" in load("methods", self.method).needs:
+            config["backbone"] = {"name": "vit_tiny", "patch_size": 4, "depth": 1}
         if self.files:
             config["data"] = {"name": "folder", "root": str(folder.parent / IMAGES), "cache": "disk"}
             config["data"] |= {"cache_size": 16, "cache_dir": str(folder / "cache")}

@@ -13,12 +13,15 @@ import torch
 from draws_helpers import assert_same_draws
 from run_helpers import assert_same_end, newest
 from safetensors.torch import load_file
+from small_options import needs_vit
 
 from sslcli.plugins import find
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 METHODS = [plugin.name for plugin in find("methods") if plugin.package == "sslcli"]
+#: Of a ResNet, and of a vision transformer.
+FIRST = ("conv1.weight", "patch_embed.proj.weight")
 
 
 def start(output: Path, rank: int, world: int, port: int) -> subprocess.Popen[bytes]:
@@ -55,10 +58,10 @@ def test_loss_gradients_and_batch_statistics_are_those_of_one_process(two, metho
     shared = load_file(two / "gradients.safetensors")
     names = [name for name in joined if name.startswith(f"{method}.")]
     assert set(joined) == set(shared)
-    assert sum("running" in name for name in names) > 20
+    assert sum("running" in name for name in names) > 20 or needs_vit(method)  # which has no batch norm
     for name in names:
         torch.testing.assert_close(shared[name], joined[name], rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
-    assert any(joined[name].abs().max() > 1e-4 for name in names if name.endswith("conv1.weight"))
+    assert any(joined[name].abs().max() > 1e-4 for name in names if name.endswith(FIRST))
 
 
 def test_accumulated_gradients_are_those_of_one_process(two):

@@ -32,7 +32,8 @@ from sslcli.runs.files import read
 from sslcli.training.train import train
 
 FOLDER = Path(__file__).parent / "first_contract"
-NAMES = [name for name in method_cases() if " " not in name]
+#: The methods of then, beside `python test_first_contract.py`, which writes those of now.
+NAMES = [name for name in method_cases() if (FOLDER / f"{name}.safetensors").exists()]
 STEPS = 3
 OVERRIDES = (
     f"training.max_steps={STEPS}", "training.log_every=1", "schedule.warmup_epochs=1", "backbone.width=1",

@@ -158,6 +158,8 @@ class LARC(Optimizer):
 class AdamW(Optimizer):
     """torch.optim.AdamW; `decayed` says whether vectors decay too, by `weight_decay` at the time of the step."""
 
+    beta2 = 0.999
+
     def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float, decayed: bool = True) -> None:
         super().__init__(parameters, weight_decay)
         self.squares: dict[int, Tensor] = {}
@@ -170,8 +172,8 @@ class AdamW(Optimizer):
         count = self.counts[id(p)] = self.counts.get(id(p), 0) + 1
         square = self.squares.setdefault(id(p), torch.zeros_like(p))
         buffer.mul_(0.9).add_(d, alpha=0.1)
-        square.mul_(0.999).add_(d * d, alpha=0.001)
-        p -= lr / (1 - 0.9**count) * buffer / ((square / (1 - 0.999**count)).sqrt() + 1e-8)
+        square.mul_(self.beta2).add_(d * d, alpha=1 - self.beta2)
+        p -= lr / (1 - 0.9**count) * buffer / ((square / (1 - self.beta2**count)).sqrt() + 1e-8)
 
 
 def warm_cosine(base: float, t: int, warmup: int, final: float = 0.0) -> float:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from authors_masked import DIM, HEADS, PATCH
 from authors_parts import BATCH, EPOCHS, Authors, Trunk
 from conftest import TINY
 from torch import Tensor, nn
 
+from sslcli.backbones.vit import ViT
 from sslcli.config.document import Document
 from sslcli.config.resolve import resolve
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
@@ -43,13 +45,19 @@ class Tiny(Backbone, Trunk):
         return Features(Trunk.forward(self, x))
 
 
+class TinyViT(ViT):
+    """The transcriptions' vision transformer as a backbone."""
+
+    name, dim, heads = "TinyViT", DIM, HEADS
+
+
 @dataclass(frozen=True)
 class Case:
     """What the authors run, and sslcli's config for it: `method` with its options, `optimizer`, `schedule`.
 
     Attributes:
         loss, gradient: our loss and gradients as multiples of the authors'.
-        sides: of the views.
+        sides: of the views; of one, the network is a vision transformer.
     """
 
     authors: Callable[[], Authors]
@@ -93,8 +101,11 @@ def start(case: Case, folder: Path) -> Watched:
         "views": {"preset": "simclr"},
     }
     data |= {"backbone": {"name": "python:Tiny"}, "data": {"name": "shapes", "count": 40, "size": 16}}
+    if len(case.sides) == 1:
+        data |= {"backbone": {"name": "python:TinyViT", "patch_size": PATCH, "depth": 1}}
+        data |= {"views": [{"size": case.sides[0], "flip": 0.5}]}
     data["training"] |= {"epochs": EPOCHS, "batch_size": BATCH, **case.training}
-    with registered({("backbones", "Tiny"): Tiny}):
+    with registered({("backbones", "Tiny"): Tiny, ("backbones", "TinyViT"): TinyViT}):
         session = build(resolve(Document(data, {(): "test"})))
     session.method.double()
     for module in session.method.modules():  # what was drawn and normalized in float32

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import authors_contrast as contrast
+import authors_masked as masked
 import authors_targets as targets
 import pytest
 import torch
@@ -21,6 +22,7 @@ from authors_run import Case, start, state
 from torch import Tensor, nn
 
 from sslcli.config.merge import read_config
+from sslcli.contracts.method import Batch
 from sslcli.plugins import find, load
 
 HEAD: dict[str, Any] = {"hidden_dim": 7, "output_dim": 5}
@@ -154,6 +156,13 @@ CASES: dict[str, Case] = {
     ),
     "dino": dino(fixed=True, clip=3.0),
     "dino with lengths and much clipping": dino(fixed=False, clip=0.01),
+    "mae": Case(
+        lambda: masked.MAE(4, 0.01),
+        {"name": "mae", "decoder": {"dim": 8, "depth": 1, "heads": 2}},
+        {"name": "adamw", "lr": 0.32, "weight_decay": 0.05, "betas": [0.9, 0.95], "exclude": ["norm", "bias"],
+         **SCALED},
+        WARM, sides=(16,),
+    ),
     "barlow_twins": barlow(),
     "barlow_twins on two processes": barlow(2),
     "vicreg": Case(
@@ -168,7 +177,8 @@ def assert_equal(found: Tensor, expected: Tensor, what: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ten_steps_are_those_of_the_authors(name: str, tmp_path: Path) -> None:
+def test_ten_steps_are_those_of_the_authors(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Batch, "uniform", lambda self, count, stream=0: masked.drawn(self.keys.step, count))
     case = CASES[name]
     loop, authors = start(case, tmp_path), case.authors()
     authors.load(state(loop))

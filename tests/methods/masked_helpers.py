@@ -1,0 +1,37 @@
+"""What the tests of masked methods share: the method around a small vision transformer, and its batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from method_helpers import COUNT, RUN, make
+from torch import Tensor
+
+from sslcli.contracts.method import Batch, DrawKeys, Method, View
+from sslcli.plugins import load
+from sslcli.testing.stand_ins import small_vit
+
+
+def masked(name: str, side: int = 16, **options: Any) -> Any:
+    """A method on a ViT with patches of 4 pixels, for views of `side` pixels."""
+    run = dataclasses.replace(RUN, view_sizes=(side,))
+    return make(load("methods", name), backbone=lambda: small_vit(side), run=run, **options)
+
+
+def images(side: int = 16, count: int = COUNT) -> Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(side))
+
+
+def masked_batch(method: Method, view: Tensor, step: int = 0) -> Batch:
+    index = torch.arange(len(view))
+    schedule = {name: torch.tensor(at(step)) for name, at in method.schedules().items()}
+    return Batch([View(view)], None, index, schedule, DrawKeys(seed=3, step=step))
+
+
+def altered(view: Tensor, where: Tensor) -> Tensor:
+    """The images with other pixels in the patches where the mask (N, L) is True."""
+    side = view.shape[-1] // 4
+    pixels = where.view(-1, 1, side, side).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    return torch.where(pixels, view.flip(0) + 1, view)

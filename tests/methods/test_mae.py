@@ -1,0 +1,126 @@
+"""MAE: what encoder and decoder see, how many patches are hidden, and the size of the decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from masked_helpers import altered, images, masked, masked_batch
+from pydantic import ValidationError
+from run_helpers import refused
+from torch import Tensor
+
+from sslcli.config.resolve import load_config
+from sslcli.contracts.method import Method
+from sslcli.methods import mae
+from sslcli.methods.mae import MAEOptions
+from sslcli.modules.masks import random_keep, take
+from sslcli.modules.transformer import patches_of
+
+SMALL = {"decoder": {"dim": 16, "depth": 1}}
+
+
+def predicted(method: Method, view: Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+    """What the loss is given: predictions, and the pixels that they should be."""
+    given: list[tuple[Tensor, Tensor]] = []
+    loss = mae.masked_pixels_and_metrics
+
+    def seen(prediction: Tensor, pixels: Tensor, normalize: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        given.append((prediction.detach(), pixels))
+        return loss(prediction, pixels, normalize)
+
+    monkeypatch.setattr(mae, "masked_pixels_and_metrics", seen)
+    method(masked_batch(method, view))
+    monkeypatch.undo()
+    return given[0]
+
+
+def test_predictions_see_no_hidden_pixel_and_are_of_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, view = masked("mae", **SMALL), images()
+    _, mask = random_keep(masked_batch(method, view).uniform(16), 4)
+    prediction, pixels = predicted(method, view, monkeypatch)
+    again, other = predicted(method, altered(view, mask), monkeypatch)
+    assert torch.equal(prediction, again)
+    assert not torch.equal(pixels, other)
+    hidden = torch.stack([row.nonzero()[:, 0] for row in mask])
+    assert torch.equal(pixels, take(patches_of(view, 4), hidden))
+    assert not torch.equal(predicted(method, altered(view, ~mask), monkeypatch)[0], prediction)
+
+
+def test_predictions_depend_on_the_place_and_features_are_those_of_visible_patches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method, view = masked("mae", **SMALL), images()
+    prediction, _ = predicted(method, view, monkeypatch)
+    assert prediction.std(dim=1).min() > 1e-4
+    batch = masked_batch(method, view)
+    keep, _ = random_keep(batch.uniform(16), 4)
+    assert torch.equal(method(batch).features, method.backbone(view, keep=keep).pooled)
+
+
+@pytest.mark.slow
+def test_it_learns_to_paint_ramps() -> None:
+    """Shades that rise in a direction of each image's own: neighbors tell what is hidden."""
+    method = masked("mae", **SMALL)
+    slopes = torch.randn(64, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    across, down = torch.meshgrid(torch.linspace(-1, 1, 16), torch.linspace(-1, 1, 16), indexing="xy")
+    view = (slopes[:, :1] * across + slopes[:, 1:] * down).expand(-1, 3, -1, -1)
+    optimizer, explained = torch.optim.Adam(method.parameters(), lr=2e-3), []
+    for step in range(60):
+        found = method(masked_batch(method, view, step))
+        optimizer.zero_grad()
+        found.loss.backward()
+        optimizer.step()
+        explained.append(found.metrics["explained"].item())
+    assert explained[0] < 0.1
+    assert explained[-1] > 0.8
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(0.75, 4), (0.6, 6), (0.999, 1), (0.001, 15)])
+def test_so_many_patches_are_seen(ratio: float, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = masked("mae", mask_ratio=ratio, **SMALL)
+    assert predicted(method, images(), monkeypatch)[0].shape == (8, 16 - kept, 48)
+
+
+def test_micro_batches_hide_what_the_whole_batch_does_and_another_epoch_something_else() -> None:
+    method, view = masked("mae", **SMALL), images()
+    batch = masked_batch(method, view)
+    halves = []
+    for part in (slice(0, 4), slice(4, 8)):
+        half = masked_batch(method, view[part])
+        half.index = batch.index[part]
+        halves.append(method(half).loss)
+    torch.testing.assert_close(torch.stack(halves).mean(), method(batch).loss)
+    first = random_keep(batch.uniform(16), 4)[0]
+    batch.keys = type(batch.keys)(seed=3, epoch=1)
+    assert not torch.equal(random_keep(batch.uniform(16), 4)[0], first)
+
+
+def test_views_of_another_phase_may_be_smaller() -> None:
+    method = masked("mae", **SMALL)
+    assert method(masked_batch(method, images(12))).loss.isfinite()
+
+
+@pytest.mark.parametrize(("features", "dim"), [(48, 32), (192, 128), (384, 256), (768, 512), (1024, 512)])
+def test_the_decoder_is_as_wide_as_the_papers_behind_its_encoders_and_narrower_behind_others(
+    features: int, dim: int
+) -> None:
+    assert mae.decoder_dim(MAEOptions(), features) == dim
+    assert mae.decoder_dim(MAEOptions.parse({"decoder": {"dim": 64}}), features) == 64
+
+
+def test_a_network_that_cannot_hide_patches_is_refused_and_without_one_it_is_a_vit(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    line = refused("train", "quickstart", "method=mae", "--output", out)
+    assert "'mae' needs a vision transformer, which 'resnet18' is not; set backbone=vit_small" in line
+    assert not out.exists()
+    config = load_config(None, ["method=mae", "data={name: shapes, count: 40, size: 32}", "backbone.depth=3"])
+    assert (config.backbone.name, config.backbone.options.depth) == ("vit_small", 3)
+    assert (config.backbone.options.init, config.backbone.options.positions) == ("xavier", "sincos")
+
+
+def test_nothing_or_all_hidden_is_refused() -> None:
+    for ratio in (0.0, 1.0):
+        with pytest.raises(ValidationError, match="mask_ratio"):
+            MAEOptions(mask_ratio=ratio)
