@@ -43,6 +43,14 @@ COMMANDS: dict[str, tuple[str, list[str], float, dict[str, Any], list[tuple[floa
          "optimizer.weight_decay": 0.1, "optimizer.exclude": [], "schedule.warmup_epochs": 40, "training.epochs": 300,
          "training.batch_size": 4096}, [(0.08, 1, 224), (0.08, 1, 224)],
     ),
+    "imagenet/ijepa": (
+        "facebookresearch/ijepa: configs/in1k_vith14_ep300.yaml; the paper's table 1", ["79.3%", "72.9%"], 0.001,
+        {"method.target_blocks": 4, "method.target_scale": [0.15, 0.2], "method.target_ratio": [0.75, 1.5],
+         "method.context_scale": [0.85, 1.0], "method.predictor.dim": 384, "method.momentum": 0.996,
+         "backbone.positions": "sincos", "optimizer.weight_decay": 0.04, "optimizer.final_weight_decay": 0.4,
+         "schedule.warmup_epochs": 40, "schedule.warmup_start": 0.0002 / 0.001, "schedule.final": 1e-6 / 0.001,
+         "training.epochs": 600, "training.batch_size": 2048}, [(0.3, 1, 224)],
+    ),
     "imagenet/mae": (
         "facebookresearch/mae: PRETRAIN.md, models_mae.py", ["83.6%", "67.8%"], 1.5e-4 * 4096 / 256,
         {"method.mask_ratio": 0.75, "method.normalize_pixels": True, "method.decoder.dim": 512,

@@ -8,7 +8,12 @@ from .barlow_twins import barlow_twins, barlow_twins_and_metrics
 from .cosine_losses import byol_regression, negative_cosine
 from .dino import dino, dino_and_metrics
 from .info_nce import batch_info_nce, batch_info_nce_and_metrics, info_nce
-from .masked_patches import masked_pixels, masked_pixels_and_metrics
+from .masked_patches import (
+    masked_features,
+    masked_features_and_metrics,
+    masked_pixels,
+    masked_pixels_and_metrics,
+)
 from .monitors import class_cosines, mean_cosines, mean_over
 from .nt_xent import nt_xent, nt_xent_and_metrics
 from .queue_info_nce import queue_info_nce_and_metrics
@@ -28,6 +33,8 @@ __all__ = [
     "dino",
     "dino_and_metrics",
     "info_nce",
+    "masked_features",
+    "masked_features_and_metrics",
     "masked_pixels",
     "masked_pixels_and_metrics",
     "mean_cosines",

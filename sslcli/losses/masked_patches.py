@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .rows import in_full_precision
@@ -41,6 +42,44 @@ def masked_pixels_and_metrics(
             target = (target - mean) / (variance + EPSILON).sqrt()
         loss = (prediction - target).square().mean()
         return loss, {"explained": 1 - loss.detach() / target.square().mean()}
+
+
+def masked_features(prediction: Tensor, features: Tensor, weights: Tensor) -> Tensor:
+    """Returns the smooth L1 distance of predicted features from normalized ones (I-JEPA's code, `train.py`).
+
+    The features of each patch are scaled to mean 0 and variance 1 over their D numbers; with d the difference of two
+    numbers, the distance is the mean over D of d²/2 where |d| < 1, and of |d| − 1/2 elsewhere.
+
+    Args:
+        prediction: (…, D) for each hidden patch.
+        features: (…, D) of the target encoder, not normalized.
+        weights: (…) of each patch; the loss is the weighted mean.
+
+    Returns:
+        0-dim; float32 at least. No gradient reaches `features`.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    return masked_features_and_metrics(prediction, features, weights)[0]
+
+
+def masked_features_and_metrics(
+    prediction: Tensor, features: Tensor, weights: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns `masked_features`; `explained`, the share of the targets' variance over images and places that is
+    predicted; and `target_std`, its root: 0 if all patches of all images have the same features."""
+    with torch.autocast(prediction.device.type, enabled=False):
+        prediction, target = _checked(prediction, features)
+        target = F.layer_norm(target, target.shape[-1:])
+        weights = weights.to(target.dtype) / weights.sum()
+        loss = (F.smooth_l1_loss(prediction, target, reduction="none").mean(dim=-1) * weights).sum()
+        with torch.no_grad():
+            weights = weights.unsqueeze(-1)
+            center = (target * weights).flatten(0, -2).sum(dim=0)
+            variance = ((target - center).square() * weights).sum() / target.shape[-1]
+            error = ((target - prediction).square() * weights).sum() / target.shape[-1]
+        return loss, {"explained": 1 - error / variance.clamp_min(EPSILON), "target_std": variance.sqrt()}
 
 
 def _checked(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

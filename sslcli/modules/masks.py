@@ -79,11 +79,16 @@ def random_keep(uniform: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return keep, mask
 
 
-def places(chosen: Tensor, count: int) -> Tensor:
-    """Returns where `chosen` (N, L) is True as (N, count) int64, ascending: the first `count` places of each image. One
-    with fewer has all of them again, in the same order; one with none has the first place."""
-    order = chosen.int().argsort(dim=1, descending=True, stable=True)[:, :count]
-    repeated = torch.arange(count, device=chosen.device) % chosen.sum(1, keepdim=True).clamp_min(1)
+def places(rank: Tensor, count: int) -> Tensor:
+    """Returns the `count` places of the largest rank in each image, (N, L) → (N, count) int64, equal ones in order.
+
+    Args:
+        rank: bool or integers from 0; a place of rank 0 is not chosen: where there are fewer others than `count`, they
+            come again, in the same order; an image without any has place 0.
+        count: from 1 to L.
+    """
+    order = rank.int().argsort(dim=1, descending=True, stable=True)[:, :count]
+    repeated = torch.arange(count, device=rank.device) % (rank > 0).sum(1, keepdim=True).clamp_min(1)
     return order.gather(1, repeated)
 
 
@@ -106,3 +111,43 @@ def random_block(uniform: Tensor, grid: tuple[int, int], scale: float, ratio: tu
     inside = torch.arange(height, device=uniform.device)[:, None] * columns
     inside = (inside + torch.arange(width, device=uniform.device)).reshape(1, -1)
     return top * columns + left + inside
+
+
+def block_size(
+    uniform: Tensor, grid: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Returns the height and width of rectangles in whole patches, int64, of a drawn area and shape (I-JEPA).
+
+    One number draws both, as in the authors' code: the largest rectangles are the highest ones. None is as high or as
+    wide as the grid.
+
+    Args:
+        uniform: numbers in [0, 1), of any shape.
+        grid: rows and columns of patches.
+        scale: least and largest share of all patches, before it is rounded.
+        ratio: least and largest height by width.
+    """
+    rows, columns = grid
+    area = (rows * columns * (scale[0] + uniform * (scale[1] - scale[0]))).floor()
+    shape = ratio[0] + uniform * (ratio[1] - ratio[0])
+    sides = (area * shape).sqrt(), (area / shape).sqrt()
+    height, width = (side.round().long() for side in sides)
+    return height.clamp(1, max(1, rows - 1)), width.clamp(1, max(1, columns - 1))
+
+
+def block_mask(uniform: Tensor, grid: tuple[int, int], height: Tensor, width: Tensor) -> Tensor:
+    """Returns (…, L) bool, True within a rectangle of patches at a random place.
+
+    Args:
+        uniform: (…, 2) numbers in [0, 1): where it begins, as shares of the rows and columns that it can.
+        grid: rows and columns of patches.
+        height: (…) int64, its rows.
+        width: (…) int64, its columns.
+    """
+    inside = []
+    for axis, (length, side) in enumerate(zip(grid, (height, width), strict=True)):
+        free = length - side
+        first = (uniform[..., axis] * (free + 1)).long().minimum(free).unsqueeze(-1)
+        at = torch.arange(length, device=uniform.device)
+        inside.append((at >= first) & (at < first + side.unsqueeze(-1)))
+    return (inside[0].unsqueeze(-1) & inside[1].unsqueeze(-2)).flatten(-2)

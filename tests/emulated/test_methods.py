@@ -18,6 +18,7 @@ MOST_KERNELS: dict[str, tuple[int, int]] = {
     "byol": (1180, 130),
     "dino": (740, 130),
     "eqco": (690, 140),
+    "ijepa": (490, 50),
     "mae": (370, 50),
     "moco": (690, 140),
     "moco_v1": (650, 120),

@@ -21,6 +21,8 @@ from sslcli.losses import (
     dino,
     dino_and_metrics,
     info_nce,
+    masked_features,
+    masked_features_and_metrics,
     masked_pixels,
     masked_pixels_and_metrics,
     negative_cosine,
@@ -76,6 +78,10 @@ CASES = {
     "vicreg, wide": Case(vicreg, WIDE),
     "byol_regression": Case(byol_regression, trained=1, normalized=True),
     "negative_cosine": Case(negative_cosine, trained=1, normalized=True),
+    "masked_features": Case(
+        lambda p, x: masked_features(p, x, torch.ones(p.shape[:-1])), trained=1,
+        metrics=lambda p, x: masked_features_and_metrics(p, x, torch.ones(p.shape[:-1])),
+    ),
     "masked_pixels": Case(masked_pixels, trained=1, metrics=masked_pixels_and_metrics),
     "masked_pixels, not normalized": Case(
         lambda p, x: masked_pixels(p, x, False), trained=1, metrics=lambda p, x: masked_pixels_and_metrics(p, x, False)

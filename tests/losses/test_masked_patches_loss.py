@@ -8,7 +8,12 @@ import pytest
 import torch
 from literal import mean, rows
 
-from sslcli.losses import masked_pixels, masked_pixels_and_metrics
+from sslcli.losses import (
+    masked_features,
+    masked_features_and_metrics,
+    masked_pixels,
+    masked_pixels_and_metrics,
+)
 
 N, M, P = 3, 4, 12
 
@@ -44,3 +49,36 @@ def test_predicting_0_gets_1_and_brightness_and_contrast_of_a_patch_do_not_count
     prediction = rows(N, M, 768)
     other = pixels * rows(N, M, 1, seed=2).exp() + rows(N, M, 1, seed=3)
     torch.testing.assert_close(masked_pixels(prediction, other), masked_pixels(prediction, pixels), rtol=1e-4, atol=0)
+
+
+def test_masked_features_is_the_formula() -> None:
+    prediction, features = 2 * rows(N, M, P), 3 * rows(N, M, P, seed=1) + 1
+    weights = rows(N, M, seed=2).abs()
+    weights[0, 1] = 0
+    loss, targets, total = 0.0, [], weights.sum().item()
+    for image in range(N):
+        for patch in range(M):
+            values = features[image, patch].tolist()
+            center, weight = mean(values), weights[image, patch].item() / total
+            spread = math.sqrt(mean([(x - center) ** 2 for x in values]) + 1e-5)
+            target = [(x - center) / spread for x in values]
+            gaps = [abs(p - t) for p, t in zip(prediction[image, patch].tolist(), target, strict=True)]
+            loss += weight * mean([gap * gap / 2 if gap < 1 else gap - 0.5 for gap in gaps])
+            targets.append((weight, target, mean([gap * gap for gap in gaps])))
+    center = [sum(weight * target[d] for weight, target, _ in targets) for d in range(P)]
+    variance = sum(
+        weight * mean([(t - c) ** 2 for t, c in zip(target, center, strict=True)]) for weight, target, _ in targets
+    )
+    error = sum(weight * gap for weight, _, gap in targets)
+    found, metrics = masked_features_and_metrics(prediction, features, weights)
+    assert found.item() == pytest.approx(loss, rel=1e-12)
+    assert masked_features(prediction, features, 7 * weights).item() == pytest.approx(loss, rel=1e-12)
+    assert metrics["target_std"].item() == pytest.approx(math.sqrt(variance), rel=1e-12)
+    assert metrics["explained"].item() == pytest.approx(1 - error / variance, rel=1e-9)
+
+
+def test_features_that_are_the_same_everywhere_have_no_spread() -> None:
+    same = rows(1, 1, P).expand(N, M, P)
+    metrics = masked_features_and_metrics(rows(N, M, P), same, torch.ones(N, M))[1]
+    assert metrics["target_std"].item() == pytest.approx(0, abs=1e-6)
+    assert metrics["explained"].isfinite()

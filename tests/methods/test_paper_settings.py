@@ -88,6 +88,14 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], Any, A
         {"name": "cosine", "warmup_epochs": 10, "warmup": "linspace", "final_lr": 1e-6},
         {"preset": "dino", "local_multiple": 16}, {"preset": "cifar_asym"},
     ),
+    "ijepa": (
+        {"target_blocks": 4, "target_scale": (0.15, 0.2), "target_ratio": (0.75, 1.5), "context_scale": (0.85, 1.0),
+         "predictor.depth": 6, "momentum": 0.996, "final_momentum": 1.0},
+        {"name": "adamw", "lr": 0.001 * 256 / 2048, "weight_decay": 0.04, "final_weight_decay": 0.4,
+         "exclude": ["norm", "bias"], "scale_lr": "batch/256"},
+        {"name": "cosine", "warmup_epochs": 40, "warmup_start": 0.2, "final": 0.001},
+        *[[{"crop_scale": [0.3, 1.0]}]] * 2,
+    ),
     "mae": (
         {"mask_ratio": 0.75, "normalize_pixels": True, "decoder.depth": 8},
         {"name": "adamw", "lr": 1.5e-4, "weight_decay": 0.05, "betas": [0.9, 0.95], "exclude": ["norm", "bias"],

@@ -1,4 +1,4 @@
-"""MAE and its like, step by step as their authors' code trains them, on a vision transformer written out."""
+"""MAE and I-JEPA, step by step as their authors' code trains them, on a vision transformer written out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from authors_parts import BATCH, AdamW, Authors, warm_cosine
+from authors_parts import BATCH, PER_EPOCH, TOTAL, AdamW, Authors, follow, warm_cosine
 from torch import Tensor, nn
 
 #: Patches of 4 pixels, D = 12, 3 heads.
@@ -124,3 +124,69 @@ class MAE(Authors):
         self.backward(loss)
         self.optimizer.step(warm_cosine(self.base, t, 5))
         return loss.item()
+
+
+class IJEPA(Authors):
+    """ijepa: train.py, masks/multiblock.py, models/vision_transformer.py, helper.py.
+
+    As sslcli documents, here too: blocks may touch the last row and column, the context has `fewest` patches instead of
+    the fewest of the batch, the network has a class token, and schedules begin at step 0.
+    """
+
+    def __init__(self, side: int, blocks: int, scale: float, fewest: int, base: float) -> None:
+        super().__init__()
+        self.side, self.blocks, self.scale, self.fewest, self.base = side, blocks, scale, fewest, base
+        self.backbone, self.predictor = Encoder(side), Narrow(8, 2, DIM)
+        self.momentum_encoder = nn.ModuleDict({"backbone": Encoder(side)})
+        self.momentum_encoder.requires_grad_(False)
+        self.optimizer = AdamW(self.parameters(), 0.04, decayed=False)
+
+    def size(self, draw: float, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, int]:
+        patches = int(self.side**2 * (scale[0] + draw * (scale[1] - scale[0])))
+        shape = ratio[0] + draw * (ratio[1] - ratio[0])
+        h, w = (round(math.sqrt(each)) for each in (patches * shape, patches / shape))
+        return min(h, self.side - 1), min(w, self.side - 1)
+
+    def block(self, size: tuple[int, int], corner: list[float]) -> list[int]:
+        top, left = (int(at * (self.side - length + 1)) for at, length in zip(corner, size, strict=True))
+        return [(top + i) * self.side + left + j for i in range(size[0]) for j in range(size[1])]
+
+    def masks(self, draws: list[float]) -> tuple[list[int], list[list[int]]]:
+        """Of one image: the patches of the context, and those of each target."""
+        size = self.size(draws[0], (self.scale, self.scale), (1.0, 1.0))
+        targets = [self.block(size, draws[4 + 2 * b : 6 + 2 * b]) for b in range(self.blocks)]
+        within = self.block(self.size(draws[1], (0.85, 1.0), (1.0, 1.0)), draws[2:4])
+        hidden = {place for target in targets for place in target}
+        context = [place for place in within if place not in hidden]
+        context += [place for place in range(self.side**2) if place not in hidden and place not in within]
+        return context[: self.fewest], targets
+
+    def step(self, views: list[Tensor], labels: Tensor, t: int) -> float:
+        images, at = views[0], positions(self.side, 8)
+        masks = [self.masks(each) for each in drawn(t, 4 + 2 * self.blocks).tolist()]
+        context = torch.tensor([each for each, _ in masks])
+        with torch.no_grad():
+            whole = self.momentum_encoder["backbone"](images)[:, 1:]
+            whole = F.layer_norm(whole, (DIM,))
+        x = self.predictor.embed(self.backbone(images, context)[:, 1:]) + at[context]
+        found, wanted = [], []
+        for b in range(self.blocks):
+            places = torch.tensor([targets[b] for _, targets in masks])
+            asked = self.predictor.mask_token + at[places]
+            out = self.predictor.norm(self.predictor.blocks(torch.cat([x, asked], dim=1)))
+            found.append(self.predictor.out(out[:, x.shape[1] :]))
+            wanted.append(chosen(whole, places))
+        difference = (torch.cat(found) - torch.cat(wanted)).abs()
+        loss = torch.where(difference < 1, difference**2 / 2, difference - 0.5).mean()
+        self.backward(loss)
+        self.optimizer.weight_decay = 0.4 + (0.04 - 0.4) * 0.5 * (1 + math.cos(math.pi * t / TOTAL))
+        self.optimizer.step(self.rate(t))
+        online = self.backbone.parameters()
+        follow(self.momentum_encoder["backbone"].parameters(), online, 0.996 + t * (1.0 - 0.996) / TOTAL)
+        return loss.item()
+
+    def rate(self, t: int) -> float:
+        """From a fifth of the base, and to a thousandth."""
+        if t < PER_EPOCH:
+            return self.base * (0.2 + 0.8 * t / PER_EPOCH)
+        return warm_cosine(self.base, t, PER_EPOCH, final=0.001)

@@ -163,6 +163,14 @@ CASES: dict[str, Case] = {
          **SCALED},
         WARM, sides=(16,),
     ),
+    "ijepa": Case(
+        lambda: masked.IJEPA(5, 2, 0.25, 6, 0.01),
+        {"name": "ijepa", "target_blocks": 2, "target_scale": [0.25, 0.25], "target_ratio": [1.0, 1.0],
+         "predictor": {"dim": 8, "depth": 1, "heads": 2}},
+        {"name": "adamw", "lr": 0.32, "weight_decay": 0.04, "final_weight_decay": 0.4, "exclude": ["norm", "bias"],
+         **SCALED},
+        {**WARM, "warmup_start": 0.2, "final": 0.001}, sides=(20,),
+    ),
     "barlow_twins": barlow(),
     "barlow_twins on two processes": barlow(2),
     "vicreg": Case(
