@@ -162,7 +162,7 @@ class IJEPA(Method):
         options, blocks = self.options, self.options.target_blocks
         uniform = batch.uniform(4 + 2 * blocks)
         height, width = block_size(uniform[:, :1], grid, options.target_scale, options.target_ratio)  # N×1
-        targets = block_mask(uniform[:, 4:].unflatten(1, (blocks, 2)), grid, height, width)  # N×B×L
+        targets = block_mask(uniform[:, 4:].reshape(-1, blocks, 2), grid, height, width)  # N×B×L
         sides = block_size(uniform[:, 1], grid, options.context_scale, (1.0, 1.0))  # N
         within = block_mask(uniform[:, 2:4], grid, *sides)  # N×L
         rank = ~targets.any(dim=1) * (1 + within.int())
@@ -172,7 +172,7 @@ class IJEPA(Method):
         order = torch.arange(most, device=uniform.device)
         area = (height * width).clamp(max=most).unsqueeze(-1)  # N×1×1
         weights = ((order < area) / area).expand(-1, blocks, -1)
-        return context, places(targets.flatten(0, 1), most).unflatten(0, (-1, blocks)), weights
+        return context, places(targets.flatten(0, 1), most).reshape(-1, blocks, most), weights
 
     def after_step(self, carry: list[dict[str, Tensor]], progress: Progress) -> None:
         value = self.options.momentum_at(progress.step - 1, progress.total_steps)
