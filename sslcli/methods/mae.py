@@ -67,7 +67,8 @@ class MAE(Method):
 
     @classmethod
     def defaults(cls, options: MAEOptions, spec: BackboneSpec) -> DefaultSections:
-        """The command for 800 epochs of the authors' PRETRAIN.md, and the weights of models_mae.py."""
+        """The command for 800 epochs of the authors' PRETRAIN.md, and the weights of models_mae.py; patches are pooled,
+        as in the authors' fine-tuning, since no loss says what the class token should be."""
         return {
             "optimizer": {
                 "name": "adamw",
@@ -78,7 +79,7 @@ class MAE(Method):
                 "scale_lr": "batch/256",
             },
             "schedule": {"name": "cosine", "warmup_epochs": 40},
-            "backbone": {"init": "xavier", "positions": "sincos"},
+            "backbone": {"init": "xavier", "positions": "sincos", "pool": "mean"},
         }
 
     def forward(self, batch: Batch) -> Step:

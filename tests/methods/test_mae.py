@@ -117,7 +117,8 @@ def test_a_network_that_cannot_hide_patches_is_refused_and_without_one_it_is_a_v
     assert not out.exists()
     config = load_config(None, ["method=mae", "data={name: shapes, count: 40, size: 32}", "backbone.depth=3"])
     assert (config.backbone.name, config.backbone.options.depth) == ("vit_small", 3)
-    assert (config.backbone.options.init, config.backbone.options.positions) == ("xavier", "sincos")
+    options = config.backbone.options
+    assert (options.init, options.positions, options.pool) == ("xavier", "sincos", "mean")
 
 
 def test_nothing_or_all_hidden_is_refused() -> None:
