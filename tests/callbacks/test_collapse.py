@@ -169,8 +169,8 @@ def test_the_features_of_an_example_config_do_not_collapse_at_first(
 ) -> None:
     """Of the whole schedule, on few images and a narrow network; its loss is judged later."""
     few = ["data.limit=512", "training.batch_size=64", "training.max_steps=60", "training.log_every=5"]
-    narrow = "backbone.depth=2" if needs_vit(method) else "backbone.width=8"
-    fast = [narrow, "training.compile=none", "training.precision=fp32", "training.device=cpu"]
+    narrow = ["backbone.depth=2", "backbone.patch_size=4"] if needs_vit(method) else ["backbone.width=8"]
+    fast = [*narrow, "training.compile=none", "training.precision=fp32", "training.device=cpu"]
     off = [f"callbacks.{name}=null" for name in ("knn", "online_probe", "tensorboard", "progress")]
     train(load_config(f"cifar10/{method}", [f"data.root={CIFAR10}", *few, *fast, *off]), tmp_path / "run")
     assert [line for line in messages if line.startswith("warning: the ")] == []
