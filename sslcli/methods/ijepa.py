@@ -143,7 +143,7 @@ class IJEPA(Method):
         """Returns the loss, `explained` and `target_std` (see `masked_features_and_metrics`), and the momentum
         encoder's features of the view."""
         images = batch.views[0].image
-        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        grid = self._grid(images)
         context, targets, weights = self.draw(batch, grid)
         tokens = self.backbone(images, keep=context).tokens  # N×K×D
         prediction = self.predictor(tokens, context, targets, grid)  # N×B×M×D
@@ -152,6 +152,17 @@ class IJEPA(Method):
             features = take(whole.tokens, targets.flatten(1)).reshape(prediction.shape)
         loss, metrics = masked_features_and_metrics(prediction, features, weights)
         return Step(loss, metrics, features=whole.pooled)
+
+    def seen(self, batch: Batch) -> dict[str, tuple[int, Tensor]]:
+        grid = self._grid(batch.views[0].image)
+        context, targets, _ = self.draw(batch, grid)
+        parts = {"context": context, **{f"target {n}": block for n, block in enumerate(targets.unbind(1), start=1)}}
+        nothing = torch.zeros(len(context), grid[0] * grid[1], dtype=torch.bool, device=context.device)
+        return {name: (0, nothing.scatter(1, place, True)) for name, place in parts.items()}
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
 
     def draw(self, batch: Batch, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Returns places of the context (N, K) and of the targets (N, B, M), and weights of the latter (N, B, M).

@@ -6,6 +6,7 @@ He et al., *Masked Autoencoders Are Scalable Vision Learners*, https://arxiv.org
 from __future__ import annotations
 
 from pydantic import Field
+from torch import Tensor
 
 from sslcli.contracts.backbone import Backbone, BackboneSpec
 from sslcli.contracts.method import Batch, DefaultSections, Method, MethodOptions, RunInfo, Step
@@ -85,17 +86,28 @@ class MAE(Method):
     def forward(self, batch: Batch) -> Step:
         """Returns the loss, `explained` (see `masked_pixels_and_metrics`), and the features of the visible patches."""
         images = batch.views[0].image
-        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
-        length = grid[0] * grid[1]
-        count = min(max(1, int(length * (1 - self.options.mask_ratio))), length - 1)
-        keep, mask = random_keep(batch.uniform(length), count)  # N×K, N×L
-        hidden = places(mask, length - count)
+        grid = self._grid(images)
+        keep, mask = self._drawn(batch)  # N×K, N×L
+        hidden = places(mask, grid[0] * grid[1] - keep.shape[1])
         features = self.backbone(images, keep=keep)
         cls, tokens = features.layers[-1]  # N×D, N×K×D
         prediction = self.decoder(tokens, keep, hidden.unsqueeze(1), grid, cls).squeeze(1)
         pixels = take(patches_of(images, self.patch_size), hidden)
         loss, metrics = masked_pixels_and_metrics(prediction, pixels, self.options.normalize_pixels)
         return Step(loss, metrics, features=features.pooled.detach())
+
+    def seen(self, batch: Batch) -> dict[str, tuple[int, Tensor]]:
+        return {"visible": (0, ~self._drawn(batch)[1])}
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+
+    def _drawn(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Which patches are seen, as `random_keep` has them."""
+        rows, columns = self._grid(batch.views[0].image)
+        count = int(rows * columns * (1 - self.options.mask_ratio))
+        return random_keep(batch.uniform(rows * columns), min(max(1, count), rows * columns - 1))
 
 
 def decoder_dim(options: MAEOptions, features: int) -> int:

@@ -43,6 +43,17 @@ def test_targets_are_rectangles_of_the_stated_sizes_and_weights_count_each_patch
         assert sizes <= {(5, 6), (6, 5), (6, 6), (7, 5), (8, 5)}
 
 
+def test_what_it_says_that_is_seen_are_context_and_targets() -> None:
+    method, view = masked("ijepa", **SMALL), images()
+    batch = masked_batch(method, view)
+    context, targets, _ = method.draw(batch, (4, 4))
+    seen = method.seen(batch)
+    assert [*seen] == ["context", "target 1", "target 2", "target 3", "target 4"]
+    for (index, patches), place in zip(seen.values(), (context, *targets.unbind(1)), strict=True):
+        assert index == 0
+        assert [row.nonzero().flatten().tolist() for row in patches] == [sorted({*row}) for row in place.tolist()]
+
+
 def test_the_context_is_in_no_target_and_has_as_many_patches_in_all_images() -> None:
     context, targets, _ = drawn()
     assert context.shape == (2000, 49)

@@ -48,6 +48,17 @@ def test_predictions_see_no_hidden_pixel_and_are_of_all_of_them(monkeypatch: pyt
     assert not torch.equal(predicted(method, altered(view, ~mask), monkeypatch)[0], prediction)
 
 
+def test_what_it_says_that_is_seen_is_all_that_the_features_depend_on() -> None:
+    method, view = masked("mae", **SMALL), images()
+    batch = masked_batch(method, view)
+    ((index, visible),) = method.seen(batch).values()
+    assert index == 0
+    assert visible.sum(dim=1).tolist() == [4] * len(view)
+    features = method(batch).features
+    assert torch.equal(method(masked_batch(method, altered(view, ~visible))).features, features)
+    assert not torch.equal(method(masked_batch(method, altered(view, visible))).features, features)
+
+
 def test_predictions_depend_on_the_place_and_features_are_those_of_visible_patches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
