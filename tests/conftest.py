@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer.testing
 from plugin_helpers import install  # noqa: F401  # a fixture
 from torch import Tensor
 
@@ -30,6 +31,8 @@ from sslcli.storage import write_text
 
 # Tests work on tiny tensors, which two threads make slower, not faster; and one thread is the same on every machine.
 torch.set_num_threads(1)
+# Typer builds all commands anew for each call, which takes as long as reading a config.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 # Under `nohup` a hangup is ignored, in a shell's background Ctrl-C, and runs would ignore them too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)

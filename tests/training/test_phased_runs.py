@@ -26,7 +26,8 @@ from sslcli.training.train import train
 from sslcli.training.trial import check_phases
 
 #: Of 12 steps, 4 an epoch: the second phase begins with the seventh.
-PHASES = "views={phases: [{until: 50%}, {views: {size: 24, flip: 0.25}}]}"
+PLAIN = "jitter: 0, grayscale: 0"
+PHASES = f"views={{phases: [{{until: 50%, views: {{{PLAIN}}}}}, {{views: {{size: 24, flip: 0.25, {PLAIN}}}}}]}}"
 VIT = ["backbone={name: vit_tiny, patch_size: 8, depth: 1}", "optimizer={name: adamw, lr: 1e-3}"]
 
 
