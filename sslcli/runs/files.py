@@ -153,14 +153,15 @@ def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any
     with _opened(path) as file:
         document = _document(path, file.metadata())
         tensors = dict(_checked(path, file, document.pop(_TENSORS, None), prefix))
+    _require_finite(path, tensors)
     return tensors, document
 
 
 def check(path: Path) -> None:
     """Raises what `read` would, in the memory of one tensor."""
     with _opened(path) as file:
-        for _ in _checked(path, file, _document(path, file.metadata()).get(_TENSORS)):
-            pass
+        for name, tensor in _checked(path, file, _document(path, file.metadata()).get(_TENSORS)):
+            _require_finite(path, {name: tensor})
 
 
 def _checked(path: Path, file: Any, expected: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -170,9 +171,13 @@ def _checked(path: Path, file: Any, expected: Any, prefix: str = "") -> Iterator
         tensor = file.get_tensor(name)
         if _digest(tensor) != expected[name]:
             raise DamagedFile(f"{path}: is damaged: the tensor {name} is not what was written")
-        if first_non_finite({name: tensor}) is not None:
-            raise DamagedFile(f"{path}: {name} is not finite (it has NaN or infinity): the run had diverged")
         yield name, tensor
+
+
+def _require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    bad = first_non_finite(tensors)
+    if bad is not None:
+        raise DamagedFile(f"{path}: {bad} is not finite (it has NaN or infinity): the run had diverged")
 
 
 @contextmanager

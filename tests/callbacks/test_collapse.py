@@ -22,7 +22,7 @@ from sslcli.training.setup import build
 from sslcli.training.train import train
 
 Lines = list[dict[str, float]]
-SIZE = ["data.count=64", "training.batch_size=16", "schedule=constant", "optimizer.lr=0.1"]
+SIZE = ["views=null", "data.count=64", "training.batch_size=16", "schedule=constant", "optimizer.lr=0.1"]
 SMALL = "projector: {hidden_dim: 32, output_dim: 16}"
 SIMSIAM = "projector: {layers: 2, hidden_dim: 64, output_dim: 32}, predictor: {hidden_dim: 16}"
 BYOL = f"{SMALL}, predictor: {{hidden_dim: 32}}, momentum: 0.9"
