@@ -103,6 +103,18 @@ COMMANDS: dict[str, tuple[str, list[str], float, dict[str, Any], list[tuple[floa
          "optimizer.lr_excluded": 2 * 0.3, "optimizer.weight_decay": 1e-6 / 2,  # its loss is twice ours
          "schedule.warmup_epochs": 10, "training.batch_size": 4096}, [(0.08, 2, 224)],
     ),
+    "cifar10/simclr-dcl": (
+        "raminnakhli/Decoupled-Contrastive-Learning: README.md, run_simclr.sh, experiment/simclr/main.py",
+        ["85.36%", "83.26%", "84.6 and 78.3%", "82.7%"], 1e-3,
+        {"method.loss": "dcl", "method.temperature": 0.1, "method.sigma": 0.5, "optimizer.name": "adam",
+         "optimizer.weight_decay": 1e-6, "optimizer.exclude": [], "schedule.name": "constant", "training.epochs": 100,
+         "training.batch_size": 256}, [(0.08, 2, 32)],
+    ),
+    "imagenet/simclr-dcl": (
+        "lightly-ai/lightly: benchmarks/imagenet/resnet50/dcl.py", ["68.2%"], 0.075 * 16,
+        {"method.loss": "dcl", "method.temperature": 0.1, "optimizer.name": "lars", "optimizer.weight_decay": 1e-6,
+         "schedule.warmup_epochs": 10, "training.epochs": 100, "training.batch_size": 256}, [(0.08, 2, 224)],
+    ),
     "imagenet/byol": (
         "google-deepmind/deepmind-research: byol/configs/byol.py, utils/augmentations.py", ["74.3%", "74.4%"], 3.2,
         {"method.momentum": 0.996, "method.projector.hidden_dim": 4096, "method.projector.output_dim": 256,

@@ -6,6 +6,7 @@
 
 from .barlow_twins import barlow_twins, barlow_twins_and_metrics
 from .cosine_losses import byol_regression, negative_cosine
+from .dcl import dcl, dcl_and_metrics
 from .dino import dino, dino_and_metrics
 from .info_nce import batch_info_nce, batch_info_nce_and_metrics, info_nce
 from .masked_patches import (
@@ -30,6 +31,8 @@ __all__ = [
     "batch_info_nce_and_metrics",
     "byol_regression",
     "class_cosines",
+    "dcl",
+    "dcl_and_metrics",
     "dino",
     "dino_and_metrics",
     "info_nce",

@@ -50,7 +50,7 @@ class SimCLRv2Options(SimCLROptions):
 
 class SimCLRv2(SimCLR):
     """SimCLR v2: SimCLR with a deeper head, part of which is kept for fine-tuning.
-    NT-Xent on the projections of two views or more, as `simclr`."""
+    NT-Xent (or DCL, DCLW) on the projections of two views or more, as `simclr`."""
 
     Options = SimCLRv2Options
     paper = "https://arxiv.org/abs/2006.10029"

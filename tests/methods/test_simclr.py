@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from method_helpers import batch, make
+from pydantic import ValidationError
 from torch import Tensor
 
-from sslcli.losses import nt_xent
-from sslcli.methods.simclr import SimCLR
+from sslcli.losses import dcl, nt_xent
+from sslcli.methods.simclr import SimCLR, SimCLROptions
 
 
 def build(**options: Any) -> SimCLR:
@@ -77,3 +78,22 @@ def test_smaller_views_pass_the_backbone_separately_and_the_projector_with_the_o
     assert rows == [32]
     step.loss.backward()
     assert torch.isfinite(step.loss)
+
+
+@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize(("name", "sigma"), [("dcl", None), ("dclw", 0.7)])
+def test_the_decoupled_losses_compare_the_same_embeddings(name: str, sigma: float | None, views: int) -> None:
+    method, data = build(loss=name, **({} if sigma is None else {"sigma": sigma})), batch(*[4] * views)
+    step = method(data)
+    together = method.backbone(torch.cat([view.image for view in data.views])).pooled
+    z = torch.stack(method.projector(together).chunk(views), dim=1)
+    torch.testing.assert_close(step.loss, dcl(z, 0.2, sigma))
+    assert ("contrast_top1" in step.metrics) == (views == 2)
+    assert method.chance_loss(8) == pytest.approx(dcl(torch.ones(8, 2, 3), 0.2, sigma).item())
+
+
+def test_the_decoupled_losses_have_their_own_temperature() -> None:
+    assert [SimCLROptions.parse({"loss": loss}).temperature for loss in ("nt_xent", "dcl", "dclw")] == [0.5, 0.1, 0.1]
+    assert SimCLROptions.parse({"loss": "dcl", "temperature": 0.2}).temperature == 0.2
+    with pytest.raises(ValidationError, match="sigma is for loss 'dclw', and loss is 'dcl'"):
+        SimCLROptions.parse({"loss": "dcl", "sigma": 1.0})

@@ -41,13 +41,36 @@ class SimCLR(Authors):
     def step(self, views: list[Tensor], labels: Tensor, t: int) -> float:
         hidden = F.normalize(self.projector(self.backbone(torch.cat(views))), dim=1)
         a, b = hidden.chunk(2)
-        itself, target = 1e9 * torch.eye(len(a)), torch.arange(len(a))
-        aa, bb = a @ a.T / self.tau - itself, b @ b.T / self.tau - itself
-        ab, ba = a @ b.T / self.tau, b @ a.T / self.tau
-        loss = F.cross_entropy(torch.cat((ab, aa), 1), target) + F.cross_entropy(torch.cat((ba, bb), 1), target)
+        loss = self.loss(a, b)
         self.backward(loss)
         self.optimizer.step(warm_cosine(self.base, t, 5))
         return loss.item()
+
+    def loss(self, a: Tensor, b: Tensor) -> Tensor:
+        itself, target = 1e9 * torch.eye(len(a)), torch.arange(len(a))
+        aa, bb = a @ a.T / self.tau - itself, b @ b.T / self.tau - itself
+        ab, ba = a @ b.T / self.tau, b @ a.T / self.tau
+        return F.cross_entropy(torch.cat((ab, aa), 1), target) + F.cross_entropy(torch.cat((ba, bb), 1), target)
+
+
+class DCL(SimCLR):
+    """Decoupled-Contrastive-Learning (raminnakhli): loss/dcl.py and `train` of experiment/simclr/main.py, within the
+    training step of SimCLR's authors. DCLW's weights, through which that code lets the gradient, are constants here, as
+    sslcli and lightly have them."""
+
+    def __init__(self, weighted: bool, tau: float, base: float, weight_decay: float) -> None:
+        super().__init__(2, tau, base, weight_decay)
+        self.weighted = weighted
+
+    def loss(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.one_way(a, b) + self.one_way(b, a)
+
+    def one_way(self, a: Tensor, b: Tensor) -> Tensor:
+        alike = (a * b).sum(dim=1)
+        weight = 2 - len(a) * (alike.detach() / 0.5).softmax(dim=0) if self.weighted else 1.0
+        own = torch.eye(len(a), dtype=torch.float64).repeat(1, 2) * math.log(1e-45)
+        negative = torch.cat((a @ a.T, a @ b.T), dim=1) / self.tau + own
+        return (negative.logsumexp(dim=1) - weight * alike / self.tau).mean()
 
 
 class SupCon(Authors):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,14 @@ def sgd(lr: float) -> dict[str, Any]:
     return {"name": "sgd", "lr": lr, "weight_decay": 1e-4, "exclude": []}
 
 
-def simclr(layers: int, lr: float, scale: str, base: float) -> Case:
+def simclr(layers: int, lr: float, scale: str, base: float, loss: str = "nt_xent") -> Case:
     """The authors' loss is twice ours: with LARS twice the learning rate of vectors, half of the decay."""
     projector = {"layers": layers, "hidden_dim": 6, "output_dim": 5}
+    method = {"name": "simclr" if layers == 2 else "simclr_v2", "loss": loss, "temperature": 0.5}
+    plain = partial(contrast.SimCLR, layers, 0.5, base, 0.02)
     return Case(
-        lambda: contrast.SimCLR(layers, 0.5, base, 0.02),
-        {"name": "simclr" if layers == 2 else "simclr_v2", "temperature": 0.5, "projector": projector},
+        plain if loss == "nt_xent" else partial(contrast.DCL, loss == "dclw", 0.5, base, 0.02),
+        {**method, "projector": projector},
         {"name": "lars_simclr", "lr": lr, "lr_excluded": 2 * lr, "weight_decay": 0.01, "scale_lr": scale},
         WARM, loss=0.5, gradient=0.5,
     )  # fmt: skip
@@ -116,6 +119,8 @@ def barlow(processes: int = 1) -> Case:
 
 CASES: dict[str, Case] = {
     "simclr": simclr(2, 32.0, "batch/256", 1.0),
+    "simclr dcl": simclr(2, 32.0, "batch/256", 1.0, "dcl"),
+    "simclr dclw": simclr(2, 32.0, "batch/256", 1.0, "dclw"),
     "simclr_v2": simclr(3, 0.25, "sqrt", 0.25 * math.sqrt(BATCH)),
     "supcon": Case(
         lambda: contrast.SupCon(0.1, 0.05),
