@@ -28,8 +28,8 @@ class SimCLROptions(MethodOptions):
     """Divides the cosines in the loss; the paper uses 0.5 on CIFAR-10 and 0.1 on ImageNet. Left out with `dcl` or
     `dclw` it is 0.1."""
     loss: Literal["nt_xent", "dcl", "dclw"] = "nt_xent"
-    """NT-Xent, the paper's; the decoupled loss, whose denominator has only negatives, for small batches; or that one with
-    smaller weights for positives that are alike already."""
+    """NT-Xent, the paper's; the decoupled loss, whose denominator has only negatives, for small batches; or that one
+    with smaller weights for positives that are alike already."""
     sigma: float = Field(default=0.5, gt=0)
     """`dclw`: σ, divides the cosines of positives in their weights."""
     projector: ProjectorOptions = Field(default_factory=ProjectorOptions)

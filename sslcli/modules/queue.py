@@ -12,6 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+#: Inner products made at a time by `nearest`: on a CPU they stay in the cache, on a GPU few kernels are launched.
+_CHUNK_CPU, _CHUNK_GPU = 2**19, 2**27
+
+
 class Queue(nn.Module):
     """The last `length` embeddings, oldest overwritten first; all of it is in buffers, so it survives a restart.
 
@@ -22,13 +26,15 @@ class Queue(nn.Module):
         keys: (length, dim) float32, in the ring's order, not by age.
         place: 0-dim int64, the index at which the next push begins.
         pushed: 0-dim int64, rows pushed since the start.
+        labels: (length,) int64 of a `labeled` queue, else None: the keys' labels; −1 where there is none.
     """
 
     keys: Tensor
     place: Tensor
     pushed: Tensor
+    labels: Tensor | None
 
-    def __init__(self, length: int, dim: int) -> None:
+    def __init__(self, length: int, dim: int, *, labeled: bool = False) -> None:
         """Raises ValueError if `length` is below 1."""
         super().__init__()
         if length < 1:
@@ -36,21 +42,41 @@ class Queue(nn.Module):
         self.register_buffer("keys", F.normalize(torch.randn(length, dim), dim=1))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("labels", torch.full((length,), -1) if labeled else None)
 
     @torch.no_grad()
-    def push(self, keys: Tensor) -> None:
+    def push(self, keys: Tensor, labels: Tensor | None = None) -> None:
         """Adds keys in place of the oldest, without waiting for the device. Call it from `after_step` only.
 
         Args:
             keys: (M, D), equal on every process (gathered); of more than `length` only the last ones stay.
+            labels: (M,) integers, for a `labeled` queue; None: the keys have none.
         """
         length = len(self.keys)
         offset = max(len(keys) - length, 0)
         kept = keys[offset:].detach().to(self.keys.dtype)
         indices = (self.place + offset + torch.arange(len(kept), device=kept.device)) % length
         self.keys[indices] = kept
+        if self.labels is not None:
+            self.labels[indices] = torch.full_like(indices, -1) if labels is None else labels[offset:]
         self.place.copy_((self.place + len(keys)) % length)
         self.pushed.add_(len(keys))
+
+    @torch.no_grad()
+    def nearest(self, rows: Tensor) -> Tensor:
+        """Returns the index (N,) of the key that has the largest inner product with each of the rows (N, D); the first
+        of equal ones. The inner products are made and compared chunk by chunk, in float32 at least."""
+        with torch.autocast(rows.device.type, enabled=False):
+            rows = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
+            chunk = max((_CHUNK_CPU if rows.device.type == "cpu" else _CHUNK_GPU) // max(len(rows), 1), 1)
+            best, index, start = None, torch.zeros(len(rows), dtype=torch.int64, device=rows.device), 0
+            for part in self.keys.split(chunk):
+                value, place = (rows @ part.to(rows.dtype).T).max(dim=1)
+                better = None if best is None else value > best
+                index = place if better is None else torch.where(better, place + start, index)
+                best = value if best is None else torch.maximum(best, value)
+                start += len(part)
+            return index
 
     def full(self) -> Tensor:
         """Returns whether its random first content is all overwritten: a 0-dim bool on its device."""
