@@ -54,6 +54,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "method.predictor.hidden_dim": 128,
         "optimizer": {"name": "sgd", "lr": 0.06, "weight_decay": 5e-4},
     },
+    "nnclr": {
+        **NARROW,
+        "method.predictor.hidden_dim": 512,
+        "method.queue_size": 2048,
+        "optimizer": ADAMW,
+    },
     "byol": {
         "method.projector.hidden_dim": 512,
         "method.predictor.hidden_dim": 512,
@@ -92,6 +98,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "method.freeze_last_layer_epochs": 0.25,
         "optimizer": ADAMW,
     },
+    "lejepa": {"method.projector.hidden_dim": 512, "optimizer": ADAMW},
     "barlow_twins": {**NARROW, "method.projector.output_dim": 512, "optimizer": ADAMW},
     "vicreg": {**NARROW, "method.projector.output_dim": 512, "optimizer": ADAMW},
 }

@@ -98,8 +98,27 @@ def _reduce(x: Tensor, op: Any) -> Tensor:
     return x
 
 
-def all_reduce_mean(x: Tensor) -> Tensor:
-    """Returns the mean of `x` over processes, without gradient; `x` itself is not changed."""
+class _MeanWithGradient(torch.autograd.Function):
+    """Forward and backward: the mean over all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _reduce(x, dist.ReduceOp.SUM) / dist.get_world_size()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _reduce(gradients[0], dist.ReduceOp.SUM) / dist.get_world_size()
+
+
+def all_reduce_mean(x: Tensor, *, gradient: bool = False) -> Tensor:
+    """Returns the mean of `x` over processes; `x` itself is not changed.
+
+    With `gradient`, a loss that every process computes from the mean alone gets, after DDP has averaged, the gradient
+    of one process with the whole batch.
+    """
+    if gradient and is_distributed():
+        mean: Tensor = _MeanWithGradient.apply(x)
+        return mean
     return _reduce(x, dist.ReduceOp.SUM) / dist.get_world_size() if is_distributed() else x
 
 

@@ -115,6 +115,24 @@ COMMANDS: dict[str, tuple[str, list[str], float, dict[str, Any], list[tuple[floa
         {"method.loss": "dcl", "method.temperature": 0.1, "optimizer.name": "lars", "optimizer.weight_decay": 1e-6,
          "schedule.warmup_epochs": 10, "training.epochs": 100, "training.batch_size": 256}, [(0.08, 2, 224)],
     ),
+    "cifar10/lejepa": (
+        "rbalestr-lab/lejepa: MINIMAL.md, README.md", ["90.7%", "128 px", "no CIFAR-10 run"], 2e-3,
+        {"method.lambda_": 0.02, "method.projector.output_dim": 16, "optimizer.name": "adamw", "optimizer.exclude": [],
+         "optimizer.weight_decay": 5e-4, "schedule.warmup_epochs": 1, "schedule.warmup_start": 0.01,
+         "schedule.final": 0.001, "training.epochs": 800, "training.batch_size": 256}, [(0.08, 4, 32)],
+    ),
+    "imagenet/lejepa": (
+        "rbalestr-lab/lejepa: README.md, scripts/launch_views_ablation.md", ["They give no number"], 5e-4,
+        {"method.lambda_": 0.05, "method.directions": 1024, "method.projector.output_dim": 512,
+         "backbone.drop_path": 0.1, "optimizer.weight_decay": 0.05, "optimizer.exclude": [], "schedule.final": 0.001,
+         "training.epochs": 100, "training.batch_size": 512}, [(0.3, 2, 224), (0.05, 6, 96)],
+    ),
+    "imagenet/nnclr": (
+        "arXiv 2104.14548, abstract and section 4", ["75.6%", "98,304", "4.8"], 4.8,
+        {"method.temperature": 0.1, "method.queue_size": 98304, "method.projector.layers": 3,
+         "method.predictor.hidden_dim": 4096, "optimizer.weight_decay": 1e-6, "schedule.warmup_epochs": 10,
+         "training.epochs": 1000, "training.batch_size": 4096}, [(0.08, 2, 224)],
+    ),
     "imagenet/byol": (
         "google-deepmind/deepmind-research: byol/configs/byol.py, utils/augmentations.py", ["74.3%", "74.4%"], 3.2,
         {"method.momentum": 0.996, "method.projector.hidden_dim": 4096, "method.projector.output_dim": 256,
@@ -218,6 +236,7 @@ SOLO_LEARN = {
     "dino": ("larc", 0.3, 1e-6, 2048, 256, "89.52"), "moco_v2": ("sgd", 0.3, 1e-4, 2048, 256, "92.94"),
     "moco_v3": ("larc", 0.3, 1e-6, 4096, 256, "93.10"), "simclr-1000": ("larc", 0.4, 1e-4, 2048, 256, "90.74"),
     "simsiam-1000": ("sgd", 0.5, 1e-5, 2048, 2048, "90.51"), "supcon": ("sgd", 0.4, 1e-5, 2048, 256, "93.82"),
+    "nnclr": ("larc", 0.4, 1e-5, 2048, 256, "91.88"),
     "swav": ("larc", 0.6, 1e-6, 2048, 128, "89.17"), "vicreg": ("larc", 0.3, 1e-4, 2048, 2048, "92.07"),
 }  # fmt: skip
 

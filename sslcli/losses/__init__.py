@@ -19,6 +19,7 @@ from .monitors import class_cosines, mean_cosines, mean_over
 from .nt_xent import nt_xent, nt_xent_and_metrics
 from .queue_info_nce import queue_info_nce_and_metrics
 from .rows import unit_rows
+from .sigreg import gaussian_directions, sigreg
 from .sinkhorn import sinkhorn
 from .sup_con import sup_con
 from .swapped_prediction import swapped_prediction
@@ -35,6 +36,7 @@ __all__ = [
     "dcl_and_metrics",
     "dino",
     "dino_and_metrics",
+    "gaussian_directions",
     "info_nce",
     "masked_features",
     "masked_features_and_metrics",
@@ -46,6 +48,7 @@ __all__ = [
     "nt_xent",
     "nt_xent_and_metrics",
     "queue_info_nce_and_metrics",
+    "sigreg",
     "sinkhorn",
     "sup_con",
     "swapped_prediction",

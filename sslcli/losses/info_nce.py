@@ -2,7 +2,8 @@
 EqCo's loss, where few negatives are weighted as if there were many.
 
 He et al. (MoCo), https://arxiv.org/abs/1911.05722, equation 1; Chen, Xie, He (MoCo v3),
-https://arxiv.org/abs/2104.02057, equation 1 and algorithm 1; Zhu et al. (EqCo), https://arxiv.org/abs/2010.01929.
+https://arxiv.org/abs/2104.02057, equation 1 and algorithm 1; Dwibedi et al. (NNCLR), https://arxiv.org/abs/2104.14548;
+Zhu et al. (EqCo), https://arxiv.org/abs/2010.01929.
 """
 
 from __future__ import annotations
@@ -76,17 +77,20 @@ def contrast_loss(positive: Tensor, negative: Tensor, weight: float) -> Tensor:
         return F.softplus(others - positive, threshold=40.0).mean()
 
 
-def batch_info_nce(query: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
+def batch_info_nce(
+    query: Tensor, keys: Tensor, temperature: float | Tensor, *, keys_have_gradient: bool = False
+) -> Tensor:
     """Returns −log( e^{qᵢ·kᵢ/τ} / Σⱼ e^{qᵢ·kⱼ/τ} ), j over the keys of all processes; the mean over the N queries.
 
-    One direction, without MoCo v3's factor 2τ. Both inputs are L2-normalized here. The keys come from a momentum
-    encoder and get no gradient, whatever is passed. The mean over the processes is the value of one process with the
-    joined batch. A single key has loss 0.
+    One direction, without MoCo v3's factor 2τ. Both inputs are L2-normalized here. MoCo v3's keys come from a momentum
+    encoder and get no gradient, whatever is passed; NNCLR's are predictions, and have one through the gather. The mean
+    over the processes is the value of one process with the joined batch. A single key has loss 0.
 
     Args:
         query: (N, D), floating; N is the same on every process.
         keys: (N, D), row i the positive of query i.
         temperature: τ > 0; a number, or a 0-dim tensor on the embeddings' device.
+        keys_have_gradient: whether it flows to the keys too.
 
     Returns:
         0-dim; float32 regardless of autocast, float64 for float64 inputs.
@@ -94,11 +98,11 @@ def batch_info_nce(query: Tensor, keys: Tensor, temperature: float | Tensor) -> 
     Raises:
         ValueError: if the shapes are not two equal (N, D), or a temperature given as a number is not positive.
     """
-    return batch_info_nce_and_metrics(query, keys, temperature)[0]
+    return batch_info_nce_and_metrics(query, keys, temperature, keys_have_gradient=keys_have_gradient)[0]
 
 
 def batch_info_nce_and_metrics(
-    query: Tensor, keys: Tensor, temperature: float | Tensor
+    query: Tensor, keys: Tensor, temperature: float | Tensor, *, keys_have_gradient: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns `batch_info_nce` and its monitors, 0-dim without gradient; arguments and errors as for `batch_info_nce`.
 
@@ -108,7 +112,8 @@ def batch_info_nce_and_metrics(
     check_pair(query, keys)
     check_temperature(temperature)
     with torch.autocast(query.device.type, enabled=False):
-        logits = (unit_rows(query) / temperature) @ all_gather(unit_rows(keys.detach())).T  # N×N·world
+        k = unit_rows(keys if keys_have_gradient else keys.detach())
+        logits = (unit_rows(query) / temperature) @ all_gather(k, gradient=keys_have_gradient).T  # N×N·world
         own = len(logits) * rank()  # query i's key is in column own + i
         with torch.no_grad():  # before the loss, which keeps a matrix of the same size for its gradient
             positive = logits.diagonal(own)

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 #: Inner products made at a time by `nearest`: on a CPU they stay in the cache, on a GPU few kernels are launched.
 _CHUNK_CPU, _CHUNK_GPU = 2**19, 2**27
 
@@ -70,7 +69,7 @@ class Queue(nn.Module):
             rows = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
             chunk = max((_CHUNK_CPU if rows.device.type == "cpu" else _CHUNK_GPU) // max(len(rows), 1), 1)
             best, index, start = None, torch.zeros(len(rows), dtype=torch.int64, device=rows.device), 0
-            for part in self.keys.split(chunk):
+            for part in torch.split(self.keys, chunk):
                 value, place = (rows @ part.to(rows.dtype).T).max(dim=1)
                 better = None if best is None else value > best
                 index = place if better is None else torch.where(better, place + start, index)

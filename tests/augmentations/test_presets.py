@@ -96,6 +96,10 @@ PUBLISHED: dict[str, list[tuple[int, int, dict[str, Any]]]] = {
         (1, 224, {"crop": crop(0.4, 1, "bicubic"), **BYOL, "blur": 0.1, "solarize": 0.2}),
         (8, 96, {"crop": crop(0.05, 0.4, "bicubic"), **BYOL, "blur": 0.5}),
     ],
+    "lejepa": [
+        (2, 224, {"crop": crop(0.3, 1, "bilinear"), **BYOL, "blur": 0.5, "solarize": 0.2}),
+        (6, 96, {"crop": crop(0.05, 0.3, "bilinear"), **BYOL, "blur": 0.5, "solarize": 0.2}),
+    ],
     "probe_train": [(1, 224, {"crop": crop(0.08, 1, "bilinear"), "flip": 0.5})],
     "probe_eval": [(1, 224, {"resize": {"interpolation": "bilinear", "ratio": 256 / 224}})],
 }

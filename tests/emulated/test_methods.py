@@ -24,6 +24,7 @@ MOST_KERNELS: dict[str, tuple[int, int]] = {
     "moco_v1": (650, 120),
     "moco_v2": (690, 140),
     "moco_v3": (1200, 130),
+    "nnclr": (970, 130),
     "simclr": (520, 130),
     "simclr_v2": (530, 130),
     "simsiam": (890, 120),
@@ -34,6 +35,7 @@ MOST_KERNELS: dict[str, tuple[int, int]] = {
     "byol views_together": (730, 130),
     "moco views_together": (700, 140),
     "moco_v3 views_together": (740, 130),
+    "nnclr views_together": (640, 130),
     "simsiam views_together": (570, 120),
     "vicreg views_together": (640, 130),
 }

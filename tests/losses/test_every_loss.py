@@ -22,6 +22,7 @@ from sslcli.losses import (
     dcl_and_metrics,
     dino,
     dino_and_metrics,
+    gaussian_directions,
     info_nce,
     masked_features,
     masked_features_and_metrics,
@@ -31,6 +32,7 @@ from sslcli.losses import (
     nt_xent,
     nt_xent_and_metrics,
     queue_info_nce_and_metrics,
+    sigreg,
     sup_con,
     swapped_prediction,
     unit_rows,
@@ -102,7 +104,11 @@ CASES = {
     "info_nce": Case(info_nce, QUEUE, 3, 2, True, 0.25),
     "eqco": Case(lambda *z: info_nce(*z, alpha=50.0), QUEUE, 3, 2, True, 0.25),
     "batch_info_nce": Case(batch_info_nce, PAIR, 1, 2, True, 0.25, batch_info_nce_and_metrics),
+    "batch_info_nce to predictions": Case(
+        lambda q, k, t: batch_info_nce(q, k, t, keys_have_gradient=True), PAIR, 2, 2, True, 0.25
+    ),
     "queue_info_nce": Case(lambda q, k, n: queue_info_nce_and_metrics(q, k, unit_rows(n), 0.25)[0], QUEUE, 2, 2, True),
+    "sigreg": Case(lambda z: sigreg(z, gaussian_directions(rows(3 * D).sigmoid().to(z.device), D)), ((N, D),), 1, 0),
     "contrast_ce": Case(lambda q, k, o, t: contrast_ce(pair_logits(q, k, t, own=o), 50.0), VIEWS[:3], 3, 3, True, 0.25),
     "contrast_bce": Case(lambda q, k, t: contrast_bce(pair_logits(q, k, t)), PAIR, 2, 2, True, 0.25),
     "contrast_bce, given": Case(

@@ -16,6 +16,7 @@ SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "exclude": [], "sca
 LARS = {"name": "lars", "scale_lr": "batch/256"}
 CROP = {"crop_scale": [0.2, 1.0]}
 WIDE = {"projector.layers": 3, "projector.hidden_dim": 8192, "projector.output_dim": 8192}
+MINIMAL = {"preset": "lejepa", "local_count": 0, "global_count": 4, "global_scale": [0.08, 1.0]}
 
 #: Options, optimizer, schedule, and the views of large and small images.
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], Any, Any]] = {
@@ -70,6 +71,12 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], Any, A
         {**LARS, "lr": 0.3, "weight_decay": 1e-6}, {"name": "cosine", "warmup_epochs": 10},
         {"preset": "byol", "crop_scale": [0.2, 1.0], "interpolation": "bilinear"}, {"preset": "cifar_asym"},
     ),
+    "nnclr": (
+        {"projector.layers": 3, "projector.hidden_dim": 2048, "projector.output_dim": 256,
+         "predictor.hidden_dim": 4096, "temperature": 0.1, "queue_size": 98304},
+        {**LARS, "lr": 0.3, "weight_decay": 1e-6}, {"name": "cosine", "warmup_epochs": 10},
+        {"preset": "simclr"}, {"preset": "simclr"},
+    ),
     "swav": (
         {"projector.layers": 2, "projector.hidden_dim": 2048, "projector.output_dim": 128, "prototypes": 3000,
          "temperature": 0.1, "epsilon": 0.05, "sinkhorn_iterations": 3, "queue_size": 3840, "queue_start_epoch": 15,
@@ -105,6 +112,12 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], Any, A
     "barlow_twins": (
         {**WIDE, "lambda_": 0.0051, "scale": 1.0}, {**LARS, "lr": 0.2, "lr_excluded": 0.0048, "weight_decay": 1e-6},
         {"name": "cosine", "warmup_epochs": 10, "final": 0.001}, {"preset": "byol"}, {"preset": "cifar_asym"},
+    ),
+    "lejepa": (
+        {"lambda_": 0.05, "directions": 1024, "integration_limit": 5.0, "integration_points": 17,
+         "projector.layers": 3, "projector.hidden_dim": 2048},
+        {"name": "adamw", "lr": 5e-4, "weight_decay": 5e-4, "exclude": []},
+        {"name": "cosine", "warmup_epochs": 1, "warmup_start": 0.01, "final": 0.001}, MINIMAL, {**MINIMAL, "blur": 0.0},
     ),
     "vicreg": (
         {**WIDE, "invariance": 25, "variance": 25, "covariance": 1, "epsilon": 1e-4},
@@ -169,9 +182,11 @@ HEADS: list[tuple[str, dict[str, Any], str, str | None]] = [
         "moco_v3", {"projector": {"layers": 1}, "predictor": {"last_norm": True}},
         "linear bn-γβ", f"{BLOCK} linear bn-γβ",
     ),
+    ("nnclr", {}, f"{BLOCK} {BLOCK} linear bn", f"{BLOCK} linear+bias"),
     ("swav", {}, f"{BLOCK} linear+bias", None),
     ("barlow_twins", {}, f"{BLOCK} {BLOCK} linear", None),
     ("barlow_twins", {"projector": {"norm": "none"}}, f"{PLAIN} {PLAIN} linear", None),
+    ("lejepa", {}, f"{BLOCK} {BLOCK} linear+bias", None),
     ("vicreg", {}, f"{BLOCK} {BLOCK} linear", None),
     ("vicreg", {"projector": {"norm": "none"}}, f"{PLAIN} {PLAIN} linear", None),
 ]  # fmt: skip

@@ -40,7 +40,7 @@ def batch_norms(module: nn.Module) -> dict[str, nn.BatchNorm1d]:
 
 
 def test_the_siamese_and_the_redundancy_reduction_methods_have_it() -> None:
-    assert set(NAMES) == {"barlow_twins", "byol", "moco_v3", "simsiam", "vicreg"}
+    assert set(NAMES) == {"barlow_twins", "byol", "moco_v3", "nnclr", "simsiam", "vicreg"}
     assert not any(load("methods", name).Options().views_together for name in NAMES)
     assert all(load("methods", name).Options.resume_rule("views_together") == "fixed" for name in NAMES)
 

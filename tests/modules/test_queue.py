@@ -81,3 +81,38 @@ def test_queue_push_does_not_wait_for_the_device() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert int(queue.place) == 6
+
+
+def test_a_labeled_queue_has_the_labels_of_its_keys_and_none_before() -> None:
+    queue = Queue(5, 2, labeled=True)
+    queue.push(rows(0, 3), torch.tensor([7, 8, 9]))
+    assert queue.labels.tolist() == [7, 8, 9, -1, -1]
+    queue.push(rows(3, 7), torch.arange(3, 7))
+    assert queue.labels.tolist() == [5, 6, 9, 3, 4]
+    queue.push(rows(0, 2))  # images without labels
+    assert queue.labels.tolist() == [5, 6, -1, -1, 4]
+    queue.push(rows(0, 8), torch.arange(8))  # more than it holds
+    assert [int(key[0]) for key in queue.keys] == queue.labels.tolist()
+    assert "labels" in queue.state_dict()
+    assert "labels" not in Queue(5, 2).state_dict()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 2**20])
+def test_the_nearest_key_has_the_largest_product_whatever_the_chunks(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sslcli.modules.queue._CHUNK_CPU", chunk)
+    generator = torch.Generator().manual_seed(1)
+    queue, given = Queue(10, 4), torch.randn(3, 4, generator=generator)
+    expected = [max(range(10), key=lambda k: float(row @ queue.keys[k])) for row in given]
+    assert queue.nearest(given).tolist() == expected
+    queue.keys.copy_(queue.keys[:1].expand(10, 4).clone())
+    assert queue.nearest(given).tolist() == [0, 0, 0]  # the first of equal ones
+    assert not queue.nearest(given.requires_grad_()).is_floating_point()
+
+
+def test_the_nearest_key_is_found_in_float32_under_autocast() -> None:
+    queue = Queue(2, 2)
+    queue.keys.copy_(torch.tensor([[1.0, 0.001], [1.0, 0.002]]))  # equal in bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert queue.nearest(torch.tensor([[1.0, 1.0], [1.0, -1.0]])).tolist() == [1, 0]

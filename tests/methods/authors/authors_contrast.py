@@ -97,6 +97,43 @@ class SupCon(Authors):
         return loss.item()
 
 
+class NNCLR(Authors):
+    """The algorithm in the paper's appendix, as solo-learn has it (methods/nnclr.py, losses/nnclr.py); optimizer and
+    schedule by the paper."""
+
+    def __init__(self, tau: float, base: float, weight_decay: float) -> None:
+        super().__init__()
+        self.backbone = Trunk()
+        self.projector = nn.Sequential(*block(6, 7), *block(7, 7), nn.Linear(7, 5, bias=False), nn.BatchNorm1d(5))
+        self.predictor = nn.Sequential(*block(5, 7), nn.Linear(7, 5))
+        self.tau, self.base, self.pointer = tau, base, 0
+        self.optimizer = LARS(self.parameters(), weight_decay)
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        super().load(weights)
+        self.queue, self.classes = weights["queue.keys"].clone(), weights["queue.labels"].clone()
+
+    def one_way(self, embedding: Tensor, prediction: Tensor) -> Tensor:
+        neighbor = self.queue[(embedding @ self.queue.T).argmax(dim=1)]
+        logits = neighbor @ F.normalize(prediction, dim=1).T / self.tau
+        return F.cross_entropy(logits, torch.arange(len(logits)))
+
+    def step(self, views: list[Tensor], labels: Tensor, t: int) -> float:
+        z1, z2 = (self.projector(self.backbone(x)) for x in views)
+        p1, p2 = self.predictor(z1), self.predictor(z2)
+        u1, u2 = F.normalize(z1.detach(), dim=1), F.normalize(z2.detach(), dim=1)
+        loss = self.one_way(u1, p2) / 2 + self.one_way(u2, p1) / 2
+        self.queue[self.pointer : self.pointer + len(u1)] = u1
+        self.classes[self.pointer : self.pointer + len(u1)] = labels
+        self.pointer = (self.pointer + len(u1)) % len(self.queue)
+        self.backward(loss)
+        self.optimizer.step(warm_cosine(self.base, t, 5))
+        return loss.item()
+
+    def found(self) -> dict[str, Tensor]:
+        return {**super().found(), "queue.keys": self.queue.clone(), "queue.labels": self.classes.clone()}
+
+
 class MoCo(Authors):
     """moco: moco/builder.py and main_moco.py, v1 and v2; with `alpha` EqCo's margin of its equation 6."""
 

@@ -58,6 +58,7 @@ class Case:
     Attributes:
         loss, gradient: our loss and gradients as multiples of the authors'.
         sides: of the views; of one, the network is a vision transformer.
+        still: parameters that the loss does not depend on.
     """
 
     authors: Callable[[], Authors]
@@ -68,6 +69,7 @@ class Case:
     loss: float = 1.0
     gradient: float = 1.0
     sides: tuple[int, ...] = (8, 8)
+    still: tuple[str, ...] = ()
 
 
 class Watched(Loop):
