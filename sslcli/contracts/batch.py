@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from sslcli.randomness import uniform
@@ -36,6 +37,13 @@ class DrawKeys:
     step: int = 0
     epoch: int = 0
     positions: Tensor | None = None
+    #: `step` and `epoch` as tensors, on whose values a compiled forward pass does not depend.
+    step_tensor: Tensor = field(init=False, repr=False, compare=False)
+    epoch_tensor: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "step_tensor", torch.tensor(self.step))
+        object.__setattr__(self, "epoch_tensor", torch.tensor(self.epoch))
 
 
 @dataclass
@@ -57,7 +65,7 @@ class Batch:
     labels: Tensor | None
     index: Tensor
     schedule: Mapping[str, Tensor]
-    keys: DrawKeys = DrawKeys()
+    keys: DrawKeys = field(default_factory=DrawKeys)
 
     def uniform(self, count: int, stream: int = 0) -> Tensor:
         """Returns (N, count) float32 numbers in [0, 1) on the device, for each image its own.
@@ -70,12 +78,12 @@ class Batch:
             stream: another number gives independent ones.
         """
         keys, positions = self.keys, self.index if self.keys.positions is None else self.keys.positions
-        return self._sent(uniform(keys.seed, _OF_IMAGES, keys.epoch, positions, stream, count=count))
+        return self._sent(uniform(keys.seed, _OF_IMAGES, keys.epoch_tensor, positions, stream, count=count))
 
     def shared_uniform(self, count: int, stream: int = 0) -> Tensor:
         """Returns (count,) float32 numbers in [0, 1) on the device, the same for all images of a step, on all processes
         and in all micro-batches: a function of seed, step and `stream`."""
-        return self._sent(uniform(self.keys.seed, _OF_STEPS, self.keys.step, stream, count=count))
+        return self._sent(uniform(self.keys.seed, _OF_STEPS, self.keys.step_tensor, stream, count=count))
 
     def _sent(self, numbers: Tensor) -> Tensor:
         device = self.views[0].image.device

@@ -24,6 +24,7 @@ MOST_KERNELS: dict[str, tuple[int, int]] = {
     "moco_v1": (650, 120),
     "moco_v2": (690, 140),
     "moco_v3": (1200, 130),
+    "lejepa": (540, 130),
     "nnclr": (970, 130),
     "simclr": (520, 130),
     "simclr_v2": (530, 130),
