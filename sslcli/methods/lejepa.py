@@ -67,8 +67,8 @@ class LeJEPA(Method):
 
     @classmethod
     def recipe(cls, options: LeJEPAOptions, image_size: int, spec: BackboneSpec) -> RecipeSection:
-        """The paper's multi-crop for a ViT; for other networks, for which it has global views only, and for images up
-        to 64 pixels, the four of its code's minimal example, small ones without blur."""
+        """The multi-crop of the authors' README for a ViT; for other networks, and for images up to 64 pixels, the four
+        views of one size of their minimal example, small ones without blur."""
         if spec.patch_size is not None and image_size > 64:
             return {"preset": "lejepa", "local_multiple": spec.size_multiple}
         alike = {"preset": "lejepa", "local_count": 0, "global_count": 4, "global_scale": [0.08, 1.0]}
