@@ -72,7 +72,9 @@ def test_neighbors_and_the_embeddings_they_are_looked_up_by_have_no_gradient() -
     """Only predictions do: with a predictor of zeros the projector gets none."""
     method = build()
     torch.nn.init.zeros_(method.predictor[-1].weight)
-    method(batch()).loss.backward()
+    out = method(batch())
+    assert not any(value.requires_grad for value in [*out.carry.values(), *out.metrics.values()])
+    out.loss.backward()
     assert all(not p.grad.any() for p in method.projector.parameters())
     assert method.predictor[-1].bias.grad.any()
     assert not any(name.startswith("queue") for name, _ in method.named_parameters())
