@@ -112,8 +112,8 @@ def batch_info_nce_and_metrics(
     check_pair(query, keys)
     check_temperature(temperature)
     with torch.autocast(query.device.type, enabled=False):
-        k = unit_rows(keys if keys_have_gradient else keys.detach())
-        logits = (unit_rows(query) / temperature) @ all_gather(k, gradient=keys_have_gradient).T  # N×N·world
+        k = all_gather(unit_rows(keys), gradient=True) if keys_have_gradient else all_gather(unit_rows(keys.detach()))
+        logits = (unit_rows(query) / temperature) @ k.T  # N×N·world
         own = len(logits) * rank()  # query i's key is in column own + i
         with torch.no_grad():  # before the loss, which keeps a matrix of the same size for its gradient
             positive = logits.diagonal(own)

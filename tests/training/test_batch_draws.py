@@ -60,5 +60,5 @@ def test_they_are_uniform_below_one_and_independent_by_stream() -> None:
 
 def test_the_largest_number_does_not_round_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = torch.full((4, 1), 1 - 2.0**-53, dtype=torch.float64)
-    monkeypatch.setattr("sslcli.contracts.method.uniform", lambda *keys, count: largest)
+    monkeypatch.setattr("sslcli.contracts.batch.uniform", lambda *keys, count: largest)
     assert batch().uniform(1).max() == 1 - 2**-24
