@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +21,31 @@ from sslcli.plugins import find, load
 LIMIT = 16
 #: What takes time, or never happens in a short run, at that; widths that heads share at a multiple of most numbers.
 LOWER = {"depth": 2, "dim": 48, "epochs": 2, "every_epochs": 1}
-#: Switches that make another method of it: each is tested beside the plain one.
-SWITCHES = ("views_together",)
+#: Options that make another method of it, and what they are set to: each is tested beside the plain one.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "views_together": {"views_together": True},
+    "tokens": {"tokens": 1.0, "queue_size": LIMIT},
+}
+#: The folder of the teacher's file, for this process and those that it starts.
+TEACHER = "SSLCLI_TEST_TEACHER"
+
+
+@functools.cache
+def teacher() -> str:
+    """The path of the backbone file of a narrow ResNet-18, for methods that need a teacher."""
+    if TEACHER not in os.environ:
+        from sslcli.runs.backbone_file import save_backbone
+        from sslcli.testing.stand_ins import small_trained
+
+        folder = os.environ[TEACHER] = tempfile.mkdtemp(prefix="sslcli-teacher-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        trained = small_trained()
+        save_backbone(Path(folder) / "teacher.safetensors", trained.backbone, trained.card)
+    return str(Path(os.environ[TEACHER]) / "teacher.safetensors")
+
+
+#: What makes options that have no default.
+REQUIRED = {"teacher": teacher}
 
 
 def reduced(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,10 +61,11 @@ def reduced(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def small(options: type[Options]) -> dict[str, Any]:
-    """The defaults that are too large, lowered."""
+    """The defaults that are too large, lowered; and what methods cannot do without."""
     fields = {name: field for name, field in options.model_fields.items() if not field.is_required()}
     defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
-    return reduced({n: value.plain() if isinstance(value, Options) else value for n, value in defaults.items()})
+    given = {n: make() for n, make in REQUIRED.items() if n in options.model_fields and n not in fields}
+    return given | reduced({n: value.plain() if isinstance(value, Options) else value for n, value in defaults.items()})
 
 
 def method_cases() -> list[str]:
@@ -48,7 +78,7 @@ def method_cases() -> list[str]:
 def method_case(case: str) -> tuple[str, dict[str, Any]]:
     """The method's name, and its small options with the switch on."""
     name, _, switch = case.partition(" ")
-    return name, {**small(load("methods", name).Options), **({switch: True} if switch else {})}
+    return name, {**small(load("methods", name).Options), **SWITCHES.get(switch, {})}
 
 
 def needs_vit(name: str) -> bool:

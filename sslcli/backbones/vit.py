@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 from sslcli.modules.drop_path import grow_drop_path
 from sslcli.modules.gradient_checkpointing import CheckpointedBlocks, GradientCheckpointingOptions, last_outputs
+from sslcli.modules.maps import resize_map
 from sslcli.modules.masks import check_request, refuse_layers, replace_masked, take
 from sslcli.modules.transformer import (
     EPS,
@@ -177,23 +177,13 @@ class ViT(Backbone):
         """Returns the positional embeddings (1, 1 + L, D) of a grid, interpolated from those of its own grid.
 
         Bicubic without antialiasing, and by the exact ratio of the sides, as in timm; DINO's code scales by
-        (n + 0.1) / 14 for n patches, which changes the positions of a 6 × 6 grid by up to 3.6%. As two matrix products,
-        because their gradient is deterministic on every device and that of torch's interpolation is not.
+        (n + 0.1) / 14 for n patches, which changes the positions of a 6 × 6 grid by up to 3.6%.
         """
         if (rows, columns) == (self.side, self.side):
             return self.pos_embed
         own = self.pos_embed[0, 1:].reshape(self.side, self.side, -1)
-        with torch.autocast(own.device.type, enabled=False):
-            down, across = (bicubic_matrix(self.side, size, own) for size in (rows, columns))
-            resized = torch.einsum("rh,cw,hwd->rcd", down, across, own)
+        resized = resize_map(own, (rows, columns), "bicubic")
         return torch.cat([self.pos_embed[:, :1], resized.reshape(1, rows * columns, -1)], dim=1)
-
-
-def bicubic_matrix(size: int, new_size: int, like: Tensor) -> Tensor:
-    """Returns the (new_size, size) matrix that interpolates along one axis as `F.interpolate(mode="bicubic")` does."""
-    unit = torch.eye(size, dtype=like.dtype, device=like.device).reshape(1, size, size, 1)
-    rows = F.interpolate(unit, size=(new_size, 1), mode="bicubic", align_corners=False)
-    return rows.reshape(size, new_size).T
 
 
 ViTTiny, ViTSmall, ViTBase = (

@@ -17,6 +17,7 @@ from .masked_patches import (
 )
 from .monitors import class_cosines, mean_cosines, mean_over
 from .nt_xent import nt_xent, nt_xent_and_metrics
+from .queue_distillation import queue_distillation_and_metrics
 from .queue_info_nce import queue_info_nce_and_metrics
 from .rows import unit_rows
 from .sigreg import gaussian_directions, sigreg
@@ -47,6 +48,7 @@ __all__ = [
     "negative_cosine",
     "nt_xent",
     "nt_xent_and_metrics",
+    "queue_distillation_and_metrics",
     "queue_info_nce_and_metrics",
     "sigreg",
     "sinkhorn",

@@ -5,7 +5,7 @@ Methods of plugins may use everything in here; what most of them need can be imp
 
 from .heads import ProjectorOptions, build_head, mlp
 from .momentum import MomentumEncoder, MomentumOptions
-from .pairs import ViewsTogetherOptions, as_one_batch, each_view, global_and_local, two_views
+from .pairs import ViewsTogetherOptions, as_one_batch, each_view, global_and_local, one_view, two_views
 from .prototypes import Prototypes
 from .queue import Queue
 from .roles import parameter_roles
@@ -22,6 +22,7 @@ __all__ = [
     "each_view",
     "global_and_local",
     "mlp",
+    "one_view",
     "parameter_roles",
     "two_views",
 ]

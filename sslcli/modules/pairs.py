@@ -27,6 +27,13 @@ class ViewsTogetherOptions(MethodOptions):
     Off: one view at a time."""
 
 
+def one_view(batch: Batch, method: str) -> Tensor:
+    """Returns the images of the only view. Raises UserError if there is not exactly one."""
+    if len(batch.views) != 1:
+        raise UserError(f"views: {method} needs exactly 1 view of an image, not {len(batch.views)}: set their counts")
+    return batch.views[0].image
+
+
 def two_views(batch: Batch, method: str) -> tuple[Tensor, Tensor]:
     """Returns the images of the two views. Raises UserError if there are not two."""
     if len(batch.views) != 2:

@@ -64,7 +64,8 @@ def _build(source: Path, card: BackboneCard, config: dict[str, Any]) -> Method:
     data = DataInfo(card.dataset, card.channels, None, card.mean, card.std)
     training = config["training"]
     # A projector does not depend on the run's length or batch.
-    run = RunInfo(max(1, card.step), 1, int(training["epochs"]), int(training["batch_size"]), 1, data)
+    epochs, batch_size = int(training["epochs"]), int(training["batch_size"])
+    run = RunInfo(max(1, card.step), 1, epochs, batch_size, 1, data, (card.image_size,))
     plain = dataclasses.replace(card, head=None)  # the method itself adds kept layers to its backbone
     backbone = build_backbone(source, plain, lambda built: None)
     try:

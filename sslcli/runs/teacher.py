@@ -42,10 +42,17 @@ class Teacher(nn.Module):
         options: of a backbone that is named; `{"weights": FILE}` for weights of another tool.
 
         Raises:
-            UserError: there is no such file or name, or its weights cannot be loaded.
+            UserError: there is no such file or name, its weights cannot be loaded, or it takes other images.
         """
         super().__init__()
         self.backbone, (mean, std) = _load(source, data.channels, image_size, options)
+        spec = self.backbone.spec
+        if image_size < spec.minimum_size or image_size % spec.size_multiple:
+            multiples = f", in multiples of {spec.size_multiple}" if spec.size_multiple > 1 else ""
+            raise UserError(
+                f"teacher {source}: cannot take images of {image_size} px; it takes {spec.minimum_size} or "
+                f"more{multiples}: set views.size or, if the method has it, method.teacher_size"
+            )
         self.backbone.requires_grad_(False)
         # (x·std + mean − mean′) / std′: the views as the teacher's own data would be normalized.
         before = [torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (data.mean, data.std)]
@@ -68,7 +75,10 @@ def _load(
     if path.exists() or path.suffix == ".safetensors":
         trained = load_trained(path)
         if trained.card.channels != channels:
-            raise UserError(f"{path}: takes images of {trained.card.channels} channels; the data has {channels}")
+            raise UserError(
+                f"teacher {path}: takes images of {trained.card.channels} channels, and the data has {channels}: "
+                "choose a teacher of such images"
+            )
         return trained.backbone, (trained.card.mean, trained.card.std)
     cls: type[Backbone] = load("backbones", name)
     if channels not in IMAGENET:
@@ -81,7 +91,10 @@ def _load(
         raise UserError(f"teacher {name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     if not published and getattr(parsed, "weights", None) is None:
         raise UserError(f"teacher {name}: has no published weights: give a file of trained weights instead")
-    with torch.random.fork_rng(devices=[]):
-        backbone = cls.build(parsed, channels, image_size)
-    start_from(backbone, name, parsed)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            backbone = cls.build(parsed, channels, image_size)
+        start_from(backbone, name, parsed)
+    except UserError as error:
+        raise UserError(f"teacher {name}, for images of {image_size} px: {error}") from error
     return backbone, IMAGENET[channels]

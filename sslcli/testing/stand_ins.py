@@ -48,10 +48,11 @@ class SmallBackbone(Backbone):
         keep: Tensor | None = None,
         layers: int = 1,
     ) -> Features:
-        """Returns pooled features (N, 16); UserError for anything else."""
+        """Returns pooled features (N, 16) and the pixels of the last map as tokens; UserError for anything else."""
         if layers != 1 or any(each is not None for each in (mask, mask_token, keep)):
-            raise UserError("backbone: that of the checks has no tokens to mask; pass one with tokens as `backbone`")
-        return Features(self.layers(x).mean(dim=(2, 3)))
+            raise UserError("backbone: that of the checks cannot leave out patches; pass one that can as `backbone`")
+        last = self.layers(x)
+        return Features(last.mean(dim=(2, 3)), last.flatten(2).transpose(1, 2), (last.shape[2], last.shape[3]))
 
 
 #: The smallest vision transformer that a registered one can be.

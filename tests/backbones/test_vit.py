@@ -12,7 +12,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torchvision.models.vision_transformer import VisionTransformer
 
-from sslcli.backbones.vit import ViT, ViTBase, ViTOptions, ViTSmall, ViTTiny, bicubic_matrix, sincos_positions
+from sslcli.backbones.vit import ViT, ViTBase, ViTOptions, ViTSmall, ViTTiny, sincos_positions
 from sslcli.contracts.errors import UserError
 from sslcli.modules.drop_path import drop_path_rates
 from sslcli.modules.roles import parameter_roles
@@ -123,14 +123,6 @@ def test_pool_selects_the_class_token_or_the_mean_of_the_patches() -> None:
     torch.testing.assert_close(by_mean.tokens, by_token.tokens)
     torch.testing.assert_close(by_mean.pooled, by_mean.tokens.mean(dim=1))
     assert not torch.allclose(by_mean.pooled, by_token.pooled)
-
-
-@pytest.mark.parametrize(("size", "new"), [(14, 6), (4, 9), (1, 3), (5, 1)])
-def test_interpolation_is_torchs_bicubic(size: int, new: int) -> None:
-    grid = torch.randn(1, 3, size, size, dtype=torch.float64)
-    matrix = bicubic_matrix(size, new, grid)
-    expected = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    torch.testing.assert_close(matrix @ grid @ matrix.T, expected)
 
 
 def test_positions_for_another_grid_are_interpolated_except_the_class_tokens() -> None:

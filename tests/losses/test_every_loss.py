@@ -31,6 +31,7 @@ from sslcli.losses import (
     negative_cosine,
     nt_xent,
     nt_xent_and_metrics,
+    queue_distillation_and_metrics,
     queue_info_nce_and_metrics,
     sigreg,
     sup_con,
@@ -109,6 +110,10 @@ CASES = {
     ),
     "queue_info_nce": Case(lambda q, k, n: queue_info_nce_and_metrics(q, k, unit_rows(n), 0.25)[0], QUEUE, 2, 2, True),
     "sigreg": Case(lambda z: sigreg(z, gaussian_directions(rows(3 * D).sigmoid().to(z.device), D)), ((N, D),), 1, 0),
+    "queue_distillation": Case(
+        lambda s, t, n, tau: queue_distillation_and_metrics(s, t, unit_rows(n), tau, 0.1)[0], QUEUE, 1, 2, True, 0.25,
+        lambda s, t, n, tau: queue_distillation_and_metrics(s, t, unit_rows(n), tau, 0.1),
+    ),
     "contrast_ce": Case(lambda q, k, o, t: contrast_ce(pair_logits(q, k, t, own=o), 50.0), VIEWS[:3], 3, 3, True, 0.25),
     "contrast_bce": Case(lambda q, k, t: contrast_bce(pair_logits(q, k, t)), PAIR, 2, 2, True, 0.25),
     "contrast_bce, given": Case(
