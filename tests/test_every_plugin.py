@@ -83,7 +83,7 @@ def test_a_method_keeps_its_contract_with_each_switch(name: str) -> None:
 def test_a_method_names_its_paper_and_the_papers_settings(name: str) -> None:
     cls = load("methods", name)
     assert cls.paper.startswith("https://")
-    assert {"optimizer", "schedule"} <= set(cls.defaults(cls.Options.parse({}), BackboneSpec(512)))
+    assert {"optimizer", "schedule"} <= set(cls.defaults(cls.Options.parse(small(cls.Options)), BackboneSpec(512)))
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_options import reduced
+from small_options import REQUIRED, reduced
 from typer.testing import CliRunner
 
 from sslcli.cli.main import app
@@ -33,6 +33,7 @@ def reductions(config: RunConfig) -> Iterator[str]:
     """Overrides that make the backbone and the method's heads and queues small, whichever they are."""
     if "stem" in config.backbone.options.plain():
         yield "backbone.stem=small"  # local views are too small for the other one
+    yield from (f"method.{name}={make()}" for name, make in REQUIRED.items() if name in config.method.options.plain())
     for section, choice in (("backbone", config.backbone), ("method", config.method)):
         yield from _dotted(section, reduced(choice.options.plain()))
 
@@ -55,7 +56,9 @@ def test_a_config_for_own_images_leaves_the_recipe_to_the_method(path):
     data = read_file(path).data
     assert {*data} == {"method", "backbone", "data", "training"}
     assert {*data["training"]} == {"epochs"}
-    assert data["method"] in (path.stem, {"name": "simclr", "temperature": 0.1})
+    assert data["method"] in (
+        path.stem, {"name": "simclr", "temperature": 0.1}, {"name": "distillation", "teacher": "torchvision/resnet50"}
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)

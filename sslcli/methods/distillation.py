@@ -63,6 +63,16 @@ class DistillationOptions(MethodOptions):
     projector: DistillationProjectorOptions = DistillationProjectorOptions()
     """The heads after the student, one for the pooled features and one for the tokens."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _there_is_a_teacher(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("teacher"):
+            raise ValueError(
+                "teacher is missing: give a run or a backbone file, or the name of a backbone with published weights "
+                "(teacher=torchvision/resnet50)"
+            )
+        return values
+
     @model_validator(mode="after")
     def _there_is_a_target(self) -> Self:
         if not (self.pooled or self.tokens):

@@ -32,7 +32,8 @@ class Pooled(Backbone):
         return cls()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        return Features(self.norm(self.linear(F.adaptive_avg_pool2d(x, 2).flatten(1))))
+        pixels = F.adaptive_avg_pool2d(x, 2)
+        return Features(self.norm(self.linear(pixels.flatten(1))), pixels.flatten(2).transpose(1, 2), (2, 2))
 
 
 def make(

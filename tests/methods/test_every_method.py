@@ -41,7 +41,7 @@ def test_the_contract_is_kept_around_a_resnet(case: str) -> None:
 
 @pytest.mark.parametrize("name", PAIRED)
 def test_features_are_the_first_views(name: str) -> None:
-    method, batch = with_views(name, 4, 4)
+    method, batch = with_views(name, *[4] * (load("methods", name).view_count or 2))
     method.eval()  # batch norms mix views, in a way of each method's own
     assert torch.equal(method(batch).features, method.encoder()(batch.views[0].image).pooled)
 
@@ -49,7 +49,7 @@ def test_features_are_the_first_views(name: str) -> None:
 @pytest.mark.parametrize("name", PAIRED)
 @pytest.mark.parametrize("sizes", [(4,), (4, 2), (2, 4), (4, 4, 6)])
 def test_views_without_two_global_ones_first_are_refused(name: str, sizes: tuple[int, ...]) -> None:
-    if load("methods", name).view_count is not None and len(sizes) == 2:
+    if load("methods", name).view_count == len(sizes):
         pytest.skip("a fixed number of views may have any sizes")
     method, batch = with_views(name, *sizes)
     with pytest.raises(UserError, match=f"^views: {name} needs "):

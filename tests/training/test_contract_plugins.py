@@ -26,13 +26,12 @@ SMALL = {
     "jepa": {"predictor_dim": 16, "predictor_depth": 1, "predictor_heads": 2, "blocks": 2, "scale": 0.1},
 }
 NAMES = list(SMALL)
-FILES = [*NAMES, "distillation"]
 BACKBONE = ["backbone={name: vit_tiny, patch_size: 4, depth: 2}", "optimizer={name: adamw, lr: 1e-3}"]
 
 
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    for name in FILES:
+    for name in NAMES:
         register_file(FOLDER / f"{name}.py")
     yield
     plugins.clear_cache()
@@ -43,7 +42,7 @@ def options(name: str, *more: str) -> list[str]:
     return [f"method={{name: {name}, {values}}}", *BACKBONE, *more]
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_file_is_short_and_uses_nothing_private(name: str) -> None:
     source = (FOLDER / f"{name}.py").read_text()
     assert len(source.splitlines()) <= 90

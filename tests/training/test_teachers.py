@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,16 @@ from torch import nn
 from torchvision import models
 
 import sslcli
-from sslcli import plugins
+from sslcli.backbones.vit import ViTOptions, ViTTiny
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.errors import UserError
-from sslcli.plugins import load, register_file
+from sslcli.runs.backbone_file import save_backbone
 from sslcli.runs.teacher import Teacher
 from sslcli.runs.trained import load_trained
-from sslcli.testing import check_method
 from sslcli.training.setup import build
 from sslcli.training.train import train
 
-PLUGIN = Path(__file__).parents[1] / "contract_plugins" / "distillation.py"
 DATA = DataInfo("test", 3, (16, 16), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-
-
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    register_file(PLUGIN)
-    yield
-    plugins.clear_cache()
 
 
 @pytest.fixture
@@ -42,7 +33,7 @@ def teacher(tiny: Any, tmp_path: Path) -> Path:
 
 
 def distilling(teacher: Path | str, *more: str) -> list[str]:
-    return [f"method={{name: distillation, teacher: {str(teacher)!r}}}", *more]
+    return [f"method={{name: distillation, teacher: {str(teacher)!r}, tokens: 1.0, queue_size: 16}}", *more]
 
 
 def test_a_distilling_run_resumes_to_the_bit_evaluates_and_exports(tiny: Any, tmp_path: Path, teacher: Path) -> None:
@@ -55,10 +46,6 @@ def test_a_distilling_run_resumes_to_the_bit_evaluates_and_exports(tiny: Any, tm
     assert 0 <= sslcli.evaluate(tmp_path / "whole", "knn", {"k": [3]}).metrics["top1"] <= 1
     sslcli.export(tmp_path / "whole", "backbone", tmp_path / "net.safetensors")
     assert sslcli.load_backbone(tmp_path / "net.safetensors").spec.feature_dim == 32
-
-
-def test_it_keeps_the_contract(teacher: Path) -> None:
-    check_method(load("methods", "distillation"), {"teacher": str(teacher), "tokens": 0.0})
 
 
 def test_a_teacher_is_equal_to_the_bit_after_a_hundred_steps(tiny: Any, tmp_path: Path, teacher: Path) -> None:
@@ -117,12 +104,34 @@ def test_a_named_teacher_has_its_published_weights(name: str, monkeypatch: pytes
         torch.testing.assert_close(built((images - mean) / std).pooled, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_teacher_of_other_images_is_one_line(teacher: Path, tmp_path: Path) -> None:
+    gray = dataclasses.replace(DATA, channels=1)
+    with pytest.raises(
+        UserError, match=r"^teacher .*safetensors: takes images of 3 channels, and the data has 1: choose"
+    ):
+        Teacher(teacher, gray, 16)
+    vit = ViTTiny.build(ViTOptions(depth=1, patch_size=4), 3, 16)
+    card = dataclasses.replace(load_trained(teacher).card, backbone={"name": "vit_tiny", "depth": 1, "patch_size": 4},
+                               feature_dim=192)  # fmt: skip
+    save_backbone(tmp_path / "vit.safetensors", vit, card)
+    assert Teacher(tmp_path / "vit.safetensors", DATA, 20)(torch.zeros(1, 3, 20, 20)).grid == (5, 5)
+    with pytest.raises(
+        UserError, match=r"vit.safetensors: cannot take images of 18 px; it takes 4 or more, in multiples"
+    ):
+        Teacher(tmp_path / "vit.safetensors", DATA, 18)
+
+
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
         ("gone.safetensors", {}, r"gone.safetensors: no such run or file"),
         ("vit_tiny", {}, r"teacher vit_tiny: has no published weights: give a file"),
         ("resnet18", {"widht": 3}, r"teacher resnet18: widht: "),
+        (
+            "vit_tiny",
+            {"weights": "gone.pth", "patch_size": 5},
+            r"teacher vit_tiny, for images of 32 px: backbone.patch",
+        ),
     ],
 )
 def test_a_wrong_teacher_is_one_line(source: str, options: dict[str, Any], message: str) -> None:

@@ -100,7 +100,7 @@ def start(case: Case, folder: Path) -> Watched:
         "method": case.method,
         "optimizer": case.optimizer,
         "schedule": case.schedule,
-        "views": {"preset": "simclr"},
+        "views": {"preset": "simclr"} if len(case.sides) > 1 else [{"flip": 0.5}],
     }
     data |= {"backbone": {"name": "python:Tiny"}, "data": {"name": "shapes", "count": 40, "size": 16}}
     if len(case.sides) == 1:
