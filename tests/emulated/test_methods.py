@@ -32,6 +32,7 @@ MOST_KERNELS: dict[str, tuple[int, int]] = {
     "supcon": (520, 120),
     "swav": (650, 150),
     "vicreg": (950, 130),
+    "distillation": (600, 130),
     "barlow_twins views_together": (590, 130),
     "byol views_together": (730, 130),
     "moco views_together": (700, 140),
@@ -39,6 +40,7 @@ MOST_KERNELS: dict[str, tuple[int, int]] = {
     "nnclr views_together": (640, 130),
     "simsiam views_together": (570, 120),
     "vicreg views_together": (640, 130),
+    "distillation tokens": (650, 130),
 }
 QUICK = ("moco_v2",)  # a momentum encoder and a queue
 #: Also quick, since it needs no process of its own here: LARS in fp16, on another device than the first.
