@@ -17,7 +17,14 @@ from sslcli.randomness import hash_bits
 from .sync_norm import local_batch_norms
 
 
-def encode_shuffled(encoder: nn.Module, images: Tensor, number: Tensor, *, enabled: bool = True) -> Tensor:
+def encode_shuffled(
+    encoder: nn.Module,
+    images: Tensor,
+    number: Tensor,
+    *,
+    enabled: bool = True,
+    encode: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Runs a momentum encoder, on a shuffled portion of all processes' images where that makes a difference.
 
     It does while training on several processes with batch norms that see only their own process's samples. With
@@ -27,11 +34,12 @@ def encode_shuffled(encoder: nn.Module, images: Tensor, number: Tensor, *, enabl
         encoder: (N, C, H, W) → (N, D), without gradient.
         images, number: as for `shuffled`.
         enabled: whether to shuffle at all.
+        encode: what is run of the encoder, if it is not its `forward`; with the same shapes.
     """
+    run: Callable[[Tensor], Tensor] = encode or encoder
     if enabled and encoder.training and is_distributed() and local_batch_norms(encoder):
-        return shuffled(encoder, images, number)
-    keys: Tensor = encoder(images)
-    return keys
+        return shuffled(run, images, number)
+    return run(images)
 
 
 def shuffled(network: Callable[[Tensor], Tensor], images: Tensor, number: Tensor) -> Tensor:

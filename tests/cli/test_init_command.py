@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from run_helpers import done, refused
-from small_options import needs_vit, quick
+from small_options import REQUIRED, needs_vit, quick
 from tiny_data import write_folders
 
 from sslcli.cli.init import usual_batch
 from sslcli.config.resolve import load_config
-from sslcli.plugins import find
+from sslcli.plugins import find, load
 from sslcli.training.setup import build
 
 
@@ -36,7 +36,9 @@ def test_what_it_prints_is_a_run_of_every_method(method: str) -> None:
     write("my photos/cat", 5, 40, 36)
     write("my photos/dog", 7, 40, 36)
     narrow = "backbone.depth=1" if needs_vit(method) else "backbone.width=4"
-    out, err = done("init", method, "--data", "my photos", narrow)
+    needed = load("methods", method).Options.model_fields.keys() & REQUIRED
+    given = [f"method.{name}={REQUIRED[name]()}" for name in needed]
+    out, err = done("init", method, "--data", "my photos", narrow, *given)
     assert err == "found: 12 images of 40 × 36 px, 2 classes\n"
     Path("my.yaml").write_text(out)
     config = load_config(Path("my.yaml"), [])

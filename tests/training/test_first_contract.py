@@ -21,6 +21,7 @@ import pytest
 import torch
 from run_helpers import machine, method_config, newest
 from safetensors.torch import load_file, save_file
+from small_options import method_cases
 from torch import Tensor
 
 from sslcli.backbones.vit import ViTTiny

@@ -28,8 +28,11 @@ class Trunk(nn.Module):
         self.conv = nn.Conv2d(3, 6, 3, bias=False)
         self.norm = nn.BatchNorm2d(6)
 
+    def map(self, images: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(images)))
+
     def forward(self, images: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(images))).mean(dim=(2, 3))
+        return self.map(images).mean(dim=(2, 3))
 
 
 class NoShift(nn.BatchNorm1d):

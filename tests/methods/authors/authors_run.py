@@ -42,7 +42,8 @@ class Tiny(Backbone, Trunk):
         return cls()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        return Features(Trunk.forward(self, x))
+        pixels = self.map(x)
+        return Features(pixels.mean(dim=(2, 3)), pixels.flatten(2).transpose(1, 2), pixels.shape[2:])
 
 
 class TinyViT(ViT):

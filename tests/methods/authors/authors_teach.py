@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from authors_parts import Authors, Optimizer, Trunk, by_epoch
+from authors_parts import Authors, Copy, Optimizer, Trunk, by_epoch, follow
 from torch import Tensor, nn
 
 
@@ -38,3 +38,63 @@ class SEED(Authors):
 
     def found(self) -> dict[str, Tensor]:
         return {**super().found(), "queue.keys": self.queue.T}
+
+
+def mlp(outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, outputs))
+
+
+class DenseCL(Authors):
+    """DenseCL: openselfsup/models/densecl.py, necks.py (`DenseCLNeck`), heads/contrastive_head.py; one process, which
+    need not shuffle. Its 1 × 1 convolutions are linear layers here. With `grid` the places that are compared are pooled
+    too, where its code compares those before pooling."""
+
+    early = ("momentum_encoder.",)
+
+    def __init__(self, dim: int, tau: float, m: float, share: float, base: float, grid: int | None = None) -> None:
+        super().__init__()
+        self.backbone, self.projector, self.dense_projector = Trunk(), mlp(dim), mlp(dim)
+        self.momentum_encoder = Copy(self.backbone, self.projector)
+        self.momentum_encoder.dense_projector = mlp(dim).requires_grad_(False)
+        self.optimizer = Optimizer(self.parameters(), 1e-4)
+        self.tau, self.m, self.share, self.base, self.grid, self.pointer = tau, m, share, base, grid, 0
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        super().load(weights)
+        self.queue, self.dense_queue = weights["queue.keys"].T.clone(), weights["dense_queue.keys"].T.clone()
+
+    def neck(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The map, and what is made of it: of the whole image, of each place, and their mean; channels first."""
+        features = network.backbone.map(images)
+        whole = network.projector(features.mean(dim=(2, 3)))
+        if self.grid is not None:
+            features = F.adaptive_avg_pool2d(features, self.grid)
+        dense = network.dense_projector(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        parts = features.flatten(2), whole, dense.flatten(2), dense.mean(dim=(2, 3))
+        return tuple(F.normalize(part, dim=1) for part in parts)
+
+    def contrast(self, positive: Tensor, negative: Tensor) -> Tensor:
+        logits = torch.cat((positive, negative), dim=1) / self.tau
+        return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64))
+
+    def step(self, views: list[Tensor], labels: Tensor, t: int) -> float:
+        own, q, q_grid, _ = self.neck(self, views[0])
+        with torch.no_grad():
+            online = [*self.backbone.parameters(), *self.projector.parameters(), *self.dense_projector.parameters()]
+            follow(self.momentum_encoder.parameters(), online, self.m)
+            other, k, k_grid, k_mean = self.neck(self.momentum_encoder, views[1])
+        most = (own.transpose(1, 2) @ other).max(dim=2).indices  # N×L
+        matched = torch.stack([k_grid[n][:, most[n]] for n in range(len(q))])
+        single = self.contrast((q * k).sum(dim=1, keepdim=True), q @ self.queue.clone())
+        rows = q_grid.transpose(1, 2).reshape(-1, q.shape[1])
+        dense = self.contrast((q_grid * matched).sum(dim=1).reshape(-1, 1), rows @ self.dense_queue.clone())
+        loss = (1 - self.share) * single + self.share * dense
+        for queue, keys in ((self.queue, k), (self.dense_queue, k_mean)):
+            queue[:, self.pointer : self.pointer + len(keys)] = keys.T
+        self.pointer = (self.pointer + len(k)) % self.queue.shape[1]
+        self.backward(loss)
+        self.optimizer.step(by_epoch(self.base, t))
+        return loss.item()
+
+    def found(self) -> dict[str, Tensor]:
+        return {**super().found(), "queue.keys": self.queue.T, "dense_queue.keys": self.dense_queue.T}

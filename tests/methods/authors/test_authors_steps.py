@@ -130,6 +130,15 @@ def directions(t: int) -> Tensor:
     return gaussian_directions(batch.shared_uniform(30), 5).double()
 
 
+def densecl(grid: int | None = None) -> Case:
+    return Case(
+        lambda: teach.DenseCL(5, 0.2, 0.9, 0.3, 0.3, grid),
+        {"name": "densecl", "queue_size": 16, "momentum": 0.9, "dense_weight": 0.3, "num_grid": grid,
+         "projector": {"output_dim": 5}},
+        sgd(0.3), BY_EPOCH,
+    )  # fmt: skip
+
+
 def given_teacher() -> nn.Module:
     """The teacher of the test runs, for the views of `shapes`."""
     channels = load("datasets", "shapes").Options.parse({"count": 1, "size": 16})
@@ -215,6 +224,8 @@ CASES: dict[str, Case] = {
         lambda: targets.VICReg(1.0, 0.01), {"name": "vicreg", "projector": HEAD},
         {"name": "lars", "lr": 32.0, "weight_decay": 0.01, **SCALED}, {**WARM, "final": 0.001},
     ),
+    "densecl": densecl(),
+    "densecl on a grid": densecl(2),
     "distillation": Case(
         lambda: teach.SEED(given_teacher(), 32, 0.2, 0.05, 0.3),
         {"name": "distillation", "teacher": teacher(), "queue_size": 16, "temperature": 0.2,
