@@ -118,7 +118,7 @@ class DenseCL(Method):
 
         packed = encode_shuffled(encoder, images, self.queue.pushed, enabled=self.options.shuffle_bn, encode=encode)
         dim = self.options.projector.output_dim
-        keys, dense_keys, places = packed.split([dim, length * dim, like[0].numel()], dim=1)
+        keys, dense_keys, places = torch.split(packed, [dim, length * dim, like[0].numel()], dim=1)
         return keys, dense_keys.reshape(-1, length, dim), places.reshape(like.shape)
 
     def schedules(self) -> dict[str, StepFunction]:
