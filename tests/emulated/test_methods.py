@@ -32,7 +32,7 @@ MOST_KERNELS: dict[str, tuple[int, int]] = {
     "supcon": (520, 120),
     "swav": (650, 150),
     "vicreg": (950, 130),
-    "densecl": (780, 130),
+    "densecl": (840, 140),
     "distillation": (600, 130),
     "barlow_twins views_together": (590, 130),
     "byol views_together": (730, 130),

@@ -26,9 +26,10 @@ OTHERS = {
     "simclr accumulated": ["training.accumulate=2"],
     "moco_v2 accumulated": ["training.accumulate=2"],
     "moco_v2 shuffled": ["training.sync_batch_norm=false"],
+    "densecl shuffled": ["training.sync_batch_norm=false"],
     "simsiam local": ["training.sync_batch_norm=false"],
 }
-OF_SEVERAL_ONLY = ("moco_v2 shuffled", "simsiam local")
+OF_SEVERAL_ONLY = ("moco_v2 shuffled", "densecl shuffled", "simsiam local")
 CASES = [*method_cases(), *OTHERS]
 
 Found = tuple[list[str], dict[str, torch.Tensor]]
