@@ -101,7 +101,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lejepa": {"method.projector.hidden_dim": 512, "optimizer": ADAMW},
     "barlow_twins": {**NARROW, "method.projector.output_dim": 512, "optimizer": ADAMW},
     "vicreg": {**NARROW, "method.projector.output_dim": 512, "optimizer": ADAMW},
+    "densecl": {**NARROW, "method.queue_size": 2048, "method.momentum": 0.99, "optimizer": ADAMW},
+    "distillation": {"method.teacher_size": None, "optimizer": ADAMW},
 }
+#: The teacher of `distillation`: SimCLR's network after as many steps on the same images, at twice the width.
+TEACHER: dict[str, Any] = {**SETTINGS["simclr"], "backbone.width": 16}
 
 
 def train(method: str, root: Path, values: dict[str, Any]) -> list[dict[str, Any]]:
@@ -110,7 +114,12 @@ def train(method: str, root: Path, values: dict[str, Any]) -> list[dict[str, Any
 
     with tempfile.TemporaryDirectory() as folder:
         config = CONFIGS / f"{method}.yaml"
-        values = {**COMMON, **SETTINGS[method], "data.root": str(root), **values}
+        values = {"data.root": str(root), **values}
+        if method == "distillation":
+            teacher = Path(folder) / "teacher"
+            sslcli.train(CONFIGS / "simclr.yaml", {**COMMON, **TEACHER, **values}, output=teacher)
+            values["method.teacher"] = str(teacher)
+        values = {**COMMON, **SETTINGS[method], **values}
         trained = sslcli.train(config, values, output=Path(folder) / "run")
         if trained.signal is not None:  # an interrupted run is not a result
             raise SystemExit(128 + trained.signal)
