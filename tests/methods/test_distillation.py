@@ -114,7 +114,7 @@ def test_a_student_learns_its_teacher(options: dict[str, Any]) -> None:
         optimizer.step()
         method.after_step([found.carry], Progress(step + 1, 20, 5))
         losses.append(found.loss.item())
-    assert losses[-1] < 0.4 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
 
 
 @pytest.mark.parametrize(
