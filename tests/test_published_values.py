@@ -156,6 +156,19 @@ COMMANDS: dict[str, tuple[str, list[str], float, dict[str, Any], list[tuple[floa
         {"optimizer.weight_decay": 0.04, "optimizer.final_weight_decay": 0.4, "schedule.final_lr": 1e-6,
          "training.epochs": 100, "training.batch_size": 512}, [(0.4, 1, 224), (0.4, 1, 224), (0.05, 8, 96)],
     ),
+    "imagenet/densecl": (
+        "WXinlong/DenseCL: README.md, configs/selfsup/densecl/densecl_imagenet_200ep.py", ["58.7", "69.4", "0.3"], 0.03,
+        {"method.temperature": 0.2, "method.queue_size": 65536, "method.momentum": 0.999, "method.dense_weight": 0.5,
+         "method.num_grid": None, "method.projector.hidden_dim": 2048, "method.projector.output_dim": 128,
+         "optimizer.exclude": [], "optimizer.weight_decay": 1e-4, "optimizer.momentum": 0.9, "schedule.name": "cosine",
+         "training.epochs": 200, "training.batch_size": 256}, [(0.2, 2, 224)],
+    ),
+    "imagenet/distillation": (
+        "lightly-ai/lightly-train: _methods/distillationv3", ["lightly-train", "no number", "mixup"], 5e-4,
+        {"method.queue_size": 8192, "method.temperature": 0.07, "method.teacher_temperature": 0.07,
+         "optimizer.name": "adamw", "optimizer.weight_decay": 1e-6, "schedule.warmup_epochs": 10,
+         "training.clip": {"norm": 1.0, "mode": "global"}, "training.batch_size": 1536}, [(0.14, 1, 224)],
+    ),
     "imagenet/moco_v1": (
         "facebookresearch/moco: README.md, main_moco.py", ["60.6%", "60.8"], 0.03,
         {"method.temperature": 0.07, "method.queue_size": 65536, "method.momentum": 0.999, "optimizer.exclude": [],
