@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sslcli.contracts.backbone import Backbone, BackboneSpec
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, DefaultSections, Method, MethodOptions, Progress, RunInfo, Step
-from sslcli.contracts.options import Options
+from sslcli.contracts.options import FREE, Options
 from sslcli.contracts.views import RecipeSection
 from sslcli.distributed import all_gather
 from sslcli.losses import byol_regression, mean_cosines, queue_distillation_and_metrics, unit_rows
@@ -41,7 +41,7 @@ class DistillationProjectorOptions(Options):
 class DistillationOptions(MethodOptions):
     """Options of distillation."""
 
-    teacher: str
+    teacher: str = Field(json_schema_extra=FREE)  # it may have moved: a resumed run compares the weights
     """The trained network to learn from: a run, a checkpoint or a backbone file, or the name of a backbone with
     published weights (torchvision/resnet50)."""
     teacher_options: dict[str, Any] = Field(default_factory=dict)

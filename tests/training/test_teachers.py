@@ -77,6 +77,15 @@ def test_another_teacher_is_refused_when_a_run_is_resumed(tiny: Any, tmp_path: P
     assert newest(tmp_path / "run").step == before
 
 
+def test_a_teacher_that_has_moved_is_the_same(tiny: Any, tmp_path: Path, teacher: Path) -> None:
+    train(tiny(*distilling(teacher), "training.max_steps=3"), tmp_path / "run")
+    moved = teacher.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(UserError, match=r"^method\.teacher: .*backbone\.safetensors: no such run or file$"):
+        train(tiny(*distilling(teacher)), tmp_path / "run", resume=True)
+    train(tiny(*distilling(moved), "training.max_steps=4"), tmp_path / "run", resume=True)
+    assert newest(tmp_path / "run").step == 4
+
+
 def test_a_teacher_gets_images_normalized_its_own_way(teacher: Path) -> None:
     built = Teacher(teacher, DATA, 16)
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
