@@ -19,7 +19,7 @@ FILES = 6  # of CIFAR-10, besides its names of classes
 
 METHODS = (
     "simclr", "byol", "moco_v2", "swav", "dino", "barlow_twins", "vicreg", "simsiam", "moco_v3", "simclr_v2", "supcon",
-    "moco_v1", "eqco", "moco", "densecl", "mae", "ijepa",
+    "moco_v1", "eqco", "moco", "nnclr", "lejepa", "densecl", "mae", "ijepa",
 )  # fmt: skip
 
 _BF16, _SMALL, _LARGE = "training.precision=bf16", "training.batch_size=512", "training.batch_size=1024"
