@@ -9,7 +9,7 @@ import torch
 from method_helpers import COUNT, RUN, make
 from torch import Tensor
 
-from sslcli.contracts.method import Batch, DrawKeys, Method, View
+from sslcli.contracts.method import Batch, DrawKeys, Method, Progress, View
 from sslcli.plugins import load
 from sslcli.testing.stand_ins import small_vit
 
@@ -35,3 +35,23 @@ def altered(view: Tensor, where: Tensor) -> Tensor:
     side = view.shape[-1] // 4
     pixels = where.view(-1, 1, side, side).repeat_interleave(4, 2).repeat_interleave(4, 3)
     return torch.where(pixels, view.flip(0) + 1, view)
+
+
+def ramps(count: int = 64) -> Tensor:
+    """Shades that rise in a direction of each image's own: neighbors tell what is hidden."""
+    slopes = torch.randn(count, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    across, down = torch.meshgrid(torch.linspace(-1, 1, 16), torch.linspace(-1, 1, 16), indexing="xy")
+    return (slopes[:, :1] * across + slopes[:, 1:] * down).expand(-1, 3, -1, -1)
+
+
+def learned(method: Method, steps: int, lr: float) -> list[dict[str, float]]:
+    """The metrics of each step of training on ramps."""
+    view, optimizer, metrics = ramps(), torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=lr), []
+    for step in range(steps):
+        found = method(masked_batch(method, view, step))
+        optimizer.zero_grad()
+        found.loss.backward()
+        optimizer.step()
+        method.after_step([found.carry], Progress(step + 1, steps, steps))
+        metrics.append({name: value.item() for name, value in found.metrics.items()})
+    return metrics

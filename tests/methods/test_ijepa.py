@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from masked_helpers import altered, images, masked, masked_batch
+from masked_helpers import altered, images, learned, masked, masked_batch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -184,6 +184,14 @@ def test_the_copy_draws_nothing_where_the_network_drops_paths() -> None:
     method = masked("ijepa", **SMALL)
     method.backbone.blocks[0].drop_path1.rate = 0.5
     assert method.momentum_encoder.backbone.blocks[0].drop_path1.rate == 0.0
+
+
+@pytest.mark.slow
+def test_it_learns_to_predict_ramps_and_its_targets_stay_apart() -> None:
+    metrics = learned(masked("ijepa", momentum=0.95, **SMALL), 80, 2e-3)
+    assert metrics[0]["explained"] < 0.2
+    assert metrics[-1]["explained"] > 0.6
+    assert min(each["target_std"] for each in metrics) > 0.3
 
 
 def test_micro_batches_hide_what_the_whole_batch_does() -> None:
