@@ -191,7 +191,4 @@ def views_of_zeros(
     views: ViewMaker, source: Source, count: int, device: torch.device, layout: torch.memory_format
 ) -> list[Tensor]:
     """Makes the views of such a micro-batch."""
-    batch = batch_of_zeros(views, source, count, device)
-    sizes = None if batch.cropped else torch.tensor([batch.images[0].shape[-2:]]).expand(count, 2)
-    draws = views.draw(0, batch.positions, sizes).to(device)
-    return views.apply(batch.images, draws, batch.cropped, layout)
+    return views.make(batch_of_zeros(views, source, count, device), layout)

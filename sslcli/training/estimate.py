@@ -202,18 +202,12 @@ class _Views:
     def at(self, step: int) -> _Views:
         return self
 
-    def draw(self, *_: Any, **__: Any) -> _Views:
-        return self
-
-    def to(self, device: torch.device) -> _Views:
-        return self
-
-    def apply(self, images: list[Tensor], draws: Any, *others: Any, **named: Any) -> list[Tensor]:
+    def make(self, batch: SourceBatch, memory_format: torch.memory_format) -> list[Tensor]:
         if self.device.type != "cpu":
-            return self.maker.apply(images, self.draws.to(self.device), *others, **named)
+            return self.maker.apply(batch.images, self.draws.to(self.device), batch.cropped, memory_format)
         gpu = torch.device("cuda")  # tensors without values need none
-        rows = [torch.empty((self.rows, *each.shape[1:]), dtype=each.dtype, device=gpu) for each in images]
-        made = self.maker.apply(rows, self.draws.to(gpu), *others, **named)
+        rows = [torch.empty((self.rows, *each.shape[1:]), dtype=each.dtype, device=gpu) for each in batch.images]
+        made = self.maker.apply(rows, self.draws.to(gpu), batch.cropped, memory_format)
         shapes = [(self.share, *view.shape[1:]) for view in made]
         layouts = [torch.contiguous_format if view.is_contiguous() else torch.channels_last for view in made]
         del rows, made
