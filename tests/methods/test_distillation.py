@@ -23,7 +23,7 @@ from sslcli.testing.stand_ins import SmallBackbone
 from sslcli.training.setup import build
 
 COUNT, SIDE = 6, 16
-VIT = ViTOptions(patch_size=4, depth=1)
+VIT = ViTOptions(patch_size=2, depth=1)
 
 
 class Without(SmallBackbone):
@@ -68,7 +68,7 @@ def test_the_pooled_loss_is_the_squared_distance_of_unit_vectors() -> None:
 
 @pytest.mark.parametrize("student", [resnet, lambda: ViTTiny.build(VIT, 3, SIDE)], ids=["resnet", "vit"])
 def test_the_loss_of_tokens_is_the_mean_squared_error_on_the_teachers_grid(student: Any) -> None:
-    """The teacher's map has 2 × 2 places, as the ResNet's; the ViT has 4 × 4 patches."""
+    """The teacher's map has 2 × 2 places, as the ResNet's; the ViT has 8 × 8 patches."""
     method, images = distilling(student, tokens=2.0, pooled=0.0), batch()
     student_out, teacher_out = method.backbone(images.views[0].image), taught(images.views[0].image)
     assert teacher_out.grid == (2, 2)
