@@ -119,12 +119,14 @@ def _circumstances(runs: Sequence[Mapping[str, Any]]) -> str:
     def values(name: str) -> str:
         return ", ".join(dict.fromkeys(str(run["machine"][name]) for run in runs))
 
+    resolved = dict.fromkeys(f"{run['precision']}, compile {run['compile']}" for run in runs if run.get("precision"))
+    auto = f" ({' or '.join(resolved)})" if resolved else ""
     days = sorted(run["machine"]["time"][:10] for run in runs)
     span = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
     loads = sorted(run["machine"]["load_average"] for run in runs)
     return (
         f"\nMade by `python benchmarks/parity.py`, {span}, {values('processor')}; torch {values('torch')}, lightly "
-        f"{values('lightly')}, sslcli {values('sslcli')}; load averages {loads[0]} to {loads[-1]}.\n"
+        f"{values('lightly')}, sslcli {values('sslcli')}{auto}; load averages {loads[0]} to {loads[-1]}.\n"
     )
 
 

@@ -72,14 +72,22 @@ def _built_in(group: str) -> dict[str, Any]:
 
 
 def _facts(group: str, cls: Any) -> dict[str, Any]:
-    """What a table of methods has besides their meaning: year of the paper or null, needs, number of views."""
+    """What a table of methods has besides their meaning: year of the paper, needs, number of views; null or empty where
+    a class does not say it, or in no way that can be shown."""
     if group != "methods":
         return {}
-    exactly, least = getattr(cls, "view_count", None), getattr(cls, "minimum_views", None)
+    found = {
+        name: getattr(cls, name, None) for name in ("year", "needs", "needs_labels", "view_count", "minimum_views")
+    }
+    year, needs, exactly, least = (found[name] for name in ("year", "needs", "view_count", "minimum_views"))
+    if not (isinstance(needs, tuple) and all(isinstance(each, str) for each in needs)):
+        needs = None
+    labels = ("labels",) if found["needs_labels"] is True else ()
+    views = f"{exactly}" if type(exactly) is int else f"{least}+" if type(least) is int else ""
     return {
-        "year": getattr(cls, "year", 0) or None,
-        "needs": ["labels"] * getattr(cls, "needs_labels", False) + list(getattr(cls, "needs", ())),
-        "views": str(exactly or "") if exactly or least is None else f"{least}+",
+        "year": year if type(year) is int and year > 0 else None,
+        "needs": [*labels, *needs] if needs is not None else [*labels] or None,
+        "views": views,
     }
 
 

@@ -58,7 +58,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 def _facts(row: dict[str, Any]) -> list[str]:
     if "year" not in row:
         return []
-    return [str(row["year"] or ""), ", ".join(row["needs"]) or "–" * bool(row["views"]), row["views"]]
+    needs = "" if row["needs"] is None else ", ".join(row["needs"]) or "-"
+    return [str(row["year"] or ""), needs, row["views"]]
 
 
 def plugin(group: str, name: str) -> dict[str, Any]:

@@ -21,7 +21,9 @@ def preview(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="PNG file to write; an earlier picture is replaced.", metavar="FILE")
     ] = Path("views.png"),
-    images: Annotated[int, typer.Option(help="Images to show.", min=1, max=256, metavar="N")] = 8,
+    images: Annotated[
+        int, typer.Option(help="Images to show, at most those of a micro-batch.", min=1, max=64, metavar="N")
+    ] = 8,
     step: Annotated[
         int, typer.Option(help="Optimizer step whose images and draws are shown; the first is 0.", min=0, metavar="N")
     ] = 0,
@@ -30,7 +32,7 @@ def preview(
 ) -> int:
     """Draw the images of a step beside their views, as the method gets them, with what was done to each.
 
-    A run draws the same picture of its first step: views.png in its directory.
+    A run draws the same picture of its first step: views.png in its directory. CONFIG may be the directory of a run.
 
     Example: ssl preview quickstart views.strength=2 --output views.png
     """
@@ -51,8 +53,10 @@ def preview(
     check_replaceable(path, force=force)
     session = prepared(resolved, None, path, files, compiled=False)
     try:
-        write(drawn(columns_of(session, images, step)), path)
+        columns = columns_of(session, images, step, tell=True)
+        write(drawn(columns), path)
     finally:
         session.source.close()
-    log.info(f"wrote {path}")
+    count = len(columns[0].images)
+    log.info(f"wrote {path}: {count} image{'s' * (count > 1)}{', all of a micro-batch' if count < images else ''}")
     return 0

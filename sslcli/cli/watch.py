@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len, set_cell_size
 
 from sslcli.contracts.errors import UserError
 from sslcli.foreign import results, show
+from sslcli.runs.metrics import finite
 from sslcli.storage import expanded
 
 from . import completion
@@ -23,8 +26,8 @@ log = logging.getLogger(__name__)
 FIRST = ("loss", "knn_top1", "probe_top1", "lr")
 #: Values that say nothing over time, or that a line of text says better.
 LEFT_OUT = {"step", "epoch", "images_per_second", "data_wait", "knn_top1_pixels"}
-#: Columns of a curve with its scale at least, and rows of dots.
-_NARROWEST, _ROWS, _SCALE = 36, 5, 9
+#: Columns of a curve with its scale where there is more than one in a row, and where there are any; rows of dots.
+_NARROW, _NARROWEST, _ROWS, _SCALE = 36, 16, 5, 9
 #: Rows of the terminal that are not curves.
 _HEAD = 4
 
@@ -37,7 +40,7 @@ def watch(
         ),
     ] = None,
     every: Annotated[
-        float, typer.Option(help="Seconds from one look at the log to the next.", min=0.1, metavar="S")
+        float, typer.Option(help="Seconds from one look at the log to the next.", min=0.1, max=86400, metavar="S")
     ] = 2,
     once: Annotated[bool, typer.Option("--once", help="Show the run as it is, and end.")] = False,
 ) -> int:
@@ -48,19 +51,23 @@ def watch(
     Example: ssl watch runs/first
     """
     from sslcli.runs import overview
-    from sslcli.runs.layout import RUNS
+    from sslcli.runs.layout import METRICS, RUNS
+    from sslcli.runs.metrics import Log
 
     if run is None:
-        found = overview.newest_first(expanded(RUNS))
-        if not found:
+        found = (each for each in overview.newest_first(expanded(RUNS)) if overview.summarize(each).state != "empty")
+        newest = next(found, None)
+        if newest is None:
             raise UserError("no runs in runs/; name a run, or start one with `ssl train`")
-        directory = found[0]
+        directory = newest
     else:
         directory = expanded(run)
         if overview.find_runs(directory, depth=0) != [directory]:
             raise UserError(f"{run}: is not a run directory; `ssl runs` lists those in a folder")
+    journal = Log(directory / METRICS)
     if once or not results().isatty():
-        show("\n".join(frame(directory, *shutil.get_terminal_size())))
+        width, height = shutil.get_terminal_size()
+        show("\n".join(frame(directory, journal.read(), width, height if results().isatty() else sys.maxsize)))
         return 0
     from rich.console import Console
     from rich.live import Live
@@ -71,7 +78,7 @@ def watch(
         try:
             while True:
                 running = overview.is_running(directory)  # before it is read: what it wrote last is seen too
-                live.update(Text("\n".join(frame(directory, *console.size))), refresh=True)
+                live.update(Text("\n".join(frame(directory, journal.read(), *console.size))), refresh=True)
                 if not running:
                     break
                 time.sleep(every)
@@ -80,14 +87,19 @@ def watch(
     return 0
 
 
-def frame(directory: Path, width: int, height: int) -> list[str]:
-    """Returns the lines that show a run in a terminal of that size."""
+def frame(directory: Path, lines: Sequence[Mapping[str, Any]], width: int, height: int) -> list[str]:
+    """Returns the lines that show a run in a terminal of that size.
+
+    Args:
+        directory: of the run.
+        lines: of its log.
+        width: columns.
+        height: rows.
+    """
     from sslcli.logs import duration, shown
-    from sslcli.runs.layout import METRICS
-    from sslcli.runs.metrics import read_metrics
     from sslcli.runs.overview import summarize
 
-    run, lines = summarize(directory), read_metrics(directory / METRICS)
+    run = summarize(directory)
     step = "–" if run.step is None else f"{run.step:,}"
     share = f" of {run.steps:,} ({(run.step or 0) / run.steps:.0%})" if run.steps else ""
     written = "" if run.time is None else f", written {duration(max(time.time() - run.time, 0))} ago"
@@ -96,36 +108,35 @@ def frame(directory: Path, width: int, height: int) -> list[str]:
         f"step {step}{share}, {run.state}{f' ({run.error})' if run.error else ''}{written}",
         _last_values(lines),
     ]
-    head = [_cut(shown(text), width) for text in texts if text]
     names = curves_of(lines)
-    per_row = max(1, min(width // _NARROWEST, len(names) or 1))
-    plots = [_plot(lines, name, (width - 2 * (per_row - 1)) // per_row) for name in names]
-    room = max(1, (height - _HEAD) // (_ROWS + 3)) * per_row
-    rows = [plots[start : start + per_row] for start in range(0, min(len(plots), room), per_row)]
-    for row in rows:
-        head += ["", *("  ".join(parts).rstrip() for parts in zip(*row, strict=True))]
-    return [_cut(line, width) for line in head] if names else [*head, "nothing is logged yet"]
+    per_row = max(1, min(width // _NARROW, len(names)))
+    room = max(0, (height - _HEAD) // (_ROWS + 3)) * per_row if width >= _NARROWEST else 0
+    plots = [_plot(lines, name, (width - 2 * (per_row - 1)) // per_row) for name in names[:room]]
+    found = [shown(text) for text in texts if text]
+    for start in range(0, len(plots), per_row):
+        found += ["", *("  ".join(parts).rstrip() for parts in zip(*plots[start : start + per_row], strict=True))]
+    if len(names) > room:
+        found.append(f"{len(names) - room} more where there is room: {', '.join(map(shown, names[room:]))}")
+    found += ["nothing is logged yet"] * (not names)
+    return [_cut(line, width) for line in found]
 
 
 def curves_of(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the names of the values of a log that are drawn, in their order."""
-    names = dict.fromkeys(name for line in lines for name, value in line.items() if type(value) in (int, float))
+    names = dict.fromkeys(name for line in lines for name in line if finite(line[name]) is not None)
     first = [name for name in FIRST if name in names]
     return [*first, *(name for name in names if name not in first and name not in LEFT_OUT)]
 
 
 def _last_values(lines: Sequence[Mapping[str, Any]]) -> str:
     """The speed, and the best kNN accuracy beside that of raw pixels."""
-    last: dict[str, Any] = {name: value for line in lines for name, value in line.items()}
-    knn = [line["knn_top1"] for line in lines if "knn_top1" in line and line["step"]]
-    parts = [f"epoch {last['epoch']:.1f}"] if type(last.get("epoch")) in (int, float) else []
-    if type(last.get("images_per_second")) in (int, float):
-        parts.append(f"{last['images_per_second']:,.0f} images/s")
-    if type(last.get("data_wait")) in (int, float):
-        parts.append(f"waiting {last['data_wait']:.0%}")
+    last = {name: value for line in lines for name in line if (value := finite(line[name])) is not None}
+    knn = [value for line in lines if line["step"] and (value := finite(line.get("knn_top1"))) is not None]
+    parts = [f"epoch {last['epoch']:.1f}"] if "epoch" in last else []
+    parts += [f"{last['images_per_second']:,.0f} images/s"] if "images_per_second" in last else []
+    parts += [f"waiting {last['data_wait']:.0%}"] if "data_wait" in last else []
     if knn:
-        pixels = last.get("knn_top1_pixels")
-        beside = f", pixels {pixels:.1%}" if type(pixels) is float else ""
+        beside = f", pixels {last['knn_top1_pixels']:.1%}" if "knn_top1_pixels" in last else ""
         parts.append(f"kNN {knn[-1]:.1%} (best {max(knn):.1%}{beside})")
     return ", ".join(parts)
 
@@ -135,14 +146,15 @@ def _plot(lines: Sequence[Mapping[str, Any]], name: str, width: int) -> list[str
     from sslcli.logs import shown
     from sslcli.runs.curves import curve
 
-    points = [(line["step"], float(line[name])) for line in lines if type(line.get(name)) in (int, float)]
+    steps = [(finite(line["step"]), finite(line.get(name))) for line in lines]
+    points = [(step, value) for step, value in steps if step is not None and value is not None]
     rows, low, high = curve(points, width - _SCALE, _ROWS)
     scale = [_number(high), *[""] * (_ROWS - 2), _number(low)]
-    first, last = f"{points[0][0]:,}", f"{points[-1][0]:,}"
+    first, last = f"{points[0][0]:,.0f}", f"{points[-1][0]:,.0f}"
     return [
-        _cut(f"{' ' * _SCALE}{shown(name)} {_number(points[-1][1])}", width).ljust(width),
+        set_cell_size(f"{' ' * _SCALE}{shown(name)} {_number(points[-1][1])}", width),
         *(f"{mark.rjust(_SCALE - 1)} {row}" for mark, row in zip(scale, rows, strict=True)),
-        f"{' ' * _SCALE}{first}{last.rjust(width - _SCALE - len(first))}"[:width].ljust(width),
+        set_cell_size(f"{' ' * _SCALE}{first}{last.rjust(width - _SCALE - len(first))}", width),
     ]
 
 
@@ -151,4 +163,4 @@ def _number(value: float) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    return text if cell_len(text) <= width else f"{set_cell_size(text, max(width - 1, 0))}…"

@@ -66,8 +66,8 @@ class TrainingOptions(Options):
     """Use only deterministic kernels, so that runs on CUDA are bitwise reproducible and resumable; slower there."""
     log_every: int = Field(default=20, ge=1, json_schema_extra=FREE)
     """Steps between log lines."""
-    preview: int = Field(default=8, ge=0, le=256, json_schema_extra=FREE)
-    """Images of the first step that are drawn beside their views into views.png; 0: none."""
+    preview: int = Field(default=8, ge=0, le=64, json_schema_extra=FREE)
+    """Images of the first step, at most, that are drawn beside their views into views.png; 0: none."""
 
     @field_validator("device")
     @classmethod

@@ -40,12 +40,14 @@ class FirstImages:
 
     Attributes:
         batch: as `Source.batches` yields it, of so few.
-        originals: uint8 (C, H, W) each, as the dataset has them.
+        originals: uint8 (C, H, W) each, the whole images, no larger than asked.
+        sizes: (N, 2) int64, their height and width as they were read.
         names: those of the images in messages.
     """
 
     batch: SourceBatch
     originals: list[Tensor]
+    sizes: Tensor
     names: list[str]
 
 
@@ -67,9 +69,17 @@ class Source(ABC):
     def batches(self, step: int) -> Iterator[list[SourceBatch]]:
         """Yields this rank's micro-batches of step `step`, `step + 1`, … without end."""
 
-    def first_images(self, step: int, count: int) -> FirstImages:
-        """Returns the first images of this rank's part of a step, up to `count`; changes nothing. Of a stream, which
-        cannot be read elsewhere, only at the step where it is, and without labels."""
+    def first_images(self, step: int, count: int, side: int) -> FirstImages:
+        """Returns the first images of this rank's first micro-batch of a step; changes nothing.
+
+        Args:
+            step: of the plan; of a stream, which cannot be read elsewhere, the one where it is.
+            count: images at most.
+            side: the longer side of the originals in pixels, at most.
+
+        Raises:
+            SslError: an image cannot be read, and no other in its place, or a view of it cannot be made.
+        """
         raise NotImplementedError
 
     def cursor(self) -> dict[str, Any] | None:

@@ -78,12 +78,11 @@ class Operation(ABC):
 
     def note(self, parameters: Parameters) -> str | None:
         """Returns the parameters of one sample (each without its first dimension) in a few characters, for pictures of
-        views; None where nothing is done to it. By default single numbers, unless `chosen` says no."""
-        if not parameters.get("chosen", True):
+        views; None where nothing is done to it. By default single numbers, unless a single `chosen` is false."""
+        numbers = {name: float(each) for name, each in parameters.items() if each.ndim == 0}
+        if not numbers.pop("chosen", True):
             return None
-        return " ".join(
-            f"{float(each):.2g}" for name, each in parameters.items() if name != "chosen" and each.ndim == 0
-        )
+        return " ".join(f"{each:.2g}" for each in numbers.values())
 
     def source_side(self) -> int | None:
         """Geometric operations only: the shortest side, in pixels, that a source needs for a view of full detail.

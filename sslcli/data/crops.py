@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 import torch.utils.data
 from torch import Tensor
 
@@ -77,6 +78,15 @@ def wanted_side(*views: ViewMaker) -> int | None:
     """Returns the shorter side, in pixels, below which some view would lose detail; None: the full size."""
     sides = [kind.operations[0].source_side() for maker in views for kind in maker.kinds]
     return None if None in sides else max(side for side in sides if side is not None)
+
+
+def at_most(image: Tensor, side: int) -> Tensor:
+    """Returns a uint8 image (C, H, W) whose longer side is no more than so many pixels."""
+    height, width = image.shape[-2:]
+    if max(height, width) <= side:
+        return image
+    size = [max(1, round(each * side / max(height, width))) for each in (height, width)]
+    return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 
 class Cropper(torch.utils.data.Dataset[Crops]):

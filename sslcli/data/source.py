@@ -20,6 +20,7 @@ from sslcli.memory import is_out_of_memory
 from sslcli.phases import phase
 
 from .cache.room import available_memory
+from .crops import at_most
 from .plan import MicroBatch, Plan
 from .stream import StreamSource
 from .watch import STALL_TIMEOUT
@@ -144,10 +145,13 @@ class ResidentSource(Source):
         self.steps_per_epoch = plan.steps_per_epoch
         self._name_of = dataset.name_of
 
-    def first_images(self, step: int, count: int) -> FirstImages:
+    def first_images(self, step: int, count: int, side: int) -> FirstImages:
         part = next(self.plan.steps(step))[0]
         batch = self._batch(MicroBatch(part.epoch, part.first, part.index[:count]))
-        return FirstImages(batch, [*batch.images[0].cpu()], [self._name_of(index) for index in batch.index.tolist()])
+        images = batch.images[0].cpu()
+        sizes = torch.tensor([images.shape[-2:]]).expand(len(images), 2)
+        names = [self._name_of(index) for index in batch.index.tolist()]
+        return FirstImages(batch, [at_most(image, side) for image in images], sizes, names)
 
     def batches(self, step: int) -> Iterator[list[SourceBatch]]:
         for micro_batches in self.plan.steps(step):

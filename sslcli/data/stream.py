@@ -104,7 +104,7 @@ class StreamSource(WorkerSource):
                 self._done = number + 1, places
                 yield batches
 
-    def first_images(self, step: int, count: int) -> FirstImages:
+    def first_images(self, step: int, count: int, side: int) -> FirstImages:
         self._check_start(step)
         block, parts = self._cropper.dataset, _parts(self.plan, self.layout, 0, 1)
         first = parts[0][1]
@@ -119,7 +119,7 @@ class StreamSource(WorkerSource):
                     block.held = lane.block
                     yield Slice(epoch, place * self.plan.batch_size + begin, order, step)
 
-        found = self._first(slices())
+        found = self._first(slices(), side)
         return replace(found, batch=replace(found.batch, labels=None))
 
     def _check_start(self, step: int) -> None:

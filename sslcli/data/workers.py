@@ -18,7 +18,7 @@ from sslcli.contracts.source import FirstImages, Source, SourceBatch
 from sslcli.phases import phase
 
 from .cache.dataset import CachedDataset
-from .crops import Cropper, Crops, Slice, split_views
+from .crops import Cropper, Crops, Slice, at_most, split_views, wanted_side
 from .decode import most_unreadable
 from .plan import MicroBatch, Plan
 from .processes import loader, worker_count
@@ -88,22 +88,26 @@ class WorkerSource(Source):
         self._running = self._batches(step)
         return self._running
 
-    def first_images(self, step: int, count: int) -> FirstImages:
+    def first_images(self, step: int, count: int, side: int) -> FirstImages:
         part = next(self.plan.steps(step))[0]
-        return self._first([Slice(part.epoch, part.first, part.index[:count].tolist(), step)])
+        return self._first([Slice(part.epoch, part.first, part.index[:count].tolist(), step)], side)
 
-    def _first(self, asked: Iterable[Slice]) -> FirstImages:
+    def _first(self, asked: Iterable[Slice], side: int) -> FirstImages:
         """What there is to show of slices, which are made here, one after another."""
-        parts, originals, names, dataset = [], [], [], self._cropper.dataset
+        parts, originals, sizes, names, dataset = [], [], [], [], self._cropper.dataset
         for part in (self._cropper[each] for each in asked):
+            if part.problem:
+                raise UserError(part.problem)
+            if part.exhausted:
+                raise SslError(f"none of the images can be read: {part.unreadable[0][1]}")
+            wanted = wanted_side(self._cropper.views.at(part.slice.step))
+            for index in part.index:
+                image = dataset.image_for(index, wanted)  # as it was cropped
+                originals.append(at_most(image, side))
+                sizes.append(image.shape[-2:])
+                names.append(dataset.name_of(index))
             parts.append(part)
-            originals += [dataset.image(index) for index in part.index if not part.exhausted]
-            names += [dataset.name_of(index) for index in part.index]
-        seen, self._seen = self._seen, 0
-        try:
-            return FirstImages(self._batch(parts), originals, names)
-        finally:
-            self._seen = seen
+        return FirstImages(self._assembled(parts), originals, torch.tensor(sizes), names)
 
     def close(self) -> None:
         if self._running is not None:
@@ -132,6 +136,9 @@ class WorkerSource(Source):
 
     def _batch(self, parts: list[Crops]) -> SourceBatch:
         self._count_unreadable(parts)
+        return self._assembled(parts)
+
+    def _assembled(self, parts: list[Crops]) -> SourceBatch:
         index = torch.tensor([number for part in parts for number in part.index])
         first = parts[0].slice
         labels = self._labels_of(parts, index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Sequence
 
 #: Dots of a character: two columns of four rows. The bit of each, by column and by row from the top.
@@ -15,7 +16,7 @@ def curve(points: Sequence[tuple[float, float]], width: int, height: int) -> tup
     """Draws points as one line.
 
     Args:
-        points: x ascending, and y; those that are not finite are left out.
+        points: x and y; those that are not finite are left out.
         width: characters in a row.
         height: rows.
 
@@ -23,22 +24,19 @@ def curve(points: Sequence[tuple[float, float]], width: int, height: int) -> tup
         the rows from the top, and the least and the largest value, which are at the bottom and at the top. Where there
         are more points than columns of dots, each shows the mean of its points. Without a point: empty rows, 0 and 0.
     """
-    points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    points = sorted((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
     if not points:
         return [chr(_EMPTY) * width] * height, 0.0, 0.0
     columns, rows = 2 * width, 4 * height
     first, span = points[0][0], (points[-1][0] - points[0][0]) or 1.0
-    sums: dict[int, tuple[float, int]] = {}
+    values: dict[int, list[float]] = {}
     for x, y in points:
-        column = min(int((x - first) / span * columns), columns - 1)
-        total, count = sums.get(column, (0.0, 0))
-        sums[column] = total + y, count + 1
-    means = {column: total / count for column, (total, count) in sums.items()}
+        values.setdefault(min(int((x - first) / span * columns), columns - 1), []).append(y)
+    means = {column: statistics.fmean(each) for column, each in values.items()}
     low, high = min(means.values()), max(means.values())
-    dots = {
-        column: rows // 2 if high == low else round((high - y) / (high - low) * (rows - 1))
-        for column, y in means.items()
-    }
+    height_of = {column: 0.5 if high == low else y / 2 - low / 2 for column, y in means.items()}  # halves: no overflow
+    whole = 1.0 if high == low else high / 2 - low / 2
+    dots = {column: round((1 - above / whole) * (rows - 1)) for column, above in height_of.items()}
     cells = [[0] * width for _ in range(height)]
 
     def mark(column: int, row: int) -> None:

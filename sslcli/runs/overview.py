@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 import re
 from contextlib import suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import layout
+from .metrics import finite
 
 #: Folders below the one that is searched: `runs/RUN` and `runs/STUDY/RUN`.
 DEPTH = 2
@@ -100,13 +100,13 @@ def summarize(run: Path) -> RunSummary:
     last = _last_record(log, b'"step"')
     checkpoints = _checkpoints(run)
     saved = next((layout.step_of(path) for path in checkpoints if os.path.isfile(path)), 0)  # no dangling link
-    logged = _number(last.get("step"))
+    logged = finite(last.get("step"))
     step = max((int(each) for each in (logged, saved or None) if each is not None), default=0 if start else None)
     steps = start["steps"] if type(start.get("steps")) is int else _steps(config, last)
     state, error = _state(run, start, None if logged is None else int(logged), saved, steps)
     method, data = (_named(_section(config, name)) for name in ("method", "data"))
     measured = _last_record(log, b'"knn_top1"')
-    knn = _number(measured.get("knn_top1")) if measured.get("step") else None  # that of step 0 says nothing of training
+    knn = finite(measured.get("knn_top1")) if measured.get("step") else None  # that of step 0 says nothing of training
     return RunSummary(run, method, data, step, steps, knn, written_at(run, checkpoints), state, error)
 
 
@@ -212,10 +212,6 @@ def _steps(config: str, record: dict[str, Any]) -> int | None:
         return round(min(limits.values()))
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError):
         return None
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from sslcli.contracts.batch import Batch, DrawKeys, View
 from sslcli.contracts.data import StreamDataset
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.source import SourceBatch
+from sslcli.foreign import failures, reason
 from sslcli.logs import shown
 from sslcli.runs.layout import VIEWS
 from sslcli.storage import atomic_path, check_output, writing
@@ -31,8 +32,8 @@ CELL, TEXT = 176, 11
 MOST_VIEWS = 16
 _GAP, _LINE = 10, 14
 _PAPER, _INK, _PALE = "white", "#222222", "#666666"
-#: What a picture that may be replaced has in it.
-_MARK = {"Software": "ssl preview"}
+#: What a picture that may be replaced says where it is from; that of a run may not.
+PROGRAM = "ssl preview"
 
 
 @dataclass
@@ -50,33 +51,37 @@ class Column:
     notes: list[str]
 
 
-def columns_of(session: Session, count: int, step: int = 0) -> list[Column]:
+def columns_of(session: Session, count: int, step: int = 0, *, tell: bool = False) -> list[Column]:
     """Returns the first images of a step beside their views, by the run's own draws.
 
     Args:
         session: of the run.
         count: images at most.
         step: of the plan; a stream is only at its first.
+        tell: warn of images that were replaced.
 
     Raises:
         UserError: a view cannot be made, the run has no such step, or it is a stream's and not the first.
-        SslError: too many images cannot be read.
+        SslError: no image can be read.
+        PluginError: a plugin's `note` or `seen` fails.
     """
     if step >= session.info.total_steps:
         raise UserError(f"--step: {step}: the run has {session.info.total_steps:,} steps, and the first is 0")
     if step and isinstance(session.dataset, StreamDataset):
         raise UserError(f"--step: {step}: a stream is read from its beginning; leave the option out")
-    found = session.source.first_images(step, count)
+    found = session.source.first_images(step, count, CELL)
     maker, info = copy.copy(session.views.at(step)), session.info.data  # a copy is not compiled
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (info.mean, info.std))
-    sizes = torch.tensor([image.shape[-2:] for image in found.originals])
-    names = [
-        f"{name}, {image.shape[2]} x {image.shape[1]}" for name, image in zip(found.names, found.originals, strict=True)
-    ]
+    if tell:
+        for message in found.batch.replaced:
+            log.warning(f"unreadable image replaced: {message}")
+    names = [f"{name}, {w} x {h}" for name, (h, w) in zip(found.names, found.sizes.tolist(), strict=True)]
     columns = [Column("original", found.originals, names)]
     views = maker.make(found.batch)
     seen = _seen(session, found.batch, views, step)
-    for number, (view, notes) in enumerate(zip(views, maker.notes(found.batch, sizes), strict=True)):
+    with failures("views: what an operation says of itself"):
+        notes_of_all = maker.notes(found.batch, found.sizes)
+    for number, (view, notes) in enumerate(zip(views, notes_of_all, strict=True)):
         pixels = ((view.cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
         columns.append(Column(f"view {number + 1}, {maker.sizes[number]} px", [*pixels], notes))
         for name, (index, patches) in seen.items():
@@ -86,14 +91,23 @@ def columns_of(session: Session, count: int, step: int = 0) -> list[Column]:
     return columns
 
 
-@torch.no_grad()
 def _seen(session: Session, batch: SourceBatch, views: list[Tensor], step: int) -> dict[str, tuple[int, Tensor]]:
     """Which patches the method sees of these views."""
-    keys = DrawKeys(session.config.seed, step, batch.epoch, batch.positions)
     schedule = {
-        name: torch.full((), at(step), device=session.device) for name, at in session.method.schedules().items()
+        name: torch.full((), at(step), dtype=torch.float32, device=session.device)
+        for name, at in session.method.schedules().items()
     }
-    return session.method.seen(Batch([View(view) for view in views], batch.labels, batch.index, schedule, keys))
+    keys = DrawKeys(session.config.seed, step, batch.epoch, batch.positions)
+    devices = [session.device] if session.device.type == "cuda" else []
+    name = f"method {session.config.method.name!r}: seen"
+    with failures(name), torch.no_grad(), torch.random.fork_rng(devices):
+        given = Batch([View(view) for view in views], batch.labels, batch.index, schedule, keys)
+        seen = session.method.seen(given)
+        for index, patches in seen.values():
+            rows, columns = patches.shape
+            if not 0 <= index < len(views) or rows != len(batch.index) or math.isqrt(columns) ** 2 != columns:
+                raise ValueError(f"returned {rows} x {columns} patches of view {index}, for {len(batch.index)} images")
+    return seen
 
 
 def _hidden(images: Tensor, seen: Tensor) -> Tensor:
@@ -135,11 +149,10 @@ def drawn(columns: list[Column]) -> Image.Image:
     return picture
 
 
-def write(picture: Image.Image, path: Path) -> None:
+def write(picture: Image.Image, path: Path, program: str = PROGRAM) -> None:
     """Writes a picture as a PNG file that says where it is from."""
     mark = PngImagePlugin.PngInfo()
-    for name, value in _MARK.items():
-        mark.add_text(name, value)
+    mark.add_text("Software", program)
     with atomic_path(path) as temporary:
         picture.save(temporary, "PNG", pnginfo=mark)
 
@@ -148,9 +161,10 @@ def write_views(session: Session, directory: Path) -> None:
     """Writes the picture of a run's first step into its directory; what keeps it from being written ends no run."""
     if count := session.config.training.preview:
         try:
-            write(drawn(columns_of(session, count)), directory / VIEWS)
-        except OSError as error:
-            log.warning(f"{directory / VIEWS}: cannot be written ({error.strerror or error}); training goes on")
+            write(drawn(columns_of(session, count)), directory / VIEWS, "ssl train")
+        except Exception as error:
+            why = (error.strerror if isinstance(error, OSError) else None) or reason(error)
+            log.warning(f"{directory / VIEWS}: cannot be written ({why}); training goes on")
 
 
 def check_replaceable(path: Path, *, force: bool) -> None:
@@ -167,7 +181,7 @@ def check_replaceable(path: Path, *, force: bool) -> None:
 def _is_ours(path: Path) -> bool:
     try:
         with Image.open(path) as there:
-            return _MARK.items() <= there.info.items()
+            return bool(there.info.get("Software") == PROGRAM)
     except Exception:  # whatever else is there, in whatever condition
         return False
 

@@ -68,7 +68,11 @@ def test_methods_are_a_table_of_year_needs_and_views(install: Install) -> None:
     method = 'class Far:\n    """Far: away."""\n    year: int = 2031\n    views: int\n    needs = ("ViT", "teacher")\n'
     method += "    view_count = 3\n"
     silent = 'class Near(Far):\n    """Near: by."""\n    minimum_views = later()\n'
-    entries = "[sslcli.methods]\nfar = far:Far\nnear = far:Near\n"
+    silent += (
+        'class Odd:\n    """Odd: one."""\n    year = "x"\n    needs = "queue"\n    needs_labels, view_count = 5, 6\n'
+    )
+    silent += '    view_count = "y"\n'
+    entries = "[sslcli.methods]\nfar = far:Far\nnear = far:Near\nodd = far:Odd\n"
     install("far", entries, {"far": method + silent})
     lines = [line.split("  ") for line in ssl("list", "methods")[1].splitlines()]
     cells = [[each.strip() for each in line if each.strip()] for line in lines]
@@ -76,9 +80,10 @@ def test_methods_are_a_table_of_year_needs_and_views(install: Install) -> None:
     assert rows["method"] == ["year", "needs", "views"]
     assert rows["moco_v1"][:3] == ["2019", "queue", "2+"]
     assert rows["supcon"][:3] == ["2020", "labels", "2+"]
-    assert rows["moco"][:3] == ["2020", "–", "2"]
+    assert rows["moco"][:3] == ["2020", "-", "2"]
     assert rows["far"] == ["2031", "ViT, teacher", "3", "Far: away.", "(far 1.0, far:Far)"]
     assert rows["near"] == ["Near: by.", "(far 1.0, far:Near)"]  # what the source does not say
+    assert rows["odd"] == ["Odd: one.", "(far 1.0, far:Odd)"]
     found = {row["name"]: row for row in json.loads(ssl("list", "methods", "--json")[1])}
     assert found["far"] | {"year": 2031, "needs": ["ViT", "teacher"], "views": "3"} == found["far"]
     assert [name for name, row in found.items() if row["package"] == "sslcli" and not row["year"]] == []

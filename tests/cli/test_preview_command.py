@@ -19,11 +19,12 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_picture_is_written_and_an_earlier_one_replaced() -> None:
     _, err = done("preview", *SHAPES, "--images", 2, "-o", "it.png")
-    assert err.splitlines()[-1] == "wrote it.png"
+    assert err.splitlines()[-1] == "wrote it.png: 2 images"
     small = Image.open("it.png").size
     done("preview", *SHAPES, "--images", 3, "-o", "it.png")
     assert Image.open("it.png").height > small[1]
-    done("preview", *SHAPES)
+    _, err = done("preview", *SHAPES, "training.batch_size=2")
+    assert err.splitlines()[-1] == "wrote views.png: 2 images, all of a micro-batch"
     assert Image.open("views.png").format == "PNG"
 
 
@@ -68,6 +69,7 @@ def test_photographs_with_hostile_names_a_plugin_and_a_run_are_taken() -> None:
     done("train", *words, "training={epochs: 1, batch_size: 4, workers: 0, preview: 1}", "--output", "run")
     done("preview", "run", "--plugin", "plain.py", "-o", "again.png", "--images", 1)
     assert Image.open("again.png").tobytes() == Image.open("run/views.png").tobytes()
+    assert "`ssl preview` did not write it" in refused("preview", *words, "-o", "run/views.png")
 
 
 PRESET = '''

@@ -13,6 +13,7 @@ from run_helpers import done, refused
 from sslcli.cli import watch
 from sslcli.runs import overview
 from sslcli.runs.lock import RunLock
+from sslcli.runs.metrics import read_metrics
 
 
 def log_line(step: int, **values: object) -> str:
@@ -50,13 +51,17 @@ def test_state_values_and_curves_are_shown(run: Path, monkeypatch: pytest.Monkey
     assert done("watch")[0] == out  # the newest in runs/
 
 
-@pytest.mark.parametrize(("columns", "rows", "curves"), [(40, 12, 1), (80, 12, 2), (200, 24, 5), (20, 100, 5)])
+@pytest.mark.parametrize(
+    ("columns", "rows", "curves"), [(40, 12, 1), (80, 12, 2), (200, 24, 5), (20, 100, 5), (10, 5, 0), (5, 50, 0)]
+)
 def test_as_many_curves_as_the_terminal_has_room_for(run: Path, columns: int, rows: int, curves: int) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write("\n" + log_line(220, another=1))
-    lines = watch.frame(run, columns, rows)
+    lines = watch.frame(run, read_metrics(run / "metrics.jsonl"), columns, rows)
     assert max(map(len, lines)) <= columns
-    text = "\n".join(lines)
+    assert len(lines) <= rows
+    assert lines[-1].startswith(f"{5 - curves} mo") == (curves < 5)
+    text = "\n".join(lines[:-1])
     assert sum(name in text for name in ("loss 3", "knn_top1", "lr 0.0001", "own", "another")) == curves
 
 
@@ -66,6 +71,21 @@ def test_a_run_without_a_log_and_what_is_no_run(run: Path) -> None:
     Path("folder").mkdir()
     assert "folder: is not a run directory" in refused("watch", "folder")
     assert "nowhere: is not a run directory" in refused("watch", "nowhere")
+
+
+@pytest.mark.parametrize("value", ["null", '"x"', "[1]", "1" + "0" * 400, "NaN", "Infinity", "true"])
+@pytest.mark.parametrize(
+    "name", ["knn_top1", "loss", "epoch", "images_per_second", "data_wait", "knn_top1_pixels", "own"]
+)
+def test_a_value_that_is_no_number_is_left_out(run: Path, name: str, value: str) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(f'\n{{"step": 210, "{name}": {value}}}\n{{"step": {"9" * 400}, "loss": 1}}\n')
+    assert done("watch", run)[0].startswith("runs/one: byol on cifar10\n")
+
+
+def test_an_empty_folder_beside_a_run_is_not_the_newest_run(run: Path) -> None:
+    Path("runs/new").mkdir()
+    assert done("watch")[0].startswith("runs/one: ")
 
 
 def test_names_are_harmless(run: Path) -> None:

@@ -86,7 +86,9 @@ def unlike_lines(error: SslError) -> str | None:
     lines = shown.getvalue().splitlines()
     if not lines:
         return "no message"
-    if len(lines) > len(error.lines) or not all(line.startswith("ssl: ") and line.isprintable() for line in lines):
+    if len(lines) != len([*filter(None, error.lines)]) or not all(
+        line.startswith("ssl: ") and line.isprintable() for line in lines
+    ):
         return f"not a line for each problem: {shown.getvalue()}"
     return None
 

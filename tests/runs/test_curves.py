@@ -48,3 +48,10 @@ def test_what_is_not_finite_is_left_out() -> None:
     assert len(rows) == 1
     assert curve([(0, math.nan)], 3, 1) == (["⠀⠀⠀"], 0, 0)
     assert dots(curve([(5, 3.0)], 3, 1)[0]) == {(0, 2)}
+
+
+def test_neither_order_nor_size_of_the_values_matters() -> None:
+    assert curve([(10, 1), (-500, 2), (20, 0)], 4, 2) == curve([(-500, 2), (10, 1), (20, 0)], 4, 2)
+    rows, low, high = curve([(0, -1.7e308), (1, 1.7e308)], 4, 2)
+    assert (low, high) == (-1.7e308, 1.7e308)
+    assert {(0, 7), (7, 0)} <= dots(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_data import write_folders, write_tars
 
 from sslcli import plugins
+from sslcli.augmentations.crop import Crop
 from sslcli.config.resolve import RunConfig
 from sslcli.contracts.batch import Batch, DrawKeys, View
-from sslcli.contracts.errors import UserError
+from sslcli.contracts.errors import PluginError, SslError, UserError
 from sslcli.contracts.method import Method
+from sslcli.contracts.views import Operation
 from sslcli.methods.simclr import SimCLR
 from sslcli.plugins import register_file
 from sslcli.runs.directory import RunDirectory
@@ -185,6 +188,54 @@ def test_views_keep_their_proportions_and_some_of_many_are_shown() -> None:
     assert black == [CELL, CELL // 4]
 
 
+#: What drawing may fail with, and the words for it.
+FAILURES = [(OSError(28, "No space left on device"), "No space left on device"), (KeyError("x"), "KeyError: 'x'")]
+
+
+def test_what_a_plugin_says_of_itself_wrongly_is_one_line(tiny: ConfigMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = build(tiny())
+    for index, patches in ((0, torch.ones(3, 8)), (7, torch.ones(3, 16)), (0, torch.ones(2, 16)), (0, torch.ones(16))):
+        monkeypatch.setattr(SimCLR, "seen", lambda *_, found=(index, patches): {"all": found})
+        with pytest.raises(PluginError, match="method 'simclr': seen: ValueError"):
+            columns_of(session, 3)
+    monkeypatch.undo()
+    monkeypatch.setattr(Crop, "note", lambda *_: 1 / 0)
+    with pytest.raises(PluginError, match="says of itself: ZeroDivisionError"):
+        columns_of(session, 3)
+
+
+def test_an_operation_that_chooses_in_its_own_way_has_a_note() -> None:
+    parameters = {"chosen": torch.tensor([True, False]), "weight": torch.tensor(0.25), "box": torch.zeros(4)}
+    assert Operation.note(Operation, parameters) == "0.25"  # type: ignore[arg-type]
+    assert Operation.note(Operation, {"chosen": torch.tensor(False)}) is None  # type: ignore[arg-type]
+
+
+def test_images_that_cannot_be_read_count_for_no_run_and_are_told(
+    tiny: ConfigMaker, tmp_path: Path, messages: list[str]
+) -> None:
+    write_folders(tmp_path)
+    for path in (tmp_path / "train" / "cat").iterdir():
+        path.write_bytes(b"no image")
+    options = f"{{name: folder, root: {tmp_path}, max_unreadable: 0.001}}"
+    session = build(tiny(f"data={options}", "views.size=16", "training.batch_size=8", "training.workers=0"))
+    columns = columns_of(session, 8, tell=True)
+    assert len(columns[0].images) == 8
+    assert all("dog/" in note for note in columns[0].notes)
+    assert sum("unreadable image replaced: " in message for message in messages) >= 4
+    with pytest.raises(SslError, match="cannot be read, more than data"):
+        next(session.source.batches(0))
+
+
+def test_large_images_are_made_small_as_they_are_read(tiny: ConfigMaker, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (1200, 300), "red").save(tmp_path / name / "0.png")
+    session = build(tiny(f"data={{name: folder, root: {tmp_path}}}", "views.size=16", "training.batch_size=2"))
+    original = columns_of(session, 2)[0]
+    assert [tuple(image.shape) for image in original.images] == [(3, CELL // 4, CELL)] * 2
+    assert all(note.endswith(", 1200 x 300") for note in original.notes)
+
+
 class TestRuns:
     def test_a_run_keeps_the_picture_of_its_first_step(self, tiny: ConfigMaker, tmp_path: Path) -> None:
         on = ["training.preview=2", "callbacks.tensorboard={}", "callbacks.progress=null"]
@@ -212,10 +263,14 @@ class TestRuns:
     def test_a_picture_that_cannot_be_written_ends_no_run(
         self, tiny: ConfigMaker, tmp_path: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def full(picture: object, path: Path) -> None:
-            raise OSError(28, "No space left on device")
+        def failing(error: Exception) -> Callable[..., None]:
+            def fail(*_: object) -> None:
+                raise error
 
-        monkeypatch.setattr(preview, "write", full)
-        train(tiny("training.preview=2"), tmp_path / "run")
-        assert (tmp_path / "run" / "backbone.safetensors").exists()
-        assert any("views.png: cannot be written (No space left on device); training goes on" in m for m in messages)
+            return fail
+
+        for number, (error, said) in enumerate(FAILURES):
+            monkeypatch.setattr(preview, "write", failing(error))
+            train(tiny("training.preview=2", "training.epochs=1"), tmp_path / str(number))
+            assert (tmp_path / str(number) / "backbone.safetensors").exists()
+            assert any(f"views.png: cannot be written ({said}); training goes on" in each for each in messages)
