@@ -66,8 +66,8 @@ def test_it_is_about_one_for_gaussian_embeddings_of_any_number_and_grows_with_th
     expected = math.sqrt(2 * math.pi) * (1 - 1 / math.sqrt(3))
     assert expected == pytest.approx(1.06, abs=0.005)
     for count in (100, 400):
-        gaussian = torch.stack([rows(count, 8, seed=seed) for seed in range(12)])
-        assert sigreg(gaussian, a).item() == pytest.approx(expected, rel=0.1)
+        gaussian = torch.stack([rows(count, 8, seed=seed) for seed in range(30)])
+        assert sigreg(gaussian, a).item() == pytest.approx(expected, rel=0.12)
         for other in (2 * gaussian, gaussian + 1, gaussian * torch.eye(8)[0]):
             assert sigreg(other, a) > 3 * expected
     # A collapse costs in proportion to the batch, least where all are zero.
