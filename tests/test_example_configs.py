@@ -15,7 +15,7 @@ from sslcli.cli.main import app
 from sslcli.config.document import read_file
 from sslcli.config.resolve import RunConfig, load_config
 from sslcli.plugins import find
-from sslcli.runs.directory import read_metrics
+from sslcli.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1] / "examples" / "configs"
 CONFIGS = sorted(ROOT.rglob("*.yaml"))

@@ -25,7 +25,8 @@ from sslcli.config.merge import apply_overrides
 from sslcli.config.resolve import RunConfig, resolve
 from sslcli.plugins import load
 from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
-from sslcli.runs.directory import RunDirectory, read_metrics
+from sslcli.runs.directory import RunDirectory
+from sslcli.runs.metrics import read_metrics
 from sslcli.training.context import Context
 from sslcli.training.loop import Loop
 from sslcli.training.setup import build

@@ -120,7 +120,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The log: a dict for each line, with `step`, `epoch` and the logged values."""
-        from sslcli.runs.directory import read_metrics
+        from sslcli.runs.metrics import read_metrics
 
         return read_metrics(self.path / "metrics.jsonl")
 

@@ -18,7 +18,7 @@ from sslcli.contracts.callback import Callback, Outcome, Reading, RunContext
 from sslcli.contracts.options import FREE, Options
 from sslcli.logs import console, duration
 from sslcli.memory import readable
-from sslcli.runs.directory import read_metrics
+from sslcli.runs.metrics import read_metrics
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from . import layout
 from .environment import describe_environment
 from .layout import list_checkpoints
 from .lock import RunLock
-from .metrics import read_metrics as read_metrics
+from .metrics import read_metrics
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from sslcli.evaluators.quality import Quality, QualityOptions
 from sslcli.logs import duration, only_warnings
 from sslcli.memory import out_of_memory, readable
 from sslcli.runs.arithmetic import exact_float32
-from sslcli.runs.directory import RunDirectory, read_metrics
+from sslcli.runs.directory import RunDirectory
+from sslcli.runs.metrics import read_metrics
 
 from .context import Context
 from .quick_estimate import quick_estimate

@@ -15,7 +15,7 @@ from sslcli.config.document import Document
 from sslcli.config.merge import apply_overrides
 from sslcli.config.resolve import load_config
 from sslcli.plugins import load
-from sslcli.runs.directory import read_metrics
+from sslcli.runs.metrics import read_metrics
 
 # ruff: noqa: F811
 

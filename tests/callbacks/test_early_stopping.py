@@ -8,7 +8,7 @@ import pytest
 from run_helpers import assert_same_end, newest
 
 from sslcli.callbacks.early_stopping import EarlyStopping
-from sslcli.runs.directory import read_metrics
+from sslcli.runs.metrics import read_metrics
 from sslcli.testing.stand_ins import WatchedRun
 from sslcli.training.train import train
 

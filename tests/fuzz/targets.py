@@ -32,7 +32,8 @@ from sslcli.evaluation.classifier import load_classifier, save_classifier
 from sslcli.evaluation.results import _set_aside
 from sslcli.runs.backbone_file import load_backbone_file
 from sslcli.runs.checkpoint import list_checkpoints, newest_intact, read_checkpoint
-from sslcli.runs.directory import RunDirectory, read_metrics
+from sslcli.runs.directory import RunDirectory
+from sslcli.runs.metrics import read_metrics
 from sslcli.runs.overview import summarize
 from sslcli.runs.trained import load_trained
 from sslcli.runs.weights import fill, read_weights

@@ -19,7 +19,7 @@ from sslcli.methods.simclr import SimCLR, SimCLROptions
 from sslcli.methods.simclr_v2 import SimCLRv2, SimCLRv2Options
 from sslcli.modules.headed import HeadedBackbone
 from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
-from sslcli.runs.directory import read_metrics
+from sslcli.runs.metrics import read_metrics
 from sslcli.runs.trained import load_trained
 from sslcli.training.setup import build
 from sslcli.training.train import train

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sslcli.config.resolve import RunConfig
-from sslcli.runs.directory import read_metrics
+from sslcli.runs.metrics import read_metrics
 from sslcli.training.loop import Loop
 from sslcli.training.train import train
 

@@ -17,7 +17,7 @@ from sslcli.contracts.errors import UserError
 from sslcli.data.identity import identify
 from sslcli.datasets.images import Images
 from sslcli.runs.checkpoint import read_checkpoint
-from sslcli.runs.directory import read_metrics
+from sslcli.runs.metrics import read_metrics
 from sslcli.training.position import Position
 from sslcli.training.provenance import changes
 from sslcli.training.setup import build

@@ -16,7 +16,7 @@ from sslcli import plugins
 from sslcli.backbones.vit import ViTTiny
 from sslcli.contracts.errors import UserError
 from sslcli.plugins import load, register_file
-from sslcli.runs.directory import read_metrics
+from sslcli.runs.metrics import read_metrics
 from sslcli.testing import check_method
 from sslcli.training.train import train
 

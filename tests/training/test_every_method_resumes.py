@@ -16,7 +16,7 @@ from run_helpers import assert_same_end, method_config, newest
 from small_options import method_cases
 
 from sslcli.runs.checkpoint import list_checkpoints, read_checkpoint
-from sslcli.runs.directory import read_metrics
+from sslcli.runs.metrics import read_metrics
 from sslcli.training.train import train
 
 pytestmark = pytest.mark.slow  # every method in three processes of its own; `test_resume.py` is the quick part

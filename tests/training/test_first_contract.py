@@ -27,8 +27,8 @@ from torch import Tensor
 from sslcli.backbones.vit import ViTTiny
 from sslcli.contracts.options import Options
 from sslcli.runs.checkpoint import checkpoint_path, read_checkpoint
-from sslcli.runs.directory import read_metrics
 from sslcli.runs.files import read
+from sslcli.runs.metrics import read_metrics
 from sslcli.training.train import train
 
 FOLDER = Path(__file__).parent / "first_contract"

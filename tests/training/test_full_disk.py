@@ -16,7 +16,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.plugins import PluginFile
-from sslcli.runs.directory import RunDirectory, read_metrics
+from sslcli.runs.directory import RunDirectory
+from sslcli.runs.metrics import read_metrics
 from sslcli.training import saving
 from sslcli.training.context import Context
 from sslcli.training.train import train

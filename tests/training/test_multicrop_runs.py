@@ -13,7 +13,7 @@ from sslcli.config.resolve import RunConfig
 from sslcli.contracts.errors import ConfigError, UserError
 from sslcli.contracts.method import Batch, View
 from sslcli.plugins import find, load
-from sslcli.runs.directory import read_metrics
+from sslcli.runs.metrics import read_metrics
 from sslcli.training.setup import build
 from sslcli.training.train import train
 

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from sslcli import plugins
 from sslcli.cli.main import app
-from sslcli.runs.directory import RunDirectory, read_metrics
+from sslcli.runs.directory import RunDirectory
+from sslcli.runs.metrics import read_metrics
 
 METHOD = """
 import torch

@@ -10,7 +10,7 @@ from run_helpers import assert_same_end, contents, newest
 
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.runs.checkpoint import list_checkpoints
-from sslcli.runs.directory import read_metrics
+from sslcli.runs.metrics import read_metrics
 from sslcli.training.resume import differences
 from sslcli.training.train import train
 

@@ -13,7 +13,8 @@ from sslcli.config.resolve import resolve
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.runs.backbone_file import load_backbone_file
 from sslcli.runs.checkpoint import list_checkpoints
-from sslcli.runs.directory import RunDirectory, read_metrics
+from sslcli.runs.directory import RunDirectory
+from sslcli.runs.metrics import read_metrics
 from sslcli.training.context import Context
 from sslcli.training.loop import Loop, clip_each
 from sslcli.training.setup import build
