@@ -25,8 +25,7 @@ from .augmentations import check_views
 from .common import check_options, kind, reported, require, require_finite, require_is, require_same, snapshot
 from .stand_ins import CLASSES, MEAN, STD, SmallBackbone, pixels, sizes_of, small_vit
 
-STEPS, PER_EPOCH = 6, 3
-PATCH = 16
+STEPS, PER_EPOCH, PATCH = 6, 3, 16
 #: The networks for which recipes and defaults are checked, and their options.
 PLAIN: dict[str, dict[str, Any]] = {"resnet18": {}, "vit_tiny": {"patch_size": PATCH}}
 #: What `Method.defaults` may have.
