@@ -190,7 +190,7 @@ class Method(nn.Module, ABC):
         """Returns how few images of a micro-batch, over all processes, it can learn from."""
         return 2 if cls.batch_coupled else 1
 
-    def seen(self, batch: Batch) -> dict[str, tuple[int, Tensor]]:
+    def visible_patches(self, batch: Batch) -> dict[str, tuple[int, Tensor]]:
         """Returns which patches of a view a part of the method sees, for pictures (`ssl preview`), as `forward` draws
         them: by the part's name (`visible`, `target 1`) the view's index and (N, L) bool, patches row by row. Empty for
         methods that hide nothing."""

@@ -153,7 +153,7 @@ class IJEPA(Method):
         loss, metrics = masked_features_and_metrics(prediction, features, weights)
         return Step(loss, metrics, features=whole.pooled)
 
-    def seen(self, batch: Batch) -> dict[str, tuple[int, Tensor]]:
+    def visible_patches(self, batch: Batch) -> dict[str, tuple[int, Tensor]]:
         grid = self._grid(batch.views[0].image)
         context, targets, _ = self.draw(batch, grid)
         parts = {"context": context, **{f"target {n}": block for n, block in enumerate(targets.unbind(1), start=1)}}

@@ -96,7 +96,7 @@ class MAE(Method):
         loss, metrics = masked_pixels_and_metrics(prediction, pixels, self.options.normalize_pixels)
         return Step(loss, metrics, features=features.pooled.detach())
 
-    def seen(self, batch: Batch) -> dict[str, tuple[int, Tensor]]:
+    def visible_patches(self, batch: Batch) -> dict[str, tuple[int, Tensor]]:
         return {"visible": (0, ~self._drawn(batch)[1])}
 
     def _grid(self, images: Tensor) -> tuple[int, int]:

@@ -63,7 +63,7 @@ def columns_of(session: Session, count: int, step: int = 0, *, tell: bool = Fals
     Raises:
         UserError: a view cannot be made, the run has no such step, or it is a stream's and not the first.
         SslError: no image can be read.
-        PluginError: a plugin's `note` or `seen` fails.
+        PluginError: a plugin's `note` or `visible_patches` fails.
     """
     if step >= session.info.total_steps:
         raise UserError(f"--step: {step}: the run has {session.info.total_steps:,} steps, and the first is 0")
@@ -99,10 +99,10 @@ def _seen(session: Session, batch: SourceBatch, views: list[Tensor], step: int) 
     }
     keys = DrawKeys(session.config.seed, step, batch.epoch, batch.positions)
     devices = [session.device] if session.device.type == "cuda" else []
-    name = f"method {session.config.method.name!r}: seen"
+    name = f"method {session.config.method.name!r}: visible_patches"
     with failures(name), torch.no_grad(), torch.random.fork_rng(devices):
         given = Batch([View(view) for view in views], batch.labels, batch.index, schedule, keys)
-        seen = session.method.seen(given)
+        seen = session.method.visible_patches(given)
         for index, patches in seen.values():
             rows, columns = patches.shape
             if not 0 <= index < len(views) or rows != len(batch.index) or math.isqrt(columns) ** 2 != columns:

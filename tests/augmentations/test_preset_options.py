@@ -20,7 +20,7 @@ PRESETS = [
     plugin.name for plugin in find("augmentations")
     if plugin.package == "sslcli" and hasattr(load("augmentations", plugin.name), "views")
 ]  # fmt: skip
-TWO_KINDS, LOCAL = {"byol", "cifar_asym", "dino"}, {"swav": 6, "dino": 8}
+TWO_KINDS, LOCAL = {"byol", "cifar_asym", "dino"}, {"swav": 6, "dino": 8, "lejepa": 6}
 
 
 def views(section: Any, recipe: Any = None, size: int = 224) -> tuple[ViewSpec, ...]:

@@ -29,7 +29,7 @@ PRESETS = [
 
 
 def test_the_presets_with_a_jitter_are_these() -> None:
-    expected = {"byol", "cifar_asym", "cifar_weak", "dino", "moco_v1", "moco_v2", "simclr", "supcon", "swav"}
+    expected = {"byol", "cifar_asym", "cifar_weak", "dino", "lejepa", "moco_v1", "moco_v2", "simclr", "supcon", "swav"}
     assert set(PRESETS) == expected
 
 

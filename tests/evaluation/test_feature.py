@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+from sslcli.contracts.backbone import Features
 from sslcli.contracts.data import DataInfo
 from sslcli.contracts.errors import SslError, UserError
 from sslcli.contracts.export import BackboneCard, Trained
@@ -23,6 +24,15 @@ from sslcli.plugins import load
 from sslcli.testing.stand_ins import MemoryDataset, SmallBackbone, small_trained
 
 CPU = torch.device("cpu")
+
+
+class Pooled(SmallBackbone):
+    """Without tokens."""
+
+    def forward(self, x, mask=None):
+        return Features(super().forward(x).pooled)
+
+
 SIZE = 16
 
 
@@ -87,9 +97,9 @@ def test_torchvisions_vision_transformer_has_them_too():
         (vit(), "cls_last4", "feature=cls_last4: backbone: vit_tiny has the outputs of 1 to 3 layers, not of 4"),
         (small_trained().backbone, "cls_last4", "feature=cls_last4: this network has no class token; use feature=tok"),
         (small_trained().backbone, "cls_mean", "feature=cls_mean: this network has no class token; use feature=tokens"),
-        (SmallBackbone(3, 16), "tokens", "feature=tokens: this network has no tokens; use feature=pooled"),
-        (SmallBackbone(3, 16), "cls_last1", "feature=cls_last1: this network has no class token; use feature=pooled"),
-        (SmallBackbone(3, 16), "a\n", "feature=a\\n: this network has no class token; use feature=pooled"),  # of a file
+        (Pooled(3, 16), "tokens", "feature=tokens: this network has no tokens; use feature=pooled"),
+        (Pooled(3, 16), "cls_last1", "feature=cls_last1: this network has no class token; use feature=pooled"),
+        (Pooled(3, 16), "a\n", "feature=a\\n: this network has no class token; use feature=pooled"),  # of a file
     ],
 )
 def test_a_network_without_the_feature_is_refused_in_one_line(network, feature, said):

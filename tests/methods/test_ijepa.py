@@ -47,7 +47,7 @@ def test_what_it_says_that_is_seen_are_context_and_targets() -> None:
     method, view = masked("ijepa", **SMALL), images()
     batch = masked_batch(method, view)
     context, targets, _ = method.draw(batch, (4, 4))
-    seen = method.seen(batch)
+    seen = method.visible_patches(batch)
     assert [*seen] == ["context", "target 1", "target 2", "target 3", "target 4"]
     for (index, patches), place in zip(seen.values(), (context, *targets.unbind(1)), strict=True):
         assert index == 0

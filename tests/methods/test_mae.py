@@ -51,7 +51,7 @@ def test_predictions_see_no_hidden_pixel_and_are_of_all_of_them(monkeypatch: pyt
 def test_what_it_says_that_is_seen_is_all_that_the_features_depend_on() -> None:
     method, view = masked("mae", **SMALL), images()
     batch = masked_batch(method, view)
-    ((index, visible),) = method.seen(batch).values()
+    ((index, visible),) = method.visible_patches(batch).values()
     assert index == 0
     assert visible.sum(dim=1).tolist() == [4] * len(view)
     features = method(batch).features

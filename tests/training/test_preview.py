@@ -148,7 +148,7 @@ def test_patches_that_are_hidden_are_drawn_as_the_method_hides_them(
             "block": (0, (batch.shared_uniform(16) < 0.5).expand(len(batch.index), -1)),
         }
 
-    monkeypatch.setattr(SimCLR, "seen", seen)
+    monkeypatch.setattr(SimCLR, "visible_patches", seen)
     session = build(tiny())
     columns = columns_of(session, 3, 5)
     assert [column.title for column in columns[1:]] == [
@@ -195,8 +195,8 @@ FAILURES = [(OSError(28, "No space left on device"), "No space left on device"),
 def test_what_a_plugin_says_of_itself_wrongly_is_one_line(tiny: ConfigMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     session = build(tiny())
     for index, patches in ((0, torch.ones(3, 8)), (7, torch.ones(3, 16)), (0, torch.ones(2, 16)), (0, torch.ones(16))):
-        monkeypatch.setattr(SimCLR, "seen", lambda *_, found=(index, patches): {"all": found})
-        with pytest.raises(PluginError, match="method 'simclr': seen: ValueError"):
+        monkeypatch.setattr(SimCLR, "visible_patches", lambda *_, found=(index, patches): {"all": found})
+        with pytest.raises(PluginError, match="method 'simclr': visible_patches: ValueError"):
             columns_of(session, 3)
     monkeypatch.undo()
     monkeypatch.setattr(Crop, "note", lambda *_: 1 / 0)

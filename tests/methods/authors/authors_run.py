@@ -58,7 +58,8 @@ class Case:
 
     Attributes:
         loss, gradient: our loss and gradients as multiples of the authors'.
-        sides: of the views; of one, the network is a vision transformer.
+        sides: of the views.
+        vit: the network is a vision transformer.
         still: parameters that the loss does not depend on.
     """
 
@@ -70,6 +71,7 @@ class Case:
     loss: float = 1.0
     gradient: float = 1.0
     sides: tuple[int, ...] = (8, 8)
+    vit: bool = False
     still: tuple[str, ...] = ()
 
 
@@ -104,7 +106,7 @@ def start(case: Case, folder: Path) -> Watched:
         "views": {"preset": "simclr"} if len(case.sides) > 1 else [{"flip": 0.5}],
     }
     data |= {"backbone": {"name": "python:Tiny"}, "data": {"name": "shapes", "count": 40, "size": 16}}
-    if len(case.sides) == 1:
+    if case.vit:
         data |= {"backbone": {"name": "python:TinyViT", "patch_size": PATCH, "depth": 1}}
         data |= {"views": [{"size": case.sides[0], "flip": 0.5}]}
     data["training"] |= {"epochs": EPOCHS, "batch_size": BATCH, **case.training}

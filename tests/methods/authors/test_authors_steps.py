@@ -201,7 +201,7 @@ CASES: dict[str, Case] = {
         {"name": "mae", "decoder": {"dim": 8, "depth": 1, "heads": 2}},
         {"name": "adamw", "lr": 0.32, "weight_decay": 0.05, "betas": [0.9, 0.95], "exclude": ["norm", "bias"],
          **SCALED},
-        WARM, sides=(16,),
+        WARM, sides=(16,), vit=True,
     ),
     "ijepa": Case(
         lambda: masked.IJEPA(5, 2, 0.25, 6, 0.01),
@@ -209,7 +209,7 @@ CASES: dict[str, Case] = {
          "predictor": {"dim": 8, "depth": 1, "heads": 2}},
         {"name": "adamw", "lr": 0.32, "weight_decay": 0.04, "final_weight_decay": 0.4, "exclude": ["norm", "bias"],
          **SCALED},
-        {**WARM, "warmup_start": 0.2, "final": 0.001}, sides=(20,),
+        {**WARM, "warmup_start": 0.2, "final": 0.001}, sides=(20,), vit=True,
     ),
     "barlow_twins": barlow(),
     "barlow_twins on two processes": barlow(2),
