@@ -22,6 +22,7 @@ from sslcli.logs import shown
 from sslcli.runs.layout import VIEWS
 from sslcli.storage import atomic_path, check_output, writing
 
+from .loop import Scheduled
 from .setup import Session
 
 log = logging.getLogger(__name__)
@@ -93,10 +94,7 @@ def columns_of(session: Session, count: int, step: int = 0, *, tell: bool = Fals
 
 def _seen(session: Session, batch: SourceBatch, views: list[Tensor], step: int) -> dict[str, tuple[int, Tensor]]:
     """Which patches the method sees of these views."""
-    schedule = {
-        name: torch.full((), at(step), dtype=torch.float32, device=session.device)
-        for name, at in session.method.schedules().items()
-    }
+    schedule = Scheduled(session.method.schedules(), step, session.device)
     keys = DrawKeys(session.config.seed, step, batch.epoch, batch.positions)
     devices = [session.device] if session.device.type == "cuda" else []
     name = f"method {session.config.method.name!r}: visible_patches"

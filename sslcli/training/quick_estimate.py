@@ -20,6 +20,7 @@ from sslcli.optimizers.groups import split_by_role
 from sslcli.runs.device import memory_format
 from sslcli.views.pipeline import ViewMaker
 
+from .loop import Scheduled
 from .memory import Estimate, held_bytes
 from .setup import Session
 
@@ -83,7 +84,7 @@ def _saved_bytes(session: Session, views: ViewMaker, share: int) -> int:
         made = torch.empty((count * share, channels, size, size), device=device, memory_format=layout).zero_()
         images += made.chunk(count)
     labels = torch.zeros(share, dtype=torch.int64, device=device) if session.has_labels else None
-    schedule = {name: torch.full((), at(0), device=device) for name, at in method.schedules().items()}
+    schedule = Scheduled(method.schedules(), 0, device)
     keys = DrawKeys(session.config.seed, 0, 0, torch.arange(share))
     batch = Batch([View(image) for image in images], labels, torch.arange(share), schedule, keys)
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), session.autocast():

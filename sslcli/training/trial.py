@@ -14,6 +14,7 @@ from sslcli.runs.device import memory_format
 from sslcli.views.pipeline import ViewMaker
 
 from .compilation import views_of_zeros
+from .loop import Scheduled
 from .setup import Session
 from .state import frozen_state
 from .view_phases import keyed_phases
@@ -108,7 +109,7 @@ def _try(session: Session, maker: ViewMaker, step: int, share: int) -> None:
         session.autocast(),
     ):
         views = [View(view) for view in views_of_zeros(maker, session.source, share, device, layout)]
-        schedule = {n: torch.full((), at(step), device=device) for n, at in method.schedules().items()}
+        schedule = Scheduled(method.schedules(), step, device)
         keys = DrawKeys(session.config.seed, step, 0, torch.arange(share))
         try:
             method(Batch(views, labels, torch.arange(share), schedule, keys))
