@@ -88,7 +88,8 @@ class DenseCL(Method):
         queries, dense_queries = self.projector(features.pooled), self.dense_projector(places)  # N×D, N×L×D
         keys, dense_keys, key_places = self._keys(x2, places)  # without gradient
         # Which place of the other view is most like a place: by the backbone's features, not by those of the head.
-        similar = unit_rows(places.detach()) @ unit_rows(key_places).transpose(1, 2)  # N×L×L
+        with torch.autocast(x1.device.type, enabled=False):  # in 16 bits many places would be equally similar
+            similar = unit_rows(places.detach()) @ unit_rows(key_places).transpose(1, 2)  # N×L×L
         chosen = similar.argmax(dim=2, keepdim=True).expand_as(dense_keys)
         positives = dense_keys.gather(1, chosen)
         dim, tau, weight = queries.shape[1], self.options.temperature, self.options.dense_weight

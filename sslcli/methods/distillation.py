@@ -44,7 +44,7 @@ class DistillationOptions(MethodOptions):
     teacher: str = Field(json_schema_extra=FREE)  # it may have moved: a resumed run compares the weights
     """The trained network to learn from: a run, a checkpoint or a backbone file, or the name of a backbone with
     published weights (torchvision/resnet50)."""
-    teacher_options: dict[str, Any] = Field(default_factory=dict)
+    teacher_options: dict[str, Any] = Field(default_factory=dict, json_schema_extra=FREE)
     """Options of a teacher that is given by name, such as `weights`: a file of its weights."""
     teacher_size: int | None = Field(default=None, ge=1)
     """Resize the views for the teacher to so many pixels; null: it sees them as they are. Published weights are mostly
@@ -104,7 +104,8 @@ class Distillation(Method):
         try:
             self.teacher = Teacher(options.teacher, run.data, options.teacher_size or side, options.teacher_options)
         except UserError as error:
-            raise UserError(f"method.teacher: {str(error).removeprefix('teacher ')}") from error
+            text = str(error).removeprefix("teacher ").replace(": backbone.", ": method.teacher_options.")
+            raise UserError(f"method.teacher: {text}") from error
         taught = self.teacher.backbone
         head = partial(build_head, options.projector, norm="layer", activation=nn.GELU)
         if options.pooled:

@@ -27,7 +27,7 @@ from sslcli.contracts.views import RecipeSection
 from sslcli.losses import masked_features_and_metrics
 from sslcli.modules import MomentumEncoder
 from sslcli.modules.drop_path import set_drop_path
-from sslcli.modules.masks import block_mask, block_size, places, take
+from sslcli.modules.masks import block_mask, block_size, check_grid, places, take
 from sslcli.modules.token_predictor import TokenPredictor, TokenPredictorOptions
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -104,6 +104,7 @@ class IJEPA(Method):
         features = backbone.spec.feature_dim
         self.patch_size = backbone.spec.patch_size or 1
         side = max(run.view_sizes, default=self.patch_size) // self.patch_size
+        check_grid("ijepa", run.view_sizes, self.patch_size, 3)  # of fewer some images have no context
         draws = torch.linspace(0, 1, 1025, device="cpu")  # also where the method is built without memory
         height, width = block_size(draws, (side, side), options.target_scale, options.target_ratio)
         self.most = int((height * width).max())  # patches of a target block

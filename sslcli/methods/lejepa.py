@@ -36,7 +36,7 @@ class LeJEPAOptions(MethodOptions):
     """λ, the weight of SIGReg; that of the prediction is 1 − λ."""
     directions: int = Field(default=1024, ge=1, le=1_000_000)
     """Random directions along which the embeddings are tested, new ones at every step."""
-    integration_limit: float = Field(default=5.0, gt=0)
+    integration_limit: float = Field(default=5.0, ge=1, le=10)
     """The test's integral is over [−limit, limit]: 5 in the paper, 3 in its code."""
     integration_points: int = Field(default=17, ge=2, le=1001)
     """Points of that integral, both ends included: 17 in the paper, in effect 33 in its code."""

@@ -12,7 +12,7 @@ from sslcli.contracts.backbone import Backbone, BackboneSpec
 from sslcli.contracts.method import Batch, DefaultSections, Method, MethodOptions, RunInfo, Step
 from sslcli.contracts.views import RecipeSection
 from sslcli.losses import masked_pixels_and_metrics
-from sslcli.modules.masks import places, random_keep, take
+from sslcli.modules.masks import check_grid, places, random_keep, take
 from sslcli.modules.token_predictor import TokenPredictor, TokenPredictorOptions
 from sslcli.modules.transformer import patches_of
 
@@ -57,6 +57,7 @@ class MAE(Method):
         spec = backbone.spec
         self.patch_size = spec.patch_size or 1
         side = max(run.view_sizes, default=self.patch_size) // self.patch_size
+        check_grid("mae", run.view_sizes, self.patch_size, 2)  # one is seen, and one is hidden
         pixels = self.patch_size**2 * spec.channels
         dim = decoder_dim(options, spec.feature_dim)
         self.decoder = TokenPredictor(spec.feature_dim, pixels, side, options.decoder, dim, "xavier")

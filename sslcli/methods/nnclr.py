@@ -87,7 +87,13 @@ class NNCLR(Method):
         published them."""
         if spec.patch_size is not None:
             return {
-                "optimizer": {"name": "adamw", "lr": 1.5e-4, "weight_decay": 0.1, "scale_lr": "batch/256"},
+                "optimizer": {
+                    "name": "adamw",
+                    "lr": 1.5e-4,
+                    "weight_decay": 0.1,
+                    "exclude": [],
+                    "scale_lr": "batch/256",
+                },
                 "schedule": {"name": "cosine", "warmup_epochs": 40},
             }
         return {

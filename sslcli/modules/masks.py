@@ -6,6 +6,8 @@ https://arxiv.org/abs/2301.08243.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,17 @@ def check_request(name: str, tokens: int, mask: Tensor | None, mask_token: Tenso
         raise UserError(f"backbone: {name} needs a mask (N, {tokens}) of bool, not {_kind(mask)}")
     if keep is not None and (keep.dtype != torch.int64 or keep.ndim != 2 or not 0 < keep.shape[1] <= tokens):
         raise UserError(f"backbone: {name} needs `keep` as (N, K) of int64, K from 1 to {tokens}, not {_kind(keep)}")
+
+
+def check_grid(name: str, view_sizes: Sequence[int], patch_size: int, least: int) -> None:
+    """Raises UserError if views have fewer rows of patches than a method of this name can work with."""
+    for size in view_sizes:
+        if size // patch_size < least:
+            there = f"views of {size} px have {size // patch_size} x {size // patch_size} of {patch_size} px"
+            raise UserError(
+                f"backbone.patch_size: {name!r} needs {least} x {least} patches of a view or more, and {there}: set "
+                "smaller patches, or a larger views.size"
+            )
 
 
 def refuse_masks(name: str, *arguments: Tensor | None) -> None:

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from sslcli.contracts.errors import UserError
 from sslcli.contracts.options import Options
 
 from .masks import take
@@ -64,8 +65,16 @@ class TokenPredictor(nn.Module):
         options: `depth` and `heads`.
         dim: D, the width.
         init: how the weights are drawn; the mask token always with std 0.02.
+
+        Raises:
+            UserError: the width cannot be shared by the heads.
         """
         super().__init__()
+        if dim % options.heads_of(dim):
+            raise UserError(
+                f"method: {dim} dimensions, the width for this network, are not divisible by {options.heads} heads: "
+                "set dim beside heads"
+            )
         self.embed = nn.Linear(inputs, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         positions = sincos_positions(side, dim)[0, 1:].reshape(side, side, dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from sslcli.contracts.backbone import Backbone, Features
 from sslcli.contracts.data import DataInfo
-from sslcli.contracts.errors import UserError
+from sslcli.contracts.errors import PluginError, UserError
 from sslcli.data.normalization import IMAGENET, Statistics
 from sslcli.plugins import load
 from sslcli.storage import expanded
@@ -80,7 +81,14 @@ def _load(
                 "choose a teacher of such images"
             )
         return trained.backbone, (trained.card.mean, trained.card.std)
-    cls: type[Backbone] = load("backbones", name)
+    try:
+        cls: type[Backbone] = load("backbones", name)
+    except PluginError as error:
+        if os.sep not in name:
+            raise
+        raise UserError(
+            f"teacher {name}: is no run or file here, and no name of a backbone; say where it is now"
+        ) from error
     if channels not in IMAGENET:
         raise UserError(f"teacher {name}: published weights take 1 or 3 channels, and the data has {channels}")
     published = "pretrained" in cls.Options.model_fields and "weights" not in (options or {})

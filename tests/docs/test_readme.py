@@ -28,7 +28,7 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("traini
 
 def commands() -> list[str]:
     blocks = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)]
-    lines = [" ".join(line.split()) for line in "\n".join(blocks).replace("\\\n", " ").splitlines()]
+    lines = [" ".join(line.partition(" # ")[0].split()) for line in "\n".join(blocks).replace("\\\n", " ").splitlines()]
     return [line for line in dict.fromkeys(lines) if line and not line.startswith("#") and "pip install" not in line]
 
 

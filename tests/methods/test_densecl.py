@@ -15,6 +15,7 @@ from sslcli.backbones.vit import ViTOptions, ViTTiny
 from sslcli.contracts.backbone import Backbone, BackboneSpec, Features
 from sslcli.contracts.errors import UserError
 from sslcli.contracts.method import Batch, Progress, View
+from sslcli.methods import densecl as densecl_module
 from sslcli.methods.densecl import DenseCL, DenseCLOptions
 from sslcli.testing.stand_ins import SmallBackbone
 
@@ -122,6 +123,24 @@ def test_places_are_pooled_to_a_grid_of_another_size() -> None:
     torch.testing.assert_close(method._places(features), expected)
     method(views).loss.backward()
     assert all(parameter.grad is not None for parameter in method.dense_projector.parameters())
+
+
+def test_places_are_chosen_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 16 bits the cosines of places that are much alike would be equal."""
+    method, chosen = densecl().float(), []
+    rows = densecl_module.unit_rows
+
+    def watched(x: torch.Tensor) -> torch.Tensor:
+        chosen.append((x.dtype, torch.is_autocast_enabled("cpu")))
+        return rows(x)
+
+    monkeypatch.setattr(densecl_module, "unit_rows", watched)
+    views = batch()
+    for view in views.views:
+        view.image = view.image.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        method(views)
+    assert [on for _, on in chosen[:2]] == [False, False]
 
 
 def test_keys_have_no_gradient_and_heads_are_trained_by_their_own_contrast() -> None:

@@ -125,3 +125,24 @@ def test_nothing_or_all_hidden_is_refused() -> None:
     for ratio in (0.0, 1.0):
         with pytest.raises(ValidationError, match="mask_ratio"):
             MAEOptions(mask_ratio=ratio)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["method=mae", "backbone.patch_size=16", "method.decoder.heads=5"],
+            "128 dimensions, the width for this network, ",
+        ),
+        (["method=mae", "backbone.patch_size=16", "views.size=16"], "backbone.patch_size: 'mae' needs 2 x 2 patches"),
+        (
+            ["method=ijepa", "backbone.patch_size=16"],
+            "backbone.patch_size: 'ijepa' needs 3 x 3 patches of a view or more, ",
+        ),
+        (["method=ijepa", "backbone.patch_size=4", "method.predictor.heads=7"], "are not divisible by 7 heads"),
+    ],
+)
+def test_what_a_network_is_too_small_for_is_one_line(words: list[str], said: str, tmp_path: Path) -> None:
+    shapes = ["backbone.name=vit_tiny", "backbone.depth=1", "data={name: shapes, count: 8, size: 32}", "--quiet"]
+    assert said in refused("train", *words, *shapes, "training.device=cpu", "--output", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

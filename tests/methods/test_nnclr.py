@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from method_helpers import batch, make, train
 from torch import Tensor
 
+from sslcli.contracts.backbone import BackboneSpec
 from sslcli.contracts.method import Progress
+from sslcli.methods.moco_v3 import MoCoV3
 from sslcli.methods.nnclr import NNCLR
 
 
@@ -108,3 +110,9 @@ def test_neighbors_are_soon_earlier_images_and_not_the_random_vectors_of_the_sta
     z, _ = embeddings(method, [batch(seed=9).views[0].image])
     nearest = method.queue.nearest(F.normalize(z[0], dim=1))
     assert (nearest < 24).float().mean() > 0.7
+
+
+def test_defaults_for_transformers_are_those_of_moco_v3() -> None:
+    vit = BackboneSpec(384, patch_size=16)
+    ours, theirs = (cls.defaults(cls.Options(), vit) for cls in (NNCLR, MoCoV3))
+    assert ours == {key: theirs[key] for key in ("optimizer", "schedule")}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from run_helpers import assert_same_end, newest
+from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
@@ -84,6 +85,26 @@ def test_a_teacher_that_has_moved_is_the_same(tiny: Any, tmp_path: Path, teacher
         train(tiny(*distilling(teacher)), tmp_path / "run", resume=True)
     train(tiny(*distilling(moved), "training.max_steps=4"), tmp_path / "run", resume=True)
     assert newest(tmp_path / "run").step == 4
+
+
+def test_a_teachers_weights_may_move_too(tiny: Any, tmp_path: Path, teacher: Path) -> None:
+    def with_weights(file: Path) -> list[str]:
+        options = f"{{weights: {file}, width: 8, stem: small}}"
+        return [f"method={{name: distillation, teacher: resnet18, teacher_options: {options}}}", "views=null"]
+
+    weights = tmp_path / "weights.safetensors"
+    save_file(load_trained(teacher).backbone.export_state()[0], weights)
+    train(tiny(*with_weights(weights), "training.max_steps=3"), tmp_path / "run")
+    moved = weights.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(UserError, match=r"^method\.teacher: .*method\.teacher_options\.weights: .*no such file"):
+        train(tiny(*with_weights(weights)), tmp_path / "run", resume=True)
+    train(tiny(*with_weights(moved), "training.max_steps=4"), tmp_path / "run", resume=True)
+    assert newest(tmp_path / "run").step == 4
+
+
+def test_a_path_that_is_not_there_is_named_as_one() -> None:
+    with pytest.raises(UserError, match=r"^teacher runs/gone: is no run or file here, and no name of a backbone"):
+        Teacher("runs/gone", DATA, 16)
 
 
 def test_a_teacher_gets_images_normalized_its_own_way(teacher: Path) -> None:
