@@ -27,7 +27,8 @@ class LeJEPAPreset(Preset):
     """LeJEPA's two global and six local views, which differ in nothing but their crops (Balestriero & LeCun,
     https://arxiv.org/abs/2511.08544; its code's README).
 
-    `local_count: 0, global_count: 4, global_scale: [0.08, 1]` are the views of the minimal example in its code.
+    `local_count: 0, global_count: 4, global_scale: [0.08, 1]` are the crops of the minimal example in its code, whose
+    jitter is twice as strong (`strength: 2`).
     """
 
     Options = LeJEPAOptions

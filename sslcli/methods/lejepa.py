@@ -68,7 +68,7 @@ class LeJEPA(Method):
     @classmethod
     def recipe(cls, options: LeJEPAOptions, image_size: int, spec: BackboneSpec) -> RecipeSection:
         """The multi-crop of the authors' README for a ViT; for other networks, and for images up to 64 pixels, the four
-        views of one size of their minimal example, small ones without blur."""
+        crops of one size of their minimal example, with the README's jitter, small ones without blur."""
         if spec.patch_size is not None and image_size > 64:
             return {"preset": "lejepa", "local_multiple": spec.size_multiple}
         alike = {"preset": "lejepa", "local_count": 0, "global_count": 4, "global_scale": [0.08, 1.0]}
