@@ -69,6 +69,7 @@ class Source(ABC):
     def batches(self, step: int) -> Iterator[list[SourceBatch]]:
         """Yields this rank's micro-batches of step `step`, `step + 1`, … without end."""
 
+    @abstractmethod
     def first_images(self, step: int, count: int, side: int) -> FirstImages:
         """Returns the first images of this rank's first micro-batch of a step; changes nothing.
 
@@ -80,7 +81,6 @@ class Source(ABC):
         Raises:
             SslError: an image cannot be read, and no other in its place, or a view of it cannot be made.
         """
-        raise NotImplementedError
 
     def cursor(self) -> dict[str, Any] | None:
         """Returns, as JSON data, where reading goes on after the last step that was yielded; None where the step says

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sslcli.contracts.method import Method
-from sslcli.contracts.source import Source, SourceBatch
+from sslcli.contracts.source import FirstImages, Source, SourceBatch
 from sslcli.data.plan import Plan
 from sslcli.data.source import ResidentSource, free_memory
 from sslcli.optimizers.groups import build_groups
@@ -169,6 +169,9 @@ class _Images(Source):
     def batches(self, step: int) -> Iterator[list[SourceBatch]]:
         while True:
             yield [self._batch() for _ in range(self.session.config.training.accumulate)]
+
+    def first_images(self, step: int, count: int, side: int) -> FirstImages:
+        return FirstImages(self._batch(), [], torch.empty(0, 2), [])
 
     def _batch(self) -> SourceBatch:
         device, shapes = self.session.device, _shapes(self.session, len(self.index))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
+import pytest
 import torch
 from method_helpers import COUNT, RUN, make
 from torch import Tensor
@@ -55,3 +57,18 @@ def learned(method: Method, steps: int, lr: float) -> list[dict[str, float]]:
         method.after_step([found.carry], Progress(step + 1, steps, steps))
         metrics.append({name: value.item() for name, value in found.metrics.items()})
     return metrics
+
+
+def given_to(loss: str, method: Method, view: Tensor) -> tuple[Tensor, Tensor]:
+    """The first two arguments of a loss of the method's module, which is watched: predictions and their targets."""
+    module, kept = sys.modules[type(method).__module__], []
+    plain = getattr(module, loss)
+
+    def watched(prediction: Tensor, target: Tensor, *others: Any) -> Any:
+        kept.append((prediction.detach(), target))
+        return plain(prediction, target, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, loss, watched)
+        method(masked_batch(method, view))
+    return kept[0]

@@ -156,3 +156,17 @@ def test_transformers_decay_more() -> None:
         optimizer = Distillation.defaults(options, BackboneSpec(8, patch_size=patch))["optimizer"]
         assert optimizer["weight_decay"] == decay
         assert optimizer["lr"] * 1536**0.5 == pytest.approx(5e-4)
+
+
+def test_tokens_are_compared_in_full_precision_under_autocast() -> None:
+    method, data, made = distilling(lambda: ViTTiny.build(VIT, 3, SIDE), pooled=0.0, tokens=1.0), batch(), []
+    method.token_projector.register_forward_hook(lambda module, given, out: made.append(out.detach()))
+    method.teacher.register_forward_hook(lambda module, given, out: made.append(out.tokens))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = method(data)
+    tokens, student = made
+    assert student.dtype == torch.bfloat16
+    side = round(tokens.shape[1] ** 0.5)
+    found = F.interpolate(student.float().permute(0, 3, 1, 2), (side, side), mode="bilinear", align_corners=False)
+    expected = F.mse_loss(found.flatten(2).transpose(1, 2), tokens.float())
+    assert out.metrics["tokens"].item() == pytest.approx(expected.item(), rel=1e-5)

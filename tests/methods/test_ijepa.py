@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from masked_helpers import altered, images, learned, masked, masked_batch
+from masked_helpers import altered, given_to, images, learned, masked, masked_batch
 from pydantic import ValidationError
 from torch import Tensor
 
-from sslcli.contracts.method import Method, Progress
+from sslcli.contracts.method import Progress
 from sslcli.methods import ijepa
 from sslcli.methods.ijepa import IJEPAOptions
 from sslcli.modules.masks import block_mask, block_size
@@ -129,30 +130,18 @@ def test_context_and_targets_are_distributed_much_as_the_authors() -> None:
         assert torch.corrcoef(torch.stack([rows, theirs]))[0, 1] > 0.9
 
 
-def given(method: Method, view: Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
-    """Predictions, and the features that they should be."""
-    kept: list[tuple[Tensor, Tensor]] = []
-    loss = ijepa.masked_features_and_metrics
-
-    def watched(prediction: Tensor, features: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        kept.append((prediction.detach(), features))
-        return loss(prediction, features, weights)
-
-    monkeypatch.setattr(ijepa, "masked_features_and_metrics", watched)
-    method(masked_batch(method, view))
-    monkeypatch.undo()
-    return kept[0]
+given = partial(given_to, "masked_features_and_metrics")
 
 
-def test_predictions_see_the_context_alone_and_targets_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_see_the_context_alone_and_targets_the_whole_image() -> None:
     method, view = masked("ijepa", side=32, **SMALL), images(32)
     context, targets, weights = method.draw(masked_batch(method, view), (8, 8))
     unseen = torch.ones(8, 64).scatter(1, context, 0).bool()
-    prediction, features = given(method, view, monkeypatch)
-    again, others = given(method, altered(view, unseen), monkeypatch)
+    prediction, features = given(method, view)
+    again, others = given(method, altered(view, unseen))
     assert torch.equal(prediction, again)
     assert not torch.isclose(features, others).all(dim=-1).any()
-    assert not torch.isclose(given(method, altered(view, ~unseen), monkeypatch)[0], prediction).all(dim=-1).any()
+    assert not torch.isclose(given(method, altered(view, ~unseen))[0], prediction).all(dim=-1).any()
     whole = method.momentum_encoder.backbone(view).tokens
     torch.testing.assert_close(features[3, 1], whole[3, targets[3, 1]])
     # A patch that comes again has the same prediction, which does not count.

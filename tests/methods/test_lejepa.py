@@ -41,6 +41,17 @@ def test_the_loss_is_the_distance_to_the_global_mean_and_the_test(sizes: tuple[i
     assert out.loss.item() == pytest.approx(0.7 * expected + 0.3 * test, rel=1e-5)
 
 
+def test_the_distance_is_computed_in_full_precision_under_autocast() -> None:
+    method, data, made = build(), batch(4, 4), []
+    method.projector.register_forward_hook(lambda module, given, out: made.append(out.detach()))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = method(data)
+    z = torch.cat(made)
+    assert z.dtype == torch.bfloat16
+    z = z.view(2, 8, 5).float()
+    assert out.metrics["prediction"].item() == pytest.approx((z - z.mean(dim=0)).square().mean().item(), rel=1e-5)
+
+
 def test_directions_are_new_at_each_step_and_the_same_for_all_images_of_one() -> None:
     method = build().eval()
 

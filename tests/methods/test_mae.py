@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from masked_helpers import altered, images, learned, masked, masked_batch
+from masked_helpers import altered, given_to, images, learned, masked, masked_batch
 from pydantic import ValidationError
 from run_helpers import refused
-from torch import Tensor
 
 from sslcli.config.resolve import load_config
-from sslcli.contracts.method import Method
 from sslcli.methods import mae
 from sslcli.methods.mae import MAEOptions
 from sslcli.modules.masks import random_keep, take
@@ -21,31 +20,19 @@ from sslcli.modules.transformer import patches_of
 SMALL = {"decoder": {"dim": 16, "depth": 1}}
 
 
-def predicted(method: Method, view: Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
-    """What the loss is given: predictions, and the pixels that they should be."""
-    given: list[tuple[Tensor, Tensor]] = []
-    loss = mae.masked_pixels_and_metrics
-
-    def seen(prediction: Tensor, pixels: Tensor, normalize: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        given.append((prediction.detach(), pixels))
-        return loss(prediction, pixels, normalize)
-
-    monkeypatch.setattr(mae, "masked_pixels_and_metrics", seen)
-    method(masked_batch(method, view))
-    monkeypatch.undo()
-    return given[0]
+predicted = partial(given_to, "masked_pixels_and_metrics")
 
 
-def test_predictions_see_no_hidden_pixel_and_are_of_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_see_no_hidden_pixel_and_are_of_all_of_them() -> None:
     method, view = masked("mae", **SMALL), images()
     _, mask = random_keep(masked_batch(method, view).uniform(16), 4)
-    prediction, pixels = predicted(method, view, monkeypatch)
-    again, other = predicted(method, altered(view, mask), monkeypatch)
+    prediction, pixels = predicted(method, view)
+    again, other = predicted(method, altered(view, mask))
     assert torch.equal(prediction, again)
     assert not torch.equal(pixels, other)
     hidden = torch.stack([row.nonzero()[:, 0] for row in mask])
     assert torch.equal(pixels, take(patches_of(view, 4), hidden))
-    assert not torch.equal(predicted(method, altered(view, ~mask), monkeypatch)[0], prediction)
+    assert not torch.equal(predicted(method, altered(view, ~mask))[0], prediction)
 
 
 def test_what_it_says_that_is_seen_is_all_that_the_features_depend_on() -> None:
@@ -59,11 +46,9 @@ def test_what_it_says_that_is_seen_is_all_that_the_features_depend_on() -> None:
     assert not torch.equal(method(masked_batch(method, altered(view, visible))).features, features)
 
 
-def test_predictions_depend_on_the_place_and_features_are_those_of_visible_patches(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_predictions_depend_on_the_place_and_features_are_those_of_visible_patches() -> None:
     method, view = masked("mae", **SMALL), images()
-    prediction, _ = predicted(method, view, monkeypatch)
+    prediction, _ = predicted(method, view)
     assert prediction.std(dim=1).min() > 1e-4
     batch = masked_batch(method, view)
     keep, _ = random_keep(batch.uniform(16), 4)
@@ -78,9 +63,9 @@ def test_it_learns_to_paint_ramps() -> None:
 
 
 @pytest.mark.parametrize(("ratio", "kept"), [(0.75, 4), (0.6, 6), (0.999, 1), (0.001, 15)])
-def test_so_many_patches_are_seen(ratio: float, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_so_many_patches_are_seen(ratio: float, kept: int) -> None:
     method = masked("mae", mask_ratio=ratio, **SMALL)
-    assert predicted(method, images(), monkeypatch)[0].shape == (8, 16 - kept, 48)
+    assert predicted(method, images())[0].shape == (8, 16 - kept, 48)
 
 
 def test_micro_batches_hide_what_the_whole_batch_does_and_another_epoch_something_else() -> None:
